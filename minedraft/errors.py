@@ -1,0 +1,139 @@
+"""Every error a user or an operator can meet, as one tree.
+
+    MineDraftError                      gRPC code            retry?   exit code
+    ├── ConfigError                     -                    no       78
+    │   └── ModelError                  -                    no       78   (a model folder cannot be used)
+    ├── InvalidRequest                  INVALID_ARGUMENT     no
+    ├── DuplicateRequest                ALREADY_EXISTS       no
+    ├── Overloaded                      RESOURCE_EXHAUSTED   yes, after `retry_after_s`
+    ├── DeadlineExceeded                DEADLINE_EXCEEDED    no
+    ├── RequestAborted                  CANCELLED            no
+    ├── Unavailable                     UNAVAILABLE          yes
+    │   ├── WorkerLost                  UNAVAILABLE          yes      70
+    │   └── Draining                    UNAVAILABLE          yes
+    ├── NumericError                    INTERNAL             no       (NaN or Inf logits for one request)
+    └── InternalError                   INTERNAL             no       70
+        └── ProtocolError               INTERNAL             no       70   (a worker's message breaks the contract)
+
+`reason` is a closed vocabulary: it is what crosses the wire, what the log line says and what the
+counter `minedraft_errors_total{reason}` counts.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_INTERNAL = 70
+EXIT_CONFIG = 78
+
+
+class MineDraftError(Exception):
+    """Base of everything this package raises on purpose."""
+
+    reason = "INTERNAL"
+    grpc_code = "INTERNAL"
+    retryable = False
+    exit_code = EXIT_INTERNAL
+
+
+class _FieldError(MineDraftError):
+    """An error about one named value: says the field, the value given and the limit it breaks."""
+
+    def __init__(self, field: str, value: object, limit: str) -> None:
+        self.field = field
+        self.value = _shorten(value)
+        self.limit = limit
+        super().__init__(f"{field} is {self.value}: {limit}")
+
+
+class ConfigError(_FieldError):
+    """A setting, flag or file cannot be used; the process exits with 78 and is not restarted."""
+
+    reason = "CONFIG"
+    exit_code = EXIT_CONFIG
+
+
+class ModelError(ConfigError):
+    """A model folder cannot be used (missing, truncated, unsafe format, other tokenizer ...)."""
+
+    reason = "MODEL"
+
+
+class InvalidRequest(_FieldError):
+    """A client's request breaks a limit; nothing else in flight is disturbed."""
+
+    reason = "INVALID_REQUEST"
+    grpc_code = "INVALID_ARGUMENT"
+
+
+class DuplicateRequest(MineDraftError):
+    """The request id is in use by a live request; the first one is unaffected."""
+
+    reason = "DUPLICATE_REQUEST"
+    grpc_code = "ALREADY_EXISTS"
+
+
+class Overloaded(MineDraftError):
+    """A bounded queue is full; try again after `retry_after_s` seconds."""
+
+    reason = "OVERLOADED"
+    grpc_code = "RESOURCE_EXHAUSTED"
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class DeadlineExceeded(MineDraftError):
+    """The client's deadline passed while the request was queued or running."""
+
+    reason = "DEADLINE_EXCEEDED"
+    grpc_code = "DEADLINE_EXCEEDED"
+
+
+class RequestAborted(MineDraftError):
+    """The request was cancelled by its client or by `Abort`."""
+
+    reason = "ABORTED"
+    grpc_code = "CANCELLED"
+
+
+class Unavailable(MineDraftError):
+    """The service cannot answer now; the request can be sent again."""
+
+    reason = "UNAVAILABLE"
+    grpc_code = "UNAVAILABLE"
+    retryable = True
+
+
+class WorkerLost(Unavailable):
+    """A worker process died, hung or dropped its connection."""
+
+    reason = "WORKER_LOST"
+
+
+class Draining(Unavailable):
+    """The service is shutting down and takes no new requests."""
+
+    reason = "DRAINING"
+
+
+class NumericError(MineDraftError):
+    """The target produced NaN or Inf for this request; its neighbours are unaffected."""
+
+    reason = "NUMERIC"
+
+
+class InternalError(MineDraftError):
+    """A broken invariant: our bug."""
+
+
+class ProtocolError(InternalError):
+    """A message between scheduler and worker breaks the contract (shape, range, epoch, round)."""
+
+    reason = "PROTOCOL"
+
+
+def _shorten(value: object, max_chars: int = 120) -> str:
+    text = repr(value)
+    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"

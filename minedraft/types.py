@@ -1,0 +1,246 @@
+"""The values that cross a boundary between scheduler and workers. Standard library only.
+
+Glossary (the same words everywhere): *target* / *draft model*; *verifier* / *drafter* are the
+processes that run them; *committed tokens* = prompt + accepted output, the only truth about a
+request; *round* = one draft + one verify of one batch; *prefix length* = the number of leading
+committed tokens a worker's KV holds; *bonus token* = the token the target adds after the accepted
+drafts. A request sampled `n` times is `n` requests here, each with its own id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+from minedraft.sampling_params import SamplingParams
+
+PROTOCOL_VERSION = 1
+
+
+class Batch(IntEnum):
+    """The two batch queues; a request is in exactly one at a time."""
+
+    A = 0
+    B = 1
+
+    @property
+    def other(self) -> Batch:
+        return Batch(1 - self)
+
+
+class Mode(str, Enum):
+    """How drafting and verifying alternate; `AR` is `SD` with draft_len 0, `SD` is one batch."""
+
+    AR = "ar"
+    SD = "sd"
+    MINEDRAFT = "minedraft"
+
+
+class Role(str, Enum):
+    """Which worker a process is."""
+
+    DRAFTER = "drafter"
+    VERIFIER = "verifier"
+
+
+class Acceptance(IntEnum):
+    """How drafts are accepted: by exact match with the target's own choice (`GREEDY`, and `COUPLED`
+    where both sides share Gumbel noise, Daliri et al. 2024), or by `REJECTION` sampling (Leviathan
+    et al. 2023)."""
+
+    GREEDY = 1
+    COUPLED = 2
+    REJECTION = 3
+
+
+class FinishReason(str, Enum):
+    """Why an answer ended."""
+
+    STOP = "stop"  # end-of-sequence token, stop token or stop string
+    LENGTH = "length"  # max_new_tokens or the context limit
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundId:
+    """Names one command of one worker incarnation; a worker executes each at most once."""
+
+    epoch: int
+    batch: Batch
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSpec:
+    """What a worker must know of a request besides its tokens; sent when the request is introduced
+    to a worker (prefix length 0), kept there until released.
+
+    Attributes:
+        prompt_len: tokens before this index are prompt (penalties count output only).
+        seed: 0..2**63-1, key of the counter-based randomness.
+        stop_ids: token ids masked out until `min_new_tokens` output tokens exist (EOS included
+            unless ignored).
+    """
+
+    sampling: SamplingParams
+    prompt_len: int
+    seed: int
+    acceptance: Acceptance
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A small dense array on its way through a token channel, little-endian, C order.
+
+    dtype is one of "int32", "float32"; len(data) == prod(shape) * 4.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TruncatedQ:
+    """The renormalised top-m draft distribution each draft token was sampled from.
+
+    ids: int32 [draft_len, m], -1 pads; probs: float32 [draft_len, m], each row sums to 1.
+    """
+
+    ids: Tensor
+    probs: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSpan:
+    """One request's part of a draft (or drafter prefill) command.
+
+    The drafter keeps the first `prefix_len` KV entries, appends `tokens` (committed tokens it has
+    not cached yet, at least one), then proposes `draft_len` tokens (0 = only cache the tokens).
+    """
+
+    request_id: int
+    prefix_len: int
+    tokens: tuple[int, ...]
+    draft_len: int
+    spec: SequenceSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCommand:
+    round: RoundId
+    spans: tuple[DraftSpan, ...]
+    released: tuple[int, ...] = ()  # request ids whose KV is freed first; unknown ids are ignored
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Draft tokens for one request, starting right after `prefix_len` committed tokens.
+
+    `prefix_len` here is the whole committed length the drafts continue (span.prefix_len +
+    len(span.tokens)). `q` is there only under REJECTION acceptance.
+    """
+
+    request_id: int
+    prefix_len: int
+    tokens: tuple[int, ...]
+    q: TruncatedQ | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Measured inside the worker, nanoseconds on its monotonic clock."""
+
+    queue_ns: int = 0  # command received -> taken by the device thread
+    forward_ns: int = 0  # model forward passes only
+    busy_ns: int = 0  # command taken -> reply ready
+    idle_ns: int = 0  # device thread idle before it took this command
+
+
+@dataclass(frozen=True, slots=True)
+class DraftReply:
+    round: RoundId
+    proposals: tuple[Proposal, ...]
+    timing: Timing
+    num_free_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifySpan:
+    """One request's part of a verify command.
+
+    The verifier keeps the first `prefix_len` KV entries, appends `tokens` (committed, not cached
+    yet, at least one) and `drafts`. With `sample` it returns accepted drafts and the bonus token;
+    without (an inner prompt chunk) it only caches.
+    """
+
+    request_id: int
+    prefix_len: int
+    tokens: tuple[int, ...]
+    drafts: tuple[int, ...] = ()
+    q: TruncatedQ | None = None
+    sample: bool = True
+    spec: SequenceSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyCommand:
+    round: RoundId
+    spans: tuple[VerifySpan, ...]
+    released: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Target log-probabilities at one output position: after penalties, bias and temperature have
+    been left out (the raw model distribution)."""
+
+    logprob: float
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The target's decision for one request.
+
+    tokens: the `accepted_len` accepted drafts followed by exactly one bonus (or replacement) token;
+    empty when the span did not sample or `error` is set. prefix_len: committed length the tokens
+    continue. error: "" or a reason of minedraft.errors (NUMERIC).
+    """
+
+    request_id: int
+    prefix_len: int
+    accepted_len: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReply:
+    round: RoundId
+    verdicts: tuple[Verdict, ...]
+    timing: Timing
+    num_free_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What a worker says of itself in the handshake, which also starts a new epoch: all KV dropped,
+    stored replies forgotten, `epoch` different from every earlier one."""
+
+    role: Role
+    epoch: int
+    protocol_version: int
+    vocab_size: int  # ids below this can appear in tokens
+    vocab_fingerprint: str  # sha256 over (id, token) pairs of the tokenizer
+    num_blocks: int
+    block_size: int  # tokens a block
+    max_model_len: int  # tokens a sequence
+    model_name: str
+    device: str
+    dtype: str
+    draft_method: str = ""  # drafter only: "model" or "ngram"
+    weights_bytes: int = 0
