@@ -1,0 +1,1 @@
+"""Generated from protos/minedraft/v1 by scripts/protos; never edited by hand."""

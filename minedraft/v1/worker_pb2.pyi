@@ -1,0 +1,227 @@
+from minedraft.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class BatchName(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BATCH_NAME_UNSPECIFIED: _ClassVar[BatchName]
+    BATCH_NAME_A: _ClassVar[BatchName]
+    BATCH_NAME_B: _ClassVar[BatchName]
+
+class Acceptance(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ACCEPTANCE_UNSPECIFIED: _ClassVar[Acceptance]
+    ACCEPTANCE_GREEDY: _ClassVar[Acceptance]
+    ACCEPTANCE_COUPLED: _ClassVar[Acceptance]
+    ACCEPTANCE_REJECTION: _ClassVar[Acceptance]
+BATCH_NAME_UNSPECIFIED: BatchName
+BATCH_NAME_A: BatchName
+BATCH_NAME_B: BatchName
+ACCEPTANCE_UNSPECIFIED: Acceptance
+ACCEPTANCE_GREEDY: Acceptance
+ACCEPTANCE_COUPLED: Acceptance
+ACCEPTANCE_REJECTION: Acceptance
+
+class HandshakeRequest(_message.Message):
+    __slots__ = ("protocol_version",)
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
+
+class HandshakeReply(_message.Message):
+    __slots__ = ("role", "epoch", "protocol_version", "vocab_size", "vocab_fingerprint", "num_blocks", "block_size", "max_model_len", "model_name", "device", "dtype", "draft_method", "weights_bytes")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_METHOD_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    epoch: int
+    protocol_version: int
+    vocab_size: int
+    vocab_fingerprint: str
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    model_name: str
+    device: str
+    dtype: str
+    draft_method: str
+    weights_bytes: int
+    def __init__(self, role: _Optional[str] = ..., epoch: _Optional[int] = ..., protocol_version: _Optional[int] = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., model_name: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., draft_method: _Optional[str] = ..., weights_bytes: _Optional[int] = ...) -> None: ...
+
+class RoundId(_message.Message):
+    __slots__ = ("epoch", "batch", "number")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    batch: BatchName
+    number: int
+    def __init__(self, epoch: _Optional[int] = ..., batch: _Optional[_Union[BatchName, str]] = ..., number: _Optional[int] = ...) -> None: ...
+
+class SequenceSpec(_message.Message):
+    __slots__ = ("sampling", "prompt_len", "seed", "acceptance", "stop_ids")
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LEN_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
+    STOP_IDS_FIELD_NUMBER: _ClassVar[int]
+    sampling: _common_pb2.SamplingParams
+    prompt_len: int
+    seed: int
+    acceptance: Acceptance
+    stop_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., prompt_len: _Optional[int] = ..., seed: _Optional[int] = ..., acceptance: _Optional[_Union[Acceptance, str]] = ..., stop_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class TruncatedQ(_message.Message):
+    __slots__ = ("ids", "probs")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    PROBS_FIELD_NUMBER: _ClassVar[int]
+    ids: _common_pb2.Tensor
+    probs: _common_pb2.Tensor
+    def __init__(self, ids: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ..., probs: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class DraftSpan(_message.Message):
+    __slots__ = ("request_id", "prefix_len", "tokens", "draft_len", "spec")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_LEN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_LEN_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    prefix_len: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    draft_len: int
+    spec: SequenceSpec
+    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., draft_len: _Optional[int] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ...) -> None: ...
+
+class DraftRequest(_message.Message):
+    __slots__ = ("round", "spans", "released")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    round: RoundId
+    spans: _containers.RepeatedCompositeFieldContainer[DraftSpan]
+    released: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[DraftSpan, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Timing(_message.Message):
+    __slots__ = ("queue_ns", "forward_ns", "busy_ns", "idle_ns")
+    QUEUE_NS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_NS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_NS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_NS_FIELD_NUMBER: _ClassVar[int]
+    queue_ns: int
+    forward_ns: int
+    busy_ns: int
+    idle_ns: int
+    def __init__(self, queue_ns: _Optional[int] = ..., forward_ns: _Optional[int] = ..., busy_ns: _Optional[int] = ..., idle_ns: _Optional[int] = ...) -> None: ...
+
+class Proposal(_message.Message):
+    __slots__ = ("request_id", "prefix_len", "tokens", "q")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_LEN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    Q_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    prefix_len: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    q: TruncatedQ
+    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ...) -> None: ...
+
+class DraftReply(_message.Message):
+    __slots__ = ("round", "proposals", "timing", "num_free_blocks")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PROPOSALS_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    NUM_FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    round: RoundId
+    proposals: _containers.RepeatedCompositeFieldContainer[Proposal]
+    timing: Timing
+    num_free_blocks: int
+    def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., num_free_blocks: _Optional[int] = ...) -> None: ...
+
+class VerifySpan(_message.Message):
+    __slots__ = ("request_id", "prefix_len", "tokens", "drafts", "q", "sample", "spec")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_LEN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    Q_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    prefix_len: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    drafts: _containers.RepeatedScalarFieldContainer[int]
+    q: TruncatedQ
+    sample: bool
+    spec: SequenceSpec
+    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ..., sample: _Optional[bool] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ...) -> None: ...
+
+class VerifyRequest(_message.Message):
+    __slots__ = ("round", "spans", "released")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    round: RoundId
+    spans: _containers.RepeatedCompositeFieldContainer[VerifySpan]
+    released: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[VerifySpan, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Verdict(_message.Message):
+    __slots__ = ("request_id", "prefix_len", "accepted_len", "tokens", "logprobs", "error")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_LEN_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_LEN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    prefix_len: int
+    accepted_len: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
+    error: str
+    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., accepted_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., error: _Optional[str] = ...) -> None: ...
+
+class VerifyReply(_message.Message):
+    __slots__ = ("round", "verdicts", "timing", "num_free_blocks")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    NUM_FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    round: RoundId
+    verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
+    timing: Timing
+    num_free_blocks: int
+    def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., num_free_blocks: _Optional[int] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("epoch", "request_ids")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    request_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epoch: _Optional[int] = ..., request_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ReleaseReply(_message.Message):
+    __slots__ = ("num_free_blocks",)
+    NUM_FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    num_free_blocks: int
+    def __init__(self, num_free_blocks: _Optional[int] = ...) -> None: ...
