@@ -1,0 +1,1 @@
+"""MineDraft: batch-parallel speculative decoding."""

@@ -1,0 +1,1 @@
+"""The gRPC edges: codecs are the only readers and writers of protobuf fields."""

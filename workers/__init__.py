@@ -1,0 +1,1 @@
+"""The two worker processes: drafter and verifier."""
