@@ -1,0 +1,249 @@
+"""Every setting of a running MineDraft, from flags, a TOML file and defaults, in that order.
+
+One text per field: the descriptions below are `--help`, the comments of the TOML file and the README
+table. All problems are found before anything is started and before torch is imported, and all of
+them are reported at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from minedraft.address import Address, default_listen
+from minedraft.errors import ConfigError
+from minedraft.types import Mode
+
+_DEVICE = re.compile(r"cpu(:\d{1,4}(-\d{1,4})?)?|cuda(:\d{1,2})?")
+
+
+class ConfigErrors(ConfigError):
+    """Several settings are wrong; `errors` has them all, the message one a line."""
+
+    def __init__(self, errors: list[ConfigError]) -> None:
+        first = errors[0]
+        super().__init__(first.field, first.value, first.limit)
+        self.errors = errors
+        self.args = ("\n".join(str(error) for error in errors),)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _default_target_device() -> str:
+    cores = sorted(os.sched_getaffinity(0))
+    return f"cpu:{cores[1] if len(cores) > 1 else cores[0]}"
+
+
+def _default_draft_device() -> str:
+    return f"cpu:{min(os.sched_getaffinity(0))}"
+
+
+class Settings(BaseModel):
+    """The settings, checked. Frozen: a running service never changes them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    target: Annotated[Path | None, Field(strict=False)] = Field(
+        None, description="Folder of the target model; without it the default pair is used.", examples=["DIR"]
+    )
+    draft: Annotated[Path | None, Field(strict=False)] = Field(
+        None, description="Folder of the draft model, with the target's tokenizer.", examples=["DIR"]
+    )
+    mode: Annotated[Mode, Field(strict=False)] = Field(
+        Mode.MINEDRAFT,
+        description="minedraft: two batches, drafting and verifying overlap; sd: one batch, taking turns; "
+        "ar: no drafts.",
+    )
+    max_batch_size: int = Field(
+        8, ge=1, le=256, description="Requests in each batch (m); minedraft has two batches, sd and ar one."
+    )
+    draft_len: int = Field(
+        3, ge=0, le=16, description="Tokens the drafter proposes per request and round (k); not used in mode ar."
+    )
+    draft_method: Literal["model", "ngram"] = Field(
+        "model", description="model: the draft model proposes; ngram: the prompt's own n-grams, no draft model."
+    )
+    acceptance: Literal["auto", "coupled", "rejection"] = Field(
+        "auto",
+        description="How sampled drafts are accepted: coupled gives the same tokens for the same seed, rejection "
+        "accepts more; auto is coupled for requests with a seed and rejection for the others.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Number format of the weights; auto measures which one is faster on the device."
+    )
+    target_device: str = Field(
+        default_factory=_default_target_device,
+        description="Where the verifier runs: cpu:CORE, cpu:FIRST-LAST or cuda:N; the second core by default.",
+        examples=["DEVICE"],
+    )
+    draft_device: str = Field(
+        default_factory=_default_draft_device,
+        description="Where the drafter runs, as for the target; the first core by default.",
+        examples=["DEVICE"],
+    )
+    max_model_len: int | None = Field(
+        None, ge=16, le=1 << 20, description="Tokens of prompt and answer together; the target's own limit by default."
+    )
+    prefill_chunk: int = Field(
+        256, ge=16, le=8192, description="Prompt tokens that ride along in one verify round, over all newcomers."
+    )
+    num_blocks: int | None = Field(
+        None, ge=8, le=1 << 24, description="Blocks of KV cache in each worker; by default sized from free memory."
+    )
+    block_size: int = Field(16, ge=1, le=256, description="Tokens in a block of KV cache.")
+    max_waiting: int = Field(
+        256, ge=1, le=65536, description="Requests that may wait for a seat; more are refused at once."
+    )
+    listen: str = Field(
+        default_factory=default_listen,
+        description="Where clients connect: unix:PATH or HOST:PORT.",
+        examples=["ADDR"],
+    )
+    allow_unprotected_network: bool = Field(
+        False,
+        description="Accept connections from other hosts though nothing protects them: no encryption, no login.",
+    )
+    target_address: str | None = Field(
+        None, description="Use the verifier that already runs at this address.", examples=["ADDR"]
+    )
+    draft_address: str | None = Field(
+        None, description="Use the drafter that already runs at this address.", examples=["ADDR"]
+    )
+    load_timeout_s: float = Field(
+        600.0, gt=0, le=86400, description="Seconds the workers may take until they are ready."
+    )
+    drain_timeout_s: float = Field(
+        30.0, ge=0, le=3600, description="Seconds that running requests get to finish at shutdown."
+    )
+
+    @property
+    def listen_address(self) -> Address:
+        return Address.parse(self.listen, "listen")
+
+    @property
+    def max_in_flight(self) -> int:
+        """Requests decoding at the same time over all batches."""
+        return self.max_batch_size * (2 if self.mode is Mode.MINEDRAFT else 1)
+
+    @property
+    def needs_drafter(self) -> bool:
+        return self.mode is not Mode.AR
+
+    def to_toml_values(self) -> dict[str, Any]:
+        """Plain values, without the ones that are unset; `load_settings(flags=...)` gives them back."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if value is not None}
+
+
+def load_settings(flags: Mapping[str, Any] | None = None, file: Path | None = None) -> Settings:
+    """Merge flags over the TOML file over the defaults, and check everything.
+
+    Args:
+        flags: field name -> value; None means "not given".
+        file: TOML file with the same field names at its top level ("-" and "_" are the same).
+
+    Raises:
+        ConfigErrors: every unknown key, wrong type, value out of range and contradiction.
+    """
+    errors: list[ConfigError] = []
+    values: dict[str, Any] = {}
+    if file is not None:
+        for key, value in _read_toml(file).items():
+            name = key.replace("-", "_")
+            if name in Settings.model_fields:
+                values[name] = value
+            else:
+                known = ", ".join(Settings.model_fields)
+                errors.append(ConfigError(f"{file}: {key}", value, f"unknown setting; known are {known}"))
+    values |= {name: value for name, value in (flags or {}).items() if value is not None}
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        errors += [_to_config_error(detail) for detail in error.errors(include_url=False)]
+        broken = {str(detail["loc"][0]) for detail in error.errors(include_url=False) if detail["loc"]}
+        # The defaults stand in for broken values, so that contradictions among the others show too.
+        rest = {name: value for name, value in values.items() if name not in broken}
+        settings = Settings.model_validate(rest)
+    errors += [error for error in _contradictions(settings) if not _is_named(error.field, errors)]
+    if errors:
+        raise ConfigErrors(errors)
+    return settings
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigErrors([ConfigError("config", str(file), f"cannot be read: {error.strerror}")]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigErrors([ConfigError("config", str(file), f"is not valid TOML: {error}")]) from None
+
+
+def _contradictions(settings: Settings) -> list[ConfigError]:
+    errors: list[ConfigError] = []
+
+    def reject(field: str, value: object, limit: str) -> None:
+        errors.append(ConfigError(field, str(value) if isinstance(value, Path) else value, limit))
+
+    if settings.draft_len == 0 and settings.mode is not Mode.AR:
+        reject("draft_len", 0, f"must be at least 1 in mode {settings.mode.value}; without drafts use mode ar")
+    if settings.draft is not None and settings.draft_method == "ngram":
+        reject("draft", settings.draft, "a draft model is not used with draft_method ngram; leave one of them out")
+    if settings.draft is not None and settings.draft_address is not None:
+        reject("draft", settings.draft, "the drafter at draft_address has its own model; leave one of them out")
+    if settings.draft is not None and settings.target is None:
+        reject("draft", settings.draft, "needs target: a pair of your own is given by both folders")
+    if (
+        settings.target is not None
+        and settings.draft is None
+        and settings.draft_address is None
+        and settings.draft_method == "model"
+        and settings.needs_drafter
+    ):
+        reject("draft", None, "target needs a draft model: give draft, or draft_method ngram, or mode ar")
+    if settings.max_model_len is not None and settings.prefill_chunk > settings.max_model_len:
+        reject("prefill_chunk", settings.prefill_chunk, f"must not exceed max_model_len {settings.max_model_len}")
+    for field in ("target_device", "draft_device"):
+        device = getattr(settings, field)
+        if _DEVICE.fullmatch(device) is None:
+            reject(field, device, "must be cpu, cpu:CORE, cpu:FIRST-LAST or cuda:N")
+    addresses: dict[str, str] = {}
+    for field in ("listen", "target_address", "draft_address"):
+        text = getattr(settings, field)
+        if text is None:
+            continue
+        try:
+            address = Address.parse(text, field)
+        except ConfigError as error:
+            errors.append(error)
+            continue
+        if address.target in addresses:
+            reject(field, text, f"is also {addresses[address.target]}; each needs its own address")
+        addresses[address.target] = field
+        if field == "listen" and not address.is_local and not settings.allow_unprotected_network:
+            reject(field, text, "other hosts could connect, unencrypted; allow_unprotected_network says that is meant")
+    return errors
+
+
+def _is_named(field: str, errors: list[ConfigError]) -> bool:
+    return any(error.field == field for error in errors)
+
+
+def _to_config_error(detail: Any) -> ConfigError:  # noqa: ANN401 - pydantic's own TypedDict
+    name = ".".join(str(part) for part in detail["loc"])
+    value = detail["input"]
+    return ConfigError(name, str(value) if isinstance(value, Path) else value, _limit_text(detail))
+
+
+def _limit_text(detail: Any) -> str:  # noqa: ANN401
+    if detail["type"] == "extra_forbidden":
+        return f"unknown setting; known are {', '.join(Settings.model_fields)}"
+    message: str = detail["msg"]
+    return message.replace("Input should be", "must be").replace("Input should", "must")
