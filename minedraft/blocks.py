@@ -22,7 +22,8 @@ class BlockPool:
     """A fixed set of equal blocks, each holding the KV of `block_size` tokens."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
-        assert num_blocks > 0 and block_size > 0, f"empty pool: {num_blocks} blocks of {block_size}"
+        assert num_blocks > 0, num_blocks
+        assert block_size > 0, block_size
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._num_untouched = num_blocks  # ids below num_blocks never handed out yet, highest first

@@ -1,0 +1,71 @@
+"""One round of one batch: the plan, and the worker commands made from it. Pure values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minedraft.request import Request
+from minedraft.types import Batch, DraftSpan, FinishReason, Proposal, VerifySpan
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSpan:
+    """One request's part of a round: `num_tokens` committed tokens to cache in the verifier, and in
+    the drafter either `draft_len` tokens to propose or `num_prefill` tokens to cache."""
+
+    request: Request
+    committed_len: int
+    num_tokens: int
+    draft_len: int = 0
+    num_prefill: int = 0
+
+    @property
+    def sample(self) -> bool:
+        return self.request.verifier_len + self.num_tokens == self.committed_len
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """What one round of one batch will do. `drafts` go to the drafter before the verify, `prefills`
+    (prompts the verifier is caching in this very round) while it runs."""
+
+    batch: Batch
+    number: int
+    spans: tuple[PlannedSpan, ...]
+    drafts: tuple[DraftSpan, ...]
+    prefills: tuple[DraftSpan, ...]
+
+
+def cut(tokens: Sequence[int], request: Request) -> tuple[tuple[int, ...], FinishReason | None]:
+    """Output tokens up to the first stop id (kept, as `generate` does) or the length limit."""
+    for index, token in enumerate(tokens[: request.remaining_len]):
+        if token in request.spec.stop_ids:
+            return tuple(tokens[: index + 1]), FinishReason.STOP
+    reason = FinishReason.LENGTH if len(tokens) >= request.remaining_len else None
+    return tuple(tokens[: request.remaining_len]), reason
+
+
+def to_draft_span(span: PlannedSpan, draft_len: int) -> DraftSpan:
+    request = span.request
+    end = span.committed_len if draft_len else request.drafter_len + span.num_prefill
+    return DraftSpan(
+        request_id=request.id,
+        prefix_len=request.drafter_len,
+        tokens=tuple(request.tokens[request.drafter_len : end]),
+        draft_len=draft_len,
+        spec=request.spec if request.drafter_len == 0 else None,
+    )
+
+
+def to_verify_span(span: PlannedSpan, proposal: Proposal | None) -> VerifySpan:
+    request = span.request
+    return VerifySpan(
+        request_id=request.id,
+        prefix_len=request.verifier_len,
+        tokens=tuple(request.tokens[request.verifier_len : request.verifier_len + span.num_tokens]),
+        drafts=proposal.tokens if proposal is not None else (),
+        q=proposal.q if proposal is not None else None,
+        sample=span.sample,
+        spec=request.spec if request.verifier_len == 0 else None,
+    )
