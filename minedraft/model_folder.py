@@ -1,0 +1,284 @@
+"""Says whether a folder holds a model that can be served, before torch is imported and within a blink.
+
+Only what is safe to load passes: safetensors, a tokenizer.json, a causal language model, no code from
+the folder, no link out of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minedraft.errors import ModelError
+from minedraft.vocabulary import read_vocabulary, summarise_vocabulary
+from minedraft.weight_files import INDEX_NAME, WEIGHTS_NAME, BadWeights, TensorInfo, read_all_tensors, read_header
+
+DRAFT_VOCAB_NAME = "draft_vocab.safetensors"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_LOADED_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
+_CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_ENCODER_DECODERS = frozenset(
+    {
+        "bart",
+        "blenderbot",
+        "encoder-decoder",
+        "led",
+        "m2m_100",
+        "marian",
+        "mbart",
+        "mt5",
+        "pegasus",
+        "t5",
+        "umt5",
+        "whisper",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderInfo:
+    """What a model folder says of itself.
+
+    Attributes:
+        vocab_size: rows of the output layer; may exceed the tokenizer's size (padding).
+        max_position_embeddings: the longest context, in tokens.
+        eos_ids: tokens that end an answer, of config.json and generation_config.json together.
+        dtype: of most of the weights, as torch names it ("bfloat16").
+        weights_bytes: on disk.
+        has_draft_vocab: only some rows of the output layer are used (a pruned drafter).
+    """
+
+    path: Path
+    name: str
+    model_type: str
+    vocab_size: int
+    max_position_embeddings: int
+    eos_ids: tuple[int, ...]
+    dtype: str
+    num_parameters: int
+    weights_bytes: int
+    has_draft_vocab: bool
+
+
+def check_model_folder(path: Path, field: str) -> FolderInfo:
+    """Return what is known of the model in `path`.
+
+    Raises:
+        ModelError: naming `field` (the flag or setting the path came from), the path or file, and
+            what it must be instead.
+    """
+    path = Path(path)
+    try:
+        return _check(path.expanduser(), field)
+    except OSError as error:
+        raise ModelError(field, str(error.filename or path), f"cannot be read ({error.strerror})") from error
+
+
+def check_pair(target: FolderInfo, draft: FolderInfo, field: str = "draft") -> None:
+    """Raise ModelError unless both folders have the same tokens under the same ids.
+
+    The output layers may differ in size (checkpoints pad them); the draft model must have a row for
+    every token of the tokenizer.
+    """
+    summary = summarise_vocabulary(target.path)
+    if summarise_vocabulary(draft.path) != summary:
+        raise ModelError(
+            field,
+            str(draft.path),
+            f"its tokenizer must be the target's ({target.path}), but "
+            + _first_difference(read_vocabulary(target.path), read_vocabulary(draft.path)),
+        )
+    if summary.largest_id >= draft.vocab_size:
+        limit = f"it has {draft.vocab_size} token rows, the tokenizer needs {summary.largest_id + 1}"
+        raise ModelError(field, str(draft.path), limit)
+
+
+def _check(path: Path, field: str) -> FolderInfo:
+    if not path.exists():
+        raise ModelError(field, str(path), "no such folder")
+    if not path.is_dir():
+        what = "a GGUF file" if path.suffix == ".gguf" else "a file"
+        raise ModelError(field, str(path), f"{what}; give the folder that holds config.json and {WEIGHTS_NAME}")
+    _check_links(path, field)
+    config = _read_config(path, field)
+    text_config = config.get("text_config", config)
+    _check_kind(config, path, field)
+    _check_no_code(path, config, field)
+    tensors = _read_tensors(path, field)
+    _check_tokenizer_file(path, field)
+    vocab_size = _positive_int(text_config, ("vocab_size",), path, field)
+    has_draft_vocab = _check_draft_vocab(path, vocab_size, field)
+    sizes: dict[str, int] = {}
+    for tensor in tensors.values():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
+    return FolderInfo(
+        path=path,
+        name=path.resolve().name,
+        model_type=str(config.get("model_type", "")),
+        vocab_size=vocab_size,
+        max_position_embeddings=_positive_int(text_config, _CONTEXT_KEYS, path, field),
+        eos_ids=read_eos_ids(path),
+        dtype=_torch_name(max(sizes, key=lambda dtype: sizes[dtype])),
+        num_parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
+        weights_bytes=sum(sizes.values()),
+        has_draft_vocab=has_draft_vocab,
+    )
+
+
+def read_eos_ids(path: Path) -> tuple[int, ...]:
+    """Return the end-of-sequence ids of a model folder, generation_config.json's first."""
+    ids: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        settings = _read_json(path / name) or {}
+        for source in (settings, settings.get("text_config", {})):
+            value = source.get("eos_token_id")
+            ids += [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)]
+    return tuple(dict.fromkeys(ids))
+
+
+def _check_links(path: Path, field: str) -> None:
+    """Refuse links that leave the folder; a hub cache links snapshots/REV/FILE to blobs/HASH."""
+    root = path.resolve()
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
+    for entry in os.scandir(path):
+        if entry.is_symlink() and entry.name.endswith(_LOADED_SUFFIXES):
+            real = Path(entry.path).resolve()
+            if not any(real.is_relative_to(place) for place in allowed):
+                raise ModelError(
+                    field, entry.path, "a link that leads out of the model folder; put the file itself there"
+                )
+
+
+def _read_config(path: Path, field: str) -> dict[str, Any]:
+    if not (path / "config.json").exists():
+        ggufs = sorted(path.glob("*.gguf"))
+        if ggufs:
+            raise ModelError(field, str(path), _gguf_hint(ggufs[0]))
+        raise ModelError(field, str(path), "no config.json in it; this is not a Hugging Face model folder")
+    config = _read_json(path / "config.json")
+    if config is None:
+        raise ModelError(field, str(path / "config.json"), "not a JSON object (truncated or overwritten?)")
+    return config
+
+
+def _check_kind(config: Mapping[str, Any], path: Path, field: str) -> None:
+    model_type = str(config.get("model_type", ""))
+    if not model_type:
+        raise ModelError(field, str(path / "config.json"), "it has no model_type")
+    if config.get("is_encoder_decoder") or model_type in _ENCODER_DECODERS:
+        raise ModelError(field, str(path), f"an encoder-decoder model ({model_type}); only causal language models work")
+    architectures = config.get("architectures") or []
+    if architectures and not any(str(name).endswith(_CAUSAL_ENDINGS) for name in architectures):
+        raise ModelError(field, str(path), f"{architectures[0]} does not generate text; give a causal language model")
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else "?"
+        raise ModelError(field, str(path), f"quantised weights ({method}); give the bf16, fp16 or fp32 checkpoint")
+
+
+def _check_no_code(path: Path, config: Mapping[str, Any], field: str) -> None:
+    for name, settings in (
+        ("config.json", config),
+        ("tokenizer_config.json", _read_json(path / "tokenizer_config.json")),
+    ):
+        if settings and "auto_map" in settings:
+            raise ModelError(field, str(path / name), "it has auto_map: code from a model folder is never run")
+
+
+def _read_tensors(path: Path, field: str) -> dict[str, TensorInfo]:
+    if not (path / WEIGHTS_NAME).exists() and not (path / INDEX_NAME).exists():
+        raise ModelError(field, str(path), _missing_weights(path))
+    try:
+        tensors = read_all_tensors(path)
+    except BadWeights as error:
+        raise ModelError(field, str(path), str(error)) from error
+    if not tensors:
+        raise ModelError(field, str(path / WEIGHTS_NAME), "it holds no tensors")
+    return tensors
+
+
+def _missing_weights(path: Path) -> str:
+    if (path / "adapter_model.safetensors").exists():
+        return f"a LoRA adapter without its model; merge it and save {WEIGHTS_NAME}"
+    pickles = [p for p in _files(path) if p.suffix in _PICKLES]
+    if pickles:
+        return (
+            f"only {pickles[0].name}: pickled weights can run code when loaded and are refused; "
+            "save the model as safetensors (save_pretrained does)"
+        )
+    if ggufs := [p for p in _files(path) if p.suffix == ".gguf"]:
+        return _gguf_hint(ggufs[0])
+    return f"no weights in it; {WEIGHTS_NAME} or {INDEX_NAME} is needed"
+
+
+def _gguf_hint(gguf: Path) -> str:
+    return (
+        f"only GGUF weights ({gguf.name}); safetensors are needed "
+        "(`minedraft models` lists the models it fetches and converts by itself)"
+    )
+
+
+def _check_tokenizer_file(path: Path, field: str) -> None:
+    file = path / "tokenizer.json"
+    if not file.exists():
+        raise ModelError(field, str(path), "no tokenizer.json in it; save the fast tokenizer beside the weights")
+    with file.open("rb") as stream:
+        head = stream.read(64).lstrip()
+        stream.seek(max(0, file.stat().st_size - 64))
+        tail = stream.read().rstrip()
+    if not head.startswith(b"{") or not tail.endswith(b"}"):
+        raise ModelError(field, str(file), "not a JSON object (truncated or overwritten?)")
+
+
+def _check_draft_vocab(path: Path, vocab_size: int, field: str) -> bool:
+    file = path / DRAFT_VOCAB_NAME
+    if not file.exists():
+        return False
+    try:
+        ids = read_header(file).get("ids")
+    except BadWeights as error:
+        raise ModelError(field, str(file), str(error)) from error
+    if ids is None or ids.dtype != "I32" or len(ids.shape) != 1 or not 1 <= ids.shape[0] <= vocab_size:
+        raise ModelError(field, str(file), f"needs a tensor 'ids', int32 [1 to {vocab_size}]")
+    return True
+
+
+def _positive_int(config: Mapping[str, Any], keys: tuple[str, ...], path: Path, field: str) -> int:
+    for key in keys:
+        value = config.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    raise ModelError(field, str(path / "config.json"), f"{keys[0]} must be there, a positive integer")
+
+
+def _first_difference(target: Mapping[int, str], draft: Mapping[int, str]) -> str:
+    for token_id in sorted(target.keys() | draft.keys()):
+        if target.get(token_id) != draft.get(token_id):
+            break
+    ours, theirs = (repr(v[token_id]) if token_id in v else "nothing" for v in (draft, target))
+    return f"id {token_id} is {ours} here and {theirs} there ({len(draft)} and {len(target)} tokens)"
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """Return the object in `file`, None when it is missing or not a JSON object."""
+    try:
+        value = json.loads(file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _files(path: Path) -> Iterator[Path]:
+    return (entry for entry in sorted(path.iterdir()) if entry.is_file())
+
+
+def _torch_name(dtype: str) -> str:
+    known = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+    return known.get(dtype, dtype.lower())

@@ -1,0 +1,133 @@
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from minedraft.chat_template import ChatTemplate
+from minedraft.errors import InvalidRequest, ModelError
+from minedraft.tokenizer import Tokenizer
+from tests.tiny_models import write_tiny_tokenizer
+
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+INDENTED = """
+{{- bos_token }}
+{%- for message in messages %}
+    {% if loop.index > 9 %}{% break %}{% endif %}
+    {%- if message.role == 'assistant' %}
+        {% generation %}{{ message | tojson }}{{ eos_token }}{% endgeneration %}
+    {%- else %}
+        {{ message['content'] | trim }}
+    {%- endif %}
+{% endfor %}
+{{ tools is none }} {{ unk_token }}
+"""
+CHAT = [
+    {"role": "user", "content": " What is <1 & 'two'>? é\n"},
+    {"role": "assistant", "content": "Three."},
+    {"role": "user", "content": "Why?"},
+]
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def _render(source: str, messages=HELLO) -> str:
+    return ChatTemplate(source, {"eos_token": "</s>"}, "m", now=lambda: datetime(2026, 1, 31)).render(messages)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [SMOLLM2, INDENTED])
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+def test_rendering_is_what_transformers_renders(tmp_path: Path, source: str, add_generation_prompt: bool):
+    from transformers import AutoTokenizer
+
+    write_tiny_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(source)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=add_generation_prompt)
+    ours = Tokenizer.load(tmp_path)
+    assert ours.render_chat(CHAT, add_generation_prompt) == expected
+    assert ours.encode_chat(CHAT, add_generation_prompt) == theirs(expected, add_special_tokens=False).input_ids
+
+
+def test_the_template_is_read_from_either_file_and_the_list_form(tmp_path: Path):
+    write_tiny_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    config = {"eos_token": {"content": "<end>"}}
+    listed = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "listed {{ eos_token }}"}]
+    for template, expected in (("plain {{ eos_token }}", "plain <end>"), (listed, "listed <end>")):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+        assert Tokenizer.load(tmp_path).render_chat(HELLO) == expected
+    (tmp_path / "chat_template.jinja").write_text("file")
+    assert Tokenizer.load(tmp_path).render_chat(HELLO) == "file"
+
+
+def test_a_model_without_a_template_refuses_chat_by_name(tmp_path: Path):
+    folder = tmp_path / "base-model"
+    write_tiny_tokenizer(folder)
+    (folder / "chat_template.jinja").unlink()
+    tokenizer = Tokenizer.load(folder)
+    assert not tokenizer.has_chat_template
+    with pytest.raises(InvalidRequest, match=r"messages.*base-model has no chat template"):
+        tokenizer.render_chat(HELLO)
+
+
+def test_the_template_can_refuse_messages_and_know_the_date():
+    assert _render("{{ strftime_now('%d %b %Y') }}") == "31 Jan 2026"
+    with pytest.raises(InvalidRequest, match="roles must alternate"):
+        _render("{{ raise_exception('roles must alternate') }}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages[0].nothing.at_all }}",
+        "{{ range(10 ** 9) }}",
+        "{{ 1 // 0 }}",
+    ],
+)
+def test_a_template_that_misbehaves_is_an_error_of_the_request(source: str):
+    with pytest.raises(InvalidRequest, match="chat template refuses"):
+        _render(source)
+
+
+@pytest.mark.parametrize(
+    ("messages", "field"),
+    [
+        ([], "messages"),
+        (["hello"], r"messages\[0\]"),
+        ([{"role": "user"}], r"messages\[0\].content"),
+        ([HELLO[0], {"role": 3, "content": "x"}], r"messages\[1\].role"),
+    ],
+)
+def test_malformed_messages_are_refused_by_field(messages, field: str):
+    with pytest.raises(InvalidRequest, match=f"^{field} is"):
+        _render("x", messages)
+
+
+def test_a_template_with_a_syntax_error_is_the_models_fault():
+    with pytest.raises(ModelError, match="chat_template"):
+        _render("{% if %}")
+
+
+def test_a_tokenizer_that_cannot_be_read_names_its_file(tmp_path: Path):
+    with pytest.raises(ModelError, match=r"tokenizer\.json.*no such file"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"version": 1')
+    with pytest.raises(ModelError, match=r"tokenizer\.json.*cannot be read"):
+        Tokenizer.load(tmp_path)
+
+
+def test_encoding_ignores_a_length_the_file_was_saved_with(tmp_path: Path):
+    write_tiny_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    settings = json.loads(file.read_text())
+    settings["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    file.write_text(json.dumps(settings))
+    assert len(Tokenizer.load(tmp_path).encode("one two three four")) > 2
