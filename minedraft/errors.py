@@ -14,6 +14,7 @@
     ├── NumericError                    INTERNAL             no       (NaN or Inf logits for one request)
     └── InternalError                   INTERNAL             no       70
         └── ProtocolError               INTERNAL             no       70   (a worker's message breaks the contract)
+            └── StaleRound              INTERNAL             no       70   (it belongs to another round or epoch)
 
 `reason` is a closed vocabulary: it is what crosses the wire, what the log line says and what the
 counter `minedraft_errors_total{reason}` counts.
@@ -132,6 +133,12 @@ class ProtocolError(InternalError):
     """A message between scheduler and worker breaks the contract (shape, range, epoch, round)."""
 
     reason = "PROTOCOL"
+
+
+class StaleRound(ProtocolError):
+    """A command or a reply belongs to another round or epoch; it is dropped, nothing is executed."""
+
+    reason = "STALE_ROUND"
 
 
 def _shorten(value: object, max_chars: int = 120) -> str:

@@ -1,0 +1,240 @@
+"""What every message of the worker protocol shares: rounds, sequence specs, tensors, timings, handshake.
+
+The modules named codec* are the only readers and writers of protobuf fields. Decoders check every
+integer before anything is sized or indexed by it. They raise `InvalidRequest` naming field, value and
+limit; `codec_draft` and `codec_verify` turn that into `ProtocolError` where the sender was a worker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from minedraft.errors import InvalidRequest
+from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
+from minedraft.types import (
+    MAX_SPANS,
+    MAX_TOP_M,
+    PROTOCOL_VERSION,
+    Acceptance,
+    Batch,
+    Role,
+    RoundId,
+    SequenceSpec,
+    Tensor,
+    Timing,
+    TruncatedQ,
+    WorkerInfo,
+)
+from minedraft.v1 import common_pb2, worker_pb2
+
+MAX_STOP_IDS = 1024
+MAX_VOCAB_SIZE = 1 << 24
+MAX_SEQUENCE_LEN = 1 << 24
+MAX_NAME_CHARS = 1024
+
+_BATCH_TO_PB = {Batch.A: worker_pb2.BATCH_NAME_A, Batch.B: worker_pb2.BATCH_NAME_B}
+_BATCH_FROM_PB = {value: batch for batch, value in _BATCH_TO_PB.items()}
+_ACCEPTANCE_TO_PB = {
+    Acceptance.GREEDY: worker_pb2.ACCEPTANCE_GREEDY,
+    Acceptance.COUPLED: worker_pb2.ACCEPTANCE_COUPLED,
+    Acceptance.REJECTION: worker_pb2.ACCEPTANCE_REJECTION,
+}
+_ACCEPTANCE_FROM_PB = {value: acceptance for acceptance, value in _ACCEPTANCE_TO_PB.items()}
+_DTYPE_TO_PB = {"int32": common_pb2.Tensor.DTYPE_INT32, "float32": common_pb2.Tensor.DTYPE_FLOAT32}
+_ITEM_BYTES = 4  # of both dtypes
+
+
+def round_to_pb(round_id: RoundId) -> worker_pb2.RoundId:
+    return worker_pb2.RoundId(epoch=round_id.epoch, batch=_BATCH_TO_PB[round_id.batch], number=round_id.number)
+
+
+def round_from_pb(message: worker_pb2.RoundId) -> RoundId:
+    batch = _BATCH_FROM_PB.get(message.batch)
+    if batch is None:
+        raise InvalidRequest("round.batch", message.batch, "must be A or B")
+    return RoundId(message.epoch, batch, message.number)
+
+
+def spec_to_pb(spec: SequenceSpec) -> worker_pb2.SequenceSpec:
+    return worker_pb2.SequenceSpec(
+        sampling=sampling_to_pb(spec.sampling),
+        prompt_len=spec.prompt_len,
+        seed=spec.seed,
+        acceptance=_ACCEPTANCE_TO_PB[spec.acceptance],
+        stop_ids=spec.stop_ids,
+    )
+
+
+def spec_from_pb(message: worker_pb2.SequenceSpec, info: WorkerInfo) -> SequenceSpec:
+    acceptance = _ACCEPTANCE_FROM_PB.get(message.acceptance)
+    if acceptance is None:
+        raise InvalidRequest("spec.acceptance", message.acceptance, "must be greedy, coupled or rejection")
+    if not 1 <= message.prompt_len <= MAX_SEQUENCE_LEN:
+        raise InvalidRequest("spec.prompt_len", message.prompt_len, f"must be in [1, {MAX_SEQUENCE_LEN}]")
+    if message.seed >= 1 << 63:
+        raise InvalidRequest("spec.seed", message.seed, "must be in [0, 2**63 - 1]")
+    if len(message.stop_ids) > MAX_STOP_IDS:
+        raise InvalidRequest("spec.stop_ids", f"{len(message.stop_ids)} ids", f"at most {MAX_STOP_IDS} are allowed")
+    sampling = sampling_from_pb(message.sampling)
+    sampling.check_token_ids(info.vocab_size)
+    return SequenceSpec(
+        sampling=sampling,
+        prompt_len=message.prompt_len,
+        seed=message.seed,
+        acceptance=acceptance,
+        stop_ids=tokens_from_pb(message.stop_ids, info.vocab_size, "spec.stop_ids"),
+    )
+
+
+def tokens_from_pb(ids: Sequence[int], vocab_size: int, field: str) -> tuple[int, ...]:
+    tokens = tuple(ids)
+    if tokens and max(tokens) >= vocab_size:
+        raise InvalidRequest(field, max(tokens), f"token ids are below the vocabulary size {vocab_size}")
+    return tokens
+
+
+def released_from_pb(ids: Sequence[int]) -> tuple[int, ...]:
+    if len(ids) > 64 * MAX_SPANS:
+        raise InvalidRequest("released", f"{len(ids)} ids", f"at most {64 * MAX_SPANS} are allowed")
+    return tuple(ids)
+
+
+def check_span_count(field: str, num_spans: int) -> None:
+    if num_spans > MAX_SPANS:
+        raise InvalidRequest(field, f"{num_spans} entries", f"at most {MAX_SPANS} are allowed")
+
+
+def check_prefix(field: str, prefix_len: int, num_new: int, info: WorkerInfo, *, has_spec: bool) -> None:
+    """A span adds at least one token, stays inside the context, and is introduced at its start only."""
+    if num_new < 1:
+        raise InvalidRequest(f"{field}.tokens", "empty", "at least one token")
+    if prefix_len + num_new > info.max_model_len:
+        raise InvalidRequest(field, f"{prefix_len} + {num_new} tokens", f"at most {info.max_model_len} fit the context")
+    if has_spec and prefix_len:
+        raise InvalidRequest(f"{field}.prefix_len", prefix_len, "must be 0 where a spec introduces the request")
+
+
+def tensor_to_pb(tensor: Tensor) -> common_pb2.Tensor:
+    return common_pb2.Tensor(dtype=_DTYPE_TO_PB[tensor.dtype], shape=tensor.shape, data=tensor.data)
+
+
+def tensor_from_pb(message: common_pb2.Tensor, dtype: str, max_shape: tuple[int, ...], field: str) -> Tensor:
+    """Decode a tensor of exactly `dtype`, as many dimensions as `max_shape` and none larger than there."""
+    shape = tuple(message.shape)
+    if message.dtype != _DTYPE_TO_PB[dtype]:
+        raise InvalidRequest(f"{field}.dtype", int(message.dtype), f"must be {dtype}")
+    if len(shape) != len(max_shape) or any(
+        not 1 <= size <= limit for size, limit in zip(shape, max_shape, strict=False)
+    ):
+        raise InvalidRequest(f"{field}.shape", shape, f"must be {len(max_shape)} sizes of at most {max_shape}")
+    num_bytes = math.prod(shape) * _ITEM_BYTES
+    if len(message.data) != num_bytes:
+        raise InvalidRequest(f"{field}.data", f"{len(message.data)} bytes", f"shape {shape} needs {num_bytes}")
+    return Tensor(dtype, shape, message.data)
+
+
+def q_to_pb(q: TruncatedQ) -> worker_pb2.TruncatedQ:
+    return worker_pb2.TruncatedQ(ids=tensor_to_pb(q.ids), probs=tensor_to_pb(q.probs))
+
+
+def q_from_pb(message: worker_pb2.TruncatedQ, num_drafts: int, field: str) -> TruncatedQ:
+    """Decode a truncated q for `num_drafts` draft tokens; its contents are checked where they are used."""
+    if num_drafts == 0:
+        raise InvalidRequest(field, "present", "must be absent where there are no drafts")
+    ids = tensor_from_pb(message.ids, "int32", (num_drafts, MAX_TOP_M), f"{field}.ids")
+    probs = tensor_from_pb(message.probs, "float32", (num_drafts, MAX_TOP_M), f"{field}.probs")
+    if ids.shape != probs.shape or ids.shape[0] != num_drafts:
+        raise InvalidRequest(field, f"{ids.shape} ids, {probs.shape} probs", f"both must be [{num_drafts}, m]")
+    return TruncatedQ(ids, probs)
+
+
+def timing_to_pb(timing: Timing) -> worker_pb2.Timing:
+    return worker_pb2.Timing(
+        queue_ns=timing.queue_ns, forward_ns=timing.forward_ns, busy_ns=timing.busy_ns, idle_ns=timing.idle_ns
+    )
+
+
+def timing_from_pb(message: worker_pb2.Timing) -> Timing:
+    return Timing(message.queue_ns, message.forward_ns, message.busy_ns, message.idle_ns)
+
+
+def num_free_blocks_from_pb(num_free_blocks: int, info: WorkerInfo) -> int:
+    if num_free_blocks > info.num_blocks:
+        raise InvalidRequest("num_free_blocks", num_free_blocks, f"the worker has {info.num_blocks}")
+    return num_free_blocks
+
+
+def handshake_to_pb() -> worker_pb2.HandshakeRequest:
+    return worker_pb2.HandshakeRequest(protocol_version=PROTOCOL_VERSION)
+
+
+def info_to_pb(info: WorkerInfo) -> worker_pb2.HandshakeReply:
+    return worker_pb2.HandshakeReply(
+        role=info.role.value,
+        epoch=info.epoch,
+        protocol_version=info.protocol_version,
+        vocab_size=info.vocab_size,
+        vocab_fingerprint=info.vocab_fingerprint,
+        num_blocks=info.num_blocks,
+        block_size=info.block_size,
+        max_model_len=info.max_model_len,
+        model_name=info.model_name,
+        device=info.device,
+        dtype=info.dtype,
+        draft_method=info.draft_method,
+        weights_bytes=info.weights_bytes,
+    )
+
+
+def info_from_pb(message: worker_pb2.HandshakeReply) -> WorkerInfo:
+    roles = {role.value: role for role in Role}
+    if message.role not in roles:
+        raise InvalidRequest("role", message.role, f"must be one of {sorted(roles)}")
+    for field, value, limit in (
+        ("vocab_size", message.vocab_size, MAX_VOCAB_SIZE),
+        ("num_blocks", message.num_blocks, (1 << 31) - 1),
+        ("block_size", message.block_size, 1 << 16),
+        ("max_model_len", message.max_model_len, MAX_SEQUENCE_LEN),
+    ):
+        if not 1 <= value <= limit:
+            raise InvalidRequest(field, value, f"must be in [1, {limit}]")
+    for field in ("vocab_fingerprint", "model_name", "device", "dtype", "draft_method"):
+        if len(getattr(message, field)) > MAX_NAME_CHARS:
+            raise InvalidRequest(field, getattr(message, field), f"at most {MAX_NAME_CHARS} characters")
+    return WorkerInfo(
+        role=roles[message.role],
+        epoch=message.epoch,
+        protocol_version=message.protocol_version,
+        vocab_size=message.vocab_size,
+        vocab_fingerprint=message.vocab_fingerprint,
+        num_blocks=message.num_blocks,
+        block_size=message.block_size,
+        max_model_len=message.max_model_len,
+        model_name=message.model_name,
+        device=message.device,
+        dtype=message.dtype,
+        draft_method=message.draft_method,
+        weights_bytes=message.weights_bytes,
+    )
+
+
+def release_to_pb(epoch: int, request_ids: Sequence[int]) -> worker_pb2.ReleaseRequest:
+    return worker_pb2.ReleaseRequest(epoch=epoch, request_ids=request_ids)
+
+
+def release_from_pb(message: worker_pb2.ReleaseRequest) -> tuple[int, tuple[int, ...]]:
+    """The epoch and the request ids."""
+    return message.epoch, released_from_pb(message.request_ids)
+
+
+def release_reply_to_pb(num_free_blocks: int) -> worker_pb2.ReleaseReply:
+    return worker_pb2.ReleaseReply(num_free_blocks=num_free_blocks)
+
+
+def release_reply_from_pb(message: worker_pb2.ReleaseReply, info: WorkerInfo) -> int:
+    return num_free_blocks_from_pb(message.num_free_blocks, info)
+
+
+def protocol_version_from_pb(message: worker_pb2.HandshakeRequest) -> int:
+    return message.protocol_version

@@ -1,0 +1,106 @@
+"""Draft and Prefill messages: the command on its way to the drafter, the proposals on their way back."""
+
+from __future__ import annotations
+
+from minedraft.errors import InvalidRequest, ProtocolError, StaleRound
+from minedraft.rpc import codec
+from minedraft.types import MAX_DRAFT_LEN, DraftCommand, DraftReply, DraftSpan, Proposal, WorkerInfo
+from minedraft.v1 import worker_pb2
+
+
+def draft_command_to_pb(command: DraftCommand) -> worker_pb2.DraftRequest:
+    return worker_pb2.DraftRequest(
+        round=codec.round_to_pb(command.round),
+        spans=[_span_to_pb(span) for span in command.spans],
+        released=command.released,
+    )
+
+
+def draft_command_from_pb(message: worker_pb2.DraftRequest, info: WorkerInfo) -> DraftCommand:
+    """Decode in the drafter.
+
+    Raises:
+        InvalidRequest: something is out of the limits of `info` or of the protocol.
+    """
+    codec.check_span_count("spans", len(message.spans))
+    spans = tuple([_span_from_pb(span, info) for span in message.spans])
+    if len({span.request_id for span in spans}) != len(spans):
+        raise InvalidRequest("spans", "a request id twice", "each request has at most one span")
+    return DraftCommand(codec.round_from_pb(message.round), spans, codec.released_from_pb(message.released))
+
+
+def draft_reply_to_pb(reply: DraftReply) -> worker_pb2.DraftReply:
+    return worker_pb2.DraftReply(
+        round=codec.round_to_pb(reply.round),
+        proposals=[_proposal_to_pb(proposal) for proposal in reply.proposals],
+        timing=codec.timing_to_pb(reply.timing),
+        num_free_blocks=reply.num_free_blocks,
+    )
+
+
+def draft_reply_from_pb(message: worker_pb2.DraftReply, command: DraftCommand, info: WorkerInfo) -> DraftReply:
+    """Decode in the scheduler: one proposal for each span of `command` that asks for drafts, in its order.
+
+    Raises:
+        StaleRound: the reply is for another round.
+        ProtocolError: it does not answer the command, or is out of limits.
+    """
+    try:
+        round_id = codec.round_from_pb(message.round)
+        if round_id != command.round:
+            raise StaleRound(f"drafter answered {round_id}, not {command.round}")
+        drafting = {span.request_id: span for span in command.spans if span.draft_len}
+        codec.check_span_count("proposals", len(message.proposals))
+        by_id = {proposal.request_id: proposal for proposal in message.proposals}
+        if len(by_id) != len(message.proposals) or by_id.keys() != drafting.keys():
+            raise InvalidRequest("proposals", sorted(by_id), f"must be for the requests {sorted(drafting)}")
+        return DraftReply(
+            round=round_id,
+            proposals=tuple([_proposal_from_pb(by_id[id_], span, info) for id_, span in drafting.items()]),
+            timing=codec.timing_from_pb(message.timing),
+            num_free_blocks=codec.num_free_blocks_from_pb(message.num_free_blocks, info),
+        )
+    except InvalidRequest as error:
+        raise ProtocolError(f"drafter's reply: {error}") from error
+
+
+def _span_to_pb(span: DraftSpan) -> worker_pb2.DraftSpan:
+    return worker_pb2.DraftSpan(
+        request_id=span.request_id,
+        prefix_len=span.prefix_len,
+        tokens=span.tokens,
+        draft_len=span.draft_len,
+        spec=None if span.spec is None else codec.spec_to_pb(span.spec),
+    )
+
+
+def _span_from_pb(message: worker_pb2.DraftSpan, info: WorkerInfo) -> DraftSpan:
+    has_spec = message.HasField("spec")
+    field = f"spans[request {message.request_id}]"
+    tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, f"{field}.tokens")
+    codec.check_prefix(field, message.prefix_len, len(tokens), info, has_spec=has_spec)
+    if message.draft_len > MAX_DRAFT_LEN:
+        raise InvalidRequest(f"{field}.draft_len", message.draft_len, f"at most {MAX_DRAFT_LEN}")
+    spec = codec.spec_from_pb(message.spec, info) if has_spec else None
+    return DraftSpan(message.request_id, message.prefix_len, tokens, message.draft_len, spec)
+
+
+def _proposal_to_pb(proposal: Proposal) -> worker_pb2.Proposal:
+    return worker_pb2.Proposal(
+        request_id=proposal.request_id,
+        prefix_len=proposal.prefix_len,
+        tokens=proposal.tokens,
+        q=None if proposal.q is None else codec.q_to_pb(proposal.q),
+    )
+
+
+def _proposal_from_pb(message: worker_pb2.Proposal, span: DraftSpan, info: WorkerInfo) -> Proposal:
+    field = f"proposals[request {span.request_id}]"
+    committed_len = span.prefix_len + len(span.tokens)
+    if message.prefix_len != committed_len:
+        raise InvalidRequest(f"{field}.prefix_len", message.prefix_len, f"must be {committed_len}")
+    if len(message.tokens) > span.draft_len:
+        raise InvalidRequest(f"{field}.tokens", f"{len(message.tokens)} tokens", f"at most {span.draft_len}")
+    tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, f"{field}.tokens")
+    q = codec.q_from_pb(message.q, len(tokens), f"{field}.q") if message.HasField("q") else None
+    return Proposal(span.request_id, committed_len, tokens, q)

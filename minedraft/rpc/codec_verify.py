@@ -1,0 +1,157 @@
+"""Verify messages: the command on its way to the verifier, the verdicts on their way back."""
+
+from __future__ import annotations
+
+from minedraft.errors import InvalidRequest, NumericError, ProtocolError, StaleRound
+from minedraft.rpc import codec
+from minedraft.sampling_params import MAX_LOGPROBS
+from minedraft.types import MAX_DRAFT_LEN, TokenLogprobs, Verdict, VerifyCommand, VerifyReply, VerifySpan, WorkerInfo
+from minedraft.v1 import common_pb2, worker_pb2
+
+_MAX_LOGPROB = 1e-3  # 0 and room for rounding
+_VERDICT_ERRORS = frozenset({"", NumericError.reason})
+
+
+def verify_command_to_pb(command: VerifyCommand) -> worker_pb2.VerifyRequest:
+    return worker_pb2.VerifyRequest(
+        round=codec.round_to_pb(command.round),
+        spans=[_span_to_pb(span) for span in command.spans],
+        released=command.released,
+    )
+
+
+def verify_command_from_pb(message: worker_pb2.VerifyRequest, info: WorkerInfo) -> VerifyCommand:
+    """Decode in the verifier.
+
+    Raises:
+        InvalidRequest: something is out of the limits of `info` or of the protocol.
+    """
+    codec.check_span_count("spans", len(message.spans))
+    spans = tuple([_span_from_pb(span, info) for span in message.spans])
+    if len({span.request_id for span in spans}) != len(spans):
+        raise InvalidRequest("spans", "a request id twice", "each request has at most one span")
+    return VerifyCommand(codec.round_from_pb(message.round), spans, codec.released_from_pb(message.released))
+
+
+def verify_reply_to_pb(reply: VerifyReply) -> worker_pb2.VerifyReply:
+    return worker_pb2.VerifyReply(
+        round=codec.round_to_pb(reply.round),
+        verdicts=[_verdict_to_pb(verdict) for verdict in reply.verdicts],
+        timing=codec.timing_to_pb(reply.timing),
+        num_free_blocks=reply.num_free_blocks,
+    )
+
+
+def verify_reply_from_pb(message: worker_pb2.VerifyReply, command: VerifyCommand, info: WorkerInfo) -> VerifyReply:
+    """Decode in the scheduler: exactly one verdict for each span of `command`, in its order.
+
+    Raises:
+        StaleRound: the reply is for another round.
+        ProtocolError: it does not answer the command, or is out of limits.
+    """
+    try:
+        round_id = codec.round_from_pb(message.round)
+        if round_id != command.round:
+            raise StaleRound(f"verifier answered {round_id}, not {command.round}")
+        codec.check_span_count("verdicts", len(message.verdicts))
+        by_id = {verdict.request_id: verdict for verdict in message.verdicts}
+        asked = {span.request_id for span in command.spans}
+        if len(by_id) != len(message.verdicts) or by_id.keys() != asked:
+            raise InvalidRequest("verdicts", sorted(by_id), f"must be for the requests {sorted(asked)}")
+        return VerifyReply(
+            round=round_id,
+            verdicts=tuple([_verdict_from_pb(by_id[span.request_id], span, info) for span in command.spans]),
+            timing=codec.timing_from_pb(message.timing),
+            num_free_blocks=codec.num_free_blocks_from_pb(message.num_free_blocks, info),
+        )
+    except InvalidRequest as error:
+        raise ProtocolError(f"verifier's reply: {error}") from error
+
+
+def _span_to_pb(span: VerifySpan) -> worker_pb2.VerifySpan:
+    return worker_pb2.VerifySpan(
+        request_id=span.request_id,
+        prefix_len=span.prefix_len,
+        tokens=span.tokens,
+        drafts=span.drafts,
+        q=None if span.q is None else codec.q_to_pb(span.q),
+        sample=span.sample,
+        spec=None if span.spec is None else codec.spec_to_pb(span.spec),
+    )
+
+
+def _span_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> VerifySpan:
+    has_spec = message.HasField("spec")
+    field = f"spans[request {message.request_id}]"
+    tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, f"{field}.tokens")
+    if len(message.drafts) > MAX_DRAFT_LEN:
+        raise InvalidRequest(f"{field}.drafts", f"{len(message.drafts)} tokens", f"at most {MAX_DRAFT_LEN}")
+    drafts = codec.tokens_from_pb(message.drafts, info.vocab_size, f"{field}.drafts")
+    if not tokens:
+        raise InvalidRequest(f"{field}.tokens", "empty", "at least one token")
+    codec.check_prefix(field, message.prefix_len, len(tokens) + len(drafts), info, has_spec=has_spec)
+    if drafts and not message.sample:
+        raise InvalidRequest(f"{field}.drafts", f"{len(drafts)} tokens", "none in a span that does not sample")
+    return VerifySpan(
+        request_id=message.request_id,
+        prefix_len=message.prefix_len,
+        tokens=tokens,
+        drafts=drafts,
+        q=codec.q_from_pb(message.q, len(drafts), f"{field}.q") if message.HasField("q") else None,
+        sample=message.sample,
+        spec=codec.spec_from_pb(message.spec, info) if has_spec else None,
+    )
+
+
+def _verdict_to_pb(verdict: Verdict) -> worker_pb2.Verdict:
+    return worker_pb2.Verdict(
+        request_id=verdict.request_id,
+        prefix_len=verdict.prefix_len,
+        accepted_len=verdict.accepted_len,
+        tokens=verdict.tokens,
+        logprobs=[
+            common_pb2.TokenLogprobs(logprob=entry.logprob, top_ids=entry.top_ids, top_logprobs=entry.top_logprobs)
+            for entry in verdict.logprobs
+        ],
+        error=verdict.error,
+    )
+
+
+def _verdict_from_pb(message: worker_pb2.Verdict, span: VerifySpan, info: WorkerInfo) -> Verdict:
+    field = f"verdicts[request {span.request_id}]"
+    committed_len = span.prefix_len + len(span.tokens)
+    if message.prefix_len != committed_len:
+        raise InvalidRequest(f"{field}.prefix_len", message.prefix_len, f"must be {committed_len}")
+    if message.error not in _VERDICT_ERRORS:
+        raise InvalidRequest(f"{field}.error", message.error, f"must be one of {sorted(_VERDICT_ERRORS)}")
+    accepted_len = message.accepted_len
+    if accepted_len > len(span.drafts):
+        raise InvalidRequest(f"{field}.accepted_len", accepted_len, f"{len(span.drafts)} drafts were sent")
+    tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, f"{field}.tokens")
+    num_expected = accepted_len + 1 if span.sample and not message.error else 0
+    if len(tokens) != num_expected or (not num_expected and accepted_len):
+        limit = f"must be {num_expected} after {accepted_len} accepted drafts"
+        raise InvalidRequest(f"{field}.tokens", f"{len(tokens)} tokens", limit)
+    if tokens[:accepted_len] != span.drafts[:accepted_len]:
+        limit = f"must start with the accepted drafts {span.drafts[:accepted_len]}"
+        raise InvalidRequest(f"{field}.tokens", tokens, limit)
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    if message.logprobs:
+        if len(message.logprobs) != len(tokens):
+            raise InvalidRequest(f"{field}.logprobs", f"{len(message.logprobs)} entries", f"must be {len(tokens)}")
+        logprobs = tuple(logprobs_from_pb(entry, info.vocab_size, f"{field}.logprobs") for entry in message.logprobs)
+    return Verdict(span.request_id, committed_len, accepted_len, tokens, logprobs, message.error)
+
+
+def logprobs_from_pb(message: common_pb2.TokenLogprobs, vocab_size: int, field: str) -> TokenLogprobs:
+    num_top = len(message.top_ids)
+    if num_top > MAX_LOGPROBS or len(message.top_logprobs) != num_top:
+        value = f"{num_top} ids, {len(message.top_logprobs)} numbers"
+        raise InvalidRequest(field, value, f"as many of each, at most {MAX_LOGPROBS}")
+    top_ids = tuple(message.top_ids)
+    if top_ids and not 0 <= min(top_ids) <= max(top_ids) < vocab_size:
+        raise InvalidRequest(field, top_ids, f"token ids are in [0, {vocab_size})")
+    top_logprobs = tuple(message.top_logprobs)
+    if not all(number <= _MAX_LOGPROB for number in (message.logprob, *top_logprobs)):  # also refuses NaN
+        raise InvalidRequest(field, (message.logprob, *top_logprobs), "log-probabilities are at most 0")
+    return TokenLogprobs(message.logprob, top_ids, top_logprobs)
