@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterable
 from typing import Protocol
 
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, pre_tokenizers
 
-_REPLACEMENT = "\ufffd"
-# A UTF-8 character has at most four bytes, so a fifth unfinished byte token cannot be part of one.
-_MAX_HELD_TOKENS = 4
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 
 
 class StreamDecoder(Protocol):
@@ -65,6 +64,7 @@ class WindowDecoder:
     def __init__(self, tokenizer: RawTokenizer, skipped_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._skipped_ids = skipped_ids
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._context: list[int] = []
         self._held: list[int] = []
 
@@ -75,13 +75,17 @@ class WindowDecoder:
         return self._release(self._new_text()) if self._held else ""
 
     def _push_one(self, token_id: int) -> str:
-        if self._tokenizer.id_to_token(token_id) is None:
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
             return ""
         self._held.append(token_id)
-        text = self._new_text()
-        if text.endswith(_REPLACEMENT) and len(self._held) < _MAX_HELD_TOKENS:
-            return ""
-        return self._release(text)
+        if byte := _BYTE_TOKEN.fullmatch(token):
+            self._utf8.decode(bytes.fromhex(byte[1]))
+            if self._utf8.getstate()[0]:  # an unfinished character, three bytes at most
+                return ""
+        else:
+            self._utf8.reset()
+        return self._release(self._new_text())
 
     def _new_text(self) -> str:
         before = self._decode(self._context)
