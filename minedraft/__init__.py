@@ -1,1 +1,36 @@
-"""MineDraft: batch-parallel speculative decoding."""
+"""MineDraft: batch-parallel speculative decoding.
+
+    from minedraft import AsyncClient, Client, SamplingParams
+
+The clients are imported when first used, so that `minedraft.errors` and the other plain modules cost
+a worker nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minedraft.errors import MineDraftError
+from minedraft.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from minedraft.client import AsyncClient, Client
+    from minedraft.output import Output, ServiceStatus
+
+__version__ = "0.1.0"
+__all__ = ["AsyncClient", "Client", "MineDraftError", "Output", "SamplingParams", "ServiceStatus"]
+
+_LAZY = {
+    "AsyncClient": "minedraft.client",
+    "Client": "minedraft.client",
+    "Output": "minedraft.output",
+    "ServiceStatus": "minedraft.output",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

@@ -71,11 +71,6 @@ class Settings(BaseModel):
     draft_method: Literal["model", "ngram"] = Field(
         "model", description="model: the draft model proposes; ngram: the prompt's own n-grams, no draft model."
     )
-    acceptance: Literal["auto", "coupled", "rejection"] = Field(
-        "auto",
-        description="How sampled drafts are accepted: coupled gives the same tokens for the same seed, rejection "
-        "accepts more; auto is coupled for requests with a seed and rejection for the others.",
-    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of the weights; auto measures which one is faster on the device."
     )

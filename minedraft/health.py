@@ -1,0 +1,62 @@
+"""Standard gRPC health (grpc.health.v1): the names we serve, and waiting for a peer's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc.aio
+from grpc_health.v1 import _async as health_aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from minedraft.address import Address
+
+LIVE = ""
+"""Serving while the process answers."""
+
+READY = "minedraft.v1.Inference"
+"""Serving once a real generation has gone through both workers, until draining starts."""
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def add_health(server: grpc.aio.Server) -> health_aio.HealthServicer:
+    """Serve health on this server: live at once, ready later."""
+    servicer = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    await servicer.set(LIVE, SERVING)
+    await servicer.set(READY, NOT_SERVING)
+    return servicer
+
+
+async def wait_serving(address: Address, service: str) -> None:
+    """Return once the peer says that the service is serving; waits for ever for a peer to appear.
+
+    Whoever calls sets the deadline, and watches the peer's process.
+    """
+    async with _stub(address) as stub:
+        while True:
+            try:
+                async for reply in stub.Watch(health_pb2.HealthCheckRequest(service=service), wait_for_ready=True):
+                    if reply.status == SERVING:
+                        return
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+            await asyncio.sleep(0.05)  # the peer is there but went away: not a hot loop
+
+
+@asynccontextmanager
+async def _stub(address: Address) -> AsyncIterator[Any]:
+    # A peer that is still loading refuses connections; gRPC's own backoff grows to two minutes.
+    options = (
+        ("grpc.initial_reconnect_backoff_ms", 50),
+        ("grpc.max_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", 50),
+        ("grpc.use_local_subchannel_pool", 1),
+    )
+    async with grpc.aio.insecure_channel(address.target, options=options) as channel:
+        yield health_pb2_grpc.HealthStub(channel)

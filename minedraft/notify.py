@@ -1,0 +1,45 @@
+"""Tell systemd how the service is doing (sd_notify), where there is a systemd. Never raises."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+logger = logging.getLogger(__name__)
+
+
+class Notifier:
+    """Sends to the socket that systemd named, or nowhere.
+
+    The variable is taken out of the environment: children must not speak for the service.
+    """
+
+    def __init__(self) -> None:
+        self._path = os.environ.pop("NOTIFY_SOCKET", "")
+
+    def ready(self) -> None:
+        self._send("READY=1")
+
+    def status(self, text: str) -> None:
+        """One line for `systemctl status`."""
+        self._send(f"STATUS={text}")
+
+    def stopping(self) -> None:
+        self._send("STOPPING=1")
+
+    def extend_timeout(self, seconds: float) -> None:
+        """Ask for this much more time before the start or stop counts as hung."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+
+    def _send(self, line: str) -> None:
+        if not self._path:
+            return
+        # "@" stands for the zero byte of an abstract socket.
+        address = "\0" + self._path[1:] if self._path.startswith("@") else self._path
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+                sender.setblocking(False)
+                sender.sendto(line.encode(), address)
+        except OSError as error:
+            logger.warning("systemd could not be notified: %s", error)

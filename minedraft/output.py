@@ -1,0 +1,100 @@
+"""What a client gets back: pieces of an answer, its usage, and the state of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from minedraft.types import FinishReason, TokenLogprobs
+from minedraft.usage import RequestUsage
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A piece of one answer, or with `complete` the whole of it.
+
+    Attributes:
+        text: new text, complete characters only. token_ids: new token ids, EOS included.
+        finish_reason, usage: None until the end.
+        logprobs: one per token id when asked for.
+        index: which of the n samples, 0..n-1.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: RequestUsage | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    index: int = 0
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchState:
+    """One of the two batches, A or B."""
+
+    name: str
+    num_requests: int = 0
+    rounds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker process; units as in inference.proto."""
+
+    role: str
+    state: str = ""
+    model: str = ""
+    device: str = ""
+    dtype: str = ""
+    epoch: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    block_size: int = 0
+    busy: float = 0.0
+    step_ms: float = 0.0
+    draft_method: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """State, batches, workers and rates of the service; field meanings as in inference.proto."""
+
+    state: str
+    mode: str = ""
+    draft_len: int = 0
+    max_batch_size: int = 0
+    num_waiting: int = 0
+    num_running: int = 0
+    batches: tuple[BatchState, ...] = ()
+    workers: tuple[WorkerState, ...] = ()
+    vsr: float = 0.0
+    mean_accepted_len: float = 0.0
+    overlap_efficiency: float = 0.0
+    control_overhead_ms: float = 0.0
+    tokens_per_s: float = 0.0
+    output_tokens: int = 0
+    finished_requests: int = 0
+    preemptions: int = 0
+    stale_replies: int = 0
+    wire_bytes: int = 0
+    steps: int = 0
+    uptime_s: float = 0.0
+    verify_ms: float = 0.0
+    draft_ms: float = 0.0
+    step_ms: float = 0.0
+    errors: dict[str, int] = field(default_factory=dict)
+
+
+def join_outputs(pieces: Sequence[Output]) -> Output:
+    """The pieces of one sample, in order, as one Output."""
+    last = pieces[-1]
+    return Output(
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+        logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
+        index=last.index,
+        request_id=last.request_id,
+    )

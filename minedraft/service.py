@@ -1,0 +1,237 @@
+"""The Inference service: the edge where clients' requests become the pipeline's, and tokens text.
+
+Every check that needs no model is made before any work; every failure leaves through one mapper as
+a typed status; whatever way a call ends, its requests end with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import grpc.aio
+
+from minedraft.answer import Answer
+from minedraft.config import Settings
+from minedraft.errors import (
+    DeadlineExceeded,
+    Draining,
+    DuplicateRequest,
+    InternalError,
+    InvalidRequest,
+    MineDraftError,
+    Overloaded,
+    RequestAborted,
+    Unavailable,
+)
+from minedraft.metrics import Metrics
+from minedraft.output import Output
+from minedraft.pipeline import Pipeline
+from minedraft.request import NewRequest
+from minedraft.rpc import status
+from minedraft.rpc.codec_inference import (
+    AnyPrompt,
+    ChatPrompt,
+    GenerateCall,
+    TextPrompt,
+    generate_from_pb,
+    output_to_pb,
+    status_to_pb,
+)
+from minedraft.sampling_params import SamplingParams
+from minedraft.tokenizer import Tokenizer
+from minedraft.v1 import inference_pb2, inference_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+_INLINE_CHARS = 4096  # longer prompts are tokenised in a thread: the event loop must not stall
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(slots=True)
+class _LiveCall:
+    """A Generate call in progress: its samples, and the pipeline's ids of them."""
+
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    answers: list[Answer] = field(default_factory=list)
+    pipeline_ids: list[int] = field(default_factory=list)
+    error: MineDraftError | None = None
+
+    def fail(self, error: MineDraftError) -> None:
+        """End it from outside the pipeline."""
+        self.error = error
+        self.changed.set()
+
+
+class InferenceService(inference_pb2_grpc.InferenceServicer):
+    """Serves Generate, Abort and GetStatus. Refuses requests until `open`, and after `drain`."""
+
+    def __init__(self, settings: Settings, tokenizer: Tokenizer) -> None:
+        self.metrics = Metrics(settings)
+        self._settings = settings
+        self._tokenizer = tokenizer
+        self._pipeline: Pipeline | None = None
+        self._is_open = False
+        self._is_draining = False
+        self._live: dict[str, _LiveCall] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def state(self) -> str:
+        """starting | serving | degraded | draining."""
+        if self._is_draining:
+            return "draining"
+        if self._pipeline is None or not self._is_open:
+            return "starting"
+        is_degraded = self._settings.needs_drafter and self._pipeline.drafter is None
+        return "degraded" if is_degraded else "serving"
+
+    async def open(self, pipeline: Pipeline) -> None:
+        """Generate a few tokens through both workers, then accept requests.
+
+        Raises:
+            MineDraftError: the generation failed.
+        """
+        self._pipeline = pipeline
+        # Enough tokens for one whole round with drafts after the prompt's.
+        sampling = SamplingParams(max_new_tokens=self._settings.draft_len + 2, ignore_eos=True)
+        call = GenerateCall(TextPrompt("Hello"), sampling)
+        async with aclosing(self._answer(pipeline, call, "warm-up")) as outputs:
+            async for _ in outputs:
+                pass
+        self._is_open = True
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests; let the live ones finish, and end those that do not within the time."""
+        self._is_draining = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            error = Draining(f"the service stopped before the answer was complete (drain_timeout_s {timeout_s:g})")
+            for call in self._live.values():
+                call.fail(error)
+
+    async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:
+        # Written to the context, not yielded: a cancelled generator would be closed at some later time.
+        try:
+            pipeline = self._accepting()
+            call = generate_from_pb(request)
+            async with aclosing(self._answer(pipeline, call, call.request_id or uuid.uuid4().hex)) as outputs:
+                async for output in outputs:
+                    await context.write(output_to_pb(output))
+        except asyncio.CancelledError:
+            remaining_s = cast("float | None", context.time_remaining())
+            is_late = remaining_s is not None and remaining_s <= 0
+            self.metrics.count_error(DeadlineExceeded() if is_late else RequestAborted())
+            raise
+        except MineDraftError as error:
+            self.metrics.count_error(error)
+            await status.abort(context, error)
+        except Exception:
+            logger.exception("a request failed")
+            await self._abort_internal(context)
+
+    async def Abort(self, request: inference_pb2.AbortRequest, context: Context) -> inference_pb2.AbortReply:
+        call = self._live.get(request.request_id)
+        if call is None or self._pipeline is None:
+            return inference_pb2.AbortReply(found=False)
+        if not call.pipeline_ids:  # still being tokenised
+            call.fail(RequestAborted(f"request {request.request_id!r} was aborted"))
+        for pipeline_id in call.pipeline_ids:
+            self._pipeline.abort(pipeline_id)
+        return inference_pb2.AbortReply(found=True)
+
+    async def GetStatus(
+        self, request: inference_pb2.GetStatusRequest, context: Context
+    ) -> inference_pb2.GetStatusReply:
+        return status_to_pb(self.metrics.status(self.state, self._pipeline))
+
+    def _accepting(self) -> Pipeline:
+        if self._is_draining:
+            raise Draining("the service is draining and takes no new requests")
+        if self._pipeline is None or not self._is_open:
+            raise Unavailable("the service is still starting")
+        return self._pipeline
+
+    async def _answer(self, pipeline: Pipeline, call: GenerateCall, name: str) -> AsyncGenerator[Output, None]:
+        """The outputs of one call, until all its samples have ended; leaving it ends them."""
+        if name in self._live:
+            raise DuplicateRequest(f"request_id {name!r} is in use by a live request")
+        limit = self._settings.max_waiting + self._settings.max_in_flight
+        if len(self._live) >= limit:  # before tokenising: refusing must stay cheap
+            raise Overloaded(f"{len(self._live)} requests are live or waiting, the limit is {limit}")
+        live = self._live[name] = _LiveCall()
+        self._idle.clear()
+        try:
+            await self._submit(pipeline, call, name, live)
+            while True:
+                await live.changed.wait()
+                live.changed.clear()
+                for answer in live.answers:
+                    for output in answer.take():
+                        yield output
+                    if (error := answer.error or live.error) is not None:
+                        raise error
+                if all(answer.is_finished for answer in live.answers) and not live.changed.is_set():
+                    return
+        finally:
+            for pipeline_id in live.pipeline_ids:
+                pipeline.abort(pipeline_id)
+            del self._live[name]
+            if not self._live:
+                self._idle.set()
+
+    async def _submit(self, pipeline: Pipeline, call: GenerateCall, name: str, live: _LiveCall) -> None:
+        sampling = call.sampling
+        prompt_token_ids = await self._tokenize(call.prompt)
+        if live.error is not None:
+            raise live.error
+        stop_ids = (() if sampling.ignore_eos else self._tokenizer.eos_ids) + sampling.stop_token_ids
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        for index in range(sampling.n):
+            new = NewRequest(prompt_token_ids, sampling, derive_seed(seed, index), tuple(dict.fromkeys(stop_ids)))
+            answer = Answer(index, self._tokenizer.stream_decoder(), sampling, live.changed, name)
+            live.answers.append(answer)
+            live.pipeline_ids.append(pipeline.submit(new, answer))
+
+    async def _tokenize(self, prompt: AnyPrompt) -> tuple[int, ...]:
+        tokenizer = self._tokenizer
+        match prompt:
+            case TextPrompt(text):
+                if len(text) <= _INLINE_CHARS:
+                    token_ids = tokenizer.encode(text)
+                else:
+                    token_ids = await asyncio.to_thread(tokenizer.encode, text)
+            case ChatPrompt(messages):
+                if sum(len(message["content"]) for message in messages) <= _INLINE_CHARS:
+                    token_ids = tokenizer.encode_chat(messages)
+                else:
+                    token_ids = await asyncio.to_thread(tokenizer.encode_chat, messages)
+            case _:
+                return prompt.token_ids
+        if not token_ids:
+            raise InvalidRequest("prompt", "0 tokens", "the text must hold at least one token")
+        return tuple(token_ids)
+
+    async def _abort_internal(self, context: Context) -> None:
+        error = InternalError("the request failed inside the service; its log says why")
+        self.metrics.count_error(error)
+        await status.abort(context, error)
+
+
+def derive_seed(seed: int, index: int) -> int:
+    """The seed of sample `index`; sample 0 has the request's own."""
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
