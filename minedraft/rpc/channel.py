@@ -26,6 +26,10 @@ def worker_channel_options() -> Options:
         # Each link has its own connection: one handshake must not share another's death.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),
+        # While a worker loads, its socket is not there yet; look again soon.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 500),
         ("grpc.enable_retries", 0),
     ]
 
