@@ -17,12 +17,9 @@ class PlannedSpan:
     request: Request
     committed_len: int
     num_tokens: int
+    sample: bool  # the verifier will hold the whole prefix, so it says what follows
     draft_len: int = 0
     num_prefill: int = 0
-
-    @property
-    def sample(self) -> bool:
-        return self.request.verifier_len + self.num_tokens == self.committed_len
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,8 +106,11 @@ class Scheduler:
         self._remove(request)
         return Progress(request, finish_reason=reason)
 
-    def has_work(self, batch: Batch) -> bool:
-        return self.batches.size(batch) > 0 or bool(self.waiting)
+    def reconfigure(self, limits: SchedulerLimits) -> None:
+        """Change mode or limits; only while there are no requests. Round numbers and ids go on."""
+        assert not self.requests, f"{len(self.requests)} requests are live"
+        self.limits = limits
+        self.batches = BatchManager(limits.num_batches, limits.max_batch_size)
 
     def lose_drafter(self) -> None:
         """Go on without drafts: the drafter is an accelerator, not a dependency."""
@@ -119,6 +122,8 @@ class Scheduler:
 
     def plan(self, batch: Batch) -> RoundPlan | None:
         """Decide the batch's next round; None when it has nothing to do now."""
+        if batch not in self.batches.batches:
+            return None
         self._admit(batch)
         spans: list[PlannedSpan] = []
         verifier_budget = drafter_budget = self.limits.prefill_chunk
@@ -183,9 +188,9 @@ class Scheduler:
             if request.is_aborted:
                 progress.append(self.finish(request, FinishReason.ABORT))
                 continue
-            verdict = verdict_of.get(request.id)
-            if verdict is None or verdict.prefix_len != span.committed_len:
-                raise ProtocolError(f"no verdict continues request {request.id} at {span.committed_len} tokens")
+            verdict, prefix_len = verdict_of.get(request.id), request.verifier_len + span.num_tokens
+            if verdict is None or verdict.prefix_len != prefix_len:
+                raise ProtocolError(f"no verdict continues request {request.id} at {prefix_len} tokens")
             progress.extend(self._commit_span(span, span_of[request.id], verdict, prefilled=prefilled))
         for span in plan.spans:
             if span.request.id in self.verifier.evicted and span.request.batch is not None:
@@ -258,7 +263,7 @@ class Scheduler:
             self.drafter.reserve(request.id, committed_len + draft_len - 1)
         elif self.drafter is not None and num_prefill:
             self.drafter.reserve(request.id, request.drafter_len + num_prefill)
-        return PlannedSpan(request, committed_len, num_tokens, draft_len, num_prefill)
+        return PlannedSpan(request, committed_len, num_tokens, num_tokens == missing, draft_len, num_prefill)
 
     def _draft_len(self, request: Request, drafter: KvLedger) -> int:
         """Drafts to ask for: 0 while the drafter is behind by more than a round leaves it, near a

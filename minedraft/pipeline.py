@@ -1,0 +1,333 @@
+"""The overlapped loop: one lane per batch, both sharing the two workers.
+
+A lane is plan -> draft -> verify -> commit, again and again. Two lanes give batch-parallel
+speculative decoding: while lane A's verify runs, lane B's draft does, and each worker's mailbox
+holds the other lane's command before it needs it, so nothing in the scheduler is on the critical
+path as long as one device is slower than the other plus a round trip. One lane is plain speculative
+decoding; one lane with draft_len 0 is autoregressive decoding. There is no other code path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from minedraft.errors import Draining, InternalError, InvalidRequest, MineDraftError, Unavailable
+from minedraft.ledger import KvLedger
+from minedraft.request import NewRequest, Progress
+from minedraft.round_stats import RoundStats
+from minedraft.rounds import RoundPlan
+from minedraft.scheduler import Scheduler, SchedulerLimits
+from minedraft.types import (
+    Batch,
+    DraftCommand,
+    FinishReason,
+    Proposal,
+    RoundId,
+    Timing,
+    TokenLogprobs,
+    Verdict,
+    VerifyCommand,
+    VerifySpan,
+    WorkerInfo,
+)
+from minedraft.usage import RequestUsage, UsageClock
+from minedraft.worker_client import Drafter, Verifier
+
+logger = logging.getLogger("minedraft.pipeline")
+
+
+class Sink(Protocol):
+    """Where a request's tokens go. Called in the event loop; must not block."""
+
+    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
+        """New tokens. Return True to end the request now (a stop string was found)."""
+
+    def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
+        """The end, exactly once: either a reason or an error."""
+
+
+class Pipeline:
+    """Runs the scheduler's rounds on the two workers.
+
+    Use as an async context manager; leaving it cancels what is still running.
+
+    Args:
+        drafter: None decodes without drafts.
+        clock: monotonic seconds (a parameter for tests).
+    """
+
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        verifier: Verifier,
+        drafter: Drafter | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.verifier = verifier
+        self.drafter = drafter
+        self.stats = RoundStats()
+        self.failure: MineDraftError | None = None
+        self.failed = asyncio.Event()  # the verifier is gone: nothing can be answered any more
+        self.is_draining = False
+        self._clock = clock
+        self._usage: dict[int, UsageClock] = {}
+        self._sinks: dict[int, Sink] = {}
+        self._wake = {batch: asyncio.Event() for batch in Batch}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._lanes: list[asyncio.Task[None]] = []
+        self.scheduler = Scheduler(limits, _make_ledger(verifier.info), drafter and _make_ledger(drafter.info))
+
+    async def __aenter__(self) -> Self:
+        # Both lanes always exist; with one batch the second one has nothing to plan.
+        self._lanes = [asyncio.create_task(self._guard_lane(b), name=f"lane-{b.name}") for b in Batch]
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for lane in self._lanes:
+            lane.cancel()
+        await asyncio.gather(*self._lanes, return_exceptions=True)
+        self._fail_all(Draining("the service has stopped"))
+
+    # Requests
+
+    def submit(self, new: NewRequest, sink: Sink) -> int:
+        """Accept a request and return its id; its tokens go to `sink`.
+
+        Raises:
+            InvalidRequest, Overloaded: see `Scheduler.add`. Unavailable, Draining.
+        """
+        if self.failure is not None:
+            raise Unavailable(f"no verifier: {self.failure}")
+        if self.is_draining:
+            raise Draining("the service is draining and takes no new requests")
+        new.sampling.check_token_ids(self.verifier.info.vocab_size)
+        for token_id in new.prompt_token_ids:
+            if not 0 <= token_id < self.verifier.info.vocab_size:
+                limit = f"token ids are in [0, {self.verifier.info.vocab_size})"
+                raise InvalidRequest("prompt.token_ids", token_id, limit)
+        request = self.scheduler.add(new)
+        self._sinks[request.id] = sink
+        self._usage[request.id] = UsageClock(self._clock())
+        self._idle.clear()
+        self._wake_lanes()
+        return request.id
+
+    def abort(self, request_id: int) -> bool:
+        """End a request; its KV is free within a round. False when no live request has this id."""
+        if request_id not in self._sinks:
+            return False
+        progress = self.scheduler.abort(request_id)
+        if progress is not None:
+            self._deliver([progress])
+        self._wake_lanes()
+        return True
+
+    async def drain(self) -> None:
+        """Refuse new requests and return when the live ones have ended."""
+        self.is_draining = True
+        await self._idle.wait()
+
+    def reconfigure(self, limits: SchedulerLimits) -> None:
+        """Switch mode or limits between requests (benchmarks compare modes on the same processes).
+
+        Raises:
+            Unavailable: requests are live.
+        """
+        if self.scheduler.requests:
+            raise Unavailable(f"{len(self.scheduler.requests)} requests are live; modes change only between requests")
+        self.scheduler.reconfigure(limits)
+        self.stats = RoundStats()
+
+    # The overlapped loop
+
+    async def _run_lane(self, batch: Batch) -> None:
+        while True:
+            plan, is_steady = await self._next_plan(batch)
+            proposals, draft_timing = await self._draft(plan)
+            command = self.scheduler.assemble(plan, proposals)
+            async with asyncio.TaskGroup() as together:
+                prefill = together.create_task(self._prefill(plan))
+                verify = together.create_task(self._verify(plan, command))
+            verdicts, verify_timing = verify.result()
+            progress = self.scheduler.commit(plan, command, verdicts, prefilled=prefill.result())
+            self._record(plan, draft_timing, verify_timing, progress, is_steady=is_steady)
+            self._deliver(progress)
+            self._wake_lanes()
+
+    async def _next_plan(self, batch: Batch) -> tuple[RoundPlan, bool]:
+        """The batch's next round, and whether it followed the last one without waiting for work."""
+        is_steady = True
+        while True:
+            self._wake[batch].clear()
+            plan = self.scheduler.plan(batch)
+            if plan is not None:
+                now_s = self._clock()
+                for span in plan.spans:
+                    self._usage[span.request.id].start(now_s)
+                return plan, is_steady
+            is_steady = False
+            # Freed blocks may be what the waiting requests wait for; no command is there to carry them.
+            if not await self._flush_releases():
+                await self._wake[batch].wait()
+
+    async def _draft(self, plan: RoundPlan) -> tuple[Sequence[Proposal], Timing | None]:
+        if self.drafter is None or not plan.drafts:
+            return (), None
+        ledger, released = self._take_drafter_releases()
+        command = DraftCommand(RoundId(self.drafter.info.epoch, plan.batch, plan.number), plan.drafts, released)
+        try:
+            reply = await self.drafter.draft(command)
+        except MineDraftError as error:
+            self.lose_drafter(error)
+            return (), None
+        ledger.acknowledge(released)
+        return reply.proposals, reply.timing
+
+    async def _prefill(self, plan: RoundPlan) -> bool:
+        """Let the drafter cache the prompts that the verifier is caching now; True when it has."""
+        if self.drafter is None or not plan.prefills:
+            return False
+        ledger, released = self._take_drafter_releases()
+        command = DraftCommand(RoundId(self.drafter.info.epoch, plan.batch, plan.number), plan.prefills, released)
+        try:
+            await self.drafter.prefill(command)
+        except MineDraftError as error:
+            self.lose_drafter(error)
+            return False
+        ledger.acknowledge(released)
+        return True
+
+    async def _verify(self, plan: RoundPlan, spans: tuple[VerifySpan, ...]) -> tuple[Sequence[Verdict], Timing]:
+        if not spans:  # every request of the round was aborted meanwhile
+            return (), Timing()
+        released = self.scheduler.verifier.take_releases()
+        command = VerifyCommand(RoundId(self.verifier.info.epoch, plan.batch, plan.number), spans, released)
+        reply = await self.verifier.verify(command)
+        self.scheduler.verifier.acknowledge(released)
+        return reply.verdicts, reply.timing
+
+    # Around it
+
+    async def _guard_lane(self, batch: Batch) -> None:
+        """A lane that fails takes the service with it: every waiter hears of it at once."""
+        try:
+            await self._run_lane(batch)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            cause = _cause_of(error)
+            if self.failure is None:
+                logger.error("lane %s failed: %s", batch.name, cause, exc_info=not isinstance(cause, MineDraftError))
+            self.fail(cause if isinstance(cause, MineDraftError) else InternalError(f"{type(cause).__name__}: {cause}"))
+
+    def fail(self, error: MineDraftError) -> None:
+        """End everything with `error`; also for the owner of the verifier's link when it breaks while idle."""
+        if self.failure is None:
+            self.failure = error
+            for lane in self._lanes:
+                if lane is not asyncio.current_task():
+                    lane.cancel()
+            self._fail_all(error)
+            self.failed.set()
+
+    def _fail_all(self, error: MineDraftError) -> None:
+        for request_id in list(self._sinks):
+            request = self.scheduler.requests[request_id]
+            self._deliver([Progress(request, error=error)])
+        self.scheduler.requests.clear()
+
+    def lose_drafter(self, error: MineDraftError) -> None:
+        """Go on without drafts; also for the owner of the drafter's link when it breaks while idle."""
+        if self.drafter is not None:
+            logger.warning("drafter lost, going on without drafts: %s", error)
+            self.drafter = None
+            self.scheduler.lose_drafter()
+
+    def _take_drafter_releases(self) -> tuple[KvLedger, tuple[int, ...]]:
+        ledger = self.scheduler.drafter
+        assert ledger is not None, "the drafter and its ledger go together"
+        return ledger, ledger.take_releases()
+
+    async def _flush_releases(self) -> bool:
+        """Send releases that no command carries; True when there were any."""
+        verifier, drafter = self.scheduler.verifier, self.scheduler.drafter
+        if not verifier.has_unsent_releases and not (drafter and drafter.has_unsent_releases):
+            return False
+        if released := verifier.take_releases():
+            num_free = await self.verifier.release(released)
+            verifier.acknowledge(released)
+            self._check_balance("verifier", verifier, num_free)
+        if drafter is not None and self.drafter is not None and (released := drafter.take_releases()):
+            try:
+                num_free = await self.drafter.release(released)
+            except MineDraftError as error:
+                self.lose_drafter(error)
+                return True
+            drafter.acknowledge(released)
+            self._check_balance("drafter", drafter, num_free)
+        return True
+
+    def _check_balance(self, role: str, ledger: KvLedger, num_free: int) -> None:
+        """With nothing live the worker must have every block back."""
+        if not self.scheduler.requests and not ledger.pool.owners and num_free != ledger.pool.num_blocks:
+            logger.error("%s leaks KV: %d of %d blocks free while idle", role, num_free, ledger.pool.num_blocks)
+
+    def _deliver(self, progress: Sequence[Progress]) -> None:
+        now_s = self._clock()
+        for item in progress:
+            request = item.request
+            sink, usage = self._sinks[request.id], self._usage[request.id]
+            if item.token_ids:
+                usage.on_tokens(now_s)
+                if sink.on_tokens(item.token_ids, item.logprobs) and not item.is_final:
+                    item = self.scheduler.finish(request, FinishReason.STOP)
+            if item.is_final:
+                del self._sinks[request.id], self._usage[request.id]
+                sink.on_finish(item.finish_reason, item.error, usage.finish(request, now_s))
+        if not self._sinks:
+            self._idle.set()
+
+    def _record(
+        self,
+        plan: RoundPlan,
+        draft: Timing | None,
+        verify: Timing,
+        progress: Sequence[Progress],
+        *,
+        is_steady: bool,
+    ) -> None:
+        self.stats.record(
+            plan.batch,
+            draft,
+            verify,
+            now_s=self._clock(),
+            num_requests=len(plan.spans),
+            num_active=sum(self.scheduler.batches.size(b) > 0 for b in self.scheduler.batches.batches),
+            num_output_tokens=sum(len(item.token_ids) for item in progress),
+            is_steady=is_steady,
+            is_prefill=any(span.num_tokens > 1 or span.num_prefill for span in plan.spans),
+        )
+
+    def _wake_lanes(self) -> None:
+        for event in self._wake.values():
+            event.set()
+
+
+def _make_ledger(info: WorkerInfo) -> KvLedger:
+    return KvLedger(info.num_blocks, info.block_size, info.max_model_len)
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    """The first real error inside a task group's bundle."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
