@@ -1,0 +1,125 @@
+"""Counter-based randomness: every number is a function of (seed, absolute position, purpose) and, for
+vocabulary noise, of the token id. There is no state to save, so a replay after a fault, another
+batch, another device or a drafter with fewer output rows all see the same numbers.
+
+Two kinds of numbers:
+
+- `uniform`: one float64 per decision, computed in Python integers on the host.
+- `TokenNoise`: one 31-bit integer per token, int32 tensor arithmetic only (wrap-around multiply, add,
+  xor, shift), hence the same bits on every device. `gumbel` turns such bits into Gumbel noise; the
+  token with the largest logit + noise is a draw from softmax(logits).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+
+_MASK64 = (1 << 64) - 1
+_GOLDEN64 = 0x9E3779B97F4A7C15
+_NOISE_BITS = 31
+
+
+class Purpose(IntEnum):
+    """What a number is used for; numbers of different purposes are independent."""
+
+    TOKEN_NOISE = 1  # the noise that drafter and verifier share under COUPLED
+    DRAFT = 2  # which token the drafter samples
+    ACCEPT = 3  # whether the verifier accepts a draft
+    TARGET = 4  # which token the target adds: residual or bonus
+
+
+def random_bits64(seed: int, position: int, purpose: Purpose) -> int:
+    """64 random bits for one use. Each argument goes through a full SplitMix64 round (Steele et al.
+    2014), so neighbouring seeds and positions share nothing."""
+    state = _mix64(seed + _GOLDEN64)
+    state = _mix64(state + (position + 1) * _GOLDEN64)
+    return _mix64(state + int(purpose) * _GOLDEN64)
+
+
+def uniform(seed: int, position: int, purpose: Purpose) -> float:
+    """A float64 in [0, 1), multiple of 2**-53."""
+    return (random_bits64(seed, position, purpose) >> 11) * 2.0**-53
+
+
+class TokenNoise:
+    """Noise bits for the columns of a logits row.
+
+    The bits of a column depend on (seed, position) and on the token id the column stands for, not on
+    the column's place nor on which other columns exist.
+    """
+
+    __slots__ = ("_hashes",)
+
+    def __init__(self, token_ids: torch.Tensor) -> None:
+        """token_ids: integers [num_columns], on the device of the logits."""
+        self._hashes = _hash_token_ids(token_ids)
+
+    def bits(self, seed: int, position: int, columns: torch.Tensor | None = None) -> torch.Tensor:
+        """int32 in 0..2**31-1: [num_columns], or [len(columns)] for the columns named (int64).
+
+        For one token over random keys the bits are uniform; over the tokens of one key, a keyed
+        multiply of well mixed values makes them pairwise independent.
+        """
+        key = random_bits64(seed, position, Purpose.TOKEN_NOISE)
+        hashes = self._hashes if columns is None else self._hashes[columns]
+        x = torch.bitwise_xor(hashes, _wrapped(key & 0xFFFFFFFF))
+        x.mul_(_MULTIPLIER)
+        # The shift keeps the sign, so adding it (not xor, which would make x and ~x collide) is what
+        # loses no information; one operator less than masking the sign bits off.
+        x.add_(torch.bitwise_right_shift(x, _SHIFT))
+        x.mul_(_wrapped(key >> 32 | 1))
+        return x.bitwise_and_(_LOW_BITS)
+
+
+def gumbel(bits: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise, float64, from noise bits.
+
+    Large values come from small bits, where v = (bits + 1/2) / 2**31 is finest: the values that win
+    are resolved to 2**-32 in probability, and -log(-log(u)) of a u near one is never taken.
+    """
+    v = bits.double().add_(0.5).mul_(2.0**-_NOISE_BITS)
+    return torch.log1p(v.neg_()).neg_().log_().neg_()
+
+
+def gumbel_bound(bits: torch.Tensor) -> torch.Tensor:
+    """A cheap upper bound of `gumbel(bits)`, float32, in units of `GUMBEL_BOUND_UNIT` and short of
+    `GUMBEL_BOUND_OFFSET`: gumbel <= GUMBEL_BOUND_OFFSET - GUMBEL_BOUND_UNIT * gumbel_bound.
+
+    gumbel = -log(-log(1 - v)) <= -log(v), and the bit pattern of a float32 is a lower bound of its
+    base-2 logarithm (Mitchell 1962), off by at most 0.086. No transcendental function is computed.
+    """
+    return bits.float().view(torch.int32).float()
+
+
+_LN2 = 0.6931471805599453
+GUMBEL_BOUND_UNIT = _LN2 * 2.0**-23
+GUMBEL_BOUND_OFFSET = _LN2 * (127 + _NOISE_BITS)
+
+
+def _mix64(x: int) -> int:
+    x &= _MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return x ^ (x >> 31)
+
+
+def _hash_token_ids(token_ids: torch.Tensor) -> torch.Tensor:
+    """Well mixed int32 per id (the 32-bit finaliser of MurmurHash3), in int64 to have logical shifts."""
+    x = (token_ids.to(torch.int64) + 1) * 0x9E3779B1 & 0xFFFFFFFF
+    x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+    x = x ^ (x >> 16)
+    return (x - ((x >> 31) << 32)).to(torch.int32)
+
+
+def _wrapped(unsigned: int) -> torch.Tensor:
+    """A 0-dim int32 tensor of an unsigned 32-bit value: such operands also work on other devices and
+    cost a third of what a Python number costs per operator."""
+    return torch.tensor(unsigned - ((unsigned >> 31) << 32), dtype=torch.int32)
+
+
+_MULTIPLIER = _wrapped(0x9E3779B1)
+_SHIFT = _wrapped(16)
+_LOW_BITS = _wrapped(0x7FFFFFFF)

@@ -1,0 +1,172 @@
+"""Choosing tokens from processed rows, and the drafter's step.
+
+GREEDY takes the most probable token, COUPLED the largest logit + noise with noise that the verifier
+shares, REJECTION samples from the renormalised top-m of q and reports exactly what it sampled from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from minedraft_workers.blocked import BlockedRow, argmax_rows
+from minedraft_workers.columns import Columns, columns_of
+from minedraft_workers.processors import ProcessedRow, adjust, is_greedy, needs_adjusting, process
+from minedraft_workers.randomness import (
+    GUMBEL_BOUND_OFFSET,
+    GUMBEL_BOUND_UNIT,
+    Purpose,
+    gumbel,
+    gumbel_bound,
+    uniform,
+)
+from minedraft_workers.sequence import SequenceState
+
+from minedraft.types import Acceptance
+
+__all__ = ["DraftChoice", "SequenceState", "choose_drafts", "coupled_choice", "draw", "truncate_q"]
+
+DEFAULT_TOP_M = 32
+_NEGATIVE_INFINITY = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class DraftChoice:
+    """One draft step of a batch of B requests.
+
+    tokens: B token ids. q_ids: int32 [B, m] token ids, -1 pads; q_probs: float32 [B, m]: what the rows
+    under REJECTION were sampled from (other rows are all padding); both None when no row is under
+    REJECTION. num_bad: rows with NaN or Inf, whose token means nothing.
+    """
+
+    tokens: list[int]
+    q_ids: torch.Tensor | None
+    q_probs: torch.Tensor | None
+    num_bad: int
+
+
+def choose_drafts(
+    logits: torch.Tensor,
+    states: Sequence[SequenceState],
+    positions: Sequence[int],
+    extra_tokens: Sequence[Sequence[int]],
+    draft_vocab_ids: torch.Tensor | None = None,
+    top_m: int = DEFAULT_TOP_M,
+) -> DraftChoice:
+    """Choose the next draft token of each request.
+
+    Args:
+        logits: float32 [B, n], of the draft model.
+        positions: B absolute positions (index in prompt + output) of the tokens to choose.
+        extra_tokens: the drafts of this round so far, per request.
+        draft_vocab_ids: integers [n], the token id of each column; None = column j is token j.
+        top_m: how many tokens q is cut down to under REJECTION.
+    """
+    columns = columns_of(logits.shape[-1], logits.device, draft_vocab_ids)
+    tokens = [columns.token_id(0)] * len(states)
+    num_bad = 0
+    plain = [
+        index
+        for index, (state, position) in enumerate(zip(states, positions, strict=True))
+        if is_greedy(state) and not needs_adjusting(state, position)
+    ]
+    if plain:
+        peaks, best = argmax_rows(logits if len(plain) == len(states) else logits[plain])
+        for index, peak, column in zip(plain, peaks.tolist(), best.tolist(), strict=True):
+            if math.isfinite(peak):
+                tokens[index] = columns.token_id(column)
+            else:
+                num_bad += 1
+    sampled_q: dict[int, tuple[list[int], torch.Tensor]] = {}
+    for index in set(range(len(states))).difference(plain):
+        state, drafts, row = states[index], extra_tokens[index], logits[index]
+        if is_greedy(state):
+            searched = BlockedRow(adjust(row, state, drafts, columns))
+            column = searched.argmax() if math.isfinite(searched.peak) else None
+            is_certain = True
+        else:
+            processed = process(row, state, drafts, columns)
+            is_certain = not processed.is_usable
+            if is_certain:
+                column = None
+            elif state.spec.acceptance is Acceptance.COUPLED:
+                column = coupled_choice(processed, columns, state.spec.seed, positions[index])
+            else:
+                kept, probs = truncate_q(processed, top_m)
+                drawn = draw(probs, uniform(state.spec.seed, positions[index], Purpose.DRAFT))
+                column = processed.column(int(kept[drawn]))
+                sampled_q[index] = ([columns.token_id(processed.column(i)) for i in kept.tolist()], probs)
+        if column is None:
+            num_bad += 1
+        else:
+            tokens[index] = columns.token_id(column)
+        if is_certain and state.spec.acceptance is Acceptance.REJECTION:
+            sampled_q[index] = ([tokens[index]], torch.ones(1))
+    q_ids, q_probs = _pack_q(sampled_q, len(states), min(top_m, columns.num_columns)) if sampled_q else (None, None)
+    return DraftChoice(tokens, q_ids, q_probs, num_bad)
+
+
+def truncate_q(processed: ProcessedRow, top_m: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The top_m most probable tokens of q, renormalised.
+
+    Returns:
+        Indices into the processed row (int64 [m']) and probabilities (float32 [m'], sum 1 but for
+        rounding), m' <= top_m, most probable first.
+    """
+    logits, kept = processed.logits, None
+    if processed.columns is None and len(logits) > top_m:
+        searched = BlockedRow(logits)
+        kept = searched.at_least(searched.kth_largest(top_m))
+        logits = logits[kept]
+    logits, order = logits.topk(min(top_m, len(logits)))
+    weights = ((logits.double() - processed.peak) / processed.temperature).exp()
+    return order if kept is None else kept[order], (weights / weights.sum()).float()
+
+
+def draw(weights: torch.Tensor, u: float) -> int:
+    """The index at `u` in [0, 1) of the cumulated weights: index i has probability
+    weights[i] / sum(weights), in float64. An index of weight 0 is never returned.
+
+    Args:
+        weights: [n], finite, not negative, sum > 0.
+    """
+    reached = weights.cumsum(0, dtype=torch.float64)
+    # A product rounded up to the whole sum must still find the last index that has weight.
+    goal = min(u * float(reached[-1]), math.nextafter(float(reached[-1]), 0.0))
+    return int(torch.searchsorted(reached, goal, right=True))
+
+
+def coupled_choice(processed: ProcessedRow, columns: Columns, seed: int, position: int) -> int:
+    """The column with the largest logit / temperature + Gumbel noise of (seed, position, token id): a
+    draw from the row's distribution that is the same for everyone who has the same row."""
+    temperature, logits = processed.temperature, processed.logits
+    bits = columns.noise.bits(seed, position, processed.columns)
+    if processed.columns is not None or logits.device.type != "cpu":
+        return processed.column(int(_noisy(logits, bits, temperature).argmax()))
+    # Two logarithms over a whole vocabulary cost more than all the rest. An upper bound of each score
+    # needs none, and few tokens have one above the exact score of the likeliest winner.
+    offset = temperature * GUMBEL_BOUND_OFFSET
+    bounds = BlockedRow(torch.add(logits, gumbel_bound(bits), alpha=-temperature * GUMBEL_BOUND_UNIT))
+    likeliest = bounds.argmax()
+    score = float(_noisy(logits[likeliest], bits[likeliest], temperature))
+    rounding = 1e-3 * temperature + 1e-6 * (abs(processed.peak) + abs(score))
+    candidates = bounds.at_least(score - offset - rounding)
+    return int(candidates[_noisy(logits[candidates], bits[candidates], temperature).argmax()])
+
+
+def _noisy(logits: torch.Tensor, bits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Scores in units of a logit, float64: exact enough that every device finds the same winner."""
+    return logits.double() + temperature * gumbel(bits)
+
+
+def _pack_q(
+    sampled_q: dict[int, tuple[list[int], torch.Tensor]], num_rows: int, top_m: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.full((num_rows, top_m), -1, dtype=torch.int32)
+    probs = torch.zeros(num_rows, top_m)
+    for index, (row_ids, row_probs) in sampled_q.items():
+        ids[index, : len(row_ids)] = torch.tensor(row_ids, dtype=torch.int32)
+        probs[index, : len(row_ids)] = row_probs
+    return ids, probs

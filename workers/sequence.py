@@ -1,0 +1,92 @@
+"""What a worker remembers of one request between rounds, besides its KV."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from minedraft.types import SequenceSpec
+
+
+class SequenceState:
+    """A request's parameters and committed tokens, with the token counts that penalties need.
+
+    Change `tokens` by `replace_from` or by appending; the counts follow incrementally, so a round
+    costs its new tokens and not the whole history.
+    """
+
+    __slots__ = (
+        "_counted_len",
+        "_counts",
+        "_seen_ids",
+        "_slots",
+        "bias_ids",
+        "bias_values",
+        "request_id",
+        "spec",
+        "stop_ids",
+        "tokens",
+    )
+
+    def __init__(self, request_id: int, spec: SequenceSpec, tokens: Sequence[int] = ()) -> None:
+        self.request_id = request_id
+        self.spec = spec
+        self.tokens: list[int] = list(tokens)  # prompt + output, without drafts
+        bias = spec.sampling.logit_bias
+        self.bias_ids = np.fromiter(bias.keys(), dtype=np.int64, count=len(bias))
+        self.bias_values = np.fromiter(bias.values(), dtype=np.float32, count=len(bias))
+        self.stop_ids = np.array(spec.stop_ids, dtype=np.int64)
+        self._counted_len = 0  # how many of `tokens` are in the counts
+        self._slots: dict[int, int] = {}  # token id -> index in the two arrays
+        self._seen_ids = array("q")
+        self._counts = array("f")
+
+    def replace_from(self, prefix_len: int, tokens: Sequence[int]) -> None:
+        """Keep the first `prefix_len` tokens and put `tokens` after them.
+
+        Raises:
+            ValueError: `prefix_len` is more than the tokens known.
+        """
+        if not 0 <= prefix_len <= len(self.tokens):
+            raise ValueError(f"prefix_len {prefix_len} is beyond the {len(self.tokens)} tokens known")
+        # Committed tokens are usually resent as they were; the counts then stay valid.
+        counted = self.tokens[prefix_len : self._counted_len]
+        if counted != list(tokens[: len(counted)]):
+            self._forget_counts()
+        self.tokens[prefix_len:] = tokens
+
+    def seen_tokens(self, extra: Sequence[int] = ()) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """The distinct token ids of prompt + output + `extra` (drafts before a position), and how often
+        each occurs in the output (`extra` is output, the prompt is not)."""
+        if len(self.tokens) < self._counted_len:
+            self._forget_counts()
+        for index in range(self._counted_len, len(self.tokens)):
+            self._count(self.tokens[index], index >= self.spec.prompt_len)
+        self._counted_len = len(self.tokens)
+        ids = np.array(self._seen_ids, dtype=np.int64)
+        counts = np.array(self._counts, dtype=np.float32)
+        if extra:
+            new_ids = list(dict.fromkeys(token for token in extra if token not in self._slots))
+            slot_of_new = {token: len(ids) + offset for offset, token in enumerate(new_ids)}
+            ids = np.concatenate([ids, np.array(new_ids, dtype=np.int64)])
+            counts = np.concatenate([counts, np.zeros(len(new_ids), dtype=np.float32)])
+            for token in extra:
+                counts[self._slots[token] if token in self._slots else slot_of_new[token]] += 1
+        return ids, counts
+
+    def _count(self, token: int, is_output: bool) -> None:
+        slot = self._slots.setdefault(token, len(self._seen_ids))
+        if slot == len(self._seen_ids):
+            self._seen_ids.append(token)
+            self._counts.append(0.0)
+        if is_output:
+            self._counts[slot] += 1
+
+    def _forget_counts(self) -> None:
+        self._counted_len = 0
+        self._slots.clear()
+        del self._seen_ids[:]
+        del self._counts[:]
