@@ -82,7 +82,8 @@ class Pipeline:
         self._idle = asyncio.Event()
         self._idle.set()
         self._lanes: list[asyncio.Task[None]] = []
-        self.scheduler = Scheduler(limits, _make_ledger(verifier.info), drafter and _make_ledger(drafter.info))
+        drafter_ledger = _make_ledger(drafter.info) if drafter is not None else None
+        self.scheduler = Scheduler(limits, _make_ledger(verifier.info), drafter_ledger)
 
     async def __aenter__(self) -> Self:
         # Both lanes always exist; with one batch the second one has nothing to plan.

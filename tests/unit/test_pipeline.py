@@ -1,0 +1,172 @@
+"""The overlapped loop, stepped with fake workers in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from minedraft.errors import Draining, InvalidRequest, MineDraftError, Unavailable, WorkerLost
+from minedraft.pipeline import Pipeline
+from minedraft.request import NewRequest
+from minedraft.sampling_params import SamplingParams
+from minedraft.scheduler import SchedulerLimits
+from minedraft.types import Batch, FinishReason, Mode, TokenLogprobs, VerifyCommand, VerifyReply
+from minedraft.usage import RequestUsage
+from tests.fakes.stepping import until
+from tests.fakes.workers import FakeDrafter, FakeVerifier, continuation
+
+PROMPTS = [tuple(range(n, 2 * n + 1)) for n in range(1, 14)]
+
+
+class Collector:
+    """A sink that remembers; `stop_after` tokens it asks to stop, as a stop string would."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.tokens: list[int] = []
+        self.stop_after = stop_after
+        self.reason: FinishReason | None = None
+        self.error: MineDraftError | None = None
+        self.usage: RequestUsage | None = None
+        self.done = asyncio.Event()
+
+    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
+        self.tokens.extend(token_ids)
+        return self.stop_after is not None and len(self.tokens) >= self.stop_after
+
+    def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
+        assert not self.done.is_set(), "a request ends once"
+        self.reason, self.error, self.usage = reason, error, usage
+        self.done.set()
+
+
+async def answer_all(pipeline: Pipeline, prompts: Sequence[tuple[int, ...]], max_new: int = 20) -> list[Collector]:
+    sinks = [Collector() for _ in prompts]
+    for prompt, sink in zip(prompts, sinks, strict=True):
+        pipeline.submit(NewRequest(prompt, SamplingParams(max_new_tokens=max_new)), sink)
+    await asyncio.wait_for(asyncio.gather(*(sink.done.wait() for sink in sinks)), 20)
+    return sinks
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("max_batch_size", [1, 3, 8])
+async def test_every_mode_and_size_commits_the_targets_own_tokens(mode: Mode, max_batch_size: int) -> None:
+    verifier, drafter = FakeVerifier(), FakeDrafter()
+    async with Pipeline(SchedulerLimits(mode, max_batch_size, max_model_len=128), verifier, drafter) as pipeline:
+        sinks = await answer_all(pipeline, PROMPTS)
+        for prompt, sink in zip(PROMPTS, sinks, strict=True):
+            assert sink.tokens == continuation(prompt, 20)
+            assert sink.reason is FinishReason.LENGTH
+            assert sink.usage is not None
+            assert sink.usage.output_tokens == 20
+        assert (pipeline.scheduler.counters.accepted_drafts > 0) is (mode is not Mode.AR)
+        await asyncio.wait_for(pipeline.drain(), 5)
+        await until(lambda: not verifier.kv.tokens and not drafter.kv.tokens)  # the last releases follow the last round
+    assert verifier.kv.pool.num_free == verifier.info.num_blocks
+
+
+async def test_verify_of_one_batch_runs_while_the_other_is_drafted() -> None:
+    verifier, drafter = FakeVerifier(), FakeDrafter()
+    gate = asyncio.get_running_loop().create_future()
+    async with Pipeline(SchedulerLimits(max_batch_size=1, max_model_len=128), verifier, drafter) as pipeline:
+        waiting = asyncio.create_task(answer_all(pipeline, PROMPTS[:2]))
+        await until(lambda: all(any(c.round.batch is b for c in drafter.commands) for b in Batch))
+        verifier.hold = lambda: asyncio.shield(gate)
+        num_before = len(verifier.commands)
+        drafted = {c.round for c in drafter.commands}
+        # With the verifier stuck, each batch still gets its next drafts; then both wait for it.
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(verifier.commands) <= num_before + 1
+        assert len({c.round for c in drafter.commands} - drafted) <= 2
+        gate.set_result(None)
+        sinks = await waiting
+        assert [s.tokens for s in sinks] == [continuation(p, 20) for p in PROMPTS[:2]]
+
+
+async def test_abort_frees_the_blocks_and_disturbs_nobody() -> None:
+    verifier, drafter = FakeVerifier(), FakeDrafter()
+    async with Pipeline(SchedulerLimits(max_batch_size=4, max_model_len=128), verifier, drafter) as pipeline:
+        victim = Collector(stop_after=None)
+        request_id = pipeline.submit(NewRequest((1, 2, 3), SamplingParams(max_new_tokens=100)), victim)
+        others = asyncio.create_task(answer_all(pipeline, PROMPTS[:3]))
+        await until(lambda: bool(victim.tokens))
+        assert pipeline.abort(request_id)
+        assert [s.tokens for s in await others] == [continuation(p, 20) for p in PROMPTS[:3]]
+        assert victim.reason is FinishReason.ABORT
+        assert not pipeline.abort(request_id)
+        await until(lambda: not verifier.kv.tokens)
+        assert verifier.kv.pool.num_free == verifier.info.num_blocks
+
+
+async def test_a_sink_that_found_a_stop_string_ends_its_request_at_once() -> None:
+    async with Pipeline(SchedulerLimits(max_model_len=128), FakeVerifier(), FakeDrafter()) as pipeline:
+        sink = Collector(stop_after=5)
+        pipeline.submit(NewRequest((9, 8), SamplingParams(max_new_tokens=50)), sink)
+        await asyncio.wait_for(sink.done.wait(), 5)
+        assert sink.reason is FinishReason.STOP
+        assert 5 <= len(sink.tokens) <= 5 + pipeline.scheduler.limits.draft_len
+
+
+async def test_without_its_drafter_the_service_goes_on_with_the_same_tokens() -> None:
+    drafter = FakeDrafter()
+    async with Pipeline(SchedulerLimits(max_model_len=128), FakeVerifier(), drafter) as pipeline:
+        first = Collector()
+        pipeline.submit(NewRequest((5, 6), SamplingParams(max_new_tokens=60)), first)
+        await until(lambda: len(first.tokens) >= 10)
+        drafter.error = WorkerLost("drafter: connection closed")
+        sinks = await answer_all(pipeline, PROMPTS[:2])
+        await asyncio.wait_for(first.done.wait(), 5)
+        assert pipeline.drafter is None
+        assert first.tokens == continuation((5, 6), 60)
+        assert [s.tokens for s in sinks] == [continuation(p, 20) for p in PROMPTS[:2]]
+
+
+class DyingVerifier(FakeVerifier):
+    async def verify(self, command: VerifyCommand) -> VerifyReply:
+        if len(self.commands) > 3:
+            raise WorkerLost("verifier: connection closed")
+        return await super().verify(command)
+
+
+async def test_a_lost_verifier_ends_every_request_with_the_cause() -> None:
+    async with Pipeline(SchedulerLimits(max_batch_size=2, max_model_len=128), DyingVerifier(), None) as pipeline:
+        sinks = await answer_all(pipeline, PROMPTS[:9], max_new=50)
+        assert pipeline.failed.is_set()
+        for sink in sinks:
+            assert isinstance(sink.error, WorkerLost)
+            assert sink.reason is None
+        with pytest.raises(Unavailable, match="connection closed"):
+            pipeline.submit(NewRequest((1,), SamplingParams()), Collector())
+
+
+async def test_draining_refuses_newcomers_and_waits_for_the_rest() -> None:
+    async with Pipeline(SchedulerLimits(max_model_len=128), FakeVerifier(), FakeDrafter()) as pipeline:
+        sink = Collector()
+        pipeline.submit(NewRequest((1, 2), SamplingParams(max_new_tokens=30)), sink)
+        draining = asyncio.create_task(pipeline.drain())
+        await asyncio.sleep(0)
+        with pytest.raises(Draining):
+            pipeline.submit(NewRequest((1,), SamplingParams()), Collector())
+        await asyncio.wait_for(draining, 5)
+        assert sink.tokens == continuation((1, 2), 30)
+
+
+async def test_modes_change_between_requests_on_the_same_workers() -> None:
+    verifier, drafter = FakeVerifier(), FakeDrafter()
+    async with Pipeline(SchedulerLimits(max_model_len=128), verifier, drafter) as pipeline:
+        for mode in (Mode.MINEDRAFT, Mode.AR, Mode.SD, Mode.MINEDRAFT):
+            pipeline.reconfigure(SchedulerLimits(mode, 2, 4, max_model_len=128))
+            sinks = await answer_all(pipeline, PROMPTS[:5])
+            assert [s.tokens for s in sinks] == [continuation(p, 20) for p in PROMPTS[:5]]
+        pipeline.submit(NewRequest((1,), SamplingParams(max_new_tokens=9)), Collector())
+        with pytest.raises(Unavailable, match="1 requests are live"):
+            pipeline.reconfigure(SchedulerLimits())
+
+
+@pytest.mark.parametrize("token_id", [-1, 97])
+async def test_token_ids_outside_the_vocabulary_are_refused(token_id: int) -> None:
+    async with Pipeline(SchedulerLimits(max_model_len=128), FakeVerifier(), None) as pipeline:
+        with pytest.raises(InvalidRequest, match=r"prompt.token_ids is .*\[0, 97\)"):
+            pipeline.submit(NewRequest((1, token_id), SamplingParams()), Collector())
