@@ -15,7 +15,7 @@ from statistics import fmean, median
 
 from minedraft.types import Batch, Timing
 
-WINDOW_ROUNDS = 256
+WINDOW_ROUNDS = 1024
 
 
 @dataclass(frozen=True, slots=True)

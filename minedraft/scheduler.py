@@ -50,7 +50,7 @@ class SchedulerCounters:
     drafted_rows: int = 0  # sampled rows that had drafts
     output_tokens: int = 0
     finished: int = 0
-    rounds: dict[Batch, int] = field(default_factory=lambda: dict.fromkeys(Batch, 0))
+    rounds: dict[Batch, int] = field(default_factory=lambda: dict.fromkeys(Batch, 0))  # planned
 
 
 class Scheduler:
@@ -70,6 +70,7 @@ class Scheduler:
         self.requests: dict[int, Request] = {}
         self.counters = SchedulerCounters()
         self._next_id = 1
+        self._round_number = 0
         self._admission: dict[int, int] = {}  # request id -> when it was first seated; the youngest is preempted
 
     # Requests come and go
@@ -107,9 +108,11 @@ class Scheduler:
         return Progress(request, finish_reason=reason)
 
     def reconfigure(self, limits: SchedulerLimits) -> None:
-        """Change mode or limits; only while there are no requests. Round numbers and ids go on."""
+        """Change mode or limits and restart the counters; only while there are no requests. Round
+        numbers and ids go on, for the workers remember them."""
         assert not self.requests, f"{len(self.requests)} requests are live"
         self.limits = limits
+        self.counters = SchedulerCounters()
         self.batches = BatchManager(limits.num_batches, limits.max_batch_size)
 
     def lose_drafter(self) -> None:
@@ -141,9 +144,10 @@ class Scheduler:
         if not spans:
             return None
         self.counters.rounds[batch] += 1
+        self._round_number += 1
         return RoundPlan(
             batch=batch,
-            number=self.counters.rounds[batch],
+            number=self._round_number,
             spans=tuple(spans),
             drafts=tuple(to_draft_span(s, s.draft_len) for s in spans if s.draft_len),
             prefills=tuple(to_draft_span(s, 0) for s in spans if s.num_prefill),

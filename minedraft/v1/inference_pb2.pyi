@@ -107,6 +107,20 @@ class GetStatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class ConfigureRequest(_message.Message):
+    __slots__ = ("mode", "max_batch_size", "draft_len")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_LEN_FIELD_NUMBER: _ClassVar[int]
+    mode: str
+    max_batch_size: int
+    draft_len: int
+    def __init__(self, mode: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., draft_len: _Optional[int] = ...) -> None: ...
+
+class ConfigureReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class BatchStatus(_message.Message):
     __slots__ = ("name", "num_requests", "rounds")
     NAME_FIELD_NUMBER: _ClassVar[int]

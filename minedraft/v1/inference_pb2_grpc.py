@@ -50,6 +50,11 @@ class InferenceStub:
                 request_serializer=minedraft_dot_v1_dot_inference__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=minedraft_dot_v1_dot_inference__pb2.GetStatusReply.FromString,
                 _registered_method=True)
+        self.Configure = channel.unary_unary(
+                '/minedraft.v1.Inference/Configure',
+                request_serializer=minedraft_dot_v1_dot_inference__pb2.ConfigureRequest.SerializeToString,
+                response_deserializer=minedraft_dot_v1_dot_inference__pb2.ConfigureReply.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer:
@@ -77,6 +82,14 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Configure(self, request, context):
+        """Changes mode and batch limits between requests and restarts the counters; for benchmarks, which
+        compare modes on the same processes. Only where the operator has allowed it (--allow-configure).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +107,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=minedraft_dot_v1_dot_inference__pb2.GetStatusRequest.FromString,
                     response_serializer=minedraft_dot_v1_dot_inference__pb2.GetStatusReply.SerializeToString,
+            ),
+            'Configure': grpc.unary_unary_rpc_method_handler(
+                    servicer.Configure,
+                    request_deserializer=minedraft_dot_v1_dot_inference__pb2.ConfigureRequest.FromString,
+                    response_serializer=minedraft_dot_v1_dot_inference__pb2.ConfigureReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +196,33 @@ class Inference:
             '/minedraft.v1.Inference/GetStatus',
             minedraft_dot_v1_dot_inference__pb2.GetStatusRequest.SerializeToString,
             minedraft_dot_v1_dot_inference__pb2.GetStatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Configure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/minedraft.v1.Inference/Configure',
+            minedraft_dot_v1_dot_inference__pb2.ConfigureRequest.SerializeToString,
+            minedraft_dot_v1_dot_inference__pb2.ConfigureReply.FromString,
             options,
             channel_credentials,
             insecure,
