@@ -229,7 +229,10 @@ def _typed(error: grpc.RpcError, address: Address) -> MineDraftError:
     call = cast(grpc.aio.AioRpcError, error)  # both kinds have code(), details() and trailing_metadata()
     typed = to_error(call)
     if type(typed) is Unavailable and not _has_details(call):
-        return Unavailable(f"no answer from {address.target}: {call.details()}")
+        details = call.details() or ""
+        if "No such file" in details or "refused" in details:
+            details = "nothing listens there; minedraft-launch starts the service"
+        return Unavailable(f"no answer from {address.target}: {details}")
     return typed
 
 

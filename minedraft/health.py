@@ -8,10 +8,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
-from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
 
 from minedraft.address import Address
+from minedraft.errors import ConfigError
+
+__all__ = ["LIVE", "NOT_SERVING", "READY", "SERVING", "HealthServicer", "add_health", "wait_serving"]
 
 LIVE = ""
 """Serving while the process answers."""
@@ -23,9 +26,9 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def add_health(server: grpc.aio.Server) -> health_aio.HealthServicer:
+async def add_health(server: grpc.aio.Server) -> HealthServicer:
     """Serve health on this server: live at once, ready later."""
-    servicer = health_aio.HealthServicer()
+    servicer = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     await servicer.set(LIVE, SERVING)
     await servicer.set(READY, NOT_SERVING)
@@ -36,6 +39,9 @@ async def wait_serving(address: Address, service: str) -> None:
     """Return once the peer says that the service is serving; waits for ever for a peer to appear.
 
     Whoever calls sets the deadline, and watches the peer's process.
+
+    Raises:
+        ConfigError: what answers there is not ours.
     """
     async with _stub(address) as stub:
         while True:
@@ -45,7 +51,9 @@ async def wait_serving(address: Address, service: str) -> None:
                         return
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    raise
+                    raise ConfigError(
+                        "address", address.target, f"no MineDraft answers there: {error.details()}"
+                    ) from None
             await asyncio.sleep(0.05)  # the peer is there but went away: not a hot loop
 
 

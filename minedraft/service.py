@@ -77,7 +77,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     def __init__(self, settings: Settings, tokenizer: Tokenizer) -> None:
         self.metrics = Metrics(settings)
         self._settings = settings
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._pipeline: Pipeline | None = None
         self._is_open = False
         self._is_draining = False
@@ -117,9 +117,14 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
-            error = Draining(f"the service stopped before the answer was complete (drain_timeout_s {timeout_s:g})")
-            for call in self._live.values():
-                call.fail(error)
+            self.end_all(
+                Draining(f"the service stopped before the answer was complete (drain_timeout_s {timeout_s:g})")
+            )
+
+    def end_all(self, error: MineDraftError) -> None:
+        """End every live call with this error."""
+        for call in self._live.values():
+            call.fail(error)
 
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:
         # Written to the context, not yielded: a cancelled generator would be closed at some later time.
@@ -196,16 +201,16 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         prompt_token_ids = await self._tokenize(call.prompt)
         if live.error is not None:
             raise live.error
-        stop_ids = (() if sampling.ignore_eos else self._tokenizer.eos_ids) + sampling.stop_token_ids
+        stop_ids = (() if sampling.ignore_eos else self.tokenizer.eos_ids) + sampling.stop_token_ids
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         for index in range(sampling.n):
             new = NewRequest(prompt_token_ids, sampling, derive_seed(seed, index), tuple(dict.fromkeys(stop_ids)))
-            answer = Answer(index, self._tokenizer.stream_decoder(), sampling, live.changed, name)
+            answer = Answer(index, self.tokenizer.stream_decoder(), sampling, live.changed, name)
             live.answers.append(answer)
             live.pipeline_ids.append(pipeline.submit(new, answer))
 
     async def _tokenize(self, prompt: AnyPrompt) -> tuple[int, ...]:
-        tokenizer = self._tokenizer
+        tokenizer = self.tokenizer
         match prompt:
             case TextPrompt(text):
                 if len(text) <= _INLINE_CHARS:

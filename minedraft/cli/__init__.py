@@ -1,0 +1,1 @@
+"""The commands: `minedraft` for users of a running service, `minedraft-launch` for its operator."""

@@ -1,0 +1,77 @@
+"""What all commands share: how they end, and how they show that something takes a while."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+
+from minedraft.config import ConfigErrors
+from minedraft.errors import EXIT_CONFIG, ConfigError, MineDraftError
+from minedraft.progress import Progress
+
+EXIT_REQUEST = 1
+EXIT_INTERRUPTED = 130
+_PROGRESS_S = 1.0
+
+
+def run(command: click.Command, name: str) -> NoReturn:
+    """Run a click command and end the process with the documented exit code.
+
+    0 fine, 1 the request failed, 70 internal, 78 configuration or command line, 130 interrupted.
+    """
+    sys.exit(_run(command, name))
+
+
+def _run(command: click.Command, name: str) -> int:
+    try:
+        code = command.main(prog_name=name, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.UsageError as error:
+        error.show()
+        return EXIT_CONFIG
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except ConfigError as error:
+        for each in error.errors if isinstance(error, ConfigErrors) else [error]:
+            say(f"{name}: {each}")
+        return EXIT_CONFIG
+    except MineDraftError as error:
+        say(f"{name}: {error}")
+        return EXIT_REQUEST
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        return EXIT_REQUEST
+
+
+def say(text: str) -> None:
+    """One line for the person at the terminal, apart from the output."""
+    click.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
+    click.echo(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def progress_printer() -> Callable[[Progress], None]:
+    """Prints the steps of a long job: each new step, and about once a second how far it is."""
+    last_step, last_s = "", 0.0
+
+    def show(progress: Progress) -> None:
+        nonlocal last_step, last_s
+        now_s = time.monotonic()
+        if progress.step == last_step and now_s - last_s < _PROGRESS_S:
+            return
+        last_step, last_s = progress.step, now_s
+        far = f" {progress.done / progress.total:4.0%} of {progress.total / 1e6:.0f} MB" if progress.total else ""
+        say(f"{progress.step}{far}")
+
+    return show

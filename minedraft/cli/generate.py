@@ -1,0 +1,87 @@
+"""`minedraft generate`: one prompt, its answer as it comes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from contextlib import closing
+from typing import Any
+
+import click
+
+from minedraft.cli.console import print_json
+from minedraft.cli.sampling_flags import sampling_flags, to_sampling_params
+from minedraft.client import Client
+from minedraft.output import Output
+from minedraft.rpc.codec_inference import Prompt
+
+_EPILOG = """
+\b
+Examples:
+  minedraft generate "Once upon a time"
+  minedraft generate --chat --temperature 0.7 --seed 1 "Why is the sky blue?"
+  cat notes.txt | minedraft generate --max-new-tokens 200
+  minedraft generate --json --n 3 --temperature 1 "Name a colour:" | jq .text
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("prompt", required=False)
+@click.option("--server", metavar="ADDR", default=None, help="unix:PATH or HOST:PORT of the service.")
+@click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template, as a user's message.")
+@click.option("--token-ids", is_flag=True, help="The prompt is token ids, separated by blanks or commas.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each piece of an answer, one a line.")
+@click.option("--timeout-s", type=float, default=None, metavar="SECONDS", help="Give up after this time.")
+@sampling_flags
+def generate(
+    prompt: str | None,
+    server: str | None,
+    chat: bool,
+    token_ids: bool,
+    as_json: bool,
+    timeout_s: float | None,
+    **flags: object,
+) -> None:
+    """Continue PROMPT (or what comes on standard input) and print the answer as it is generated."""
+    params = to_sampling_params(dict(flags))
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise click.UsageError('give a prompt, as in: minedraft generate "Once upon a time"')
+        prompt = sys.stdin.read()
+    with Client(server, timeout_s=timeout_s) as client:
+        outputs: Any = client.generate(_to_prompt(prompt, chat, token_ids), params)
+        with closing(outputs):
+            if as_json:
+                for output in outputs:
+                    print_json(to_json(output))
+            elif params.n == 1:
+                for output in outputs:
+                    click.echo(output.text, nl=False)
+                    sys.stdout.flush()
+                click.echo()
+            else:
+                _print_by_index(list(outputs))
+
+
+def to_json(output: Output) -> dict[str, Any]:
+    """The JSON object of one piece of an answer; what is not there is left out."""
+    entry = dataclasses.asdict(output)
+    return {name: value for name, value in entry.items() if value not in (None, (), "") or name in ("text", "index")}
+
+
+def _to_prompt(text: str, chat: bool, token_ids: bool) -> Prompt:
+    if chat and token_ids:
+        raise click.UsageError("--chat and --token-ids exclude each other")
+    if chat:
+        return [{"role": "user", "content": text}]
+    if token_ids:
+        try:
+            return [int(part) for part in text.replace(",", " ").split()]
+        except ValueError as error:
+            raise click.UsageError(f"--token-ids: {error}") from None
+    return text
+
+
+def _print_by_index(outputs: list[Output]) -> None:
+    for index in sorted({output.index for output in outputs}):
+        click.echo(f"[{index}] " + "".join(output.text for output in outputs if output.index == index))

@@ -1,0 +1,85 @@
+"""`minedraft-launch`: start the whole service and keep it running."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from minedraft.cli.console import progress_printer, run, say
+from minedraft.config import Settings, load_settings
+from minedraft.errors import EXIT_OK
+from minedraft.flags import settings_flags
+from minedraft.preflight import check_machine
+
+_EPILOG = """
+\b
+Examples:
+  minedraft-launch                                     the default pair of models
+  minedraft-launch --target DIR --draft DIR            your own pair, with one tokenizer
+  minedraft-launch --target DIR --draft-method ngram   no draft model
+  minedraft-launch --config FILE.toml --check          is everything in order?
+\b
+Then, in another terminal:  minedraft chat
+Stop with Ctrl-C: running requests finish first; a second Ctrl-C stops at once.
+Exit codes: 0 fine, 70 a process failed, 78 configuration.
+"""
+
+
+@click.command(epilog=_EPILOG, context_settings={"max_content_width": 120})
+@settings_flags
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE.toml",
+    help="Settings by the same names; flags go before it.",
+)
+@click.option("--check", is_flag=True, help="Check settings, model folders, devices and addresses, then exit.")
+def command(config: Path | None, check: bool, **flags: object) -> None:
+    """Start scheduler, drafter and verifier, and serve until a signal.
+
+    Requests are accepted once a generation has gone through both workers; the line "ready" says so.
+    """
+    click.get_current_context().exit(_launch(config, check, flags))
+
+
+def main() -> NoReturn:
+    """Entry point of the installed command."""
+    run(command, "minedraft-launch")
+
+
+def _launch(config: Path | None, check: bool, flags: dict[str, object]) -> int:
+    settings = load_settings(flags, config)
+    if settings.target is None and not check:
+        settings = _with_default_pair(settings)
+    check_machine(settings)
+    if check:
+        click.echo("everything is in order")
+        return EXIT_OK
+    from minedraft.launch import Launcher  # brings gRPC; problems above are told without it
+
+    launcher = Launcher(settings, say, lambda seconds: _announce(settings, seconds))
+    return asyncio.run(launcher.run())
+
+
+def _with_default_pair(settings: Settings) -> Settings:
+    from minedraft.models import default_pair
+
+    pair = default_pair(progress_printer())
+    update: dict[str, object] = {"target": pair.target}
+    if settings.needs_drafter and settings.draft_method == "model" and settings.draft_address is None:
+        update |= {"draft": pair.draft} if pair.draft is not None else {"draft_method": "ngram"}
+    return settings.model_copy(update=update)
+
+
+def _announce(settings: Settings, seconds: float) -> None:
+    address = settings.listen_address.target
+    click.echo(f"ready on {address} after {seconds:.1f} s (mode {settings.mode.value}); stop with Ctrl-C")
+    click.echo(f'  minedraft generate --server {address} "Why is the sky blue?"')
+
+
+if __name__ == "__main__":
+    main()

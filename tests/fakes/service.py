@@ -1,0 +1,64 @@
+"""A whole scheduler process in this one: the real server on a real socket, with fake workers behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minedraft.config import Settings, load_settings
+from minedraft.health import READY, wait_serving
+from minedraft.server import Server
+from minedraft.tokenizer import Tokenizer
+from minedraft.worker_client import Drafter, Verifier
+from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier
+from tests.tiny_models import write_tiny_tokenizer
+
+
+@dataclass
+class FakeService:
+    """What a test holds: the server, its task, the workers behind it."""
+
+    server: Server
+    task: asyncio.Task[None]
+    settings: Settings
+    verifier: FakeVerifier
+    drafter: FakeDrafter
+    tokenizer: Tokenizer
+
+    @property
+    def address(self) -> str:
+        return self.settings.listen
+
+
+@asynccontextmanager
+async def fake_service(
+    folder: Path, *, verifier: FakeVerifier | None = None, drafter: FakeDrafter | None = None, **settings: Any
+) -> AsyncIterator[FakeService]:
+    """Serve with fake workers until the block ends; the server has drained then."""
+    write_tiny_tokenizer(folder / "model", vocab_size=VOCAB_SIZE)
+    tokenizer = Tokenizer.load(folder / "model")
+    verifier, drafter = verifier or FakeVerifier(), drafter or FakeDrafter()
+    for worker in (verifier, drafter):
+        worker.info = replace(worker.info, vocab_fingerprint=tokenizer.fingerprint)
+
+    async def connect(settings: Settings, stack: AsyncExitStack) -> tuple[Verifier, Drafter | None]:
+        return verifier, drafter
+
+    given = {"target": folder / "model", "draft_method": "ngram", "listen": f"unix:{folder / 's.sock'}"}
+    checked = load_settings(given | {"drain_timeout_s": 5.0} | settings)
+    server = Server(checked, connect)
+    task = asyncio.create_task(server.run())
+    service = FakeService(server, task, checked, verifier, drafter, tokenizer)
+    try:
+        ready = asyncio.create_task(wait_serving(checked.listen_address, READY))
+        async with asyncio.timeout(10):
+            await asyncio.wait({ready, task}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        yield service
+    finally:
+        server.on_signal()
+        await asyncio.gather(task, return_exceptions=True)
