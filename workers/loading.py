@@ -1,0 +1,148 @@
+"""From a Hugging Face folder to a model that runs packed forwards; refuses what it would run wrongly."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from minedraft_workers.attention import ATTENTION_NAME, attend
+from minedraft_workers.linear import fastest_dtype, pack_linears
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from minedraft.errors import ConfigError, ModelError
+from minedraft.model_folder import DRAFT_VOCAB_NAME, check_model_folder
+
+_KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+# Their frequencies change for the whole forward once any sequence in it is longer than this.
+_LENGTH_DEPENDENT_ROPES = frozenset({"dynamic", "longrope"})
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run.
+
+    num_bytes: of its weights, a tied one counted once. draft_vocab_ids: int64 on the device, ascending,
+    if the folder has a draft vocabulary; then the output layer has only those rows.
+    """
+
+    model: PreTrainedModel
+    num_bytes: int
+    draft_vocab_ids: torch.Tensor | None
+
+
+AttentionInterface.register(ATTENTION_NAME, attend)
+transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a worker's log is no terminal
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The torch dtype for "float32", "bfloat16", or "auto": the fastest one on this device.
+
+    Raises:
+        ConfigError: another name.
+    """
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else fastest_dtype()
+    if name not in _DTYPES:
+        raise ConfigError("dtype", name, f"must be auto or one of {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def read_config(model_dir: Path) -> PretrainedConfig:
+    """Read and check a model folder's configuration.
+
+    Raises:
+        ModelError: the folder or this kind of model cannot be used; says which and why.
+    """
+    check_model_folder(model_dir, "model")
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError("model", str(model_dir), f"transformers {transformers.__version__}: {error}") from error
+    kind = config.model_type
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError("model", str(model_dir), f"transformers has no causal language model for {kind}")
+    text_config = config.get_text_config()
+    unknown = sorted(set(getattr(text_config, "layer_types", None) or ()) - _KNOWN_LAYER_TYPES)
+    if unknown:
+        raise ModelError("model", str(model_dir), f"{kind} has {unknown[0]} layers; only attention layers are cached")
+    return config
+
+
+def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    """Load the weights; on the CPU also pack them.
+
+    Raises:
+        ModelError: the weights do not fit the configuration, or the model cannot run packed.
+    """
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            config=config,
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError("model", str(model_dir), f"its weights do not load: {error}") from error
+    model: Any = loaded[0]
+    report: dict[str, Any] = loaded[1]
+    # transformers would fill what is missing with random numbers, and only warn.
+    absent = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
+    if absent:
+        raise ModelError("model", str(model_dir), f"weights missing or of the wrong shape: {', '.join(absent[:3])}")
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise ModelError("model", str(model_dir), f"{config.model_type} cannot compute single rows of logits")
+    model = model.eval().requires_grad_(False).to(device)
+    ids = _load_draft_vocab(model_dir, config)
+    if ids is not None:
+        _cut_output_layer(model, ids)
+    num_bytes = sum(weight.nbytes for weight in model.parameters())
+    if device.type == "cpu":
+        pack_linears(model, dtype)
+    return LoadedModel(model, num_bytes, None if ids is None else ids.to(device))
+
+
+def max_context(config: PretrainedConfig) -> int | None:
+    """The longest sequence, in tokens, whose tokens all see the same position encoding."""
+    text_config = config.get_text_config()
+    limit: int | None = getattr(text_config, "max_position_embeddings", None)
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPES:
+        lengths = (rope.get("original_max_position_embeddings"), limit)
+        return min((length for length in lengths if length), default=None)
+    return limit
+
+
+def _load_draft_vocab(model_dir: Path, config: PretrainedConfig) -> torch.Tensor | None:
+    path = model_dir / DRAFT_VOCAB_NAME
+    if not path.exists():
+        return None
+    ids = load_file(path).get("ids")
+    vocab_size = config.get_text_config().vocab_size
+    if ids is None or ids.dtype != torch.int32 or ids.dim() != 1 or not len(ids):
+        raise ModelError("model", str(path), 'must hold one int32 vector "ids"')
+    ids = ids.long()
+    if int(ids.min()) < 0 or int(ids.max()) >= vocab_size or bool((ids[1:] <= ids[:-1]).any()):
+        raise ModelError("model", str(path), f"ids must ascend without repeats within 0..{vocab_size - 1}")
+    return ids
+
+
+def _cut_output_layer(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    assert isinstance(output, nn.Linear), f"output layer is {type(output)}"
+    rows = ids.to(output.weight.device)
+    cut = nn.Linear(output.in_features, len(ids), bias=output.bias is not None, device="meta")
+    cut.weight = nn.Parameter(output.weight[rows].detach(), requires_grad=False)
+    if output.bias is not None:
+        cut.bias = nn.Parameter(output.bias[rows].detach(), requires_grad=False)
+    model.set_output_embeddings(cut)  # type: ignore[no-untyped-call]
