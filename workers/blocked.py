@@ -16,7 +16,7 @@ def argmax_rows(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if logits.device.type != "cpu":
         peaks, indices = logits.max(dim=-1)
         return peaks, indices
-    blocks = _in_blocks(logits)  # [num_rows, num_blocks, _BLOCK]
+    blocks = in_blocks(logits, float("-inf"), _BLOCK)  # [num_rows, num_blocks, _BLOCK]
     peaks, best = blocks.amax(dim=-1).max(dim=-1)
     inner = blocks[torch.arange(len(blocks)), best].argmax(dim=-1)
     return peaks, best * _BLOCK + inner
@@ -29,7 +29,7 @@ class BlockedRow:
 
     def __init__(self, row: torch.Tensor) -> None:
         self.row = row
-        self._blocks = _in_blocks(row)
+        self._blocks = in_blocks(row, float("-inf"), _BLOCK)
         self._maxima = self._blocks.amax(dim=-1)
         self.peak = float(self._maxima.amax())
 
@@ -56,9 +56,9 @@ class BlockedRow:
         return float(self.row[self.at_least(floor)].topk(k).values[-1])
 
 
-def _in_blocks(values: torch.Tensor) -> torch.Tensor:
-    """[..., n] -> [..., num_blocks, _BLOCK], padded with -inf."""
-    missing = -values.shape[-1] % _BLOCK
+def in_blocks(values: torch.Tensor, pad: float, block_len: int) -> torch.Tensor:
+    """[..., n] -> [..., num_blocks, block_len]; a view where n is a multiple of block_len, else padded."""
+    missing = -values.shape[-1] % block_len
     if missing:
-        values = torch.nn.functional.pad(values, (0, missing), value=float("-inf"))
-    return values.reshape(*values.shape[:-1], -1, _BLOCK)
+        values = torch.nn.functional.pad(values, (0, missing), value=pad)
+    return values.reshape(*values.shape[:-1], -1, block_len)

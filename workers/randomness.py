@@ -12,6 +12,7 @@ Two kinds of numbers:
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import torch
@@ -81,6 +82,11 @@ def gumbel(bits: torch.Tensor) -> torch.Tensor:
     """
     v = bits.double().add_(0.5).mul_(2.0**-_NOISE_BITS)
     return torch.log1p(v.neg_()).neg_().log_().neg_()
+
+
+def gumbel_of(bits: int) -> float:
+    """`gumbel` of one token's bits, on the host."""
+    return -math.log(-math.log1p(-(bits + 0.5) * 2.0**-_NOISE_BITS))
 
 
 def gumbel_bound(bits: torch.Tensor) -> torch.Tensor:
