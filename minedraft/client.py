@@ -31,6 +31,7 @@ from minedraft.rpc.codec_inference import (
 )
 from minedraft.rpc.status import to_error
 from minedraft.sampling_params import SamplingParams
+from minedraft.types import Mode
 from minedraft.v1 import inference_pb2, inference_pb2_grpc
 
 DETAILS_KEY = "grpc-status-details-bin"
@@ -130,6 +131,12 @@ class AsyncClient:
         """State, batches, workers and rates of the service."""
         async with self._typed_errors():
             return status_from_pb(await self._stub.GetStatus(inference_pb2.GetStatusRequest(), timeout=self._timeout_s))
+
+    async def configure(self, mode: Mode, max_batch_size: int, draft_len: int) -> None:
+        """Switch the mode between requests and restart the counters; the service must allow it."""
+        message = inference_pb2.ConfigureRequest(mode=mode.value, max_batch_size=max_batch_size, draft_len=draft_len)
+        async with self._typed_errors():
+            await self._stub.Configure(message, timeout=self._timeout_s)
 
     @asynccontextmanager
     async def _typed_errors(self) -> AsyncIterator[None]:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minedraft.address import Address, default_listen
 from minedraft.errors import ConfigError
+from minedraft.scheduler import MAX_BATCH_SIZE, MAX_DRAFT_LEN
 from minedraft.types import Mode
 
 _DEVICE = re.compile(r"cpu(:\d{1,4}(-\d{1,4})?)?|cuda(:\d{1,2})?")
@@ -63,10 +64,13 @@ class Settings(BaseModel):
         "ar: no drafts.",
     )
     max_batch_size: int = Field(
-        8, ge=1, le=256, description="Requests in each batch (m); minedraft has two batches, sd and ar one."
+        8, ge=1, le=MAX_BATCH_SIZE, description="Requests in each batch (m); minedraft has two batches, sd and ar one."
     )
     draft_len: int = Field(
-        3, ge=0, le=16, description="Tokens the drafter proposes per request and round (k); not used in mode ar."
+        3,
+        ge=0,
+        le=MAX_DRAFT_LEN,
+        description="Tokens the drafter proposes per request and round (k); not used in mode ar.",
     )
     draft_method: Literal["model", "ngram"] = Field(
         "model", description="model: the draft model proposes; ngram: the prompt's own n-grams, no draft model."
@@ -102,9 +106,12 @@ class Settings(BaseModel):
         description="Where clients connect: unix:PATH or HOST:PORT.",
         examples=["ADDR"],
     )
-    allow_unprotected_network: bool = Field(
+    insecure_public: bool = Field(
         False,
-        description="Accept connections from other hosts though nothing protects them: no encryption, no login.",
+        description="Listen beyond this host though nothing protects it: no encryption, no login.",
+    )
+    allow_configure: bool = Field(
+        False, description="Let clients switch the mode between requests, as `minedraft bench` does."
     )
     target_address: str | None = Field(
         None, description="Use the verifier that already runs at this address.", examples=["ADDR"]
@@ -222,8 +229,8 @@ def _contradictions(settings: Settings) -> list[ConfigError]:
         if address.target in addresses:
             reject(field, text, f"is also {addresses[address.target]}; each needs its own address")
         addresses[address.target] = field
-        if field == "listen" and not address.is_local and not settings.allow_unprotected_network:
-            reject(field, text, "other hosts could connect, unencrypted; allow_unprotected_network says that is meant")
+        if field == "listen" and not address.is_local and not settings.insecure_public:
+            reject(field, text, "other hosts could connect, unencrypted; --insecure-public says that is meant")
     return errors
 
 

@@ -18,6 +18,9 @@ from minedraft.request import NewRequest, Progress, Request
 from minedraft.rounds import PlannedSpan, RoundPlan, cut, to_draft_span, to_verify_span
 from minedraft.types import Batch, FinishReason, Mode, Proposal, Verdict, VerifySpan
 
+MAX_BATCH_SIZE = 256
+MAX_DRAFT_LEN = 16
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:

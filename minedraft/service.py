@@ -42,6 +42,7 @@ from minedraft.rpc.codec_inference import (
     GenerateCall,
     TextPrompt,
     generate_from_pb,
+    limits_from_pb,
     output_to_pb,
     status_to_pb,
 )
@@ -160,6 +161,19 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.GetStatusRequest, context: Context
     ) -> inference_pb2.GetStatusReply:
         return status_to_pb(self.metrics.status(self.state, self._pipeline))
+
+    async def Configure(
+        self, request: inference_pb2.ConfigureRequest, context: Context
+    ) -> inference_pb2.ConfigureReply:
+        try:
+            pipeline = self._accepting()
+            if not self._settings.allow_configure:
+                raise InvalidRequest("mode", request.mode, "the service was started without --allow-configure")
+            pipeline.reconfigure(limits_from_pb(request, pipeline.scheduler.limits))
+        except MineDraftError as error:
+            self.metrics.count_error(error)
+            await status.abort(context, error)
+        return inference_pb2.ConfigureReply()
 
     def _accepting(self) -> Pipeline:
         if self._is_draining:

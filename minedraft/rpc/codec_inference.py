@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from minedraft.errors import InvalidRequest
 from minedraft.output import BatchState, Output, ServiceStatus, WorkerState
 from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
 from minedraft.sampling_params import MAX_TOKEN_ID, SamplingParams
-from minedraft.types import FinishReason, TokenLogprobs
+from minedraft.scheduler import MAX_BATCH_SIZE, MAX_DRAFT_LEN, SchedulerLimits
+from minedraft.types import FinishReason, Mode, TokenLogprobs
 from minedraft.usage import RequestUsage
 from minedraft.v1 import common_pb2, inference_pb2
 
@@ -174,6 +175,21 @@ def status_from_pb(message: inference_pb2.GetStatusReply) -> ServiceStatus:
             WorkerState(**{name: getattr(worker, name) for name in _names(WorkerState)}) for worker in message.workers
         ),
     )
+
+
+def limits_from_pb(message: inference_pb2.ConfigureRequest, current: SchedulerLimits) -> SchedulerLimits:
+    """The limits a Configure asks for; what it does not name stays.
+
+    Raises:
+        InvalidRequest: an unknown mode, or a size out of range.
+    """
+    if message.mode not in {mode.value for mode in Mode}:
+        raise InvalidRequest("mode", message.mode, f"one of {', '.join(mode.value for mode in Mode)}")
+    if not 1 <= message.max_batch_size <= MAX_BATCH_SIZE:
+        raise InvalidRequest("max_batch_size", message.max_batch_size, f"must be in [1, {MAX_BATCH_SIZE}]")
+    if not 0 <= message.draft_len <= MAX_DRAFT_LEN:
+        raise InvalidRequest("draft_len", message.draft_len, f"must be in [0, {MAX_DRAFT_LEN}]")
+    return replace(current, mode=Mode(message.mode), max_batch_size=message.max_batch_size, draft_len=message.draft_len)
 
 
 def _names(kind: type[RequestUsage | BatchState | WorkerState | ServiceStatus]) -> set[str]:

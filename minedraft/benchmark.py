@@ -1,0 +1,185 @@
+"""Compare modes on one running service: same processes, same prompts, runs interleaved.
+
+Each configuration answers the same prompts at once with a fixed number of tokens. Repeats go round
+the configurations in turn, so that a machine that slows down slows all of them; the table shows
+medians over repeats. Ratios between rows of one run are worth more than the absolute numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from minedraft.client import AsyncClient
+from minedraft.errors import ConfigError
+from minedraft.sampling_params import SamplingParams
+from minedraft.types import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A user message and the kind of task it is."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class BenchConfig:
+    """One row of the table: a mode, requests per batch (m) and drafts per round (k)."""
+
+    mode: Mode
+    max_batch_size: int
+    draft_len: int
+
+    @property
+    def num_in_flight(self) -> int:
+        return self.max_batch_size * (2 if self.mode is Mode.MINEDRAFT else 1)
+
+    @property
+    def label(self) -> str:
+        suffix = "" if self.mode is Mode.AR else f" k={self.draft_len}"
+        return f"{self.mode.value} m={self.max_batch_size}{suffix}"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRun:
+    """What one run of one configuration measured. Times in milliseconds are medians over its steady
+    decode rounds, taken inside the workers and at the scheduler's clock."""
+
+    tokens_per_s: float  # output tokens / time from first submit to last answer, prompts included
+    vsr: float
+    mean_accepted_len: float
+    tokens_per_round: float
+    draft_ms: float
+    verify_ms: float
+    step_ms: float
+    overlap_efficiency: float
+    control_overhead_ms: float
+    verifier_busy: float
+    drafter_busy: float
+    wire_bytes_per_step: float
+    first_token_s: float
+    num_output_tokens: int
+
+
+@dataclass(slots=True)
+class BenchRow:
+    """A configuration with its runs."""
+
+    config: BenchConfig
+    runs: list[BenchRun] = field(default_factory=list)
+
+    def median(self, name: str) -> float:
+        return float(median(getattr(run, name) for run in self.runs))
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Tokens per second of the steady rounds alone: what is left when prompts, ramp and tail are not counted."""
+        num_rows = self.config.max_batch_size  # of one batch: a step completes one batch's round
+        return num_rows * self.median("tokens_per_round") / max(self.median("step_ms") / 1e3, 1e-9)
+
+    def to_json(self) -> dict[str, Any]:
+        medians = {name: self.median(name) for name in BenchRun.__slots__}
+        return {
+            "config": {**asdict(self.config), "num_in_flight": self.config.num_in_flight, "label": self.config.label},
+            "median": {**medians, "decode_tokens_per_s": self.decode_tokens_per_s},
+            "runs": [asdict(run) for run in self.runs],
+        }
+
+
+def load_prompts(path: Path | None) -> list[Prompt]:
+    """The 24 prompts that come with the package, or a file: a JSON list of {"prompt", "kind"?} or the
+    same one object a line.
+
+    Raises:
+        ConfigError: no file, or no prompts in it.
+    """
+    try:
+        text = (path or files("minedraft") / "assets" / "prompts.json").read_text(encoding="utf-8")
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
+        prompts = [Prompt(str(row.get("kind", "-")), str(row["prompt"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError("prompts", str(path), f'must be a readable JSON list of {{"prompt": ...}}: {error}') from None
+    if not prompts:
+        raise ConfigError("prompts", str(path), "must have at least one prompt")
+    return prompts
+
+
+def default_configs(max_batch_size: int, draft_len: int) -> list[BenchConfig]:
+    """AR, SD with m and with 2m, and MineDraft with m a batch: 2m in flight is the honest column."""
+    return [
+        BenchConfig(Mode.AR, 2 * max_batch_size, 0),
+        BenchConfig(Mode.SD, max_batch_size, draft_len),
+        BenchConfig(Mode.SD, 2 * max_batch_size, draft_len),
+        BenchConfig(Mode.MINEDRAFT, max_batch_size, draft_len),
+    ]
+
+
+async def run_benchmark(
+    client: AsyncClient,
+    configs: Sequence[BenchConfig],
+    prompts: Sequence[Prompt],
+    sampling: SamplingParams,
+    *,
+    num_repeats: int,
+    on_run: Callable[[BenchConfig, int], None] = lambda config, repeat: None,
+) -> list[BenchRow]:
+    """Every configuration `num_repeats` times, in turn; the order turns by one each repeat.
+
+    Raises:
+        MineDraftError: the service refused (it must allow `Configure`).
+    """
+    rows = [BenchRow(config) for config in configs]
+    for repeat in range(num_repeats):
+        for index in range(len(rows)):
+            row = rows[(index + repeat) % len(rows)]
+            on_run(row.config, repeat)
+            row.runs.append(await measure(client, row.config, prompts, sampling))
+    return rows
+
+
+async def measure(
+    client: AsyncClient, config: BenchConfig, prompts: Sequence[Prompt], sampling: SamplingParams
+) -> BenchRun:
+    """One run: configure, submit all prompts at once, wait for all answers, read the counters."""
+    await client.configure(config.mode, config.max_batch_size, config.draft_len)
+    before = await client.status()
+    started_s = time.monotonic()
+    calls: list[Awaitable[Any]] = [
+        client.complete([{"role": "user", "content": prompt.text}], sampling) for prompt in prompts
+    ]
+    outputs = await asyncio.gather(*calls)
+    elapsed_s = time.monotonic() - started_s
+    status = await client.status()
+    num_tokens = sum(len(output.token_ids) for output in outputs)
+    busy = {worker.role: worker.busy for worker in status.workers}
+    return BenchRun(
+        tokens_per_s=num_tokens / elapsed_s,
+        vsr=status.vsr,
+        mean_accepted_len=status.mean_accepted_len,
+        tokens_per_round=num_tokens / max(sum(output.usage.rounds for output in outputs), 1),
+        draft_ms=status.draft_ms,
+        verify_ms=status.verify_ms,
+        step_ms=status.step_ms,
+        overlap_efficiency=status.overlap_efficiency,
+        control_overhead_ms=status.control_overhead_ms,
+        verifier_busy=busy.get("verifier", 0.0),
+        drafter_busy=busy.get("drafter", 0.0),
+        wire_bytes_per_step=(status.wire_bytes - before.wire_bytes) / max(status.steps, 1),
+        first_token_s=median(output.usage.first_token_s for output in outputs),
+        num_output_tokens=num_tokens,
+    )
+
+
+def overlap_bound(row: BenchRow) -> float:
+    """What overlapping could give over taking turns with these times: (t_d + t_v) / max(t_d, t_v)."""
+    draft_ms, verify_ms = row.median("draft_ms"), row.median("verify_ms")
+    return (draft_ms + verify_ms) / max(draft_ms, verify_ms, 1e-9)
