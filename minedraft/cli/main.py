@@ -15,6 +15,7 @@ _COMMANDS = {
     "chat": "minedraft.cli.chat",
     "status": "minedraft.cli.status",
     "models": "minedraft.cli.models",
+    "bench": "minedraft.cli.bench",
 }
 
 
