@@ -1,0 +1,40 @@
+import subprocess
+import sys
+
+import pytest
+
+import minedraft
+
+
+def test_the_public_names_are_these():
+    assert sorted(minedraft.__all__) == [
+        "AsyncClient",
+        "Client",
+        "MineDraftError",
+        "Output",
+        "SamplingParams",
+        "ServiceStatus",
+    ]
+    for name in minedraft.__all__:
+        assert getattr(minedraft, name).__name__ == name
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        minedraft.no_such_name  # noqa: B018
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import minedraft", ("torch", "grpc", "transformers")),
+        ("from minedraft import AsyncClient, Client, SamplingParams", ("torch", "transformers")),
+        ("import minedraft.pipeline, minedraft.service, minedraft.models", ("torch", "transformers")),
+        ("import minedraft.cli.main, minedraft.cli.launch", ("torch", "transformers")),
+    ],
+)
+def test_importing_stays_light(statement: str, absent: tuple[str, ...]):
+    program = f"{statement}; import sys; print(*(name for name in {absent!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
