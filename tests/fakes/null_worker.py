@@ -1,0 +1,103 @@
+"""A worker whose forward takes no time, on the product's own runtime: shows what control costs.
+
+`python -m tests.fakes.null_worker drafter|verifier --listen ADDR`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+
+import click
+from minedraft_workers.runtime import Work, WorkerRuntime
+from minedraft_workers.server import serve
+from minedraft_workers.servicer import drafter_handler, verifier_handler
+
+from minedraft.address import Address, ListenClaim
+from minedraft.types import (
+    PROTOCOL_VERSION,
+    DraftCommand,
+    Proposal,
+    Role,
+    Verdict,
+    VerifyCommand,
+    WorkerInfo,
+)
+
+
+def null_info(role: Role) -> WorkerInfo:
+    return WorkerInfo(
+        role=role,
+        epoch=0,
+        protocol_version=PROTOCOL_VERSION,
+        vocab_size=50_000,
+        vocab_fingerprint="null",
+        num_blocks=1 << 20,
+        block_size=16,
+        max_model_len=1 << 20,
+        model_name="null",
+        device="none",
+        dtype="none",
+        draft_method="model" if role is Role.DRAFTER else "",
+    )
+
+
+class NullActor:
+    """Proposes the tokens 1, 2, 3 ... and accepts every other draft."""
+
+    def __init__(self, role: Role) -> None:
+        self.info = null_info(role)
+        self.num_free_blocks = self.info.num_blocks
+
+    def draft(self, command: DraftCommand) -> Work[Proposal]:
+        spans = [span for span in command.spans if span.draft_len]
+        return Work(
+            tuple(
+                Proposal(span.request_id, span.prefix_len + len(span.tokens), tuple(range(1, span.draft_len + 1)))
+                for span in spans
+            )
+        )
+
+    def prefill(self, command: DraftCommand) -> Work[Proposal]:
+        return self.draft(command)
+
+    def verify(self, command: VerifyCommand) -> Work[Verdict]:
+        return Work(
+            tuple(
+                Verdict(
+                    span.request_id,
+                    span.prefix_len + len(span.tokens),
+                    accepted_len := (len(span.drafts) + 1) // 2 if span.sample else 0,
+                    (*span.drafts[:accepted_len], 7) if span.sample else (),
+                )
+                for span in command.spans
+            )
+        )
+
+    def release(self, request_ids: Sequence[int]) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
+
+
+async def _serve(role: Role, address: Address) -> int:
+    actor = NullActor(role)
+    runtime = WorkerRuntime(actor)
+    handler = drafter_handler(actor, runtime) if role is Role.DRAFTER else verifier_handler(actor, runtime)
+    return await serve(runtime, handler, address)
+
+
+@click.command()
+@click.argument("role", type=click.Choice([role.value for role in Role]))
+@click.option("--listen", required=True)
+def main(role: str, listen: str) -> None:
+    address = Address.parse(listen, "listen")
+    with ListenClaim(address):
+        code = asyncio.run(_serve(Role(role), address))
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The requests a worker knows, and the check of a command's spans against them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from minedraft_workers.sequence import SequenceState
+
+from minedraft.errors import InvalidRequest
+from minedraft.types import DraftSpan, VerifySpan
+
+
+class RequestTable:
+    """SequenceState by request id. A state's tokens are exactly those whose KV is valid."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, SequenceState] = {}
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def find(self, span: DraftSpan | VerifySpan) -> SequenceState:
+        """The state that a span continues; a new one, not yet in the table, where it brings a spec.
+
+        Raises:
+            InvalidRequest: the request is unknown, or the span keeps more tokens than are valid.
+        """
+        if span.spec is not None:
+            return SequenceState(span.request_id, span.spec)
+        state = self._states.get(span.request_id)
+        if state is None:
+            raise InvalidRequest("request_id", span.request_id, "unknown here, and no spec introduces it")
+        if span.prefix_len > len(state.tokens):
+            limit = f"{len(state.tokens)} tokens of request {span.request_id} are cached"
+            raise InvalidRequest("prefix_len", span.prefix_len, limit)
+        return state
+
+    def keep(self, states: Iterable[SequenceState]) -> None:
+        for state in states:
+            self._states[state.request_id] = state
+
+    def forget(self, request_id: int) -> None:
+        self._states.pop(request_id, None)
+
+    def clear(self) -> None:
+        self._states.clear()

@@ -1,0 +1,270 @@
+"""What both workers share: one thread that owns the device, and rounds that run at most once.
+
+Commands go through a bounded mailbox to the device thread, which takes the next one by itself: between
+two commands there is no hop through the event loop, and health and handshake answer during a forward.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import secrets
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from minedraft.blocks import BlocksExhausted
+from minedraft.errors import InternalError, InvalidRequest, MineDraftError, Overloaded, ProtocolError, StaleRound
+from minedraft.types import (
+    Batch,
+    DraftCommand,
+    Proposal,
+    RoundId,
+    Timing,
+    Verdict,
+    VerifyCommand,
+    WorkerInfo,
+)
+
+logger = logging.getLogger("minedraft.worker")
+
+# Two lanes have at most a draft, a prefill and a release each; the rest is room for repeats.
+MAILBOX_SIZE = 32
+# An actor raises these before it has touched anything; any other exception ends the process.
+REFUSALS = (InvalidRequest, ProtocolError, BlocksExhausted)
+
+RowT = TypeVar("RowT")
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[RowT]):
+    """What an actor made of a command. forward_ns: spent in the model's forward passes."""
+
+    rows: tuple[RowT, ...]
+    forward_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Executed(Generic[RowT]):
+    """Work as it goes into a reply."""
+
+    rows: tuple[RowT, ...]
+    timing: Timing
+    num_free_blocks: int
+
+
+class Actor(Protocol):
+    """A worker's state. Every method but `info` is called in the device thread."""
+
+    @property
+    def info(self) -> WorkerInfo:
+        """Constant; the runtime fills in the epoch."""
+        ...
+
+    @property
+    def num_free_blocks(self) -> int: ...
+
+    def release(self, request_ids: Sequence[int]) -> None:
+        """Forget requests; unknown ids are ignored."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything: a new epoch begins."""
+        ...
+
+
+class DraftingActor(Actor, Protocol):
+    """Raises one of REFUSALS, having changed nothing but releases, where a command cannot be executed."""
+
+    def draft(self, command: DraftCommand) -> Work[Proposal]: ...
+
+    def prefill(self, command: DraftCommand) -> Work[Proposal]: ...
+
+
+class VerifyingActor(Actor, Protocol):
+    """Raises one of REFUSALS, having changed nothing but releases, where a command cannot be executed."""
+
+    def verify(self, command: VerifyCommand) -> Work[Verdict]: ...
+
+
+Outcome = Executed[Any] | MineDraftError
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    task: Callable[[], Work[Any]]
+    reply: asyncio.Future[Outcome]
+    received_ns: int
+
+
+class DeviceThread:
+    """Runs tasks one after another. Its methods are called in the event loop that made it.
+
+    Args:
+        on_crash: called in the event loop when a task raised what is not a refusal. The thread has
+            ended then, and so must the process: the state of the device is not known any more.
+    """
+
+    def __init__(self, actor: Actor, on_crash: Callable[[], None], mailbox_size: int = MAILBOX_SIZE) -> None:
+        self._actor = actor
+        self._on_crash = on_crash
+        self._mailbox_size = mailbox_size
+        self._mailbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._num_open = 0  # offered and not answered
+        self._loop = asyncio.get_running_loop()
+        self._crash: InternalError | None = None
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._thread.start()
+
+    def offer(self, task: Callable[[], Work[Any]]) -> asyncio.Future[Outcome]:
+        """Put a task into the mailbox.
+
+        Raises:
+            Overloaded: the mailbox is full. InternalError: the thread has crashed.
+        """
+        if self._crash is not None:
+            raise self._crash
+        if self._num_open >= self._mailbox_size:
+            raise Overloaded(f"{self._num_open} commands are in the mailbox, the limit is {self._mailbox_size}")
+        reply: asyncio.Future[Outcome] = self._loop.create_future()
+        self._num_open += 1
+        self._mailbox.put(_Item(task, reply, time.perf_counter_ns()))
+        return reply
+
+    def drop_queued(self, error: MineDraftError) -> None:
+        """Answer every task that has not been started with `error`."""
+        while True:
+            try:
+                item = self._mailbox.get_nowait()
+            except queue.Empty:
+                return
+            if item is not None:
+                self._answer(item, error)
+
+    def stop(self, timeout_s: float) -> bool:
+        """Drop what is queued and end the thread; False when it is still inside a task after `timeout_s`."""
+        self.drop_queued(ProtocolError("the worker is stopping"))
+        self._mailbox.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        idle_since_ns = time.perf_counter_ns()
+        while (item := self._mailbox.get()) is not None:
+            taken_ns = time.perf_counter_ns()
+            outcome: Outcome
+            try:
+                work = item.task()
+                ready_ns = time.perf_counter_ns()
+                timing = Timing(
+                    queue_ns=taken_ns - item.received_ns,
+                    forward_ns=work.forward_ns,
+                    busy_ns=ready_ns - taken_ns,
+                    idle_ns=taken_ns - idle_since_ns,
+                )
+                outcome = Executed(work.rows, timing, self._actor.num_free_blocks)
+            except REFUSALS as error:
+                ready_ns, outcome = time.perf_counter_ns(), error
+            except BaseException as error:  # the process ends with it, see `_fail`
+                self._post(self._fail, item, error)
+                return
+            idle_since_ns = ready_ns
+            self._post(self._answer, item, outcome)
+
+    def _post(self, function: Callable[..., None], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            if not self._loop.is_closed():  # closed: the process is ending, nobody waits any more
+                raise
+
+    def _answer(self, item: _Item, outcome: Outcome) -> None:
+        self._num_open -= 1
+        if not item.reply.done():
+            item.reply.set_result(outcome)
+
+    def _fail(self, item: _Item, error: BaseException) -> None:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error}".replace("\n", " ")
+        logger.critical("the device thread failed, exiting: %s (%s:%d)", what, frame.filename, frame.lineno)
+        self._crash = InternalError(what)
+        self._answer(item, self._crash)
+        self.drop_queued(self._crash)
+        self._on_crash()
+
+
+class WorkerRuntime:
+    """Executes each round of the present epoch at most once, and answers a repeat as before.
+
+    Its methods are called in the event loop. `crashed` is set when the process must end with 70.
+    """
+
+    def __init__(self, actor: Actor, mailbox_size: int = MAILBOX_SIZE) -> None:
+        self.crashed = asyncio.Event()
+        self.info = actor.info
+        # Random high bits: no epoch of this process is one of an earlier process.
+        self.epoch = (secrets.randbits(43) + 1) << 20
+        self._actor = actor
+        self._device = DeviceThread(actor, self.crashed.set, mailbox_size)
+        self._last: dict[tuple[str, Batch], tuple[int, asyncio.Future[Outcome]]] = {}
+
+    def start_epoch(self) -> WorkerInfo:
+        """Begin a new epoch, during a forward too: what is queued is dropped, and the actor's reset is
+        ahead of every command of the new epoch."""
+        self.epoch += 1
+        self._last.clear()
+        self._device.drop_queued(StaleRound(f"epoch {self.epoch} has begun"))
+        self._device.offer(self._reset)
+        return replace(self.info, epoch=self.epoch)
+
+    async def execute(self, method: str, round_id: RoundId, task: Callable[[], Work[RowT]]) -> Executed[RowT]:
+        """Run a command's task, or wait for the run of the same round, and return what came of it.
+
+        Raises:
+            StaleRound: another epoch, or a round before the last one; nothing is executed.
+            Overloaded: the mailbox is full. REFUSALS: as the actor raised them. InternalError: crash.
+        """
+        self._check_epoch(round_id.epoch)
+        last_number, reply = self._last.get((method, round_id.batch), (-1, None))
+        if round_id.number < last_number:
+            raise StaleRound(
+                f"{method} of batch {round_id.batch.name} is at round {last_number}, not {round_id.number}"
+            )
+        if reply is None or round_id.number > last_number:
+            reply = self._device.offer(task)
+            self._last[method, round_id.batch] = (round_id.number, reply)
+        return await _outcome(reply)
+
+    async def release(self, epoch: int, request_ids: Sequence[int]) -> int:
+        """Free KV outside a round; returns the number of free blocks after. Raises as `execute`."""
+        self._check_epoch(epoch)
+
+        def task() -> Work[Any]:
+            self._actor.release(request_ids)
+            return Work(())
+
+        return (await _outcome(self._device.offer(task))).num_free_blocks
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the device thread; False when it is still inside a forward after `timeout_s`."""
+        return self._device.stop(timeout_s)
+
+    def _reset(self) -> Work[Any]:
+        self._actor.reset()
+        return Work(())
+
+    def _check_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            raise StaleRound(f"the epoch is {self.epoch}, not {epoch}")
+
+
+async def _outcome(reply: asyncio.Future[Outcome]) -> Executed[Any]:
+    # A caller that goes away must not take the reply from a later repeat of the round.
+    outcome = await asyncio.shield(reply)
+    if isinstance(outcome, MineDraftError):
+        raise outcome
+    return outcome

@@ -1,0 +1,84 @@
+"""The verifier: one packed forward of the target over committed tokens and drafts, then acceptance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from minedraft_workers.acceptance import Outcome, VerifyRow, verify
+from minedraft_workers.model import Executor, ForwardSpan
+from minedraft_workers.request_table import RequestTable
+from minedraft_workers.runtime import Work
+from minedraft_workers.sequence import SequenceState
+from minedraft_workers.transport import InlineChannel, TokenChannel
+
+from minedraft.types import Verdict, VerifyCommand, VerifySpan, WorkerInfo
+
+
+class VerifierActor:
+    """Executes the Verifier commands, in the device thread."""
+
+    def __init__(self, executor: Executor, info: WorkerInfo, channel: TokenChannel | None = None) -> None:
+        self.info = info
+        self._executor = executor
+        self._channel = channel or InlineChannel()
+        self._requests = RequestTable()
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self._executor.num_free_blocks
+
+    def verify(self, command: VerifyCommand) -> Work[Verdict]:
+        """Free what is released, run all spans as one forward, decide. Implements `VerifyingActor`."""
+        self.release(command.released)
+        spans = command.spans
+        states = [self._requests.find(span) for span in spans]
+        q_of = {span.request_id: self._unpack_q(span) for span in spans if span.q is not None}
+        start_ns = time.perf_counter_ns()
+        logits = self._executor.forward([_to_forward(span) for span in spans])
+        forward_ns = time.perf_counter_ns() - start_ns
+        for state, span in zip(states, spans, strict=True):
+            state.replace_from(span.prefix_len, span.tokens)
+        self._requests.keep(states)
+        rows = [
+            VerifyRow(state, span.drafts, *q_of.get(span.request_id, (None, None)))
+            for state, span in zip(states, spans, strict=True)
+            if span.sample
+        ]
+        outcomes = iter(verify(logits, rows) if rows else ())
+        verdicts = [
+            _to_verdict(state, span, next(outcomes) if span.sample else None)
+            for state, span in zip(states, spans, strict=True)
+        ]
+        return Work(tuple(verdicts), forward_ns)
+
+    def release(self, request_ids: Sequence[int]) -> None:
+        for request_id in request_ids:
+            self._requests.forget(request_id)
+            self._executor.release(request_id)
+
+    def reset(self) -> None:
+        self._requests.clear()
+        self._executor.release_all()
+
+    def _unpack_q(self, span: VerifySpan) -> tuple[torch.Tensor, torch.Tensor]:
+        assert span.q is not None, "called for spans that have a q"
+        # Acceptance reads single numbers of it, so the host is the place for it.
+        host = torch.device("cpu")
+        return self._channel.unpack(span.q.ids, host), self._channel.unpack(span.q.probs, host)
+
+
+def _to_forward(span: VerifySpan) -> ForwardSpan:
+    num_logits = len(span.drafts) + 1 if span.sample else 0
+    return ForwardSpan(span.request_id, span.prefix_len, span.tokens + span.drafts, num_logits)
+
+
+def _to_verdict(state: SequenceState, span: VerifySpan, outcome: Outcome | None) -> Verdict:
+    committed_len = span.prefix_len + len(span.tokens)
+    if outcome is None or outcome.error:
+        error = "" if outcome is None else outcome.error
+        return Verdict(span.request_id, committed_len, 0, (), error=error)
+    # The rejected drafts' KV is left where it is: the next command's prefix length cuts it off.
+    state.tokens.extend(span.drafts[: outcome.accepted_len])
+    return Verdict(span.request_id, committed_len, outcome.accepted_len, outcome.tokens, outcome.logprobs)
