@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from minedraft.address import Address
@@ -27,6 +27,7 @@ _FORCED_STOP_S = 1.5  # a second signal ends everything within two seconds
 _WORKER_STOP_S = 5.0
 _STOP_SLACK_S = 15.0  # beyond drain_timeout_s
 _EXIT_OF_SIGNAL = 128
+_INFO_LINE = " INFO minedraft."
 
 Report = Callable[[str], None]
 
@@ -49,12 +50,24 @@ class Launcher:
         settings: checked, with target and draft filled in.
         report: takes one line of progress or trouble for the operator.
         announce: called once, when requests are accepted, with the seconds it took.
+        worker_command: starts a worker when role and flags are appended.
+        is_verbose: also report what the children log at level INFO.
     """
 
-    def __init__(self, settings: Settings, report: Report, announce: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        report: Report,
+        announce: Callable[[float], None],
+        *,
+        worker_command: Sequence[str] = (sys.executable, "-m", "minedraft_workers.main"),
+        is_verbose: bool = False,
+    ) -> None:
         self._settings = settings
         self._report = report
         self._announce = announce
+        self._worker_command = tuple(worker_command)
+        self._is_verbose = is_verbose
         self._notifier = Notifier()
         self._signals: asyncio.Queue[int] = asyncio.Queue()
         self._children: dict[str, Child] = {}
@@ -133,9 +146,9 @@ class Launcher:
         if settings.needs_drafter:
             self._peers["drafter"] = (Address.parse(drafter, "draft_address"), LIVE)
         if settings.target_address is None:
-            await self._start_child("verifier", _worker_argv(settings, "verifier", verifier))
+            await self._start_child("verifier", [*self._worker_command, *_worker_flags(settings, "verifier", verifier)])
         if settings.needs_drafter and settings.draft_address is None:
-            await self._start_child("drafter", _worker_argv(settings, "drafter", drafter))
+            await self._start_child("drafter", [*self._worker_command, *_worker_flags(settings, "drafter", drafter)])
         addresses: dict[str, Any] = {"target_address": verifier}
         if settings.needs_drafter:
             addresses |= {"draft_address": drafter, "draft": None}
@@ -143,9 +156,13 @@ class Launcher:
         await self._start_child("scheduler", [*argv, "--run-folder", str(folder.path), *_parent_flag()])
 
     async def _start_child(self, name: str, argv: list[str]) -> None:
-        child = await Child.start(name, argv, lambda name, line: self._report(f"{name} | {line}"))
+        child = await Child.start(name, argv, self._pass_on)
         self._children[name] = child
         self._ends[name] = asyncio.create_task(child.run(), name=f"wait-{name}")
+
+    def _pass_on(self, name: str, line: str) -> None:
+        if self._is_verbose or _INFO_LINE not in line:
+            self._report(f"{name} | {line}")
 
     async def _wait_ready(self, signum: asyncio.Task[int]) -> None:
         """Until the scheduler says that a generation went through both workers, or a signal.
@@ -184,7 +201,7 @@ class Launcher:
             if name != "scheduler":
                 self._report(f"{name}: loaded after {elapsed_s:.1f} s")
         if missing and elapsed_s >= self._next_progress_s:
-            self._next_progress_s = elapsed_s + _PROGRESS_S
+            self._next_progress_s = elapsed_s + _PROGRESS_S + min(elapsed_s / 4, 8.0)
             doing = f"{' and '.join(workers)}: loading weights" if workers else "scheduler: first generation"
             self._report(f"{doing}, {elapsed_s:.0f} s")
             self._notifier.status(doing)
@@ -238,10 +255,10 @@ class Launcher:
             await asyncio.wait(self._ends.values())
 
 
-def _worker_argv(settings: Settings, role: str, address: str) -> list[str]:
+def _worker_flags(settings: Settings, role: str, address: str) -> list[str]:
     is_verifier = role == "verifier"
     model = settings.target if is_verifier or settings.draft_method == "ngram" else settings.draft
-    argv = [sys.executable, "-m", "minedraft_workers.main", role, "--model", str(model), "--listen", address]
+    argv = [role, "--model", str(model), "--listen", address]
     argv += ["--device", settings.target_device if is_verifier else settings.draft_device]
     argv += ["--dtype", settings.dtype, "--block-size", str(settings.block_size)]
     if settings.num_blocks is not None:

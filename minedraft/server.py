@@ -244,7 +244,12 @@ def main(config: Path | None, exit_with_parent: int | None, run_folder: Path | N
 
 
 def _run(config: Path | None, parent_pid: int | None, run_folder: Path | None, flags: dict[str, object]) -> NoReturn:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s.%(msecs)03d %(levelname)s minedraft.scheduler %(message)s",
+        datefmt="%H:%M:%S",
+    )
     code = EXIT_INTERNAL
     try:
         if parent_pid is not None:

@@ -37,13 +37,14 @@ Exit codes: 0 fine, 70 a process failed, 78 configuration.
     metavar="FILE.toml",
     help="Settings by the same names; flags go before it.",
 )
+@click.option("--verbose", is_flag=True, help="Show all that the three processes log.")
 @click.option("--check", is_flag=True, help="Check settings, model folders, devices and addresses, then exit.")
-def command(config: Path | None, check: bool, **flags: object) -> None:
+def command(config: Path | None, check: bool, verbose: bool, **flags: object) -> None:
     """Start scheduler, drafter and verifier, and serve until a signal.
 
     Requests are accepted once a generation has gone through both workers; the line "ready" says so.
     """
-    click.get_current_context().exit(_launch(config, check, flags))
+    click.get_current_context().exit(_launch(config, check, verbose, flags))
 
 
 def main() -> NoReturn:
@@ -51,7 +52,7 @@ def main() -> NoReturn:
     run(command, "minedraft-launch")
 
 
-def _launch(config: Path | None, check: bool, flags: dict[str, object]) -> int:
+def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, object]) -> int:
     settings = load_settings(flags, config)
     if settings.target is None and not check:
         settings = _with_default_pair(settings)
@@ -61,7 +62,7 @@ def _launch(config: Path | None, check: bool, flags: dict[str, object]) -> int:
         return EXIT_OK
     from minedraft.launch import Launcher  # brings gRPC; problems above are told without it
 
-    launcher = Launcher(settings, say, lambda seconds: _announce(settings, seconds))
+    launcher = Launcher(settings, say, lambda seconds: _announce(settings, seconds), is_verbose=verbose)
     return asyncio.run(launcher.run())
 
 

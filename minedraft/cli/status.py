@@ -78,7 +78,7 @@ def _workers(now: ServiceStatus) -> Table:
             worker.dtype,
             f"{worker.busy:.0%}",
             f"{worker.step_ms:.1f} ms",
-            f"{used} of {worker.num_blocks}",
+            "none" if worker.draft_method == "ngram" else f"{used} of {worker.num_blocks}",
         )
     return table
 

@@ -1,0 +1,97 @@
+"""A worker process without a model: the product's runtime and gRPC edge around the fakes, in half a second.
+
+`python -m tests.fakes.fake_worker drafter|verifier` takes the flags of `minedraft-worker`. A file
+`behaviour` in the model folder makes it misbehave: "die" ends it while loading, "refuse" says 78.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from minedraft_workers.runtime import Work, WorkerRuntime
+from minedraft_workers.server import serve
+from minedraft_workers.servicer import drafter_handler, verifier_handler
+
+from minedraft.address import Address, ListenClaim
+from minedraft.process import exit_with_parent
+from minedraft.types import DraftCommand, Proposal, Role, Verdict, VerifyCommand
+from minedraft.vocabulary import vocab_fingerprint
+from tests.fakes.workers import FakeDrafter, FakeVerifier
+
+NUM_BLOCKS = 4096
+MAX_MODEL_LEN = 4096
+_VERIFY_S = 0.005  # what a forward would take
+
+
+class FakeActor:
+    """Both roles; executes on the device thread as a real actor does."""
+
+    def __init__(self, role: Role, model: Path) -> None:
+        self._model = model
+        self._fake = self._make(role)
+        self.info = replace(
+            self._fake.info,
+            vocab_fingerprint=vocab_fingerprint(model),
+            draft_method="model" if role is Role.DRAFTER else "",
+        )
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self._fake.kv.pool.num_free
+
+    def draft(self, command: DraftCommand) -> Work[Proposal]:
+        assert isinstance(self._fake, FakeDrafter)
+        return Work(self._fake.execute(command).proposals)
+
+    prefill = draft
+
+    def verify(self, command: VerifyCommand) -> Work[Verdict]:
+        assert isinstance(self._fake, FakeVerifier)
+        time.sleep(_VERIFY_S)
+        return Work(self._fake.execute(command).verdicts)
+
+    def release(self, request_ids: Sequence[int]) -> None:
+        self._fake.kv.release(request_ids)
+
+    def reset(self) -> None:
+        self._fake = self._make(Role.DRAFTER if isinstance(self._fake, FakeDrafter) else Role.VERIFIER)
+
+    def _make(self, role: Role) -> FakeDrafter | FakeVerifier:
+        kind = FakeDrafter if role is Role.DRAFTER else FakeVerifier
+        return kind(NUM_BLOCKS, 16, MAX_MODEL_LEN)
+
+
+async def _serve(role: Role, model: Path, address: Address) -> int:
+    actor = FakeActor(role, model)
+    runtime = WorkerRuntime(actor)
+    handler = drafter_handler(actor, runtime) if role is Role.DRAFTER else verifier_handler(actor, runtime)
+    return await serve(runtime, handler, address)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("role", type=click.Choice([role.value for role in Role]))
+@click.option("--model", type=click.Path(path_type=Path), required=True)
+@click.option("--listen", required=True)
+@click.option("--exit-with-parent", "parent_pid", type=int)
+@click.argument("rest", nargs=-1, type=click.UNPROCESSED)
+def main(role: str, model: Path, listen: str, parent_pid: int | None, rest: tuple[str, ...]) -> None:
+    if parent_pid is not None:
+        exit_with_parent(parent_pid)
+    behaviour = model / "behaviour"
+    if behaviour.exists() and behaviour.read_text().startswith(role):
+        click.echo("the dog ate the weights", err=True)
+        os._exit(int(behaviour.read_text().split()[1]))
+    address = Address.parse(listen, "listen")
+    with ListenClaim(address):
+        code = asyncio.run(_serve(Role(role), model, address))
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

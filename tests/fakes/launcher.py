@@ -1,0 +1,29 @@
+"""`minedraft-launch` as a process, with workers that have no model: `python -m tests.fakes.launcher FLAGS`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import click
+
+from minedraft.config import load_settings
+from minedraft.flags import settings_flags
+from minedraft.launch import Launcher
+
+
+@click.command()
+@settings_flags
+def main(**flags: Any) -> None:
+    launcher = Launcher(
+        load_settings(flags),
+        lambda line: click.echo(line, err=True),
+        lambda seconds: click.echo("ready"),
+        worker_command=(sys.executable, "-m", "tests.fakes.fake_worker"),
+    )
+    sys.exit(asyncio.run(launcher.run()))
+
+
+if __name__ == "__main__":
+    main()
