@@ -1,0 +1,10 @@
+"""Shared by all suites."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported anywhere: two OpenMP threads on two busy cores spin more than they compute.
+# Child processes inherit it; workers set their own number of threads when they pin themselves.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"

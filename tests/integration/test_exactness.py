@@ -1,0 +1,220 @@
+"""What comes out is what the target alone would say: scheduler, pipeline, actors and models together.
+
+fp32 on random models; the processes and gRPC in between are covered by the launch tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from minedraft.errors import MineDraftError
+from minedraft.pipeline import Pipeline
+from minedraft.request import NewRequest
+from minedraft.sampling_params import SamplingParams
+from minedraft.scheduler import SchedulerLimits
+from minedraft.types import FinishReason, Mode, TokenLogprobs
+from minedraft.usage import RequestUsage
+from tests.fakes.in_process import InProcessDrafter, InProcessVerifier, load_executor
+from tests.fakes.stepping import until
+from tests.tiny_models import make_tiny_model
+
+pytestmark = pytest.mark.slow
+
+EOS_ID = 2
+NUM_NEW = 40
+
+
+@pytest.fixture(scope="module")
+def target_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("target") / "model", seed=1)
+
+
+@pytest.fixture(scope="module")
+def draft_dir(target_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The target with noise on its weights: right often enough to accept, wrong often enough to reject."""
+    path = make_tiny_model(tmp_path_factory.mktemp("draft") / "model", seed=1)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * weight.std() * 0.05)
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[tuple[int, ...]]:
+    rng = random.Random(5)
+    return [tuple(rng.randrange(3, 300) for _ in range(n)) for n in (1, 2, 3, 7, 16, 31, 5, 12, 64, 4)]
+
+
+@pytest.fixture(scope="module")
+def truth(target_dir: Path, prompts: list[tuple[int, ...]]) -> list[list[int]]:
+    """`generate` of transformers, one prompt at a time, as the model does it by itself."""
+    model = AutoModelForCausalLM.from_pretrained(target_dir)
+    outputs = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        full = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_NEW, do_sample=False, eos_token_id=EOS_ID
+        )
+        outputs.append(full[0, len(prompt) :].tolist())
+    return outputs
+
+
+class Answer:
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.reason: FinishReason | None = None
+        self.error: MineDraftError | None = None
+        self.usage: RequestUsage | None = None
+        self.done = asyncio.Event()
+
+    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
+        self.tokens.extend(token_ids)
+        self.logprobs.extend(logprobs)
+        return False
+
+    def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
+        self.reason, self.error, self.usage = reason, error, usage
+        self.done.set()
+
+
+def limits(mode: Mode, max_batch_size: int, draft_len: int = 4, prefill_chunk: int = 24) -> SchedulerLimits:
+    return SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, max_model_len=512)
+
+
+async def answer(
+    pipeline: Pipeline, prompts: Sequence[tuple[int, ...]], params: SamplingParams, seeds: Sequence[int] | None = None
+) -> list[Answer]:
+    answers = [Answer() for _ in prompts]
+    for index, prompt in enumerate(prompts):
+        seed = seeds[index] if seeds is not None else params.seed or 0
+        stop_ids = () if params.ignore_eos else (EOS_ID,)
+        pipeline.submit(NewRequest(prompt, params, seed, stop_ids), answers[index])
+    await asyncio.wait_for(asyncio.gather(*(a.done.wait() for a in answers)), 60)
+    assert [a.error for a in answers] == [None] * len(answers)
+    return answers
+
+
+@pytest.mark.parametrize("max_batch_size", [1, 2, 8])
+@pytest.mark.parametrize("mode", list(Mode))
+async def test_greedy_tokens_equal_generate_in_every_mode_and_batch_size(
+    mode: Mode,
+    max_batch_size: int,
+    target_dir: Path,
+    draft_dir: Path,
+    prompts: list[tuple[int, ...]],
+    truth: list[list[int]],
+) -> None:
+    verifier = InProcessVerifier(load_executor(target_dir))
+    drafter = InProcessDrafter(load_executor(draft_dir), verifier)
+    async with Pipeline(limits(mode, max_batch_size), verifier, drafter) as pipeline:
+        answers = await answer(pipeline, prompts, SamplingParams(max_new_tokens=NUM_NEW))
+        assert [a.tokens for a in answers] == truth
+        counters = pipeline.scheduler.counters
+        if mode is not Mode.AR:
+            assert 0 < counters.accepted_drafts < counters.verified_drafts, "both outcomes must occur"
+
+
+async def test_prompt_lookup_drafts_leave_the_tokens_unchanged(
+    target_dir: Path, prompts: list[tuple[int, ...]], truth: list[list[int]]
+) -> None:
+    verifier = InProcessVerifier(load_executor(target_dir))
+    drafter = InProcessDrafter(None, verifier, ngram=True)
+    async with Pipeline(limits(Mode.MINEDRAFT, 3), verifier, drafter) as pipeline:
+        answers = await answer(pipeline, prompts, SamplingParams(max_new_tokens=NUM_NEW))
+        assert [a.tokens for a in answers] == truth
+
+
+async def test_preemption_and_aborted_neighbours_leave_the_tokens_unchanged(
+    target_dir: Path, draft_dir: Path, prompts: list[tuple[int, ...]], truth: list[list[int]]
+) -> None:
+    # 32 blocks of 4 tokens: about two of the longer requests at a time.
+    verifier = InProcessVerifier(load_executor(target_dir, num_blocks=32))
+    drafter = InProcessDrafter(load_executor(draft_dir, num_blocks=32), verifier)
+    async with Pipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter) as pipeline:
+        victims = [Answer() for _ in range(4)]
+        ids = [
+            pipeline.submit(NewRequest((9, 9, n), SamplingParams(max_new_tokens=90, ignore_eos=True)), victim)
+            for n, victim in enumerate(victims)
+        ]
+        answering = asyncio.create_task(answer(pipeline, prompts, SamplingParams(max_new_tokens=NUM_NEW)))
+        for request_id, victim in zip(ids, victims, strict=True):
+            await until(lambda v=victim: len(v.tokens) >= 5 or v.done.is_set())
+            pipeline.abort(request_id)
+        assert [a.tokens for a in await answering] == truth
+        assert pipeline.scheduler.counters.preemptions > 0
+        await until(lambda: verifier.executor.num_free_blocks == 32)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+async def test_a_seeded_request_gives_the_same_tokens_in_every_mode_alone_or_in_a_crowd(
+    temperature: float, target_dir: Path, draft_dir: Path, prompts: list[tuple[int, ...]]
+) -> None:
+    params = SamplingParams(
+        temperature=temperature,
+        top_p=0.95,
+        min_p=0.01,
+        repetition_penalty=1.1,
+        frequency_penalty=0.2,
+        seed=77,
+        max_new_tokens=24,
+    )
+    outputs: list[list[int]] = []
+    for mode, draft_len, crowd in [
+        (Mode.AR, 0, False),
+        (Mode.SD, 3, False),
+        (Mode.MINEDRAFT, 5, True),
+        (Mode.MINEDRAFT, 2, False),
+        (Mode.AR, 0, True),
+    ]:
+        verifier = InProcessVerifier(load_executor(target_dir))
+        drafter = InProcessDrafter(load_executor(draft_dir), verifier)
+        async with Pipeline(limits(mode, 6, draft_len), verifier, drafter) as pipeline:
+            neighbours = prompts if crowd else []
+            answers = await answer(pipeline, [*neighbours[:5], prompts[3], *neighbours[5:]], params)
+            outputs.append(answers[5 if crowd else 0].tokens)
+    assert all(tokens == outputs[0] for tokens in outputs[1:])
+
+
+async def test_logprobs_are_the_targets_own_whatever_was_drafted(
+    target_dir: Path, draft_dir: Path, prompts: list[tuple[int, ...]]
+) -> None:
+    verifier = InProcessVerifier(load_executor(target_dir))
+    drafter = InProcessDrafter(load_executor(draft_dir), verifier)
+    params = SamplingParams(max_new_tokens=12, logprobs=2, ignore_eos=True)
+    async with Pipeline(limits(Mode.MINEDRAFT, 2), verifier, drafter) as pipeline:
+        (got,) = await answer(pipeline, prompts[3:4], params)
+    model = AutoModelForCausalLM.from_pretrained(target_dir)
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompts[3], *got.tokens]])).logits[0, len(prompts[3]) - 1 : -1]
+    expected = torch.log_softmax(logits.float(), dim=-1)
+    assert len(got.logprobs) == 12
+    for row, token, entry in zip(expected, got.tokens, got.logprobs, strict=True):
+        assert entry.logprob == pytest.approx(row[token].item(), abs=1e-4)
+        assert list(entry.top_ids) == row.topk(2).indices.tolist()
+        assert list(entry.top_logprobs) == pytest.approx(row.topk(2).values.tolist(), abs=1e-4)
+
+
+async def test_min_new_tokens_keeps_stop_tokens_out_at_every_drafted_position(
+    target_dir: Path, draft_dir: Path, prompts: list[tuple[int, ...]], truth: list[list[int]]
+) -> None:
+    verifier = InProcessVerifier(load_executor(target_dir))
+    drafter = InProcessDrafter(load_executor(draft_dir), verifier)
+    stop_id = truth[2][4]  # greedy would stop here
+    params = SamplingParams(max_new_tokens=20, min_new_tokens=15, stop_token_ids=(stop_id,), ignore_eos=True)
+    async with Pipeline(limits(Mode.MINEDRAFT, 2), verifier, drafter) as pipeline:
+        got = Answer()
+        pipeline.submit(NewRequest(prompts[2], params, 0, (stop_id,)), got)
+        await asyncio.wait_for(got.done.wait(), 30)
+    assert stop_id not in got.tokens[:15]
+    assert len(got.tokens) >= 16 or got.reason is FinishReason.STOP
