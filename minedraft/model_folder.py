@@ -147,12 +147,12 @@ def _check_links(path: Path, field: str) -> None:
     allowed = [root]
     if root.parent.name == "snapshots":
         allowed.append(root.parent.parent / "blobs")
-    for entry in os.scandir(path):
+    for entry in path.iterdir():
         if entry.is_symlink() and entry.name.endswith(_LOADED_SUFFIXES):
-            real = Path(entry.path).resolve()
+            real = entry.resolve()
             if not any(real.is_relative_to(place) for place in allowed):
                 raise ModelError(
-                    field, entry.path, "a link that leads out of the model folder; put the file itself there"
+                    field, str(entry), "a link that leads out of the model folder; put the file itself there"
                 )
 
 
