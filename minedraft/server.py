@@ -62,6 +62,9 @@ class Server:
 
     Args:
         connect: makes the links to the workers (a parameter for tests).
+
+    Attributes:
+        service, pipeline: None until they exist.
     """
 
     def __init__(self, settings: Settings, connect: Connect | None = None) -> None:
@@ -70,6 +73,8 @@ class Server:
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
         self._server = grpc.aio.server(options=_OPTIONS)
+        self.service: InferenceService | None = None
+        self.pipeline: Pipeline | None = None
 
     def on_signal(self) -> None:
         """The first drains, the second ends everything at once."""
@@ -89,7 +94,7 @@ class Server:
         settings = self._settings
         assert settings.target is not None, "the launcher has filled in the default pair"
         with ListenClaim(settings.listen_address):
-            service = InferenceService(settings, Tokenizer.load(settings.target))
+            self.service = service = InferenceService(settings, Tokenizer.load(settings.target))
             inference_pb2_grpc.add_InferenceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
             health = await add_health(self._server)
             _bind(self._server, settings.listen_address)
@@ -122,7 +127,9 @@ class Server:
         async with asyncio.timeout(settings.load_timeout_s):
             verifier, drafter = await self._connect(settings, stack)
         _check_workers(service.tokenizer, verifier.info, drafter.info if drafter is not None else None)
-        pipeline = await stack.enter_async_context(Pipeline(_limits(settings, verifier.info), verifier, drafter))
+        self.pipeline = pipeline = await stack.enter_async_context(
+            Pipeline(_limits(settings, verifier.info), verifier, drafter)
+        )
         watcher = asyncio.create_task(_watch_links(pipeline, verifier, drafter))
         stack.push_async_callback(_cancel, watcher)
         await service.open(pipeline)

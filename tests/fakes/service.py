@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,20 @@ class FakeService:
     @property
     def address(self) -> str:
         return self.settings.listen
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Return once the condition holds; it is looked at after every turn of the event loop."""
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110 - the condition belongs to fakes, which set no events
+                await asyncio.sleep(0)
+
+    async def blocks_free(self) -> None:
+        """Return once the workers that are there have every block back."""
+        pipeline = self.server.pipeline
+        has_drafter = pipeline is not None and pipeline.drafter is not None
+        for worker in (self.verifier, self.drafter) if has_drafter else (self.verifier,):
+            pool = worker.kv.pool
+            await self.until(lambda pool=pool: pool.num_free == pool.num_blocks)
 
 
 @asynccontextmanager

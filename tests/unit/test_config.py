@@ -1,0 +1,141 @@
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from minedraft.cli.launch import command
+from minedraft.config import ConfigErrors, Settings, load_settings
+from minedraft.errors import EXIT_CONFIG
+from minedraft.flags import to_flags
+from minedraft.types import Mode
+
+
+def fields_of(error: ConfigErrors) -> list[str]:
+    return [each.field for each in error.errors]
+
+
+def rejected(flags: dict, file: Path | None = None) -> ConfigErrors:
+    with pytest.raises(ConfigErrors) as caught:
+        load_settings(flags, file)
+    return caught.value
+
+
+def test_flags_go_before_the_file_and_the_file_before_defaults(tmp_path):
+    file = tmp_path / "m.toml"
+    file.write_text('mode = "sd"\nmax-batch-size = 4\n')
+    settings = load_settings({"max_batch_size": 2, "draft_len": None}, file)
+    assert (settings.mode, settings.max_batch_size, settings.draft_len) == (Mode.SD, 2, 3)
+
+
+def test_every_problem_of_a_file_is_listed_at_once(tmp_path):
+    file = tmp_path / "m.toml"
+    file.write_text('speed = 11\nmode = "fast"\nmax_batch_size = "8"\nprefill_chunk = 1\ndraft_len = 0\n')
+    error = rejected({}, file)
+    assert fields_of(error) == [f"{file}: speed", "mode", "max_batch_size", "prefill_chunk", "draft_len"]
+    assert "max_batch_size is '8': must be a valid integer" in str(error)
+    assert "prefill_chunk is 1: must be greater than or equal to 16" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "limit"),
+    [
+        ({"draft_len": 0}, "draft_len", "use mode ar"),
+        ({"target": "t", "draft": "d", "draft_method": "ngram"}, "draft", "leave one of them out"),
+        ({"target": "t", "draft": "d", "draft_address": "unix:/a"}, "draft", "leave one of them out"),
+        ({"draft": "d"}, "draft", "needs target"),
+        ({"target": "t"}, "draft", "needs a draft model"),
+        ({"max_model_len": 64}, "prefill_chunk", "must not exceed max_model_len 64"),
+        ({"target_device": "tpu:0"}, "target_device", "must be cpu"),
+        ({"listen": "somewhere"}, "listen", "unix:PATH or host:port"),
+        ({"listen": "0.0.0.0:50051"}, "listen", "--insecure-public"),
+        ({"listen": "unix:/a", "draft_address": "unix:/a"}, "draft_address", "is also listen"),
+        ({"max_waiting": 0}, "max_waiting", "greater than or equal to 1"),
+        ({"drain_timeout_s": float("nan")}, "drain_timeout_s", "must be"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_by_name(flags, field, limit):
+    error = rejected(flags)
+    assert fields_of(error) == [field]
+    assert limit in str(error)
+
+
+def test_other_hosts_may_connect_when_that_is_said():
+    assert load_settings({"listen": "0.0.0.0:50051", "insecure_public": True}).insecure_public
+
+
+@pytest.mark.parametrize(("content", "limit"), [("mode = ", "not valid TOML"), (None, "cannot be read: No such file")])
+def test_a_file_that_is_no_toml_is_named(tmp_path, content, limit):
+    file = tmp_path / "m.toml"
+    if content is not None:
+        file.write_text(content)
+    error = rejected({}, file)
+    assert str(file) in str(error)
+    assert limit in str(error)
+
+
+def test_settings_survive_the_way_through_the_command_line():
+    settings = load_settings(
+        {"target": "/t", "draft": "/d", "mode": "sd", "max_model_len": 1024, "insecure_public": True}
+    )
+    flags = to_flags(settings)
+    seen = {}
+
+    def remember(**values):
+        seen.update(values)
+
+    import click
+
+    from minedraft.flags import settings_flags
+
+    click.command()(settings_flags(remember)).main(flags, standalone_mode=False)
+    assert load_settings(seen) == settings
+
+
+def test_help_has_every_setting_with_its_one_text():
+    text = " ".join(CliRunner().invoke(command, ["--help"], terminal_width=200).output.split())
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert " ".join(str(field.description).split()[:5]) in text
+
+
+@dataclasses.dataclass(frozen=True)
+class BadStart:
+    arguments: list[str]
+    message: str
+
+
+BAD_STARTS = [
+    BadStart(["--target", "{empty}", "--draft", "{missing}"], "no such folder"),
+    BadStart(["--target", "{empty}", "--draft-method", "ngram"], "no config.json"),
+    BadStart(["--target", "{missing}", "--draft-len", "99"], "draft_len is 99: must be less than or equal to 16"),
+    BadStart(["--mode", "warp"], "'warp' is not one of 'ar', 'sd', 'minedraft'"),
+    BadStart(["--max-batch-size", "many"], "'many' is not a valid integer"),
+    BadStart(["--no-such-flag"], "No such option"),
+    BadStart(["--config", "{bad_toml}"], "unknown setting"),
+    BadStart(["--check", "--target-device", "cpu:4000"], "this process may use the cores"),
+    BadStart(["--check", "--listen", "unix:{file}"], "the file there is not a socket"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BAD_STARTS, ids=lambda case: case.message[:30])
+def test_a_bad_start_ends_with_78_and_a_reason_before_torch_is_imported(case, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "bad.toml").write_text("warp = 9\n")
+    names = {name: str(tmp_path / name) for name in ("empty", "missing", "file")} | {
+        "bad_toml": str(tmp_path / "bad.toml")
+    }
+    program = (
+        "import sys\nfrom minedraft.cli.launch import main\n"
+        "try:\n    main()\nfinally:\n    print(*{'torch', 'transformers', 'grpc'} & set(sys.modules))"
+    )
+    arguments = [argument.format(**names) for argument in case.arguments]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=30)
+    assert done.returncode == EXIT_CONFIG
+    assert case.message in " ".join(done.stderr.split())
+    assert done.stdout.strip() == ""
+    assert (tmp_path / "file").read_text() == "precious"
