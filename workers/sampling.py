@@ -37,9 +37,9 @@ _DRAW_BLOCK = 256
 class DraftChoice:
     """One draft step of a batch of B requests.
 
-    tokens: B token ids. q_ids: int32 [B, m] token ids, -1 pads; q_probs: float32 [B, m]: what the rows
-    under REJECTION were sampled from (other rows are all padding); both None when no row is under
-    REJECTION. num_bad: rows with NaN or Inf, whose token means nothing.
+    tokens: B token ids. q_ids: int32 [B, m] token ids, -1 pads; q_probs: float32 [B, m]; both on the CPU:
+    what the rows under REJECTION were sampled from (other rows are all padding), None when no row is
+    under REJECTION. num_bad: rows with NaN or Inf, whose token means nothing.
     """
 
     tokens: list[int]
@@ -66,8 +66,7 @@ def choose_drafts(
         top_m: how many tokens q is cut down to under REJECTION.
     """
     columns = columns_of(logits.shape[-1], logits.device, draft_vocab_ids)
-    tokens = [columns.token_id(0)] * len(states)
-    num_bad = 0
+    chosen: list[_Choice] = [_Choice(None)] * len(states)
     plain = [
         index
         for index, (state, position) in enumerate(zip(states, positions, strict=True))
@@ -76,37 +75,51 @@ def choose_drafts(
     if plain:
         peaks, best = argmax_rows(logits if len(plain) == len(states) else logits[plain])
         for index, peak, column in zip(plain, peaks.tolist(), best.tolist(), strict=True):
-            if math.isfinite(peak):
-                tokens[index] = columns.token_id(column)
-            else:
-                num_bad += 1
-    sampled_q: dict[int, tuple[list[int], torch.Tensor]] = {}
+            chosen[index] = _Choice(column if math.isfinite(peak) else None)
     for index in set(range(len(states))).difference(plain):
-        state, drafts, row = states[index], extra_tokens[index], logits[index]
-        if is_greedy(state):
-            searched = BlockedRow(adjust(row, state, drafts, columns))
-            column = searched.argmax() if math.isfinite(searched.peak) else None
-            is_certain = True
+        chosen[index] = _choose(logits[index], states[index], positions[index], extra_tokens[index], columns, top_m)
+    # A token that means nothing is as good as any other: the verifier does not depend on it.
+    tokens = [columns.token_id(choice.column or 0) for choice in chosen]
+    num_bad = sum(choice.column is None for choice in chosen)
+    under_rejection = [index for index, state in enumerate(states) if state.spec.acceptance is Acceptance.REJECTION]
+    if not under_rejection:
+        return DraftChoice(tokens, None, None, num_bad)
+    q_ids = torch.full((len(states), min(top_m, columns.num_columns)), -1, dtype=torch.int32)
+    q_probs = torch.zeros(q_ids.shape)
+    for index in under_rejection:
+        choice = chosen[index]
+        if choice.kept is None or choice.probs is None:
+            q_ids[index, 0], q_probs[index, 0] = tokens[index], 1.0
         else:
-            processed = process(row, state, drafts, columns)
-            is_certain = not processed.is_usable
-            if is_certain:
-                column = None
-            elif state.spec.acceptance is Acceptance.COUPLED:
-                column = coupled_choice(processed, columns, state.spec.seed, positions[index])
-            else:
-                kept, probs = truncate_q(processed, top_m)
-                drawn = draw(probs, uniform(state.spec.seed, positions[index], Purpose.DRAFT))
-                column = processed.column(int(kept[drawn]))
-                sampled_q[index] = ([columns.token_id(processed.column(i)) for i in kept.tolist()], probs)
-        if column is None:
-            num_bad += 1
-        else:
-            tokens[index] = columns.token_id(column)
-        if is_certain and state.spec.acceptance is Acceptance.REJECTION:
-            sampled_q[index] = ([tokens[index]], torch.ones(1))
-    q_ids, q_probs = _pack_q(sampled_q, len(states), min(top_m, columns.num_columns)) if sampled_q else (None, None)
+            q_ids[index, : len(choice.kept)] = torch.tensor([columns.token_id(column) for column in choice.kept])
+            q_probs[index, : len(choice.kept)] = choice.probs
     return DraftChoice(tokens, q_ids, q_probs, num_bad)
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The column chosen (None: the row has NaN or Inf) and, if it was sampled, the columns and
+    probabilities that it was sampled from."""
+
+    column: int | None
+    kept: list[int] | None = None
+    probs: torch.Tensor | None = None
+
+
+def _choose(
+    row: torch.Tensor, state: SequenceState, position: int, drafts: Sequence[int], columns: Columns, top_m: int
+) -> _Choice:
+    if is_greedy(state):
+        searched = BlockedRow(adjust(row, state, drafts, columns))
+        return _Choice(searched.argmax() if math.isfinite(searched.peak) else None)
+    processed = process(row, state, drafts, columns)
+    if not processed.is_usable:
+        return _Choice(None)
+    if state.spec.acceptance is Acceptance.COUPLED:
+        return _Choice(coupled_choice(processed, columns, state.spec.seed, position))
+    indices, probs = truncate_q(processed, top_m)
+    kept = (indices if processed.columns is None else processed.columns[indices]).tolist()
+    return _Choice(kept[draw(probs, uniform(state.spec.seed, position, Purpose.DRAFT))], kept, probs)
 
 
 def truncate_q(processed: ProcessedRow, top_m: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,14 +187,3 @@ def coupled_choice(processed: ProcessedRow, columns: Columns, seed: int, positio
 def _noisy(logits: torch.Tensor, bits: torch.Tensor, temperature: float) -> torch.Tensor:
     """Scores in units of a logit, float64: exact enough that every device finds the same winner."""
     return gumbel(bits).mul_(temperature).add_(logits)
-
-
-def _pack_q(
-    sampled_q: dict[int, tuple[list[int], torch.Tensor]], num_rows: int, top_m: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.full((num_rows, top_m), -1, dtype=torch.int32)
-    probs = torch.zeros(num_rows, top_m)
-    for index, (row_ids, row_probs) in sampled_q.items():
-        ids[index, : len(row_ids)] = torch.tensor(row_ids, dtype=torch.int32)
-        probs[index, : len(row_ids)] = row_probs
-    return ids, probs
