@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -19,6 +20,7 @@ from rich.table import Table
 from minedraft.benchmark import (
     BenchConfig,
     BenchRow,
+    Prompt,
     default_configs,
     load_prompts,
     overlap_bound,
@@ -64,35 +66,45 @@ def bench(
     """
     prompts = load_prompts(prompts_path)
     params = SamplingParams(temperature=temperature, max_new_tokens=max_new_tokens, ignore_eos=True)
-    wanted = _parse_modes(modes)
+    plan = [(m, k) for m in _parse_ints("max-batch-size", sizes) for k in _parse_ints("draft-len", draft_lens)]
+    asyncio.run(_bench(server, plan, _parse_modes(modes), prompts, num_prompts, params, repeats, json_path))
+
+
+async def _bench(
+    server: str | None,
+    plan: Sequence[tuple[int, int]],
+    modes: set[Mode],
+    prompts: Sequence[Prompt],
+    num_prompts: int | None,
+    params: SamplingParams,
+    repeats: int,
+    json_path: Path | None,
+) -> None:
     console = Console()
-    report: list[dict[str, Any]] = []
-    for size in _parse_ints("max-batch-size", sizes):
-        for draft_len in _parse_ints("draft-len", draft_lens):
-            configs = [c for c in default_configs(size, draft_len) if c.mode in wanted]
-            count = num_prompts or 2 * size
-            chosen = [prompts[i % len(prompts)] for i in range(count)]
-            rows, status = asyncio.run(_measure(console, server, configs, chosen, params, repeats))
-            console.print(render(rows, f"{count} prompts, {max_new_tokens} tokens each, m={size}, k={draft_len}"))
-            report.append({"num_prompts": count, "sampling": asdict(params), "rows": [row.to_json() for row in rows]})
+    tables: list[BenchTable] = []
+    async with AsyncClient(server) as client:
+        for size, draft_len in plan:
+            configs = [config for config in default_configs(size, draft_len) if config.mode in modes]
+            chosen = [prompts[i % len(prompts)] for i in range(num_prompts or 2 * size)]
+            rows = await run_with_progress(console, client, configs, chosen, params, repeats)
+            tables.append((chosen, params, rows))
+            console.print(f"\n{len(chosen)} prompts, {params.max_new_tokens} tokens each")
+            console.print(render(rows))
+            if json_path is not None:  # after every table: an interrupted run keeps what it has
+                write_report(json_path, tables, await client.status(), repeats)
     if json_path is not None:
-        workers = [{k: v for k, v in asdict(w).items() if k in _WORKER_FACTS} for w in status.workers]
-        content = {"machine": machine_facts(), "workers": workers, "repeats": repeats, "tables": report}
-        json_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         console.print(f"written to {json_path}")
 
 
-_WORKER_FACTS = {"role", "model", "device", "dtype", "draft_method", "num_blocks", "block_size"}
-
-
-async def _measure(
+async def run_with_progress(
     console: Console,
-    server: str | None,
+    client: AsyncClient,
     configs: Sequence[BenchConfig],
-    prompts: Sequence[Any],
+    prompts: Sequence[Prompt],
     params: SamplingParams,
     repeats: int,
-) -> tuple[list[BenchRow], ServiceStatus]:
+) -> list[BenchRow]:
+    """`run_benchmark` with a line that says what is running."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=None)
@@ -100,38 +112,66 @@ async def _measure(
         def on_run(config: BenchConfig, repeat: int) -> None:
             progress.update(task, description=f"{config.label}: run {repeat + 1} of {repeats}")
 
-        async with AsyncClient(server) as client:
-            rows = await run_benchmark(client, configs, prompts, params, num_repeats=repeats, on_run=on_run)
-            return rows, await client.status()
+        return await run_benchmark(client, configs, prompts, params, num_repeats=repeats, on_run=on_run)
 
 
-def render(rows: Sequence[BenchRow], title: str) -> Table:
-    """The comparison as a table; `of sd` is the speed relative to sd with the same m."""
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    for name in ("mode", "m", "in flight", "tokens/s", "of sd", "VSR", "accepted", "t_draft", "t_verify", "step"):
+def render(rows: Sequence[BenchRow]) -> Table:
+    """The comparison as a table of less than 80 columns; times in milliseconds."""
+    table = Table(box=SIMPLE, padding=(0, 1), caption_justify="left")
+    base = _first_sd(rows)
+    names = ["mode", "tokens/s", "VSR", "accepted", "draft", "verify", "step", "overlap", "verifier"]
+    for name in names[:2] + (["of sd"] if base is not None else []) + names[2:]:
         table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
-    table.add_column("overlap eff.", justify="right")
-    table.add_column("verifier busy", justify="right")
-    base = next((row for row in rows if row.config.mode is Mode.SD), None)
     for row in rows:
         has_drafts = row.config.mode is not Mode.AR
-        table.add_row(
-            row.config.mode.value,
-            str(row.config.max_batch_size),
-            str(row.config.num_in_flight),
-            f"{row.median('tokens_per_s'):.1f}",
-            f"{row.median('tokens_per_s') / base.median('tokens_per_s'):.2f}x" if base is not None else "",
-            f"{row.median('vsr'):.0%}" if has_drafts else "-",
-            f"{row.median('mean_accepted_len'):.2f}" if has_drafts else "-",
-            f"{row.median('draft_ms'):.1f} ms" if has_drafts else "-",
-            f"{row.median('verify_ms'):.1f} ms",
-            f"{row.median('step_ms'):.1f} ms",
-            f"{row.median('overlap_efficiency'):.2f}",
-            f"{row.median('verifier_busy'):.0%}",
-        )
+        size = row.config.max_batch_size
+        in_flight = f"{size}+{size}" if row.config.mode is Mode.MINEDRAFT else str(size)
+        cells = [f"{row.config.mode.value} {in_flight}", f"{row.median('tokens_per_s'):.1f}"]
+        if base is not None:
+            cells.append(f"{row.median('tokens_per_s') / base.median('tokens_per_s'):.2f}x")
+        cells += [f"{row.median('vsr'):.0%}", f"{row.median('mean_accepted_len'):.2f}"] if has_drafts else ["-", "-"]
+        cells.append(f"{row.median('draft_ms'):.1f}" if has_drafts else "-")
+        cells += [f"{row.median('verify_ms'):.1f}", f"{row.median('step_ms'):.1f}"]
+        cells += [f"{row.median('overlap_efficiency'):.2f}", f"{row.median('verifier_busy'):.0%}"]
+        table.add_row(*cells)
+    draft_len = max(row.config.draft_len for row in rows)
+    table.caption = (
+        f"Requests in flight stand beside the mode; k = {draft_len}. draft, verify, step: ms, medians.\n"
+        "VSR: drafts accepted. overlap: max(draft, verify) / step. verifier: share of time busy."
+    )
     if base is not None:
-        table.caption = f"overlapping alone could give {overlap_bound(base):.2f}x over sd with the same m, never more"
+        bound = overlap_bound(base)
+        table.caption += (
+            f"\nOverlap alone can give at most {bound:.2f}x of sd with the same m (here {base.config.label})."
+        )
     return table
+
+
+BenchTable = tuple[Sequence[Prompt], SamplingParams, Sequence[BenchRow]]
+_WORKER_FACTS = ("role", "model", "device", "dtype", "draft_method", "num_blocks", "block_size")
+
+
+def write_report(path: Path, tables: Sequence[BenchTable], status: ServiceStatus, repeats: int) -> None:
+    """Everything measured, with what a reader needs to compare it, as JSON."""
+    content = {
+        "machine": machine_facts(),
+        "workers": [{name: getattr(worker, name) for name in _WORKER_FACTS} for worker in status.workers],
+        "repeats": repeats,
+        "tables": [
+            {
+                "num_prompts": len(prompts),
+                "sampling": asdict(params),
+                "bound": overlap_bound(base) if (base := _first_sd(rows)) is not None else None,
+                "rows": [row.to_json() for row in rows],
+            }
+            for prompts, params, rows in tables
+        ],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _first_sd(rows: Sequence[BenchRow]) -> BenchRow | None:
+    return next((row for row in rows if row.config.mode is Mode.SD), None)
 
 
 def machine_facts() -> dict[str, Any]:

@@ -1,0 +1,128 @@
+"""What scripts/quickstart shows once the environment is there: start, answer, compare, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from minedraft import AsyncClient, SamplingParams
+from minedraft.benchmark import Prompt, default_configs, load_prompts
+from minedraft.cli.bench import render, run_with_progress, write_report
+from minedraft.cli.console import progress_printer, run
+from minedraft.errors import Unavailable
+from minedraft.models import PAIRS, ensure_pair
+from minedraft.types import Mode
+
+# A draft model this much dearer or cheaper wants another number of drafts; small batches keep it short.
+SHAPES = {"smollm2": (4, 2), "qwen": (2, 3)}  # pair -> m, k
+STOP_TIMEOUT_S = 40.0
+
+
+@click.command()
+@click.option("--pair", type=click.Choice(list(PAIRS)), default="smollm2", show_default=True, help="Models to serve.")
+@click.option("--draft-method", type=click.Choice(["model", "ngram"]), default="model", help="Where drafts come from.")
+@click.option("--max-new-tokens", default=48, show_default=True, type=click.IntRange(1, 1024), help="Tokens an answer.")
+@click.option("--repeats", default=1, show_default=True, type=click.IntRange(1), help="Runs of each mode.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), default=None, help="Write the comparison here.")
+def tour(pair: str, draft_method: str, max_new_tokens: int, repeats: int, json_path: Path | None) -> None:
+    """Fetch the models, start everything, answer a few prompts, compare ar, sd and minedraft, stop.
+
+    \b
+    scripts/quickstart               SmolLM2-135M-Instruct with its drafter (98 MB)
+    scripts/quickstart --pair qwen   Qwen2.5-Coder 1.5B with 0.5B (1.5 GB)
+    """
+    console = Console()
+    folders = ensure_pair(pair, progress_printer())
+    size, draft_len = SHAPES[pair]
+    method = "ngram" if folders.draft is None else draft_method
+    with tempfile.TemporaryDirectory(prefix="minedraft-") as folder:
+        address = f"unix:{folder}/minedraft.sock"
+        command = ["--target", str(folders.target), "--draft-method", method, "--listen", address]
+        if method == "model":
+            command += ["--draft", str(folders.draft)]
+        command += ["--max-batch-size", str(size), "--draft-len", str(draft_len), "--allow-configure"]
+        with _launched(command) as launcher:
+            asyncio.run(_show(console, launcher, address, size, draft_len, max_new_tokens, repeats, json_path))
+    console.print("stopped; nothing is left running")
+
+
+@contextmanager
+def _launched(flags: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    launcher = subprocess.Popen([sys.executable, "-m", "minedraft.cli.launch", *flags])
+    try:
+        yield launcher
+    finally:
+        if launcher.poll() is None:
+            launcher.send_signal(signal.SIGTERM)
+        try:
+            launcher.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            launcher.kill()  # its children go with it
+            launcher.wait()
+
+
+async def _show(
+    console: Console,
+    launcher: subprocess.Popen[bytes],
+    address: str,
+    size: int,
+    draft_len: int,
+    max_new_tokens: int,
+    repeats: int,
+    json_path: Path | None,
+) -> None:
+    prompts = load_prompts(None)
+    async with AsyncClient(address) as client:
+        await _until_serving(client, launcher)
+        for prompt in prompts[:4]:
+            await _stream(console, client, prompt, max_new_tokens)
+        console.print("\nThe same prompts in every mode, all at once:\n")
+        configs = default_configs(size, draft_len)
+        params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
+        rows = await run_with_progress(console, client, configs, prompts[: 2 * size], params, repeats)
+        console.print(render(rows))
+        if json_path is not None:
+            write_report(json_path, [(prompts[: 2 * size], params, rows)], await client.status(), repeats)
+            console.print(f"written to {json_path}")
+        best = max(rows, key=lambda row: row.median("tokens_per_s"))
+        if best.config.mode is not Mode.MINEDRAFT:
+            console.print(f"Fastest here: {best.config.label}. The README says when overlapping pays and when not.")
+
+
+async def _until_serving(client: AsyncClient, launcher: subprocess.Popen[bytes]) -> None:
+    while launcher.poll() is None:
+        try:
+            if (await client.status()).state == "serving":
+                return
+        except Unavailable:
+            pass  # not listening yet; the launcher shows what it is doing
+        await asyncio.sleep(0.1)
+    raise SystemExit(launcher.returncode or 70)
+
+
+async def _stream(console: Console, client: AsyncClient, prompt: Prompt, max_new_tokens: int) -> None:
+    console.print(f"\n[bold]{prompt.kind}:[/bold] {prompt.text}", highlight=False)
+    messages = [{"role": "user", "content": prompt.text}]
+    async for piece in client.generate(messages, SamplingParams(max_new_tokens=max_new_tokens)):
+        print(piece.text, end="", flush=True)
+        if piece.usage is not None:
+            usage = piece.usage
+            rate = usage.output_tokens / max(usage.total_s, 1e-9)
+            console.print(
+                f"\n[dim]{usage.output_tokens} tokens in {usage.rounds} rounds, {rate:.1f} tokens/s, "
+                f"first after {usage.first_token_s:.2f} s[/dim]",
+                highlight=False,
+            )
+
+
+if __name__ == "__main__":
+    run(tour, "scripts/quickstart")
