@@ -205,7 +205,7 @@ def test_a_draft_outside_the_vocabulary_is_rejected(acceptance: Acceptance) -> N
     ids=["plain", "processors, reduced draft vocabulary"],
 )
 def test_rejection_through_the_real_path_has_the_targets_law(sampling: dict[str, float], reduced: bool) -> None:
-    vocab, num_runs = 4, 1500
+    vocab, num_runs = 4, 800
     draft_ids = torch.tensor([2, 0, 3], dtype=torch.int32) if reduced else None
     counts = torch.zeros(vocab, vocab, dtype=torch.float64)
     for seed in range(num_runs):
@@ -242,7 +242,7 @@ def test_coupled_output_is_that_of_the_target_alone_whatever_the_drafter(
 
 @pytest.mark.slow
 def test_coupled_tokens_have_the_targets_law_over_seeds() -> None:
-    vocab, num_runs = 10, 3000
+    vocab, num_runs = 10, 2000
     logits = random_rows(1, vocab, 11)
     outcomes = [verify(logits, [VerifyRow(make_state(Acceptance.COUPLED, seed))])[0] for seed in range(num_runs)]
     counts = torch.bincount(torch.tensor([outcome.tokens[0] for outcome in outcomes]), minlength=vocab)

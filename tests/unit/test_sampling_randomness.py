@@ -18,7 +18,7 @@ from minedraft_workers.randomness import (
     uniform,
 )
 
-VOCAB = 4096
+VOCAB = 2048
 NOISE = TokenNoise(torch.arange(VOCAB))
 
 
@@ -49,15 +49,15 @@ def pair_z(a: torch.Tensor, b: torch.Tensor, cells: int = 32) -> float:
 
 @pytest.fixture(scope="module")
 def noise() -> torch.Tensor:
-    """Uniforms [16 seeds, 16 positions, VOCAB]."""
-    return unit(torch.stack([torch.stack([NOISE.bits(seed, pos) for pos in range(16)]) for seed in range(16)]))
+    """Uniforms [12 seeds, 12 positions, VOCAB]."""
+    return unit(torch.stack([torch.stack([NOISE.bits(seed, pos) for pos in range(12)]) for seed in range(12)]))
 
 
 @pytest.mark.slow
 def test_noise_is_uniform_over_tokens_positions_and_seeds(noise: torch.Tensor) -> None:
     assert ks_statistic(noise) < 1.95
     assert max(ks_statistic(row) for row in noise.flatten(0, 1)) < 2.4
-    assert max(ks_statistic(noise[:, :, token]) for token in range(VOCAB)) < 2.8
+    assert max(ks_statistic(noise[:, :, token]) for token in range(0, VOCAB, 7)) < 2.8
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_noise_of_neighbouring_seeds_positions_and_tokens_is_independent(noise: 
 
 @pytest.mark.slow
 def test_small_noise_values_which_win_are_as_frequent_and_as_fine_as_they_should_be() -> None:
-    bits = torch.stack([NOISE.bits(3, position) for position in range(600)])
+    bits = torch.stack([NOISE.bits(3, position) for position in range(1000)])
     for limit in (1e-2, 1e-3, 1e-4):
         wanted = bits.numel() * limit
         assert abs(float((unit(bits) < limit).sum()) - wanted) < 4.5 * math.sqrt(wanted)
@@ -90,7 +90,7 @@ def test_every_group_of_noise_bits_is_uniform(shift: int) -> None:
 def test_the_token_with_the_largest_logit_plus_noise_is_a_draw_from_the_softmax() -> None:
     p = torch.softmax(2 * torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64), 0)
     small = TokenNoise(torch.arange(40))
-    noise = torch.stack([gumbel(small.bits(seed, pos)) for seed in range(10) for pos in range(1000)])
+    noise = torch.stack([gumbel(small.bits(seed, pos)) for seed in range(5) for pos in range(1000)])
     winners = (p.log() + noise).argmax(-1)
     assert abs(chi_square_z(torch.bincount(winners, minlength=40), p * len(winners))) < 4
     # Winners of neighbouring positions are independent too.
@@ -111,7 +111,7 @@ def test_noise_of_a_token_depends_on_its_id_only() -> None:
 def test_the_random_stream_is_frozen() -> None:
     """A seed must give the same answer after an upgrade: these values are part of the contract."""
     assert random_bits64(0, 0, Purpose.ACCEPT) == 0x47200E1D9780FA44
-    assert NOISE.bits(42, 7)[[0, 1, 4095]].tolist() == [1564286605, 883960348, 95975352]
+    assert NOISE.bits(42, 7)[[0, 1, 2047]].tolist() == [1564286605, 883960348, 398058076]
 
 
 @pytest.mark.slow
