@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.box import SIMPLE
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -117,9 +117,9 @@ async def run_with_progress(
 
 def render(rows: Sequence[BenchRow]) -> Table:
     """The comparison as a table of less than 80 columns; times in milliseconds."""
-    table = Table(box=SIMPLE, padding=(0, 1), caption_justify="left")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, caption_justify="left")
     base = _first_sd(rows)
-    names = ["mode", "tokens/s", "VSR", "accepted", "draft", "verify", "step", "overlap", "verifier"]
+    names = ["mode", "tokens/s", "VSR", "accept", "draft", "verify", "step", "overlap", "busy"]
     for name in names[:2] + (["of sd"] if base is not None else []) + names[2:]:
         table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
     for row in rows:
@@ -136,8 +136,9 @@ def render(rows: Sequence[BenchRow]) -> Table:
         table.add_row(*cells)
     draft_len = max(row.config.draft_len for row in rows)
     table.caption = (
-        f"Requests in flight stand beside the mode; k = {draft_len}. draft, verify, step: ms, medians.\n"
-        "VSR: drafts accepted. overlap: max(draft, verify) / step. verifier: share of time busy."
+        f"Beside the mode: requests in flight. k = {draft_len}; times are medians in ms.\n"
+        "VSR: share of drafts accepted; accept: mean accepted length.\n"
+        "overlap: max(draft, verify) / step; busy: share of its time that the verifier works."
     )
     if base is not None:
         bound = overlap_bound(base)
