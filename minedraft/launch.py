@@ -86,7 +86,7 @@ class Launcher:
         try:
             return await self._run(folder)
         finally:
-            await self._kill_all()
+            await self._end_all()
             folder.remove()
 
     async def _run(self, folder: RunFolder) -> int:
@@ -248,11 +248,14 @@ class Launcher:
         if end is not None and not end.done():
             await asyncio.wait({end}, timeout=_FORCED_STOP_S)
 
-    async def _kill_all(self) -> None:
-        for child in self._children.values():
-            child.signal(signal.SIGKILL)
-        if self._ends:
-            await asyncio.wait(self._ends.values())
+    async def _end_all(self) -> None:
+        """Whatever still runs gets a moment to clean up after itself, then it is killed."""
+        for signum, timeout_s in ((signal.SIGTERM, _FORCED_STOP_S), (signal.SIGKILL, None)):
+            alive = {name: end for name, end in self._ends.items() if not end.done()}
+            for name in alive:
+                self._children[name].signal(signum)
+            if alive:
+                await asyncio.wait(alive.values(), timeout=timeout_s)
 
 
 def _worker_flags(settings: Settings, role: str, address: str) -> list[str]:

@@ -46,7 +46,7 @@ from minedraft.worker_client import Drafter, GrpcDrafter, GrpcVerifier, Verifier
 logger = logging.getLogger("minedraft.server")
 
 _MAX_REQUEST_BYTES = 2 << 20  # above the prompt cap, so that a prompt just over it gets our own message
-_FLUSH_S = 2.0  # for replies already written to reach clients after the drain
+_FLUSH_S = 1.0  # for replies already written to reach clients after the drain
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),

@@ -1,0 +1,243 @@
+"""The launcher as a real process tree: starts, answers, stops, and leaves nothing, however it ends."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from minedraft import Client, SamplingParams
+from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, MineDraftError, Unavailable
+from tests.fakes.workers import VOCAB_SIZE, continuation
+from tests.tiny_models import make_tiny_model, write_tiny_tokenizer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+ROOT = Path(__file__).parents[2]
+PROMPT = [5, 6, 7]
+
+
+def until(condition: Callable[[], object], within_s: float, what: str) -> None:
+    """Poll a condition of other processes until it holds."""
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {within_s:g} s: {what}"
+        time.sleep(0.01)
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Ended; whether somebody has reaped it is up to the machine's init."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@dataclass
+class Launched:
+    """A running launcher and what belongs to it."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+
+    @property
+    def address(self) -> str:
+        return f"unix:{self.folder / 'run' / 'm.sock'}"
+
+    def child(self, word: str) -> psutil.Process:
+        """The child whose command line has this word."""
+        return next(c for c in psutil.Process(self.process.pid).children() if word in c.cmdline())
+
+    def wait_ready(self) -> None:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert "ready" in line, self.process.stderr and self.process.stderr.read()
+
+    def end(self, signum: int | None = None, within_s: float = 20) -> tuple[int, str]:
+        """Signal it, if asked to, and return its exit code and what it said."""
+        if signum is not None:
+            self.process.send_signal(signum)
+        _, said = self.process.communicate(timeout=within_s)
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch) -> Iterator[Callable[..., Launched]]:
+    """Starts launchers with fake workers; checks afterwards that nothing is left of them."""
+    (tmp_path / "run").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    write_tiny_tokenizer(tmp_path / "model", vocab_size=VOCAB_SIZE)
+    trees: list[tuple[Launched, list[psutil.Process]]] = []
+
+    def start(*flags: str, module: str = "tests.fakes.launcher", is_ready: bool = True) -> Launched:
+        model = str(tmp_path / "model")
+        argv = [sys.executable, "-m", module, "--listen", f"unix:{tmp_path}/run/m.sock"]
+        if "--target" not in flags:
+            argv += ["--target", model, "--draft", model]
+        process = subprocess.Popen([*argv, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        launched = Launched(process, tmp_path)
+        if is_ready:
+            launched.wait_ready()
+            trees.append((launched, psutil.Process(process.pid).children()))
+        return launched
+
+    yield start
+    for launched, children in trees:
+        if launched.process.poll() is None:
+            launched.process.kill()
+            launched.process.communicate()
+        for child in children:
+            until(lambda child=child: is_gone(child), 2, f"the end of process {child.pid}")
+    until(lambda: not list((tmp_path / "run").iterdir()), 2, f"empty {list((tmp_path / 'run').iterdir())}")
+
+
+def greedy(num_tokens: int) -> SamplingParams:
+    return SamplingParams(max_new_tokens=num_tokens)
+
+
+def test_it_starts_answers_and_stops_at_sigterm(start):
+    launched = start()
+    words = [" ".join(child.cmdline()) for child in psutil.Process(launched.process.pid).children()]
+    assert sum("verifier" in line.split() for line in words) == sum("drafter" in line.split() for line in words) == 1
+    with Client(launched.address, timeout_s=20) as client:
+        assert list(client.complete(PROMPT, greedy(30)).token_ids) == continuation(PROMPT, 30)
+        assert client.status().state == "serving"
+    sockets = list(launched.folder.glob("run/**/*.sock"))
+    assert len(sockets) == 3
+    assert all(path.stat().st_mode & 0o077 == 0 for path in sockets)
+    assert launched.end(signal.SIGTERM)[0] == 0
+
+
+def test_the_first_signal_lets_live_answers_finish(start):
+    launched = start()
+    with Client(launched.address, timeout_s=20) as client:
+        stream = client.generate(PROMPT, greedy(200))
+        tokens = list(next(stream).token_ids)
+        launched.process.send_signal(signal.SIGINT)
+        tokens += [token_id for piece in stream for token_id in piece.token_ids]
+    assert tokens == continuation(PROMPT, 200)
+    assert launched.end()[0] == 0
+
+
+def test_the_second_signal_ends_live_answers_within_two_seconds(start):
+    launched = start()
+    with Client(launched.address, timeout_s=20) as client:
+        stream = client.generate(PROMPT, greedy(4000))
+        next(stream)
+        launched.process.send_signal(signal.SIGTERM)
+        until(lambda: client.status().state == "draining", 5, "draining")
+        before_s = time.monotonic()
+        launched.process.send_signal(signal.SIGTERM)
+        with pytest.raises(MineDraftError):
+            list(stream)
+        code, _ = launched.end(within_s=5)
+    assert time.monotonic() - before_s < 2.5
+    assert code == 128 + signal.SIGTERM
+
+
+def test_a_killed_launcher_takes_everything_with_it(start):
+    launched = start()
+    with Client(launched.address, timeout_s=20) as client:
+        stream = client.generate(PROMPT, greedy(4000))
+        next(stream)
+        launched.process.kill()
+        with pytest.raises(MineDraftError):
+            list(stream)
+    launched.process.communicate()  # the fixture checks that children, sockets and folders go within 2 s
+
+
+def test_a_killed_verifier_fails_waiters_at_once_and_the_service_ends_with_70(start):
+    launched = start()
+    with Client(launched.address, timeout_s=20) as client:
+        streams = [client.generate(PROMPT, greedy(4000)) for _ in range(3)]
+        for stream in streams:
+            next(stream)
+        before_s = time.monotonic()
+        launched.child("verifier").kill()
+        for stream in streams:
+            with pytest.raises(Unavailable):
+                list(stream)
+        assert time.monotonic() - before_s < 2
+    code, said = launched.end(within_s=10)
+    assert code == EXIT_INTERNAL
+    assert "verifier: killed by SIGKILL" in said
+
+
+def test_a_killed_drafter_is_reported_and_no_answer_fails(start):
+    launched = start()
+    with Client(launched.address, timeout_s=20) as client:
+        stream = client.generate(PROMPT, greedy(200))
+        tokens = list(next(stream).token_ids)
+        launched.child("drafter").kill()
+        tokens += [token_id for piece in stream for token_id in piece.token_ids]
+        assert tokens == continuation(PROMPT, 200)
+        until(lambda: client.status().state == "degraded", 5, "degraded")
+        assert list(client.complete(PROMPT, greedy(9)).token_ids) == continuation(PROMPT, 9)
+    code, said = launched.end(signal.SIGTERM)
+    assert code == 0
+    assert "drafter: killed by SIGKILL" in said
+    assert "goes on without drafts" in said
+
+
+@pytest.mark.parametrize(("role", "child_code", "code"), [("drafter", 1, EXIT_INTERNAL), ("verifier", 78, EXIT_CONFIG)])
+def test_a_worker_that_dies_while_loading_is_named_with_its_last_words(start, tmp_path, role, child_code, code):
+    (tmp_path / "model" / "behaviour").write_text(f"{role} {child_code}")
+    launched = start(is_ready=False)
+    got, said = launched.end()
+    assert got == code
+    assert f"{role}: exit code {child_code}; its last words:\n  the dog ate the weights" in said
+
+
+def test_a_signal_while_loading_ends_it_within_two_seconds(start):
+    launched = start(is_ready=False)
+    until(lambda: len(psutil.Process(launched.process.pid).children()) == 3, 10, "three children")
+    before_s = time.monotonic()
+    code, _ = launched.end(signal.SIGTERM)
+    assert time.monotonic() - before_s < 2
+    assert code in (0, 128 + signal.SIGTERM)  # 0 where it had become ready in that moment
+
+
+def test_a_second_service_on_the_same_socket_is_refused_and_the_first_goes_on(start):
+    first = start()
+    second = start(is_ready=False)
+    code, said = second.end()
+    assert code == EXIT_CONFIG
+    assert re.search(r"listen is .*m\.sock.*: process \d+ is listening there", said)
+    with Client(first.address, timeout_s=20) as client:
+        assert client.complete(PROMPT, greedy(3)).token_ids
+
+
+def test_real_workers_with_a_real_model_answer_what_the_target_says(start, tmp_path):
+    target = make_tiny_model(tmp_path / "target")
+    draft = make_tiny_model(tmp_path / "draft", layers=1, seed=1)
+    launched = start(
+        "--target", str(target), "--draft", str(draft), "--dtype", "float32", "--num-blocks", "256",
+        "--target-device", "cpu", "--draft-device", "cpu", module="minedraft.cli.launch",
+    )  # fmt: skip
+    with Client(launched.address, timeout_s=60) as client:
+        answers = client.complete_all("The small model drafts", SamplingParams(max_new_tokens=24, ignore_eos=True, n=2))
+        assert answers[0].token_ids == answers[1].token_ids == _reference(target, "The small model drafts", 24)
+        seeded = SamplingParams(max_new_tokens=24, temperature=1.0, seed=5)
+        assert client.complete("Hello", seeded).token_ids == client.complete("Hello", seeded).token_ids
+    assert launched.end(signal.SIGTERM)[0] == 0
+
+
+def _reference(folder: Path, prompt: str, num_tokens: int) -> tuple[int, ...]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from minedraft.tokenizer import Tokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompt_ids = torch.tensor([Tokenizer.load(folder).encode(prompt)])
+    out = model.generate(
+        prompt_ids, attention_mask=torch.ones_like(prompt_ids), max_new_tokens=num_tokens, min_new_tokens=num_tokens,
+        do_sample=False, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return tuple(out[0, prompt_ids.shape[1] :].tolist())
