@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, closing, contextmanager
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -53,19 +53,21 @@ class AsyncClient:
     def __init__(self, address: str | None = None, *, timeout_s: float | None = None) -> None:
         self.address = Address.parse(address or default_listen(), "server")
         self._timeout_s = timeout_s
-        self._stack = AsyncExitStack()
-        self._stub: Any = None
+        self._channel: grpc.aio.Channel | None = None
 
     async def __aenter__(self) -> Self:
-        channel = grpc.aio.insecure_channel(self.address.target, options=_OPTIONS)
-        await self._stack.enter_async_context(channel)
-        self._stub = inference_pb2_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        await self.close()
+
+    async def close(self) -> None:
+        """Drop the connection; calls in progress are aborted. A later call connects anew."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close(None)
 
     async def generate(
         self,
@@ -138,6 +140,12 @@ class AsyncClient:
         async with self._typed_errors():
             await self._stub.Configure(message, timeout=self._timeout_s)
 
+    @property
+    def _stub(self) -> Any:  # noqa: ANN401 - the generated stub is untyped
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self.address.target, options=_OPTIONS)
+        return inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
+
     @asynccontextmanager
     async def _typed_errors(self) -> AsyncIterator[None]:
         try:
@@ -152,18 +160,21 @@ class Client:
     def __init__(self, address: str | None = None, *, timeout_s: float | None = None) -> None:
         self.address = Address.parse(address or default_listen(), "server")
         self._timeout_s = timeout_s
-        self._stack = ExitStack()
-        self._stub: Any = None
+        self._channel: grpc.Channel | None = None
 
     def __enter__(self) -> Self:
-        channel = self._stack.enter_context(grpc.insecure_channel(self.address.target, options=_OPTIONS))
-        self._stub = inference_pb2_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connection; calls in progress are aborted. A later call connects anew."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
 
     def generate(
         self,
@@ -217,6 +228,12 @@ class Client:
         """State, batches, workers and rates of the service."""
         with self._typed_errors():
             return status_from_pb(self._stub.GetStatus(inference_pb2.GetStatusRequest(), timeout=self._timeout_s))
+
+    @property
+    def _stub(self) -> Any:  # noqa: ANN401
+        if self._channel is None:
+            self._channel = grpc.insecure_channel(self.address.target, options=_OPTIONS)
+        return inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _typed_errors(self) -> Iterator[None]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import readline  # noqa: F401 - importing it gives the prompt editing and history
 from contextlib import closing
 from typing import Any
 
 import click
 from rich.console import Console
 
+from minedraft.cli.console import show
 from minedraft.cli.sampling_flags import sampling_flags, to_sampling_params
 from minedraft.client import Client
 from minedraft.errors import InvalidRequest, MineDraftError
@@ -80,8 +81,7 @@ def _answer(client: Client, console: Console, params: SamplingParams, messages: 
         with closing(outputs):
             for last in outputs:
                 parts.append(last.text)
-                sys.stdout.write(last.text)
-                sys.stdout.flush()
+                show(last.text)
     except KeyboardInterrupt:
         console.print("[dim] (stopped)[/dim]", end="")
     except MineDraftError as error:

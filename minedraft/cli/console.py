@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -57,6 +58,14 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def show(text: str) -> None:
+    """Model output, as it comes. A terminal must not obey control characters a model wrote."""
+    if sys.stdout.isatty():
+        text = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
+    click.echo(text, nl=False)
+    sys.stdout.flush()
+
+
 def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
     click.echo(json.dumps(value, ensure_ascii=False, default=str))
 
@@ -65,7 +74,7 @@ def progress_printer() -> Callable[[Progress], None]:
     """Prints the steps of a long job: each new step, and about once a second how far it is."""
     last_step, last_s = "", 0.0
 
-    def show(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         nonlocal last_step, last_s
         now_s = time.monotonic()
         if progress.step == last_step and now_s - last_s < _PROGRESS_S:
@@ -74,4 +83,4 @@ def progress_printer() -> Callable[[Progress], None]:
         far = f" {progress.done / progress.total:4.0%} of {progress.total / 1e6:.0f} MB" if progress.total else ""
         say(f"{progress.step}{far}")
 
-    return show
+    return on_progress

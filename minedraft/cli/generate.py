@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from minedraft.cli.console import print_json
+from minedraft.cli.console import print_json, show
 from minedraft.cli.sampling_flags import sampling_flags, to_sampling_params
 from minedraft.client import Client
 from minedraft.output import Output
@@ -56,8 +56,7 @@ def generate(
                     print_json(to_json(output))
             elif params.n == 1:
                 for output in outputs:
-                    click.echo(output.text, nl=False)
-                    sys.stdout.flush()
+                    show(output.text)
                 click.echo()
             else:
                 _print_by_index(list(outputs))
@@ -84,4 +83,4 @@ def _to_prompt(text: str, chat: bool, token_ids: bool) -> Prompt:
 
 def _print_by_index(outputs: list[Output]) -> None:
     for index in sorted({output.index for output in outputs}):
-        click.echo(f"[{index}] " + "".join(output.text for output in outputs if output.index == index))
+        show(f"[{index}] " + "".join(output.text for output in outputs if output.index == index) + "\n")

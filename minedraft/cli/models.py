@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from minedraft.cli.console import print_json, progress_printer
 from minedraft.models import DEFAULT_PAIR, PAIRS, ModelEntry, ensure_model, ensure_pair, is_available, list_models
@@ -64,7 +64,7 @@ def _to_json(entries: list[ModelEntry]) -> dict[str, Any]:
 
 
 def _print_table(entries: list[ModelEntry]) -> None:
-    table = Table("model", "role", "state", "size", "download", "licence")
+    table = Table(Column("model", no_wrap=True), "role", "state", "size", "download", "licence")
     for entry in entries:
         table.add_row(
             entry.name,

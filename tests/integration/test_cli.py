@@ -1,0 +1,145 @@
+"""The `minedraft` command as a process, against a service with fake workers."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from minedraft.errors import EXIT_CONFIG
+from tests.fakes.service import FakeService, fake_service
+from tests.fakes.workers import FakeDrafter, FakeVerifier, continuation
+
+pytestmark = pytest.mark.slow
+
+PROMPT = "good day"
+
+
+@dataclass
+class Done:
+    code: int | None
+    out: str
+    said: str
+
+
+async def minedraft(*arguments: str, typed: str = "") -> Done:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "minedraft.cli.main", *arguments,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    out, said = await process.communicate(typed.encode())
+    return Done(process.returncode, out.decode(), said.decode())
+
+
+@pytest.fixture
+async def service(tmp_path) -> AsyncIterator[FakeService]:
+    verifier = FakeVerifier(num_blocks=2048, max_model_len=4096)
+    drafter = FakeDrafter(num_blocks=2048, max_model_len=4096)
+    async with fake_service(tmp_path, verifier=verifier, drafter=drafter) as service:
+        yield service
+
+
+def expected(service: FakeService, num_tokens: int) -> str:
+    return service.tokenizer.decode(continuation(service.tokenizer.encode(PROMPT), num_tokens))
+
+
+async def test_generate_prints_the_answer_of_its_argument_or_of_what_is_piped_in(service):
+    flags = ("--server", service.address, "--max-new-tokens", "20")
+    given, piped = await asyncio.gather(
+        minedraft("generate", *flags, PROMPT), minedraft("generate", *flags, typed=PROMPT)
+    )
+    assert given == piped == Done(0, expected(service, 20) + "\n", "")
+
+
+async def test_generate_as_json_gives_pieces_and_usage_of_every_sample(service):
+    flags = ("--max-new-tokens", "12", "--n", "2", "--logit-bias", "3:-1")
+    done = await minedraft("generate", "--server", service.address, "--json", *flags, PROMPT)
+    pieces = [json.loads(line) for line in done.out.splitlines()]
+    for index in (0, 1):
+        mine = [piece for piece in pieces if piece["index"] == index]
+        assert "".join(piece["text"] for piece in mine) == expected(service, 12)
+        assert mine[-1]["finish_reason"] == "length"
+        assert mine[-1]["usage"]["output_tokens"] == 12
+
+
+async def test_status_as_json_has_the_documented_keys(service):
+    done = await minedraft("status", "--server", service.address, "--json")
+    status = json.loads(done.out)
+    assert (status["state"], status["mode"]) == ("serving", "minedraft")
+    assert [batch["name"] for batch in status["batches"]] == ["A", "B"]
+    assert {worker["role"]: worker["state"] for worker in status["workers"]} == {
+        "drafter": "ready",
+        "verifier": "ready",
+    }
+    table = await minedraft("status", "--server", service.address)
+    assert "serving" in table.out
+    assert "overlap efficiency" in table.out
+
+
+async def test_chat_sends_the_whole_conversation_each_time(service):
+    flags = ("--server", service.address, "--max-new-tokens", "6", "--system", "be brief")
+    done = await minedraft("chat", *flags, typed="hi\n/undo\nhello\nbye\n")
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+    first = service.tokenizer.decode(continuation(service.tokenizer.encode_chat(messages), 6))
+    messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "bye"}]
+    second = service.tokenizer.decode(continuation(service.tokenizer.encode_chat(messages), 6))
+    assert done.code == 0
+    assert first in done.out
+    assert second in done.out
+
+
+async def test_ctrl_c_ends_an_answer_in_a_chat_and_the_chat_goes_on(service):
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-u", "-m", "minedraft.cli.main", "chat", "--server", service.address,
+        "--max-new-tokens", "3000",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(b"hi\n")
+    pipeline = service.server.pipeline
+    await service.until(lambda: any(request.output_len > 20 for request in pipeline.scheduler.requests.values()))
+    process.send_signal(signal.SIGINT)
+    await service.blocks_free()
+    out, said = await process.communicate(b"/new\n")
+    assert process.returncode == 0
+    assert "(stopped)" in out.decode(), said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("generate", "--temperature", "-1", PROMPT), 1, "temperature is -1.0: must be in [0, 100]"),
+        (("generate", "--logit-bias", "many", PROMPT), 1, "logit_bias is 'many': must be ID:VALUE"),
+        (("generate", ""), 1, "prompt is '': must not be empty"),
+        (("generate", "--token-ids", "1 x"), EXIT_CONFIG, "--token-ids"),
+        (("generate", "--warp", PROMPT), EXIT_CONFIG, "No such option"),
+        (
+            ("generate", "--server", "nowhere", PROMPT),
+            EXIT_CONFIG,
+            "server is 'nowhere': must be unix:PATH or host:port",
+        ),
+        (("generate", "--server", "unix:/nonexistent/m.sock", PROMPT), 1, "minedraft-launch starts the service"),
+        (("status", "--server", "127.0.0.1:1"), 1, "nothing listens there"),
+        (("models", "fetch", "gpt-9"), EXIT_CONFIG, "gpt-9"),
+    ],
+)
+async def test_a_mistake_is_named_and_has_its_exit_code(arguments, code, words):
+    done = await minedraft(*arguments)
+    assert done.code == code
+    assert words in " ".join(done.said.split())
+    assert "Traceback" not in done.said
+
+
+async def test_models_as_json_has_the_folders_of_the_default_pair(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINEDRAFT_CACHE", str(tmp_path))
+    done = await minedraft("models", "--json")
+    models = json.loads(done.out)
+    assert set(models["default"]) == {"target", "draft"}
+    assert models["default"]["target"].startswith(str(tmp_path))
+    assert {entry["name"] for entry in models["models"]} >= {"smollm2-135m-instruct"}
