@@ -79,6 +79,21 @@ def make_tiny_model(
     return path
 
 
+def add_noise(path: Path, share: float, seed: int = 0) -> Path:
+    """Shake a model folder's weights by `share` of their spread: a draft model that agrees with the
+    unshaken one often, but not always."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * weight.std() * share)
+    model.save_pretrained(path)
+    return path
+
+
 def write_tiny_tokenizer(path: Path, *, vocab_size: int = 320) -> None:
     """Write a tokenizer with exactly or (see make_tiny_model) at most `vocab_size` tokens: byte-level
     BPE where 256 bytes fit, characters of a small alphabet otherwise."""

@@ -23,7 +23,7 @@ from minedraft.types import FinishReason, Mode, TokenLogprobs
 from minedraft.usage import RequestUsage
 from tests.fakes.in_process import InProcessDrafter, InProcessVerifier, load_executor
 from tests.fakes.stepping import until
-from tests.tiny_models import make_tiny_model
+from tests.tiny_models import add_noise, make_tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -39,14 +39,7 @@ def target_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def draft_dir(target_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The target with noise on its weights: right often enough to accept, wrong often enough to reject."""
-    path = make_tiny_model(tmp_path_factory.mktemp("draft") / "model", seed=1)
-    model = AutoModelForCausalLM.from_pretrained(path)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=generator) * weight.std() * 0.05)
-    model.save_pretrained(path)
-    return path
+    return add_noise(make_tiny_model(tmp_path_factory.mktemp("draft") / "model", seed=1), 0.05)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,139 @@
+"""Launcher, scheduler and both workers as real processes with real (tiny) models, asked by the client."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+from transformers import AutoModelForCausalLM
+
+from minedraft import AsyncClient, Client, SamplingParams
+from minedraft.types import FinishReason, Mode
+from tests.tiny_models import add_noise, make_tiny_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+EOS_ID = 2
+PROMPT = [65, 54, 41, 64, 48]
+
+
+@pytest.fixture(scope="module")
+def target_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("target") / "model", vocab_size=70, seed=3)
+
+
+@pytest.fixture(scope="module")
+def address(target_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    draft_dir = add_noise(make_tiny_model(tmp_path_factory.mktemp("draft") / "model", vocab_size=70, seed=3), 0.1)
+    listen = f"unix:{tmp_path_factory.mktemp('run')}/m.sock"
+    flags = ["--target", str(target_dir), "--draft", str(draft_dir), "--listen", listen, "--dtype", "float32"]
+    flags += ["--draft-len", "3", "--max-batch-size", "16", "--num-blocks", "400", "--allow-configure"]
+    command = [sys.executable, "-m", "minedraft.cli.launch", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        try:
+            assert any("ready on" in line for line in launcher.stdout), "it never said that it is ready"
+            yield listen
+        finally:
+            launcher.terminate()
+    assert launcher.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def model(target_dir: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(target_dir)
+
+
+async def use_mode(address: str, mode: Mode, max_batch_size: int = 16, draft_len: int = 3) -> None:
+    async with AsyncClient(address) as client:
+        await client.configure(mode, max_batch_size, draft_len)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+async def test_greedy_answers_equal_generate(address: str, model: torch.nn.Module, mode: Mode) -> None:
+    await use_mode(address, mode)
+    prompt = torch.tensor([PROMPT])
+    expected = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=32, do_sample=False, eos_token_id=EOS_ID
+    )
+    async with AsyncClient(address) as client:
+        output = await client.complete(PROMPT, SamplingParams(max_new_tokens=32))
+        assert list(output.token_ids) == expected[0, len(PROMPT) :].tolist()
+        status = await client.status()
+        assert (status.vsr > 0) is (mode is not Mode.AR)
+
+
+async def test_unseeded_samples_follow_the_targets_law_through_rejection(address: str, model: torch.nn.Module) -> None:
+    """Chi-square of 2,560 triples of tokens against their exact probabilities. The draws are those of
+    the product (not seeded by the test), so the limit is set where chance exceeds it once in a million."""
+    await use_mode(address, Mode.MINEDRAFT)
+    params = SamplingParams(temperature=0.9, top_k=3, max_new_tokens=4, ignore_eos=True, n=64)
+    counts: Counter[tuple[int, ...]] = Counter()
+    async with AsyncClient(address) as client:
+        for _ in range(40):
+            counts.update(output.token_ids[:3] for output in await client.complete_all(PROMPT, params))
+        status = await client.status()
+    assert status.vsr > 0.1, "drafts took part"
+    law = exact_law(model, temperature=0.9, top_k=3, length=3)
+    assert set(counts) <= set(law), "nothing outside the truncated support"
+    num_samples = sum(counts.values())
+    common = [triple for triple, p in law.items() if p * num_samples >= 5]
+    observed = [counts[t] for t in common] + [sum(counts[t] for t in law if t not in common)]
+    expected = [law[t] * num_samples for t in common] + [sum(law[t] for t in law if t not in common) * num_samples]
+    if expected[-1] < 5:
+        observed[-2:], expected[-2:] = [sum(observed[-2:])], [sum(expected[-2:])]
+    assert stats.chisquare(observed, expected).pvalue > 1e-6
+
+
+async def test_a_seeded_answer_is_the_same_in_every_mode(address: str) -> None:
+    params = SamplingParams(temperature=1.0, seed=5, max_new_tokens=24, n=3)
+    answers = []
+    for mode, size, draft_len in [(Mode.AR, 4, 0), (Mode.SD, 1, 2), (Mode.MINEDRAFT, 8, 5)]:
+        await use_mode(address, mode, size, draft_len)
+        async with AsyncClient(address) as client:
+            answers.append([output.token_ids for output in await client.complete_all(PROMPT, params)])
+    assert answers[0] == answers[1] == answers[2]
+    assert len(set(answers[0])) == 3, "the samples of one seed differ from each other"
+
+
+def test_stop_strings_logprobs_and_chat_work_through_the_blocking_client(address: str) -> None:
+    with Client(address) as client:
+        free = client.complete("hello there", SamplingParams(max_new_tokens=30, ignore_eos=True))
+        stop = free.text[5:7]
+        cut = client.complete("hello there", SamplingParams(max_new_tokens=30, ignore_eos=True, stop=(stop,)))
+        assert cut.text == free.text[: free.text.index(stop)]
+        assert cut.finish_reason is FinishReason.STOP
+        chat = [{"role": "user", "content": "hi"}]
+        output = client.complete(chat, SamplingParams(max_new_tokens=6, logprobs=1, ignore_eos=True))
+        assert len(output.logprobs) == len(output.token_ids) == 6
+        assert all(entry.top_logprobs[0] == entry.logprob for entry in output.logprobs), "greedy takes the top"
+
+
+def test_when_all_is_answered_every_block_is_free(address: str) -> None:
+    with Client(address) as client:
+        client.complete(PROMPT, SamplingParams(max_new_tokens=3))
+        status = client.status()
+        while any(w.num_free_blocks != w.num_blocks for w in status.workers):
+            status = client.status()
+        assert status.num_running == status.num_waiting == 0
+
+
+def exact_law(model: torch.nn.Module, *, temperature: float, top_k: int, length: int) -> dict[tuple[int, ...], float]:
+    """Probability of every sequence of `length` tokens after PROMPT under the truncated target."""
+    law: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(length):
+        longer: dict[tuple[int, ...], float] = {}
+        for (prefix, p_prefix), rank in product(law.items(), range(top_k)):
+            with torch.no_grad():
+                logits = model(torch.tensor([[*PROMPT, *prefix]])).logits[0, -1].double() / temperature
+            top = logits.topk(top_k)
+            longer[(*prefix, int(top.indices[rank]))] = p_prefix * float(torch.softmax(top.values, 0)[rank])
+        law = longer
+    return law
