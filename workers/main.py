@@ -156,12 +156,15 @@ def _run(settings: WorkerSettings) -> int:
 
 
 def _load(settings: WorkerSettings, logger: logging.Logger) -> DrafterActor | VerifierActor:
-    from minedraft_workers.drafter import DrafterActor, ModelProposer, NgramProposer
-    from minedraft_workers.verifier import VerifierActor
+    from minedraft_workers.drafter import DrafterActor
 
     if not settings.has_model:
+        from minedraft_workers.ngram_proposer import NgramProposer
+
         return DrafterActor(NgramProposer(_UNLIMITED_BLOCKS), _make_info(settings, None))
     from minedraft_workers.model import Executor
+    from minedraft_workers.model_proposer import ModelProposer
+    from minedraft_workers.verifier import VerifierActor
 
     start_s = time.monotonic()
     executor = Executor.load(

@@ -114,7 +114,7 @@ class DeviceThread:
         self._on_crash = on_crash
         self._mailbox_size = mailbox_size
         self._mailbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self._num_open = 0  # offered and not answered
+        self.num_open = 0  # offered and not answered
         self._loop = asyncio.get_running_loop()
         self._crash: InternalError | None = None
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
@@ -128,10 +128,10 @@ class DeviceThread:
         """
         if self._crash is not None:
             raise self._crash
-        if self._num_open >= self._mailbox_size:
-            raise Overloaded(f"{self._num_open} commands are in the mailbox, the limit is {self._mailbox_size}")
+        if self.num_open >= self._mailbox_size:
+            raise Overloaded(f"{self.num_open} commands are in the mailbox, the limit is {self._mailbox_size}")
         reply: asyncio.Future[Outcome] = self._loop.create_future()
-        self._num_open += 1
+        self.num_open += 1
         self._mailbox.put(_Item(task, reply, time.perf_counter_ns()))
         return reply
 
@@ -183,7 +183,7 @@ class DeviceThread:
                 raise
 
     def _answer(self, item: _Item, outcome: Outcome) -> None:
-        self._num_open -= 1
+        self.num_open -= 1
         if not item.reply.done():
             item.reply.set_result(outcome)
 
@@ -248,6 +248,11 @@ class WorkerRuntime:
             return Work(())
 
         return (await _outcome(self._device.offer(task))).num_free_blocks
+
+    @property
+    def num_open(self) -> int:
+        """Commands taken in and not answered yet."""
+        return self._device.num_open
 
     def stop(self, timeout_s: float) -> bool:
         """End the device thread; False when it is still inside a forward after `timeout_s`."""

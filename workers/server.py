@@ -27,17 +27,8 @@ _CRASH_GRACE_S = 0.5  # to get the INTERNAL replies out
 _THREAD_GRACE_S = 0.3
 
 
-async def serve(
-    runtime: WorkerRuntime,
-    handler: grpc.GenericRpcHandler[Any, Any],
-    address: Address,
-    *,
-    on_ready: Callable[[], None] = lambda: None,
-) -> int:
-    """Serve until SIGTERM, SIGINT or a crash of the device thread; returns the exit code.
-
-    It returns within two seconds of the signal, during a forward too; a second signal ends the
-    process at once.
+async def start(handler: grpc.GenericRpcHandler[Any, Any], address: Address) -> tuple[grpc.aio.Server, HealthServicer]:
+    """Listen and answer; health says that it serves.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -50,18 +41,33 @@ async def serve(
         server.add_insecure_port(address.target)
     except RuntimeError as error:
         raise ConfigError("listen", address.target, f"cannot be bound: {error}") from None
+    await server.start()
+    await health.set("", health_pb2.HealthCheckResponse.SERVING)
+    return server, health
+
+
+async def serve(
+    runtime: WorkerRuntime,
+    handler: grpc.GenericRpcHandler[Any, Any],
+    address: Address,
+    *,
+    on_ready: Callable[[], None] = lambda: None,
+) -> int:
+    """Serve until SIGTERM, SIGINT or a crash of the device thread; returns the exit code.
+
+    It returns within two seconds of the signal, during a forward too; a second signal ends the
+    process at once. Raises as `start`.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, _on_signal, signum, stop)
-    await server.start()
-    await health.set("", health_pb2.HealthCheckResponse.SERVING)
+    server, health = await start(handler, address)
     on_ready()
-    async with asyncio.TaskGroup() as waiters:
-        tasks = [waiters.create_task(stop.wait()), waiters.create_task(runtime.crashed.wait())]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
+    ends = [asyncio.create_task(stop.wait()), asyncio.create_task(runtime.crashed.wait())]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for end in ends:
+        end.cancel()
     has_crashed = runtime.crashed.is_set()
     await health.enter_graceful_shutdown()
     await server.stop(_CRASH_GRACE_S if has_crashed else _STOP_GRACE_S)

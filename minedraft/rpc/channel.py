@@ -6,19 +6,21 @@ from __future__ import annotations
 MAX_WORKER_MESSAGE_BYTES = 16 << 20
 
 KEEPALIVE_TIME_MS = 2_000
-KEEPALIVE_TIMEOUT_MS = 2_000
+KEEPALIVE_TIMEOUT_MS = 3_000
 _NEVER_MS = (1 << 31) - 1
 
 Options = list[tuple[str, int]]
 
 
 def worker_channel_options() -> Options:
-    """For the scheduler's channel to a worker: a silent peer is noticed within 4 s, calls or none."""
+    """For the scheduler's channel to a worker: a silent peer is noticed within 5 s, calls or none."""
     return [
         ("grpc.max_receive_message_length", MAX_WORKER_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_WORKER_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        # No keepalive ping is sent while another kind of ping is unanswered; its own limit is a minute.
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),  # no limit
         # A connection that closes means that the worker is gone, so it must never close for idleness.

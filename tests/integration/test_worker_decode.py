@@ -1,0 +1,168 @@
+"""Draft and verify by hand through real worker processes: what comes out is what the target says alone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from minedraft.sampling_params import SamplingParams
+from minedraft.types import (
+    Acceptance,
+    Batch,
+    DraftCommand,
+    DraftSpan,
+    RoundId,
+    SequenceSpec,
+    VerifyCommand,
+    VerifySpan,
+)
+from minedraft.worker_client import GrpcDrafter, GrpcVerifier
+from tests.integration.worker_process import worker
+from tests.tiny_models import make_tiny_model
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = ([5, 17, 30, 200, 11], [9, 9, 40, 41, 42, 43, 44, 9, 9], [3])
+NUM_NEW = 24
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A target, and a draft model that agrees with it often but not always: the same with some noise,
+    and half its context."""
+    folder = tmp_path_factory.mktemp("models")
+    target = make_tiny_model(folder / "target", seed=1, max_position_embeddings=128)
+    draft = make_tiny_model(folder / "draft", seed=1, max_position_embeddings=64)
+    weights = load_file(draft / "model.safetensors")
+    generator = torch.Generator().manual_seed(5)
+    for weight in weights.values():
+        weight += 0.1 * weight.std() * torch.randn(weight.shape, generator=generator) if weight.dim() > 1 else 0.0
+    save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
+    return target, draft
+
+
+@pytest.fixture(scope="module")
+def expected(models: tuple[Path, Path]) -> list[list[int]]:
+    """The target's own greedy continuations."""
+    model = AutoModelForCausalLM.from_pretrained(models[0], dtype=torch.float32)
+    tokens = [
+        model.generate(
+            torch.tensor([prompt]), max_new_tokens=NUM_NEW, do_sample=False, eos_token_id=None, pad_token_id=0
+        )[0].tolist()
+        for prompt in PROMPTS
+    ]
+    return [whole[len(prompt) :] for whole, prompt in zip(tokens, PROMPTS, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def workers(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Addresses of a drafter and a verifier that all tests of this file use, each with epochs of its own."""
+    folder = tmp_path_factory.mktemp("run")
+    common = ("--dtype", "float32", "--num-blocks", "64", "--block-size", "4")
+    with (
+        worker("drafter", folder, "--model", str(models[1]), *common) as drafter,
+        worker("verifier", folder, "--model", str(models[0]), *common) as verifier,
+    ):
+        yield drafter.address, verifier.address
+
+
+@pytest_asyncio.fixture
+async def links(workers: tuple[str, str]) -> AsyncIterator[tuple[GrpcDrafter, GrpcVerifier]]:
+    async with (
+        await GrpcDrafter.connect(workers[0], connect_timeout_s=60) as drafter,
+        await GrpcVerifier.connect(workers[1], connect_timeout_s=60) as verifier,
+    ):
+        yield drafter, verifier
+
+
+@dataclass
+class Sequence:
+    """The least a scheduler knows of a request."""
+
+    id: int
+    tokens: list[int]
+    spec: SequenceSpec
+    drafter_len: int = 0
+    verifier_len: int = 0
+    accepted: list[int] = field(default_factory=list)
+
+
+def make_sequence(request_id: int, prompt: list[int], **sampling: object) -> Sequence:
+    params = SamplingParams(**sampling)  # type: ignore[arg-type]
+    if params.is_greedy:
+        acceptance = Acceptance.GREEDY
+    else:
+        acceptance = Acceptance.REJECTION if params.seed is None else Acceptance.COUPLED
+    return Sequence(request_id, list(prompt), SequenceSpec(params, len(prompt), 77, acceptance))
+
+
+class Driver:
+    """Plays the scheduler for one batch."""
+
+    def __init__(self, drafter: GrpcDrafter, verifier: GrpcVerifier, batch: Batch = Batch.A) -> None:
+        self.drafter, self.verifier, self.batch, self.number = drafter, verifier, batch, 0
+
+    def draft_command(self, sequences: list[Sequence], draft_len: int) -> DraftCommand:
+        spans = [
+            DraftSpan(
+                s.id, s.drafter_len, tuple(s.tokens[s.drafter_len :]), draft_len, None if s.drafter_len else s.spec
+            )
+            for s in sequences
+        ]
+        return DraftCommand(RoundId(self.drafter.info.epoch, self.batch, self.number), tuple(spans))
+
+    def verify_command(self, sequences: list[Sequence], drafts: dict[int, object]) -> VerifyCommand:
+        spans = [
+            VerifySpan(
+                s.id,
+                s.verifier_len,
+                tuple(s.tokens[s.verifier_len :]),
+                drafts[s.id].tokens if s.id in drafts else (),
+                drafts[s.id].q if s.id in drafts else None,
+                spec=None if s.verifier_len else s.spec,
+            )
+            for s in sequences
+        ]
+        return VerifyCommand(RoundId(self.verifier.info.epoch, self.batch, self.number), tuple(spans))
+
+    async def round(self, sequences: list[Sequence], draft_len: int) -> None:
+        self.number += 1
+        proposals = {}
+        if draft_len:
+            reply = await self.drafter.draft(self.draft_command(sequences, draft_len))
+            proposals = {proposal.request_id: proposal for proposal in reply.proposals}
+            assert reply.timing.busy_ns >= reply.timing.forward_ns > 0
+        reply = await self.verifier.verify(self.verify_command(sequences, proposals))
+        for sequence, verdict in zip(sequences, reply.verdicts, strict=True):
+            committed_len = len(sequence.tokens)
+            sequence.tokens.extend(verdict.tokens)
+            sequence.verifier_len = committed_len + verdict.accepted_len
+            sequence.accepted.append(verdict.accepted_len)
+            if draft_len:
+                num_drafts = len(proposals[sequence.id].tokens)
+                sequence.drafter_len = committed_len + min(verdict.accepted_len, max(num_drafts - 1, 0))
+
+
+@pytest.mark.parametrize("draft_len", [0, 1, 4])
+async def test_greedy_output_is_the_targets_own(
+    links: tuple[GrpcDrafter, GrpcVerifier], expected: list[list[int]], draft_len: int
+) -> None:
+    driver = Driver(*links)
+    sequences = [make_sequence(id_, prompt) for id_, prompt in enumerate(PROMPTS)]
+    while any(len(s.tokens) - s.spec.prompt_len < NUM_NEW for s in sequences):
+        await driver.round([s for s in sequences if len(s.tokens) - s.spec.prompt_len < NUM_NEW], draft_len)
+    assert [s.tokens[s.spec.prompt_len :][:NUM_NEW] for s in sequences] == expected
+    if draft_len:
+        accepted = [n for s in sequences for n in s.accepted]
+        assert 0 < sum(accepted) < draft_len * len(accepted), "the pair should agree sometimes, not always"
+    drafter, verifier = links
+    for worker_link in links:
+        assert await worker_link.release([s.id for s in sequences]) == worker_link.info.num_blocks
+    assert drafter.wire_bytes >= 0 < verifier.wire_bytes

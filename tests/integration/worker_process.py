@@ -1,0 +1,48 @@
+"""Real worker processes for tests: started from a command line, watched, and stopped for certain."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+REPO = Path(__file__).parents[2]
+PRODUCT = ("-m", "minedraft_workers.main")
+NULL = ("-m", "tests.fakes.null_worker")
+
+
+class WorkerProcess(subprocess.Popen[str]):
+    """A worker's process; its stderr goes to a file, so that no pipe can fill."""
+
+    def __init__(self, *arguments: str, log: Path, address: str = "") -> None:
+        self.address = address
+        self.log = log
+        with log.open("w") as stderr:
+            super().__init__(
+                [sys.executable, *arguments],
+                cwd=REPO,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                text=True,
+            )
+
+    @property
+    def said(self) -> str:
+        """All of stderr so far."""
+        return self.log.read_text()
+
+
+@contextmanager
+def worker(role: str, folder: Path, *arguments: str, program: tuple[str, ...] = PRODUCT) -> Iterator[WorkerProcess]:
+    """A worker of `role` that listens on a socket in `folder`; killed at the end."""
+    address = f"unix:{folder / role}.sock"
+    with WorkerProcess(
+        *program, role, "--listen", address, *arguments, log=folder / f"{role}.log", address=address
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

@@ -1,0 +1,92 @@
+"""Drafting with a small language model.
+
+It is `draft_len` forward passes in a row: the first packs what each request has not cached yet, each
+later one a single token a request. The last draft is never fed back, so after a round the KV holds
+the committed tokens and all drafts but the last.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import torch
+from minedraft_workers.drafter import DraftRow
+from minedraft_workers.model import Executor, ForwardSpan
+from minedraft_workers.sampling import DEFAULT_TOP_M, choose_drafts
+
+from minedraft.blocks import BlocksExhausted
+from minedraft.types import Acceptance
+
+logger = logging.getLogger("minedraft.drafter")
+
+
+class ModelProposer:
+    """Drafts with a small language model."""
+
+    def __init__(self, executor: Executor, top_m: int = DEFAULT_TOP_M) -> None:
+        self._executor = executor
+        self._top_m = top_m
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self._executor.num_free_blocks
+
+    def propose(self, rows: Sequence[DraftRow]) -> int:
+        start_ns = time.perf_counter_ns()
+        logits = self._executor.forward(
+            [ForwardSpan(row.state.request_id, row.prefix_len, row.tokens, 1 if row.draft_len else 0) for row in rows]
+        )
+        forward_ns = time.perf_counter_ns() - start_ns
+        for row in rows:
+            row.state.replace_from(row.prefix_len, row.tokens)
+            # The KV of draft i lies at committed_len + i - 1; the last draft has none.
+            row.draft_len = min(row.draft_len, self._executor.max_model_len - row.committed_len + 1)
+        active = [row for row in rows if row.draft_len]
+        while active:
+            self._choose(logits, active)
+            active = [row for row in active if not row.is_done]
+            if not active:
+                break
+            start_ns = time.perf_counter_ns()
+            try:
+                logits = self._executor.forward(
+                    [
+                        ForwardSpan(row.state.request_id, row.committed_len + len(row.drafts) - 1, row.drafts[-1:], 1)
+                        for row in active
+                    ]
+                )
+            except BlocksExhausted as error:
+                logger.warning("drafting stopped early: %s", error)
+                break
+            finally:
+                forward_ns += time.perf_counter_ns() - start_ns
+        for row in rows:
+            row.state.tokens.extend(row.drafts[:-1])
+        return forward_ns
+
+    def release(self, request_id: int) -> None:
+        self._executor.release(request_id)
+
+    def reset(self) -> None:
+        self._executor.release_all()
+
+    def _choose(self, logits: torch.Tensor, rows: Sequence[DraftRow]) -> None:
+        choice = choose_drafts(
+            logits,
+            [row.state for row in rows],
+            [row.committed_len + len(row.drafts) for row in rows],
+            [row.drafts for row in rows],
+            self._executor.draft_vocab_ids,
+            self._top_m,
+        )
+        if choice.num_bad:
+            logger.warning("the draft model's logits are not finite for %d of %d requests", choice.num_bad, len(rows))
+        for index, (row, token) in enumerate(zip(rows, choice.tokens, strict=True)):
+            row.drafts.append(token)
+            if row.state.spec.acceptance is Acceptance.REJECTION:
+                assert choice.q_ids is not None, "a row under REJECTION has a q"
+                assert choice.q_probs is not None, "ids and probabilities come together"
+                row.q_ids.append(choice.q_ids[index])
+                row.q_probs.append(choice.q_probs[index])
