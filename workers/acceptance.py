@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from minedraft_workers.blocked import BlockedRow, argmax_rows
 from minedraft_workers.columns import Columns, columns_of
 from minedraft_workers.processors import ProcessedRow, adjust, is_greedy, needs_adjusting, process
 from minedraft_workers.randomness import Purpose, uniform
 from minedraft_workers.sampling import coupled_choice, draw
+from minedraft_workers.search import SearchedRow, argmax_rows
 from minedraft_workers.sequence import SequenceState
 
 from minedraft.errors import NumericError
@@ -141,17 +141,16 @@ def _is_plain(row: VerifyRow) -> bool:
 def _verify_plain(logits: torch.Tensor, rows: Sequence[VerifyRow]) -> list[Outcome]:
     """Requests that take the argmax of the logits as they are: one search, one copy to the host."""
     peaks, best = argmax_rows(logits)
-    found = torch.stack([peaks.double(), best.double()]).tolist()
     outcomes = []
     start = 0
     for row in rows:
         tokens: list[int] = []
         error = ""
         for index, draft in enumerate((*row.drafts, None), start=start):
-            if not math.isfinite(found[0][index]):
+            if not math.isfinite(peaks[index]):
                 error = NumericError.reason
                 break
-            tokens.append(int(found[1][index]))
+            tokens.append(best[index])
             if tokens[-1] != draft:
                 break
         outcomes.append(Outcome(0, (), error=error) if error else Outcome(len(tokens) - 1, tuple(tokens)))
@@ -180,7 +179,7 @@ def _choose(logits: torch.Tensor, row: VerifyRow, index: int, columns: Columns) 
     is accepted; None when the logits are not usable."""
     state, drafts = row.state, row.drafts[:index]
     if is_greedy(state):
-        searched = BlockedRow(adjust(logits, state, drafts, columns))
+        searched = SearchedRow(adjust(logits, state, drafts, columns))
         return searched.argmax() if math.isfinite(searched.peak) else None
     processed = process(logits, state, drafts, columns)
     if not processed.is_usable:
@@ -212,14 +211,13 @@ def _q_at(row: VerifyRow, index: int, p: torch.Tensor) -> SparseQ:
 
 def _logprobs(logits: torch.Tensor, token: int, num_alternatives: int) -> TokenLogprobs:
     """Of the model's own distribution: no penalty, bias, temperature or truncation."""
-    searched = BlockedRow(logits)
+    searched = SearchedRow(logits)
     log_total = searched.peak + math.log(float((logits - searched.peak).exp_().sum(dtype=torch.float64)))
     if num_alternatives == 0:
         return TokenLogprobs(float(logits[token]) - log_total)
-    likely = searched.at_least(searched.kth_largest(num_alternatives))
-    values, order = logits[likely].topk(min(num_alternatives, len(likely)))
+    values, likely = searched.largest(num_alternatives)
     return TokenLogprobs(
         float(logits[token]) - log_total,
-        tuple(likely[order].tolist()),
+        tuple(likely.tolist()),
         tuple((values.double() - log_total).tolist()),
     )

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from minedraft_workers.blocked import BlockedRow
 from minedraft_workers.columns import Columns
+from minedraft_workers.search import SearchedRow
 from minedraft_workers.sequence import SequenceState
 
 from minedraft.types import Acceptance
@@ -115,13 +115,13 @@ def process(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], colu
     row = adjust(row, state, drafts, columns)
     sampling = state.spec.sampling
     temperature = max(sampling.temperature, _MIN_TEMPERATURE)
-    searched = BlockedRow(row)
+    searched = SearchedRow(row)
     whole = ProcessedRow(row, None, searched.peak, temperature)
     if not whole.is_usable:
         return whole
     threshold = float("-inf")
     if 0 < sampling.top_k < columns.num_columns:
-        threshold = searched.kth_largest(sampling.top_k)
+        threshold = float(searched.largest(sampling.top_k)[0][-1])
     if sampling.top_p < 1.0:
         threshold = _nucleus_threshold(searched, threshold, temperature, sampling.top_p)
     if sampling.min_p > 0.0:
@@ -132,24 +132,31 @@ def process(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], colu
     return ProcessedRow(row[kept], kept, searched.peak, temperature)
 
 
-def _nucleus_threshold(searched: BlockedRow, threshold: float, temperature: float, top_p: float) -> float:
+def _nucleus_threshold(searched: SearchedRow, threshold: float, temperature: float, top_p: float) -> float:
     """The logit of the last token of the smallest set, among those >= threshold, that has top_p of
     their probability."""
-    if threshold == float("-inf"):
-        total = float(_weights(searched.row, searched.peak, temperature).sum(dtype=torch.float64))
-        num_tried = _NUCLEUS_GUESS
-        floor = searched.kth_largest(num_tried)
-    else:
-        total, num_tried, floor = 0.0, len(searched.row), threshold
+    if threshold > float("-inf"):
+        logits = searched.row[searched.at_least(threshold)].sort(descending=True).values
+        return _last_needed(logits, _weights(logits, searched.peak, temperature), top_p)[0]
+    total = float(_weights(searched.row, searched.peak, temperature).sum(dtype=torch.float64))
+    num_tried = _NUCLEUS_GUESS
     while True:
-        logits = searched.row[searched.at_least(floor)].sort(descending=True).values
-        reached = _weights(logits, searched.peak, temperature).cumsum(0, dtype=torch.float64)
-        goal = top_p * (total or float(reached[-1]))
-        if float(reached[-1]) >= goal or num_tried >= len(searched.row):
-            last = int(torch.searchsorted(reached, goal))
-            return float(logits[min(last, len(logits) - 1)])
+        logits = searched.largest(num_tried)[0]
+        last, is_enough = _last_needed(logits, _weights(logits, searched.peak, temperature), top_p, total)
+        if is_enough or len(logits) == len(searched.row):
+            return last
         num_tried *= 8
-        floor = searched.kth_largest(num_tried)
+
+
+def _last_needed(
+    logits: torch.Tensor, weights: torch.Tensor, top_p: float, total: float | None = None
+) -> tuple[float, bool]:
+    """The first of `logits`, largest first, at which their weights reach top_p of `total` (of their own
+    sum if None), and whether they do; the last one if they do not."""
+    reached = weights.cumsum(0, dtype=torch.float64)
+    goal = top_p * (float(reached[-1]) if total is None else total)
+    last = int(torch.searchsorted(reached, goal))
+    return float(logits[min(last, len(logits) - 1)]), last < len(logits)
 
 
 def _weights(logits: torch.Tensor, peak: float, temperature: float) -> torch.Tensor:

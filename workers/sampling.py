@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from minedraft_workers.blocked import BlockedRow, argmax_rows, in_blocks
 from minedraft_workers.columns import Columns, columns_of
 from minedraft_workers.processors import ProcessedRow, adjust, is_greedy, needs_adjusting, process
 from minedraft_workers.randomness import (
@@ -23,6 +22,7 @@ from minedraft_workers.randomness import (
     gumbel_of,
     uniform,
 )
+from minedraft_workers.search import SearchedRow, argmax_rows
 from minedraft_workers.sequence import SequenceState
 
 from minedraft.types import Acceptance
@@ -74,7 +74,7 @@ def choose_drafts(
     ]
     if plain:
         peaks, best = argmax_rows(logits if len(plain) == len(states) else logits[plain])
-        for index, peak, column in zip(plain, peaks.tolist(), best.tolist(), strict=True):
+        for index, peak, column in zip(plain, peaks, best, strict=True):
             chosen[index] = _Choice(column if math.isfinite(peak) else None)
     for index in set(range(len(states))).difference(plain):
         chosen[index] = _choose(logits[index], states[index], positions[index], extra_tokens[index], columns, top_m)
@@ -110,7 +110,7 @@ def _choose(
     row: torch.Tensor, state: SequenceState, position: int, drafts: Sequence[int], columns: Columns, top_m: int
 ) -> _Choice:
     if is_greedy(state):
-        searched = BlockedRow(adjust(row, state, drafts, columns))
+        searched = SearchedRow(adjust(row, state, drafts, columns))
         return _Choice(searched.argmax() if math.isfinite(searched.peak) else None)
     processed = process(row, state, drafts, columns)
     if not processed.is_usable:
@@ -129,14 +129,9 @@ def truncate_q(processed: ProcessedRow, top_m: int) -> tuple[torch.Tensor, torch
         Indices into the processed row (int64 [m']) and probabilities (float32 [m'], sum 1 but for
         rounding), m' <= top_m, most probable first.
     """
-    logits, kept = processed.logits, None
-    if processed.columns is None and len(logits) > top_m:
-        searched = BlockedRow(logits)
-        kept = searched.at_least(searched.kth_largest(top_m))
-        logits = logits[kept]
-    logits, order = logits.topk(min(top_m, len(logits)))
+    logits, kept = SearchedRow(processed.logits).largest(top_m)
     weights = ((logits.double() - processed.peak) / processed.temperature).exp()
-    return order if kept is None else kept[order], (weights / weights.sum()).float()
+    return kept, (weights / weights.sum()).float()
 
 
 def draw(weights: torch.Tensor, u: float) -> int:
@@ -149,7 +144,9 @@ def draw(weights: torch.Tensor, u: float) -> int:
     if len(weights) <= _DRAW_BLOCK:
         return _find(weights, u)[0]
     # Cumulating block sums, then inside one block, takes a third of the time for a whole vocabulary.
-    blocks = in_blocks(weights, pad=0.0, block_len=_DRAW_BLOCK)
+    missing = -len(weights) % _DRAW_BLOCK
+    padded = torch.nn.functional.pad(weights, (0, missing)) if missing else weights
+    blocks = padded.view(-1, _DRAW_BLOCK)
     block, u_inside = _find(blocks.sum(dim=-1, dtype=torch.float64), u)
     return block * _DRAW_BLOCK + _find(blocks[block], u_inside)[0]
 
@@ -174,7 +171,7 @@ def coupled_choice(processed: ProcessedRow, columns: Columns, seed: int, positio
         return processed.column(int(_noisy(logits, bits, temperature).argmax()))
     # Two logarithms over a whole vocabulary cost more than all the rest. An upper bound of each score
     # needs none, and few tokens have one above the exact score of the likeliest winner.
-    bounds = BlockedRow(torch.add(logits, gumbel_bound(bits), alpha=-temperature * GUMBEL_BOUND_UNIT))
+    bounds = SearchedRow(torch.add(logits, gumbel_bound(bits), alpha=-temperature * GUMBEL_BOUND_UNIT))
     likeliest = bounds.argmax()
     score = float(logits[likeliest]) + temperature * gumbel_of(int(bits[likeliest]))
     rounding = 1e-3 * temperature + 1e-6 * (abs(processed.peak) + abs(score))
