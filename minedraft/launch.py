@@ -249,13 +249,15 @@ class Launcher:
             await asyncio.wait({end}, timeout=_FORCED_STOP_S)
 
     async def _end_all(self) -> None:
-        """Whatever still runs gets a moment to clean up after itself, then it is killed."""
-        for signum, timeout_s in ((signal.SIGTERM, _FORCED_STOP_S), (signal.SIGKILL, None)):
-            alive = {name: end for name, end in self._ends.items() if not end.done()}
-            for name in alive:
-                self._children[name].signal(signum)
-            if alive:
-                await asyncio.wait(alive.values(), timeout=timeout_s)
+        """The scheduler gets a moment to take its socket away; workers keep nothing that outlives the run folder."""
+        end = self._ends.get("scheduler")
+        if end is not None and not end.done():
+            self._children["scheduler"].signal(signal.SIGTERM)
+            await asyncio.wait({end}, timeout=_FORCED_STOP_S)
+        for child in self._children.values():
+            child.signal(signal.SIGKILL)
+        if self._ends:
+            await asyncio.wait(self._ends.values())
 
 
 def _worker_flags(settings: Settings, role: str, address: str) -> list[str]:

@@ -22,7 +22,8 @@ Examples:
   minedraft-launch --target DIR --draft-method ngram   no draft model
   minedraft-launch --config FILE.toml --check          is everything in order?
 \b
-Then, in another terminal:  minedraft chat
+Then, in another terminal:
+  minedraft chat
 Stop with Ctrl-C: running requests finish first; a second Ctrl-C stops at once.
 Exit codes: 0 fine, 70 a process failed, 78 configuration.
 """

@@ -64,17 +64,13 @@ def _to_json(entries: list[ModelEntry]) -> dict[str, Any]:
 
 
 def _print_table(entries: list[ModelEntry]) -> None:
-    table = Table(Column("model", no_wrap=True), "role", "state", "size", "download", "licence")
+    table = Table(Column("model", no_wrap=True), "role", Column("state", no_wrap=True), "size", "download")
     for entry in entries:
-        table.add_row(
-            entry.name,
-            entry.role,
-            entry.state,
-            f"{entry.size / 1e6:.0f} MB",
-            f"{entry.download_size / 1e6:.0f} MB",
-            entry.licence,
-        )
+        download = f"{entry.download_size / 1e6:.0f} MB" if entry.download_size else ""
+        table.add_row(entry.name, entry.role, entry.state, f"{entry.size / 1e6:.0f} MB", download)
     console = Console()
     console.print(table)
+    for entry in entries:
+        console.print(f"{entry.name}: {entry.licence}", soft_wrap=True, highlight=False)
     for name, pair in PAIRS.items():
         console.print(f"pair {name}: {pair.target} with {pair.draft}")

@@ -73,7 +73,7 @@ def _workers(now: ServiceStatus) -> Table:
         table.add_row(
             worker.role,
             Text(worker.state, "green" if worker.state == "ready" else "red"),
-            worker.model + (f" ({worker.draft_method})" if worker.draft_method == "ngram" else ""),
+            worker.model,
             worker.device,
             worker.dtype,
             f"{worker.busy:.0%}",
