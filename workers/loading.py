@@ -38,7 +38,7 @@ class LoadedModel:
 
 
 AttentionInterface.register(ATTENTION_NAME, attend)
-transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a worker's log is no terminal
+transformers.utils.logging.disable_progress_bar()  # a worker's log is no terminal
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -138,11 +138,11 @@ def _load_draft_vocab(model_dir: Path, config: PretrainedConfig) -> torch.Tensor
 
 
 def _cut_output_layer(model: PreTrainedModel, ids: torch.Tensor) -> None:
-    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    output = model.get_output_embeddings()
     assert isinstance(output, nn.Linear), f"output layer is {type(output)}"
     rows = ids.to(output.weight.device)
     cut = nn.Linear(output.in_features, len(ids), bias=output.bias is not None, device="meta")
     cut.weight = nn.Parameter(output.weight[rows].detach(), requires_grad=False)
     if output.bias is not None:
         cut.bias = nn.Parameter(output.bias[rows].detach(), requires_grad=False)
-    model.set_output_embeddings(cut)  # type: ignore[no-untyped-call]
+    model.set_output_embeddings(cut)
