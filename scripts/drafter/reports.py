@@ -1,0 +1,234 @@
+"""Stages `compare`, `evaluation` and `export`: what they write for people."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaForCausalLM
+
+from minedraft.assemble import assemble_drafter
+from scripts.drafter import stages
+from scripts.drafter.config import Config
+from scripts.drafter.evaluation import Drafter, load_answers, measure, save_plot, timing
+from scripts.drafter.export import export_asset, untrained_cut
+from scripts.drafter.llama import load_target
+from scripts.drafter.prompts import KINDS
+from scripts.drafter.store import DrafterError, load_json, load_tensors, save_json, write_atomically
+from scripts.drafter.student import Student, num_trained_parameters
+from scripts.drafter.training import Trainer, load_student
+
+CARD = """\
+---
+license: apache-2.0
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+pipeline_tag: text-generation
+---
+# Drafter of {name}
+
+A pruned, distilled copy of the target that proposes tokens for speculative decoding with it. By itself it is a poor
+language model; with the target verifying, the output is the target's own.
+
+- Layers 0 to {prefix_last} of the target as they are, then {num_trained} trained layers that started from its layers
+  {trained}; embeddings, output rows and tokenizer are the target's.
+- It drafts {vocabulary:,} token ids (draft_vocab.safetensors, int32, sorted): those the target wrote most often while
+  the training data was made.
+- Stored here in bf16: the trained layers and the final norm. `minedraft models` adds the rest from the target's
+  folder and checks every file's sha256.
+
+## How it was trained
+
+By `scripts/train_drafter` (seed {seed}; every constant in scripts/drafter/config.toml), on CPU. Data: only the target's
+own answers, half greedy and half sampled, to prompts from chatterbot-corpus (BSD), WritingBench (inspect-evals, MIT),
+BFCL (Apache-2.0), HumanEval 0 to 99 (MIT) and Python's help topics (PSF), and to prompts that the target wrote itself.
+BIG-bench's WikiLingua rows are used for evaluation only, as it asks.
+
+Start, in closed form: each trained layer's down projection was refitted by least squares on {fit_tokens:,} tokens, so
+that the cut's residual stream follows the target's. Then {trained_tokens:,} tokens of training in {steps:,} steps: KL
+to the target's distribution over the draft vocabulary, rebuilt from its recorded last hidden states, and the squared
+error of those states.
+
+## Figures
+
+{num_prompts} prompts never trained on ({counts}), answers of up to {answer_tokens} tokens, greedy and sampled at
+{temperature}. All positions and every k: scripts/drafter/results/evaluation.json.
+
+{figures}
+
+Students weighed (equal short budgets, greedy, validation prompts, k = 4; the last column is what the pipeline makes
+while drafting is hidden behind verification, or the other way round):
+
+| layers of the target | layers | trained | at start | acceptance | tokens a round | t_draft / t_verify | tokens/s |
+|---|---|---|---|---|---|---|---|
+{students}
+
+## Licence
+
+Apache-2.0, as the target it was cut from (SmolLM2-135M-Instruct, Hugging Face TB). The trained layers are changed
+files in the sense of the licence.
+"""
+RESULT_NAME, PLOT_NAME, TABLE_NAME = "evaluation.json", "evaluation.png", "students.json"
+
+
+def compare(config: Config, work: Path, target: Path, results: Path, tokens: int) -> list[str]:
+    """Trains short versions of several students with equal budgets; a student already in the table is skipped."""
+    model = load_target(target, config.target)
+    rows = model.lm_head.weight[stages.draft_ids(work)].clone()
+    path = results / TABLE_NAME
+    table: list[dict[str, Any]] = load_json(path, "compare") if path.exists() else []
+    total = tokens or config.compare.tokens
+    for prefix, trained in config.compare.students:
+        if any(row["prefix"] == prefix and row["trained"] == trained for row in table):
+            continue
+        own = stages.with_student(config, prefix, trained)
+        own = replace(own, training=replace(own.training, validate_minutes=1e9, checkpoint_minutes=1e9))
+        began = time.monotonic()
+        student, data = stages.start_student(own, work, model)
+        folder = work / "compare" / f"{prefix}-{'-'.join(map(str, trained))}"
+        trainer = Trainer(own, student, data, rows, folder)
+        trainer.run(total, stages.validation_of(own, work, model, student, data), lambda _, __, ___: None)
+        start, end = trainer.progress.curve[0], trainer.progress.curve[-1]
+        cut = untrained_cut(model, [*range(prefix), *trained])
+        times = timing(model, Drafter(cut, student, stages.draft_ids(work)), config.evaluation)
+        rounds = end["greedy_tokens_per_round"]
+        table.append(
+            {
+                "prefix": prefix,
+                "trained": trained,
+                "layers": prefix + len(trained),
+                "trained_parameters": num_trained_parameters(student),
+                "trained_tokens": trainer.progress.num_tokens,
+                "seconds": round(time.monotonic() - began),
+                "acceptance_at_start": round(start["greedy_acceptance"], 3),
+                "acceptance": round(end["greedy_acceptance"], 3),
+                "tokens_per_round": round(rounds, 3),
+                **times,
+                # What the pipeline makes while both batches are in flight: a round ends when the slower side does.
+                "tokens_per_second": round(
+                    1000 * times["requests"] * rounds / max(times["t_draft_ms"], times["t_verify_ms"]), 1
+                ),
+            }
+        )
+        save_json(path, table)
+        shutil.rmtree(folder)  # the optimiser's state of a student nobody goes on with
+    return [student_line(row) for row in table]
+
+
+def student_line(row: dict[str, Any]) -> str:
+    """One student as a line of a table."""
+    trained = ",".join(map(str, row["trained"]))
+    return (
+        f"| 0..{row['prefix'] - 1} kept; {trained} trained | {row['layers']} | {row['trained_parameters'] / 1e6:.1f}M "
+        f"| {row['acceptance_at_start']:.3f} | {row['acceptance']:.3f} | {row['tokens_per_round']:.2f} "
+        f"| {row['ratio']:.2f} | {row['tokens_per_second']:.0f} |"
+    ).replace("0..-1 kept; ", "")
+
+
+def evaluation(
+    config: Config, work: Path, target: Path, results: Path, report: Callable[[int], None] = lambda _: None
+) -> list[str]:
+    """Measures the exported drafter as transformers loads it; writes JSON and a plot."""
+    model = load_target(target, config.target)
+    folder = work / "drafter"
+    _export(config, work, target, "", work / "asset")
+    assemble_drafter(work / "asset", target, folder)
+    ids = stages.draft_ids(work)
+    trained = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    cut = untrained_cut(model, [*range(config.student.prefix), *config.student.trained])
+    layers = Student(model, config.student.trained)
+    path = work / "training" / "checkpoint.safetensors"
+    load_student(layers, load_tensors(path), path)
+    for parameter in layers.parameters():
+        parameter.data = parameter.data.bfloat16().float()  # as it is shipped
+    drafters = {
+        "trained": Drafter(trained, layers, ids),
+        "untrained cut": Drafter(cut, Student(model, config.student.trained), ids),
+    }
+    header = stages.Data(work / "answers", config.student.prefix, config, model.model.embed_tokens.weight).header
+    answers = load_answers(work / "answers", config)
+    progress = load_json(work / "training" / "progress.json", "training")
+    table_path = results / TABLE_NAME
+    result = {
+        "target": config.target.name,
+        "student": asdict(config.student),
+        "prompts": {kind: sum(1 for one in answers if one.kind == kind) // 2 for kind in KINDS},
+        "answer_tokens": sum(len(one.tokens) - one.start for one in answers),
+        "trained_tokens": progress["num_tokens"],
+        "steps": progress["num_steps"],
+        "timing": timing(model, drafters["trained"], config.evaluation),
+        "acceptance": measure(answers, drafters, header, model.lm_head.weight, config, report),
+        "curve": progress["curve"],
+        "students": load_json(table_path, "compare") if table_path.exists() else [],
+    }
+    save_json(results / RESULT_NAME, result)
+    write_atomically(results / PLOT_NAME, lambda path: save_plot(result, path))
+    return figures(result)
+
+
+def export(config: Config, work: Path, target: Path, results: Path, output: Path) -> list[str]:
+    """Writes the shipped folder with its card."""
+    result = load_json(results / RESULT_NAME, "evaluation")
+    sizes = _export(config, work, target, card(config, result), output)
+    total = sum(sizes.values())
+    if total > 64e6:
+        raise DrafterError(f"{output} holds {total / 1e6:.1f} MB, the limit is 64 MB: train fewer layers")
+    return [*(f"{size / 1e6:8.2f} MB  {name}" for name, size in sizes.items()), f"{total / 1e6:8.2f} MB in all"]
+
+
+def figures(result: dict[str, Any]) -> list[str]:
+    """The main figures, as lines of a table."""
+    k = result["timing"]["k"]
+    names = ("trained", "trained + lookup", "prompt lookup", "untrained cut")
+    lines = [
+        f"Tokens a round at k = {k}:",
+        "",
+        "| prompts | mode | " + " | ".join(names) + " | first draft accepted |",
+        "|---" * (len(names) + 3) + "|",
+    ]
+    for mode, kinds in result["acceptance"].items():
+        for kind, rows in kinds.items():
+            values = " | ".join(f"{rows[name]['tokens_per_round'][k - 1]:.2f}" for name in names)
+            lines.append(f"| {kind} | {mode} | {values} | {rows['trained']['accepted_at'][0]:.2f} |")
+    times = result["timing"]
+    lines += [
+        "",
+        f"t_draft (k = {times['k']}, {times['requests']} requests) {times['t_draft_ms']} ms, t_verify "
+        f"{times['t_verify_ms']} ms: {times['ratio']:.2f} ({times['executor']}).",
+    ]
+    return lines
+
+
+def card(config: Config, result: dict[str, Any]) -> str:
+    """The model card."""
+    student = config.student
+    counts = ", ".join(f"{number} {kind}" for kind, number in result["prompts"].items())
+    return CARD.format(
+        name=config.target.name,
+        prefix_last=student.prefix - 1,
+        num_trained=len(student.trained),
+        trained=", ".join(map(str, student.trained)),
+        vocabulary=config.draft_vocabulary.size,
+        seed=config.seed,
+        fit_tokens=student.fit_tokens,
+        trained_tokens=result["trained_tokens"],
+        steps=result["steps"],
+        num_prompts=sum(result["prompts"].values()),
+        counts=counts,
+        answer_tokens=config.evaluation.answer_tokens,
+        temperature=config.evaluation.temperature,
+        figures="\n".join(figures(result)),
+        students="\n".join(student_line(row) for row in result["students"]),
+    )
+
+
+def _export(config: Config, work: Path, target: Path, text: str, output: Path) -> dict[str, int]:
+    model = load_target(target, config.target)
+    student = Student(model, config.student.trained)
+    path = work / "training" / "checkpoint.safetensors"
+    if not path.exists():
+        raise DrafterError(f"{path} is missing: run the stage `training` first")
+    load_student(student, load_tensors(path), path)
+    return export_asset(config, student, stages.draft_ids(work), target, text, output)
