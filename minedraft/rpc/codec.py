@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from minedraft.errors import InvalidRequest
 from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
 from minedraft.types import (
+    MAX_DRAFT_LEN,
     MAX_SPANS,
     MAX_TOP_M,
     PROTOCOL_VERSION,
@@ -87,11 +88,17 @@ def spec_from_pb(message: worker_pb2.SequenceSpec, info: WorkerInfo) -> Sequence
     )
 
 
-def tokens_from_pb(ids: Sequence[int], vocab_size: int, field: str) -> tuple[int, ...]:
+def tokens_from_pb(ids: Sequence[int], vocab_size: int, field: str, request_id: int | None = None) -> tuple[int, ...]:
     tokens = tuple(ids)
     if tokens and max(tokens) >= vocab_size:
-        raise InvalidRequest(field, max(tokens), f"token ids are below the vocabulary size {vocab_size}")
+        limit = f"token ids are below the vocabulary size {vocab_size}"
+        raise InvalidRequest(name_of(request_id, field), max(tokens), limit)
     return tokens
+
+
+def name_of(request_id: int | None, field: str) -> str:
+    """The name of a field in an error message; made only there, it would cost a third of decoding."""
+    return field if request_id is None else f"{field} of request {request_id}"
 
 
 def released_from_pb(ids: Sequence[int]) -> tuple[int, ...]:
@@ -105,14 +112,25 @@ def check_span_count(field: str, num_spans: int) -> None:
         raise InvalidRequest(field, f"{num_spans} entries", f"at most {MAX_SPANS} are allowed")
 
 
-def check_prefix(field: str, prefix_len: int, num_new: int, info: WorkerInfo, *, has_spec: bool) -> None:
-    """A span adds at least one token, stays inside the context, and is introduced at its start only."""
-    if num_new < 1:
-        raise InvalidRequest(f"{field}.tokens", "empty", "at least one token")
-    if prefix_len + num_new > info.max_model_len:
-        raise InvalidRequest(field, f"{prefix_len} + {num_new} tokens", f"at most {info.max_model_len} fit the context")
-    if has_spec and prefix_len:
-        raise InvalidRequest(f"{field}.prefix_len", prefix_len, "must be 0 where a spec introduces the request")
+def check_span(request_id: int, prefix_len: int, num_tokens: int, num_drafts: int, info: WorkerInfo) -> None:
+    """A span adds at least one token and stays inside the context."""
+    if num_tokens < 1:
+        raise InvalidRequest(name_of(request_id, "tokens"), "empty", "at least one token")
+    if num_drafts > MAX_DRAFT_LEN:
+        raise InvalidRequest(name_of(request_id, "drafts"), f"{num_drafts} tokens", f"at most {MAX_DRAFT_LEN}")
+    if prefix_len + num_tokens + num_drafts > info.max_model_len:
+        total = f"{prefix_len} + {num_tokens} + {num_drafts}"
+        limit = f"at most {info.max_model_len} fit the context"
+        raise InvalidRequest(name_of(request_id, "tokens"), total, limit)
+
+
+def introduction_from_pb(
+    message: worker_pb2.SequenceSpec, request_id: int, prefix_len: int, info: WorkerInfo
+) -> SequenceSpec:
+    """The spec of a span; it introduces a request, so nothing can be cached yet."""
+    if prefix_len:
+        raise InvalidRequest(name_of(request_id, "prefix_len"), prefix_len, "must be 0 where there is a spec")
+    return spec_from_pb(message, info)
 
 
 def tensor_to_pb(tensor: Tensor) -> common_pb2.Tensor:

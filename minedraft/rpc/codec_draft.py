@@ -65,42 +65,45 @@ def draft_reply_from_pb(message: worker_pb2.DraftReply, command: DraftCommand, i
 
 
 def _span_to_pb(span: DraftSpan) -> worker_pb2.DraftSpan:
-    return worker_pb2.DraftSpan(
-        request_id=span.request_id,
-        prefix_len=span.prefix_len,
-        tokens=span.tokens,
-        draft_len=span.draft_len,
-        spec=None if span.spec is None else codec.spec_to_pb(span.spec),
+    message = worker_pb2.DraftSpan(
+        request_id=span.request_id, prefix_len=span.prefix_len, tokens=span.tokens, draft_len=span.draft_len
     )
+    if span.spec is not None:
+        message.spec.CopyFrom(codec.spec_to_pb(span.spec))
+    return message
 
 
 def _span_from_pb(message: worker_pb2.DraftSpan, info: WorkerInfo) -> DraftSpan:
-    has_spec = message.HasField("spec")
-    field = f"spans[request {message.request_id}]"
-    tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, f"{field}.tokens")
-    codec.check_prefix(field, message.prefix_len, len(tokens), info, has_spec=has_spec)
-    if message.draft_len > MAX_DRAFT_LEN:
-        raise InvalidRequest(f"{field}.draft_len", message.draft_len, f"at most {MAX_DRAFT_LEN}")
-    spec = codec.spec_from_pb(message.spec, info) if has_spec else None
-    return DraftSpan(message.request_id, message.prefix_len, tokens, message.draft_len, spec)
+    request_id, prefix_len, draft_len = message.request_id, message.prefix_len, message.draft_len
+    tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, "tokens", request_id)
+    codec.check_span(request_id, prefix_len, len(tokens), 0, info)
+    if draft_len > MAX_DRAFT_LEN:
+        raise InvalidRequest(codec.name_of(request_id, "draft_len"), draft_len, f"at most {MAX_DRAFT_LEN}")
+    spec = None
+    if message.HasField("spec"):
+        spec = codec.introduction_from_pb(message.spec, request_id, prefix_len, info)
+    return DraftSpan(request_id, prefix_len, tokens, draft_len, spec)
 
 
 def _proposal_to_pb(proposal: Proposal) -> worker_pb2.Proposal:
-    return worker_pb2.Proposal(
-        request_id=proposal.request_id,
-        prefix_len=proposal.prefix_len,
-        tokens=proposal.tokens,
-        q=None if proposal.q is None else codec.q_to_pb(proposal.q),
+    message = worker_pb2.Proposal(
+        request_id=proposal.request_id, prefix_len=proposal.prefix_len, tokens=proposal.tokens
     )
+    if proposal.q is not None:
+        message.q.CopyFrom(codec.q_to_pb(proposal.q))
+    return message
 
 
 def _proposal_from_pb(message: worker_pb2.Proposal, span: DraftSpan, info: WorkerInfo) -> Proposal:
-    field = f"proposals[request {span.request_id}]"
-    committed_len = span.prefix_len + len(span.tokens)
+    request_id, committed_len = span.request_id, span.prefix_len + len(span.tokens)
     if message.prefix_len != committed_len:
-        raise InvalidRequest(f"{field}.prefix_len", message.prefix_len, f"must be {committed_len}")
-    if len(message.tokens) > span.draft_len:
-        raise InvalidRequest(f"{field}.tokens", f"{len(message.tokens)} tokens", f"at most {span.draft_len}")
-    tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, f"{field}.tokens")
-    q = codec.q_from_pb(message.q, len(tokens), f"{field}.q") if message.HasField("q") else None
-    return Proposal(span.request_id, committed_len, tokens, q)
+        name = codec.name_of(request_id, "proposals.prefix_len")
+        raise InvalidRequest(name, message.prefix_len, f"must be {committed_len}")
+    tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, "proposals.tokens", request_id)
+    if len(tokens) > span.draft_len:
+        name = codec.name_of(request_id, "proposals.tokens")
+        raise InvalidRequest(name, f"{len(tokens)} tokens", f"at most {span.draft_len}")
+    q = None
+    if message.HasField("q"):
+        q = codec.q_from_pb(message.q, len(tokens), codec.name_of(request_id, "proposals.q"))
+    return Proposal(request_id, committed_len, tokens, q)

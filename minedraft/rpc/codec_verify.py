@@ -5,7 +5,7 @@ from __future__ import annotations
 from minedraft.errors import InvalidRequest, NumericError, ProtocolError, StaleRound
 from minedraft.rpc import codec
 from minedraft.sampling_params import MAX_LOGPROBS
-from minedraft.types import MAX_DRAFT_LEN, TokenLogprobs, Verdict, VerifyCommand, VerifyReply, VerifySpan, WorkerInfo
+from minedraft.types import TokenLogprobs, Verdict, VerifyCommand, VerifyReply, VerifySpan, WorkerInfo
 from minedraft.v1 import common_pb2, worker_pb2
 
 _MAX_LOGPROB = 1e-3  # 0 and room for rounding
@@ -69,78 +69,76 @@ def verify_reply_from_pb(message: worker_pb2.VerifyReply, command: VerifyCommand
 
 
 def _span_to_pb(span: VerifySpan) -> worker_pb2.VerifySpan:
-    return worker_pb2.VerifySpan(
+    message = worker_pb2.VerifySpan(
         request_id=span.request_id,
         prefix_len=span.prefix_len,
         tokens=span.tokens,
         drafts=span.drafts,
-        q=None if span.q is None else codec.q_to_pb(span.q),
         sample=span.sample,
-        spec=None if span.spec is None else codec.spec_to_pb(span.spec),
     )
+    if span.q is not None:
+        message.q.CopyFrom(codec.q_to_pb(span.q))
+    if span.spec is not None:
+        message.spec.CopyFrom(codec.spec_to_pb(span.spec))
+    return message
 
 
 def _span_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> VerifySpan:
-    has_spec = message.HasField("spec")
-    field = f"spans[request {message.request_id}]"
-    tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, f"{field}.tokens")
-    if len(message.drafts) > MAX_DRAFT_LEN:
-        raise InvalidRequest(f"{field}.drafts", f"{len(message.drafts)} tokens", f"at most {MAX_DRAFT_LEN}")
-    drafts = codec.tokens_from_pb(message.drafts, info.vocab_size, f"{field}.drafts")
-    if not tokens:
-        raise InvalidRequest(f"{field}.tokens", "empty", "at least one token")
-    codec.check_prefix(field, message.prefix_len, len(tokens) + len(drafts), info, has_spec=has_spec)
-    if drafts and not message.sample:
-        raise InvalidRequest(f"{field}.drafts", f"{len(drafts)} tokens", "none in a span that does not sample")
-    return VerifySpan(
-        request_id=message.request_id,
-        prefix_len=message.prefix_len,
-        tokens=tokens,
-        drafts=drafts,
-        q=codec.q_from_pb(message.q, len(drafts), f"{field}.q") if message.HasField("q") else None,
-        sample=message.sample,
-        spec=codec.spec_from_pb(message.spec, info) if has_spec else None,
-    )
+    request_id, prefix_len, sample = message.request_id, message.prefix_len, message.sample
+    tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, "tokens", request_id)
+    drafts = codec.tokens_from_pb(message.drafts, info.vocab_size, "drafts", request_id)
+    codec.check_span(request_id, prefix_len, len(tokens), len(drafts), info)
+    if drafts and not sample:
+        name = codec.name_of(request_id, "drafts")
+        raise InvalidRequest(name, f"{len(drafts)} tokens", "none in a span that does not sample")
+    q = spec = None
+    if message.HasField("q"):
+        q = codec.q_from_pb(message.q, len(drafts), codec.name_of(request_id, "q"))
+    if message.HasField("spec"):
+        spec = codec.introduction_from_pb(message.spec, request_id, prefix_len, info)
+    return VerifySpan(request_id, prefix_len, tokens, drafts, q, sample, spec)
 
 
 def _verdict_to_pb(verdict: Verdict) -> worker_pb2.Verdict:
-    return worker_pb2.Verdict(
+    message = worker_pb2.Verdict(
         request_id=verdict.request_id,
         prefix_len=verdict.prefix_len,
         accepted_len=verdict.accepted_len,
         tokens=verdict.tokens,
-        logprobs=[
-            common_pb2.TokenLogprobs(logprob=entry.logprob, top_ids=entry.top_ids, top_logprobs=entry.top_logprobs)
-            for entry in verdict.logprobs
-        ],
         error=verdict.error,
     )
+    for entry in verdict.logprobs:
+        message.logprobs.add(logprob=entry.logprob, top_ids=entry.top_ids, top_logprobs=entry.top_logprobs)
+    return message
 
 
 def _verdict_from_pb(message: worker_pb2.Verdict, span: VerifySpan, info: WorkerInfo) -> Verdict:
-    field = f"verdicts[request {span.request_id}]"
-    committed_len = span.prefix_len + len(span.tokens)
+    request_id, committed_len = span.request_id, span.prefix_len + len(span.tokens)
+    accepted_len, error = message.accepted_len, message.error
+    tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, "verdicts.tokens", request_id)
+
+    def refusal(field: str, value: object, limit: str) -> InvalidRequest:
+        return InvalidRequest(codec.name_of(request_id, f"verdicts.{field}"), value, limit)
+
     if message.prefix_len != committed_len:
-        raise InvalidRequest(f"{field}.prefix_len", message.prefix_len, f"must be {committed_len}")
-    if message.error not in _VERDICT_ERRORS:
-        raise InvalidRequest(f"{field}.error", message.error, f"must be one of {sorted(_VERDICT_ERRORS)}")
-    accepted_len = message.accepted_len
+        raise refusal("prefix_len", message.prefix_len, f"must be {committed_len}")
+    if error not in _VERDICT_ERRORS:
+        raise refusal("error", error, f"must be one of {sorted(_VERDICT_ERRORS)}")
     if accepted_len > len(span.drafts):
-        raise InvalidRequest(f"{field}.accepted_len", accepted_len, f"{len(span.drafts)} drafts were sent")
-    tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, f"{field}.tokens")
-    num_expected = accepted_len + 1 if span.sample and not message.error else 0
-    if len(tokens) != num_expected or (not num_expected and accepted_len):
+        raise refusal("accepted_len", accepted_len, f"{len(span.drafts)} drafts were sent")
+    num_expected = accepted_len + 1 if span.sample and not error else 0
+    if len(tokens) != num_expected or (accepted_len and not num_expected):
         limit = f"must be {num_expected} after {accepted_len} accepted drafts"
-        raise InvalidRequest(f"{field}.tokens", f"{len(tokens)} tokens", limit)
+        raise refusal("tokens", f"{len(tokens)} tokens", limit)
     if tokens[:accepted_len] != span.drafts[:accepted_len]:
-        limit = f"must start with the accepted drafts {span.drafts[:accepted_len]}"
-        raise InvalidRequest(f"{field}.tokens", tokens, limit)
+        raise refusal("tokens", tokens, f"must start with the accepted drafts {span.drafts[:accepted_len]}")
     logprobs: tuple[TokenLogprobs, ...] = ()
     if message.logprobs:
         if len(message.logprobs) != len(tokens):
-            raise InvalidRequest(f"{field}.logprobs", f"{len(message.logprobs)} entries", f"must be {len(tokens)}")
-        logprobs = tuple(logprobs_from_pb(entry, info.vocab_size, f"{field}.logprobs") for entry in message.logprobs)
-    return Verdict(span.request_id, committed_len, accepted_len, tokens, logprobs, message.error)
+            raise refusal("logprobs", f"{len(message.logprobs)} entries", f"must be {len(tokens)}")
+        name = codec.name_of(request_id, "verdicts.logprobs")
+        logprobs = tuple(logprobs_from_pb(entry, info.vocab_size, name) for entry in message.logprobs)
+    return Verdict(request_id, committed_len, accepted_len, tokens, logprobs, error)
 
 
 def logprobs_from_pb(message: common_pb2.TokenLogprobs, vocab_size: int, field: str) -> TokenLogprobs:
