@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minedraft_workers.acceptance import Outcome, VerifyRow, distribution, verify
+from minedraft_workers.acceptance import Outcome, VerifyRow, accept_prob, distribution, read_q, residual, verify
 from minedraft_workers.columns import columns_of
 from minedraft_workers.processors import process
-from minedraft_workers.sampling import choose_drafts
+from minedraft_workers.randomness import Purpose, uniform
+from minedraft_workers.sampling import choose_drafts, draw
 from minedraft_workers.sequence import SequenceState
 
 from minedraft.sampling_params import SamplingParams
@@ -198,6 +199,36 @@ def test_a_draft_outside_the_vocabulary_is_rejected(acceptance: Acceptance) -> N
         assert len(outcome.tokens) == 1
 
 
+@pytest.mark.parametrize("sampling", [{}, {"top_k": 5, "presence_penalty": 0.8}], ids=str)
+def test_rejection_decides_by_the_functions_whose_law_is_proven(sampling: dict[str, float]) -> None:
+    """Ties the enumerated law to the product: the same numbers, the same functions, in order."""
+    vocab, drafts = 12, [4, 7]
+    logits = random_rows(3, vocab, 12, scale=0.7)
+    logits[0, 4] = logits[1, 7] = 1.2
+    q_ids = torch.tensor([[4, 1, 0], [7, 4, -1]], dtype=torch.int32)
+    q_probs = torch.tensor([[0.6, 0.3, 0.1], [0.25, 0.75, 0.0]])
+    seen = set()
+    for seed in range(150):
+        state = make_state(Acceptance.REJECTION, seed, **sampling)
+        expected: list[int] = []
+        for index in range(3):
+            p = distribution(process(logits[index], state, drafts[:index], columns_of(vocab, CPU)), vocab)
+            u_target = uniform(seed, len(PROMPT) + index, Purpose.TARGET)
+            if index == 2:
+                expected.append(draw(p, u_target))
+                break
+            q = read_q(q_ids[index], q_probs[index], vocab)
+            accept = accept_prob(float(p[drafts[index]]), q.of(drafts[index]))
+            if uniform(seed, len(PROMPT) + index, Purpose.ACCEPT) >= accept:
+                expected.append(draw(residual(p, q), u_target))
+                break
+            expected.append(drafts[index])
+        seen.add(len(expected))
+        outcome = verify(logits, [VerifyRow(state, drafts, q_ids, q_probs)])[0]
+        assert outcome == Outcome(len(expected) - 1, tuple(expected))
+    assert seen == {1, 2, 3}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "reduced"),
@@ -279,14 +310,14 @@ sampling_params = st.builds(
 
 
 @st.composite
-def verify_rows(draw: st.DrawFn) -> VerifyRow:
+def verify_rows(pick: st.DrawFn) -> VerifyRow:
     vocab = 9
     spec = SequenceSpec(
-        draw(sampling_params), 2, draw(st.integers(0, 2**63 - 1)), draw(st.sampled_from(list(Acceptance))), (0, 1)
+        pick(sampling_params), 2, pick(st.integers(0, 2**63 - 1)), pick(st.sampled_from(list(Acceptance))), (0, 1)
     )
-    state = SequenceState(1, spec, draw(st.lists(st.integers(0, vocab - 1), min_size=2, max_size=6)))
-    drafts = draw(st.lists(st.integers(0, vocab - 1), max_size=3))
-    if not draw(st.booleans()):
+    state = SequenceState(1, spec, pick(st.lists(st.integers(0, vocab - 1), min_size=2, max_size=6)))
+    drafts = pick(st.lists(st.integers(0, vocab - 1), max_size=3))
+    if not pick(st.booleans()):
         return VerifyRow(state, drafts)
     ids = torch.randint(-1, vocab + 1, (len(drafts), 3), generator=torch.Generator().manual_seed(len(drafts)))
     probs = torch.tensor([[0.5, 0.5, 0.0]] * len(drafts)).reshape(len(drafts), 3)
