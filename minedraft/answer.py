@@ -6,9 +6,8 @@ nobody else.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from minedraft.errors import MineDraftError
@@ -34,23 +33,28 @@ class Answer:
 
     Args:
         index: which of the n samples.
-        changed: set whenever there is something to send.
+        notify: called when there is something to send; with True when it is the end.
     """
 
     def __init__(
-        self, index: int, decoder: StreamDecoder, sampling: SamplingParams, changed: asyncio.Event, request_id: str
+        self,
+        index: int,
+        decoder: StreamDecoder,
+        sampling: SamplingParams,
+        notify: Callable[[bool], None],
+        request_id: str,
     ) -> None:
         self.error: MineDraftError | None = None
-        self.is_finished = False
         self._index = index
         self._request_id = request_id
         self._decoder = decoder
         self._stop = StopFinder(sampling.stop)
         self._min_new_tokens = sampling.min_new_tokens
-        self._changed = changed
+        self._notify = notify
         self._pieces: deque[_Piece] = deque()
         self._num_tokens = 0
         self._end: Output | None = None
+        self._has_ended = False
         self._has_stopped = False
 
     def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
@@ -70,7 +74,7 @@ class Answer:
                 token_ids, logprobs = token_ids[:num_taken], logprobs[:num_taken]
                 break
         self._pieces.append(_Piece("".join(shown), token_ids, logprobs))
-        self._changed.set()
+        self._notify(False)
         return self._has_stopped
 
     def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
@@ -85,8 +89,13 @@ class Answer:
         if error is None:
             usage = replace(usage, output_tokens=self._num_tokens)
             self._end = Output(text=text, finish_reason=reason, usage=usage)
-        self.is_finished = True
-        self._changed.set()
+        self._has_ended = True
+        self._notify(True)
+
+    @property
+    def is_sent(self) -> bool:
+        """It has ended well, and everything was taken."""
+        return self._has_ended and self.error is None and not self._pieces and self._end is None
 
     def take(self) -> Iterator[Output]:
         """Everything that waits, in as few messages as their size allows; the end is in the last."""

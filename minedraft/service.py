@@ -13,7 +13,6 @@ import secrets
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import grpc.aio
@@ -53,22 +52,57 @@ from minedraft.v1 import inference_pb2, inference_pb2_grpc
 logger = logging.getLogger(__name__)
 
 _INLINE_CHARS = 4096  # longer prompts are tokenised in a thread: the event loop must not stall
+_SEND_INTERVAL_S = 0.020
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-@dataclass(slots=True)
 class _LiveCall:
-    """A Generate call in progress: its samples, and the pipeline's ids of them."""
+    """A Generate call in progress: its samples, the pipeline's ids of them, and when to send.
 
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    answers: list[Answer] = field(default_factory=list)
-    pipeline_ids: list[int] = field(default_factory=list)
-    error: MineDraftError | None = None
+    The first tokens and the end are sent at once, what comes between at most every 20 ms: a message
+    costs more than the tokens in it.
+    """
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.answers: list[Answer] = []
+        self.pipeline_ids: list[int] = []
+        self.error: MineDraftError | None = None
+        self._loop = asyncio.get_running_loop()
+        self._not_before_s = 0.0
+        self._timer: asyncio.Handle | None = None
+
+    def notify(self, is_end: bool) -> None:
+        """There is something to send."""
+        if self._timer is not None:
+            if not is_end:
+                return
+            self._timer.cancel()
+        delay_s = 0.0 if is_end else self._not_before_s - self._loop.time()
+        # Never in this turn of the loop: the commands of the next round go to the workers first.
+        if delay_s > 0:
+            self._timer = self._loop.call_later(delay_s, self._wake)
+        else:
+            self._timer = self._loop.call_soon(self._wake)
 
     def fail(self, error: MineDraftError) -> None:
         """End it from outside the pipeline."""
         self.error = error
+        self.notify(True)
+
+    async def wait(self) -> None:
+        """Until there is something to send, and it is time."""
+        await self.changed.wait()
+        self.changed.clear()
+        self._not_before_s = self._loop.time() + _SEND_INTERVAL_S
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wake(self) -> None:
+        self._timer = None
         self.changed.set()
 
 
@@ -195,18 +229,18 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         try:
             await self._submit(pipeline, call, name, live)
             while True:
-                await live.changed.wait()
-                live.changed.clear()
+                await live.wait()
                 for answer in live.answers:
                     for output in answer.take():
                         yield output
                     if (error := answer.error or live.error) is not None:
                         raise error
-                if all(answer.is_finished for answer in live.answers) and not live.changed.is_set():
+                if all(answer.is_sent for answer in live.answers):
                     return
         finally:
             for pipeline_id in live.pipeline_ids:
                 pipeline.abort(pipeline_id)
+            live.close()
             del self._live[name]
             if not self._live:
                 self._idle.set()
@@ -220,7 +254,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         for index in range(sampling.n):
             new = NewRequest(prompt_token_ids, sampling, derive_seed(seed, index), tuple(dict.fromkeys(stop_ids)))
-            answer = Answer(index, self.tokenizer.stream_decoder(), sampling, live.changed, name)
+            answer = Answer(index, self.tokenizer.stream_decoder(), sampling, live.notify, name)
             live.answers.append(answer)
             live.pipeline_ids.append(pipeline.submit(new, answer))
 

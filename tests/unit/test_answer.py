@@ -1,4 +1,3 @@
-import asyncio
 from collections.abc import Iterable
 
 import pytest
@@ -30,7 +29,7 @@ class Letters:
 
 
 def answer_for(**params: object) -> Answer:
-    return Answer(0, Letters(), SamplingParams(**params), asyncio.Event(), "r")
+    return Answer(0, Letters(), SamplingParams(**params), lambda is_end: None, "r")
 
 
 def feed(answer: Answer, text: str) -> bool:
@@ -60,7 +59,7 @@ def test_a_message_has_a_bounded_number_of_tokens():
 
 @pytest.mark.parametrize("pieces", [["abENDcd"], ["abE", "NDcd"], list("abENDcd")])
 def test_a_stop_string_cuts_text_and_tokens_wherever_it_is_split(pieces):
-    answer = Answer(0, LettersPlain(), SamplingParams(stop=("END",)), asyncio.Event(), "r")
+    answer = Answer(0, LettersPlain(), SamplingParams(stop=("END",)), lambda is_end: None, "r")
     stops = [feed(answer, piece) for piece in pieces]
     assert stops[-1]
     answer.on_finish(FinishReason.STOP, None, USAGE)
@@ -77,7 +76,7 @@ class LettersPlain(Letters):
 
 
 def test_the_logprobs_are_cut_with_the_tokens():
-    answer = Answer(0, LettersPlain(), SamplingParams(stop=("b",), logprobs=0), asyncio.Event(), "r")
+    answer = Answer(0, LettersPlain(), SamplingParams(stop=("b",), logprobs=0), lambda is_end: None, "r")
     assert answer.on_tokens((97, 98, 99), tuple(TokenLogprobs(-float(i)) for i in range(3)))
     (output,) = answer.take()
     assert [entry.logprob for entry in output.logprobs] == [0.0, -1.0]
@@ -102,7 +101,7 @@ def test_a_stop_string_that_only_the_flush_completes_still_stops():
 
 
 def test_stop_strings_wait_for_the_minimum_length():
-    answer = Answer(0, LettersPlain(), SamplingParams(stop=("a",), min_new_tokens=3), asyncio.Event(), "r")
+    answer = Answer(0, LettersPlain(), SamplingParams(stop=("a",), min_new_tokens=3), lambda is_end: None, "r")
     assert not feed(answer, "aaa")
     assert feed(answer, "ba")
     assert join_outputs(list(answer.take())).text == "aaab"
