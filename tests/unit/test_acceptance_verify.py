@@ -206,7 +206,7 @@ def test_rejection_decides_by_the_functions_whose_law_is_proven(sampling: dict[s
     logits = random_rows(3, vocab, 12, scale=0.7)
     logits[0, 4] = logits[1, 7] = 1.2
     q_ids = torch.tensor([[4, 1, 0], [7, 4, -1]], dtype=torch.int32)
-    q_probs = torch.tensor([[0.6, 0.3, 0.1], [0.25, 0.75, 0.0]])
+    q_probs = torch.tensor([[0.6, 0.3, 0.1], [0.75, 0.25, 0.0]])
     seen = set()
     for seed in range(150):
         state = make_state(Acceptance.REJECTION, seed, **sampling)
