@@ -19,7 +19,7 @@ from scripts.drafter.llama import load_target
 from scripts.drafter.prompts import KINDS
 from scripts.drafter.store import DrafterError, load_json, load_tensors, save_json, write_atomically
 from scripts.drafter.student import Student, num_trained_parameters
-from scripts.drafter.training import Trainer, load_student
+from scripts.drafter.training import Data, Trainer, load_student
 
 CARD = """\
 ---
@@ -147,7 +147,7 @@ def evaluation(
         "trained": Drafter(trained, layers, ids),
         "untrained cut": Drafter(cut, Student(model, config.student.trained), ids),
     }
-    header = stages.Data(work / "answers", config.student.prefix, config, model.model.embed_tokens.weight).header
+    header = Data(work / "answers", config.student.prefix, config, model.model.embed_tokens.weight).header
     answers = load_answers(work / "answers", config)
     progress = load_json(work / "training" / "progress.json", "training")
     table_path = results / TABLE_NAME
