@@ -1,8 +1,12 @@
 """Linear layers whose weights are stored the way the CPU's matmul reads them.
 
-torch packs weights anew in every call for a few rows of input; packed once, 2 to 64 rows are 1.3 to 2
-times faster. The operators are private to torch (its compiler uses them), so they are probed, and
-plain `F.linear` is used where they are missing or do not give the same numbers.
+torch lays weights out anew in every call; done once, a forward of a few rows is up to twice as fast.
+Two layouts, both probed because the operators behind them may be missing in another build:
+
+* `HalfStoredLinear` (float32 models): FBGEMM keeps the weight in float16 and multiplies in float32.
+  Used where that storage loses nothing, as with weights that were saved in bfloat16. Half the bytes
+  are read, which is what bounds a forward of few rows.
+* `PackedLinear` (float32 and bfloat16): oneDNN's packed weight in the model's own dtype.
 """
 
 from __future__ import annotations
@@ -12,25 +16,47 @@ import time
 import torch
 from torch import nn
 
-# The row count the packing is laid out for; any count gives right results. Measured over 1 to 64.
+# The row count oneDNN's packing is laid out for; any count gives right results. Measured best over 2 to 64.
 _PACKED_FOR_ROWS = 64
+_FLOAT16_MAX = 65504.0
+# Storage errors below this share of the largest weight vanish in float32's own rounding (2**-24).
+_MAX_STORAGE_ERROR = 2.0**-32
 
 
 class PackedLinear(nn.Module):
-    """Takes the place of an `nn.Linear`; same result, weight packed."""
+    """Takes the place of an `nn.Linear`; weight packed by oneDNN, same dtype."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features = linear.in_features
         self.out_features = linear.out_features
         self.bias = linear.bias
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _PACKED_FOR_ROWS)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _PACKED_FOR_ROWS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.numel() == 0:
             return x.new_empty(*x.shape[:-1], self.out_features)
-        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return y
+
+
+class HalfStoredLinear(nn.Module):
+    """Takes the place of a float32 `nn.Linear` whose weight times `scale` fits float16."""
+
+    def __init__(self, linear: nn.Linear, scale: float) -> None:
+        super().__init__()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        bias = None if linear.bias is None else linear.bias.detach() * scale
+        weight = linear.weight.detach()
+        self._packed = torch.ops.quantized.linear_prepack_fp16(weight * scale if scale != 1 else weight, bias)
+        self._unscale = 1 / scale  # a power of two: exact
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() == 0:
+            return x.new_empty(*x.shape[:-1], self.out_features)
+        y: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
+        return y if self._unscale == 1 else y.mul_(self._unscale)
 
 
 def pack_linears(model: nn.Module, dtype: torch.dtype) -> int:
@@ -38,28 +64,46 @@ def pack_linears(model: nn.Module, dtype: torch.dtype) -> int:
 
     A weight tied to the token embedding stays there in dense form too: looking up rows needs it.
     """
-    if not can_pack(dtype):
-        return 0
+    can_halve, can_pack_dense = dtype == torch.float32 and _can_store_half(), can_pack(dtype)
     linears = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if type(child) is nn.Linear and child.weight.dtype == dtype
     ]
+    num_packed = 0
     for parent, name, child in linears:
-        setattr(parent, name, PackedLinear(child))
-    return len(linears)
+        scale = half_scale(child.weight) if can_halve else None
+        if scale is not None:
+            setattr(parent, name, HalfStoredLinear(child, scale))
+        elif can_pack_dense:
+            setattr(parent, name, PackedLinear(child))
+        num_packed += scale is not None or can_pack_dense
+    return num_packed
+
+
+def half_scale(weight: torch.Tensor) -> float | None:
+    """The power of two by which `weight`, float32, can be stored as float16 without loss; None if none can.
+
+    1.0 if it needs no scaling.
+    """
+    if _is_storable(weight, 1.0):
+        return 1.0
+    largest = float(weight.abs().max())
+    if not 0 < largest < float("inf"):  # all zero, or NaN and Inf, which must stay what they are
+        return None
+    scale = 2.0 ** int(torch.tensor(_FLOAT16_MAX / largest).log2().floor())
+    return scale if _is_storable(weight, scale) else None
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this CPU and torch build have working packed linears for `dtype`."""
+    """Whether this CPU and torch build have working oneDNN packed linears for `dtype`."""
     if dtype not in (torch.float32, torch.bfloat16):
         return False
     try:
         if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return False
-        linear = nn.Linear(64, 48, dtype=dtype)
-        x = torch.linspace(-1, 1, 3 * 64, dtype=dtype).view(3, 64)
+        linear, x = _probe(dtype)
         return torch.allclose(PackedLinear(linear)(x), linear(x), rtol=2e-2, atol=2e-2)
     except (AttributeError, RuntimeError):  # no such operator in this build, or it refuses this CPU
         return False
@@ -73,15 +117,39 @@ def fastest_dtype(num_rows: int = 8) -> torch.dtype:
     return min(times, key=lambda dtype: times[dtype])
 
 
+def _is_storable(weight: torch.Tensor, scale: float) -> bool:
+    largest = weight.abs().max() * scale
+    if not bool(largest <= _FLOAT16_MAX):
+        return False
+    scaled = weight * scale
+    return bool(((scaled.half().float() - scaled).abs().max() <= largest * _MAX_STORAGE_ERROR).item())
+
+
+def _can_store_half() -> bool:
+    try:
+        linear, x = _probe(torch.float32)
+        linear.weight.copy_(linear.weight.half().float())
+        return torch.allclose(HalfStoredLinear(linear, 1.0)(x), linear(x), rtol=1e-4, atol=1e-5)
+    except (AttributeError, RuntimeError):  # no such operator in this build, or it refuses this CPU
+        return False
+
+
+@torch.no_grad()
+def _probe(dtype: torch.dtype) -> tuple[nn.Linear, torch.Tensor]:
+    linear = nn.Linear(64, 48, dtype=dtype).requires_grad_(False)
+    return linear, torch.linspace(-1, 1, 3 * 64, dtype=dtype).view(3, 64)
+
+
 def _time_linear(dtype: torch.dtype, num_rows: int) -> float:
     # 8 different matrices of 4 million weights: more than most caches hold, so that reading them counts.
-    linears = [nn.Linear(2048, 2048, bias=False, dtype=dtype) for _ in range(8)]
-    layers = [PackedLinear(linear) if can_pack(dtype) else linear for linear in linears]
+    weights = [torch.rand(2048, 2048).bfloat16().to(dtype) for _ in range(8)]
+    linears = nn.Sequential(*(nn.Linear(2048, 2048, bias=False, dtype=dtype) for _ in weights))
+    linears.load_state_dict({f"{i}.weight": weight for i, weight in enumerate(weights)})
+    pack_linears(linears.requires_grad_(False), dtype)
     x = torch.ones(num_rows, 2048, dtype=dtype)
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()
-        for layer in layers:
-            layer(x)
+        linears(x)
         best = min(best, time.perf_counter() - start)
     return best

@@ -11,6 +11,7 @@ import torch
 import transformers
 from minedraft_workers.attention import ATTENTION_NAME, attend
 from minedraft_workers.linear import fastest_dtype, pack_linears
+from minedraft_workers.norm import replace_rms_norms
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -76,7 +77,7 @@ def read_config(model_dir: Path) -> PretrainedConfig:
 
 
 def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    """Load the weights; on the CPU also pack them.
+    """Load the weights; on the CPU also lay them out for its matmul.
 
     Raises:
         ModelError: the weights do not fit the configuration, or the model cannot run packed.
@@ -109,6 +110,7 @@ def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, de
     num_bytes = sum(weight.nbytes for weight in model.parameters())
     if device.type == "cpu":
         pack_linears(model, dtype)
+        replace_rms_norms(model, dtype)
     return LoadedModel(model, num_bytes, None if ids is None else ids.to(device))
 
 

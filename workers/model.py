@@ -109,6 +109,11 @@ class Executor:
     def num_free_blocks(self) -> int:
         return self._cache.pool.num_free
 
+    @property
+    def kv_layers(self) -> tuple[LayerShape, ...]:
+        """What each layer caches a token."""
+        return self._cache.layers
+
     def cached_len(self, request_id: int) -> int:
         """Tokens whose KV is kept for this request; 0 for a stranger."""
         return self._cache.length(request_id)
