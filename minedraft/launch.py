@@ -12,11 +12,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from minedraft.address import Address
+from minedraft.address import Address, ListenClaim
 from minedraft.config import Settings
-from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK
+from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError
 from minedraft.flags import to_flags
 from minedraft.health import LIVE, READY, wait_serving
 from minedraft.notify import Notifier
@@ -88,6 +89,8 @@ class Launcher:
         finally:
             await self._end_all()
             folder.remove()
+            with suppress(ConfigError):  # a scheduler that was killed leaves its socket; another service's stays
+                ListenClaim(self._settings.listen_address).release()
 
     async def _run(self, folder: RunFolder) -> int:
         signum = asyncio.create_task(self._signals.get())
@@ -225,7 +228,6 @@ class Launcher:
             )
             if forced.done():
                 self._children["scheduler"].signal(signal.SIGTERM)
-                await asyncio.wait({end}, timeout=_FORCED_STOP_S)
                 return _EXIT_OF_SIGNAL + forced.result()
             await self._stop_workers(forced)
             return EXIT_OK

@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 _INLINE_CHARS = 4096  # longer prompts are tokenised in a thread: the event loop must not stall
 _SEND_INTERVAL_S = 0.020
+SEND_TIMEOUT_S = 60.0  # a client that reads nothing for so long gives its place to others
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -169,7 +170,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             call = generate_from_pb(request)
             async with aclosing(self._answer(pipeline, call, call.request_id or uuid.uuid4().hex)) as outputs:
                 async for output in outputs:
-                    await context.write(output_to_pb(output))
+                    await _send(context, output)
         except asyncio.CancelledError:
             remaining_s = cast("float | None", context.time_remaining())
             is_late = remaining_s is not None and remaining_s <= 0
@@ -281,6 +282,14 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         error = InternalError("the request failed inside the service; its log says why")
         self.metrics.count_error(error)
         await status.abort(context, error)
+
+
+async def _send(context: Context, output: Output) -> None:
+    try:
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            await context.write(output_to_pb(output))
+    except TimeoutError:
+        raise Overloaded(f"the client has taken no message for {SEND_TIMEOUT_S:g} s") from None
 
 
 def derive_seed(seed: int, index: int) -> int:

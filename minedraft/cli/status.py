@@ -6,6 +6,7 @@ import dataclasses
 import time
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -58,7 +59,7 @@ def render(now: ServiceStatus, address: str) -> RenderableType:
 
 
 def _batches(now: ServiceStatus) -> Table:
-    table = Table("batch", "requests", "rounds", title_justify="left")
+    table = Table("batch", "requests", "rounds", box=SIMPLE_HEAD)
     for batch in now.batches:
         bar = "■" * batch.num_requests + "·" * max(now.max_batch_size - batch.num_requests, 0)
         table.add_row(batch.name, f"{bar[:32]} {batch.num_requests}", f"{batch.rounds}")
@@ -67,7 +68,7 @@ def _batches(now: ServiceStatus) -> Table:
 
 
 def _workers(now: ServiceStatus) -> Table:
-    table = Table("worker", "state", "model", "device", "dtype", "busy", "step", "KV blocks in use")
+    table = Table("worker", "state", "model", "device", "dtype", "busy", "step", "KV blocks", box=SIMPLE_HEAD)
     for worker in now.workers:
         used = worker.num_blocks - worker.num_free_blocks
         table.add_row(
@@ -78,7 +79,7 @@ def _workers(now: ServiceStatus) -> Table:
             worker.dtype,
             f"{worker.busy:.0%}",
             f"{worker.step_ms:.1f} ms",
-            "none" if worker.draft_method == "ngram" else f"{used} of {worker.num_blocks}",
+            "none" if worker.draft_method == "ngram" else f"{used}/{worker.num_blocks}",
         )
     return table
 

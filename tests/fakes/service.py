@@ -50,7 +50,12 @@ class FakeService:
 
 @asynccontextmanager
 async def fake_service(
-    folder: Path, *, verifier: FakeVerifier | None = None, drafter: FakeDrafter | None = None, **settings: Any
+    folder: Path,
+    *,
+    verifier: FakeVerifier | None = None,
+    drafter: FakeDrafter | None = None,
+    draft_fingerprint: str = "",
+    **settings: Any,
 ) -> AsyncIterator[FakeService]:
     """Serve with fake workers until the block ends; the server has drained then."""
     write_tiny_tokenizer(folder / "model", vocab_size=VOCAB_SIZE)
@@ -58,6 +63,9 @@ async def fake_service(
     verifier, drafter = verifier or FakeVerifier(), drafter or FakeDrafter()
     for worker in (verifier, drafter):
         worker.info = replace(worker.info, vocab_fingerprint=tokenizer.fingerprint)
+
+    if draft_fingerprint:
+        drafter.info = replace(drafter.info, vocab_fingerprint=draft_fingerprint)
 
     async def connect(settings: Settings, stack: AsyncExitStack) -> tuple[Verifier, Drafter | None]:
         return verifier, drafter

@@ -169,6 +169,19 @@ def test_a_killed_verifier_fails_waiters_at_once_and_the_service_ends_with_70(st
     assert "verifier: killed by SIGKILL" in said
 
 
+def test_a_killed_scheduler_fails_waiters_at_once_and_its_socket_is_taken_away(start):
+    launched = start()
+    with Client(launched.address, timeout_s=20) as client:
+        stream = client.generate(PROMPT, greedy(4000))
+        next(stream)
+        launched.child("minedraft.server").kill()
+        with pytest.raises(Unavailable):
+            list(stream)
+    code, said = launched.end(within_s=10)
+    assert code == EXIT_INTERNAL
+    assert "scheduler: killed by SIGKILL" in said
+
+
 def test_a_killed_drafter_is_reported_and_no_answer_fails(start):
     launched = start()
     with Client(launched.address, timeout_s=20) as client:
@@ -211,6 +224,28 @@ def test_a_second_service_on_the_same_socket_is_refused_and_the_first_goes_on(st
     assert re.search(r"listen is .*m\.sock.*: process \d+ is listening there", said)
     with Client(first.address, timeout_s=20) as client:
         assert client.complete(PROMPT, greedy(3)).token_ids
+
+
+def test_workers_that_run_already_are_used_and_left_running(start, tmp_path):
+    (tmp_path / "ext").mkdir()
+    addresses = {role: f"unix:{tmp_path}/ext/{role}.sock" for role in ("verifier", "drafter")}
+    argv = [sys.executable, "-m", "tests.fakes.fake_worker"]
+    model = ["--model", str(tmp_path / "model")]
+    workers = [subprocess.Popen([*argv, role, *model, "--listen", at], cwd=ROOT) for role, at in addresses.items()]
+    try:
+        for _ in range(2):  # a second scheduler starts a new epoch on the same workers
+            launched = start(
+                "--target", str(tmp_path / "model"), "--target-address", addresses["verifier"],
+                "--draft-address", addresses["drafter"],
+            )  # fmt: skip
+            with Client(launched.address, timeout_s=20) as client:
+                assert list(client.complete(PROMPT, greedy(12)).token_ids) == continuation(PROMPT, 12)
+            assert launched.end(signal.SIGTERM)[0] == 0
+        assert [worker.poll() for worker in workers] == [None, None]
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.wait(10)
 
 
 def test_real_workers_with_a_real_model_answer_what_the_target_says(start, tmp_path):

@@ -13,6 +13,7 @@ from minedraft.errors import (
     Draining,
     DuplicateRequest,
     InvalidRequest,
+    ModelError,
     Overloaded,
     Unavailable,
     WorkerLost,
@@ -68,7 +69,7 @@ def greedy(num_tokens: int, **params: object) -> SamplingParams:
 
 async def test_tokens_stream_and_add_up_to_the_targets_own(client, service):
     pieces = [piece async for piece in client.generate(PROMPT, greedy(40))]
-    assert len(pieces) > 3
+    assert len(pieces) >= 2  # the first tokens come at once
     token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
     assert token_ids == continuation(PROMPT, 40)
     assert "".join(piece.text for piece in pieces) == service.tokenizer.decode(token_ids)
@@ -225,6 +226,20 @@ async def test_a_slow_reader_gets_everything_and_holds_up_nobody(client):
     assert tokens == list(fast.token_ids) == continuation(PROMPT, 1500)
 
 
+async def test_a_client_that_reads_nothing_loses_its_place(service, monkeypatch):
+    monkeypatch.setattr("minedraft.service.SEND_TIMEOUT_S", 0.2)
+    message = inference_pb2.GenerateRequest(
+        token_ids={"ids": PROMPT}, sampling={"max_new_tokens": 2000, "ignore_eos": True}
+    )
+    options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+    async with grpc.aio.insecure_channel(service.address, options=options) as channel:
+        call = inference_pb2_grpc.InferenceStub(channel).Generate(message)
+        await call.wait_for_connection()
+        metrics = service.server.service.metrics
+        await service.until(lambda: metrics.status("", None).errors == {"OVERLOADED": 1})
+        await service.blocks_free()
+
+
 async def test_the_client_without_async_does_the_same(service):
     def talk() -> None:
         with Client(service.address, timeout_s=20) as client:
@@ -316,6 +331,12 @@ async def test_a_drain_that_takes_too_long_ends_the_rest_explicitly(tmp_path):
         with pytest.raises(Draining, match=r"drain_timeout_s 0\.05"):
             await live
         await service.task
+
+
+async def test_a_drafter_with_another_tokenizer_is_refused(tmp_path):
+    async with fake_service(tmp_path, draft_fingerprint="another") as service:
+        with pytest.raises(ModelError, match="its tokenizer is not that of the target"):
+            await service.task
 
 
 async def test_nobody_listening_says_so(tmp_path):
