@@ -8,19 +8,30 @@ new epoch) is the only way back. A reply that breaks the contract raises `Protoc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import ClassVar, Protocol, Self
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError
 
 from minedraft.address import Address
-from minedraft.errors import ConfigError, InvalidRequest, MineDraftError, ProtocolError, StaleRound, WorkerLost
+from minedraft.errors import (
+    ConfigError,
+    InternalError,
+    InvalidRequest,
+    MineDraftError,
+    ProtocolError,
+    StaleRound,
+    WorkerLost,
+)
 from minedraft.rpc import codec
 from minedraft.rpc.channel import worker_channel_options
 from minedraft.rpc.codec_draft import draft_command_to_pb, draft_reply_from_pb
+from minedraft.rpc.codec_link import envelope_to_bytes, refusal_from_pb
 from minedraft.rpc.codec_verify import verify_command_to_pb, verify_reply_from_pb
 from minedraft.types import (
     PROTOCOL_VERSION,
@@ -32,14 +43,6 @@ from minedraft.types import (
     WorkerInfo,
 )
 from minedraft.v1 import worker_pb2
-
-ReplyT = TypeVar("ReplyT", bound=Message)
-_Method = Callable[..., "grpc.aio.UnaryUnaryCall[Any, ReplyT]"]
-
-# The worker refused the command and executed nothing: a broken contract, not a dead worker.
-_REFUSALS = frozenset(
-    {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNIMPLEMENTED}
-)
 
 
 class Drafter(Protocol):
@@ -91,7 +94,7 @@ class _WorkerLink:
 
     Attributes:
         info: what the worker said in the handshake.
-        wire_bytes: serialised requests and replies so far, both ways.
+        wire_bytes: serialised messages so far, both ways.
         num_stale: commands and replies dropped because they belong to another round or epoch.
         lost: set when the link is dead; `lost_error` then says which worker and why.
     """
@@ -107,11 +110,13 @@ class _WorkerLink:
         self.lost = asyncio.Event()
         self.lost_error: WorkerLost | None = None
         self._command_timeout_s = command_timeout_s
-        self._pending: set[grpc.aio.UnaryUnaryCall[Any, Any]] = set()
         self._channel = grpc.aio.insecure_channel(address.target, options=worker_channel_options())
-        self._watcher: asyncio.Task[None] | None = None
-        self._handshake = self._method("Handshake", worker_pb2.HandshakeReply)
-        self._release = self._method("Release", worker_pb2.ReleaseReply)
+        self._stream: grpc.aio.StreamStreamCall[bytes, bytes]
+        self._tasks: list[asyncio.Task[None]] = []
+        self._last_call = 0
+        self._pending: dict[int, asyncio.Future[worker_pb2.Reply]] = {}
+        self._outbox: deque[bytes] = deque()
+        self._has_mail = asyncio.Event()
 
     @classmethod
     async def connect(
@@ -133,15 +138,17 @@ class _WorkerLink:
         except BaseException:
             await link.close()
             raise
-        link._watcher = asyncio.create_task(link._watch_connection(), name=f"watch-{cls.role.value}")
+        link._stream = link._channel.stream_stream(f"/minedraft.v1.{cls._service}/Run", None, None)(None)
+        for work in (link._read_replies, link._write_commands):
+            link._tasks.append(asyncio.create_task(work(), name=f"{cls.role.value}-{work.__name__}"))
         return link
 
     async def close(self) -> None:
         """Drop the connection; pending calls raise WorkerLost. Safe to call twice."""
         self._lose("its link was closed here")
-        if self._watcher is not None and self._watcher is not asyncio.current_task():
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._channel.close(None)
 
     async def __aenter__(self) -> Self:
@@ -154,53 +161,87 @@ class _WorkerLink:
 
     async def release(self, request_ids: Sequence[int]) -> int:
         """Free KV outside a round; returns the number of free blocks after."""
-        message = await self._call(self._release, codec.release_to_pb(self.info.epoch, request_ids))
+        reply = await self._call(
+            worker_pb2.Command(release=codec.release_to_pb(self.info.epoch, request_ids)), "release"
+        )
         try:
-            return codec.release_reply_from_pb(message, self.info)
+            return codec.release_reply_from_pb(reply.release, self.info)
         except InvalidRequest as error:
             raise ProtocolError(f"{self.role.value}'s reply: {error}") from error
 
-    def _method(self, name: str, reply_type: type[ReplyT]) -> _Method[ReplyT]:
-        """A multicallable that counts the bytes of what passes through it."""
+    async def _call(self, command: worker_pb2.Command, reply_kind: str) -> worker_pb2.Reply:
+        """Send a command and wait for its reply.
 
-        def serialize(request: Message) -> bytes:
-            data = request.SerializeToString()
-            self.wire_bytes += len(data)
-            return data
-
-        def deserialize(data: bytes) -> ReplyT:
-            self.wire_bytes += len(data)
-            return reply_type.FromString(data)
-
-        return self._channel.unary_unary(f"/minedraft.v1.{self._service}/{name}", serialize, deserialize)
-
-    async def _call(self, method: _Method[ReplyT], request: Message) -> ReplyT:
+        Raises:
+            WorkerLost: the link is dead, or dies meanwhile. ProtocolError: the worker refused the
+            command, or answered another one. StaleRound: the command's round or epoch has passed.
+        """
         if self.lost_error is not None:
             raise WorkerLost(str(self.lost_error))
-        call = method(request, timeout=self._command_timeout_s)
-        self._pending.add(call)
+        self._last_call += 1
+        command.call = call = self._last_call
+        data = envelope_to_bytes(command)
+        self.wire_bytes += len(data)
+        waiter: asyncio.Future[worker_pb2.Reply] = asyncio.get_running_loop().create_future()
+        self._pending[call] = waiter
+        self._outbox.append(data)
+        self._has_mail.set()
         try:
-            return await call
-        except grpc.aio.AioRpcError as error:
-            raise self._to_error(error) from None
-        except asyncio.CancelledError:
-            # `_lose` cancels calls, not the tasks that wait for them.
-            task = asyncio.current_task()
-            if self.lost_error is None or (task is not None and task.cancelling()):
-                raise
-            raise WorkerLost(str(self.lost_error)) from None
+            async with asyncio.timeout(self._command_timeout_s):
+                reply = await waiter
+        except TimeoutError:
+            raise self._lose(f"no reply within {self._command_timeout_s:g} s") from None
         finally:
-            self._pending.discard(call)
+            self._pending.pop(call, None)
+        kind = reply.WhichOneof("kind")
+        if kind == "refusal":
+            raise self._to_error(refusal_from_pb(reply.refusal))
+        if kind != reply_kind:
+            raise ProtocolError(f"{self._name} answered a {reply_kind} command with {kind}")
+        return reply
+
+    async def _read_replies(self) -> None:
+        """Until the stream ends; it lives as long as the connection, so its end is the worker's death."""
+        try:
+            while isinstance(data := await self._stream.read(), bytes):  # else it is the end
+                self.wire_bytes += len(data)
+                reply = worker_pb2.Reply.FromString(data)
+                waiter = self._pending.get(reply.call)
+                if waiter is None:
+                    self.num_stale += 1
+                elif not waiter.done():
+                    waiter.set_result(reply)
+            self._lose("it ended the stream")
+        except grpc.aio.AioRpcError as error:
+            self._lose(f"{error.code().name}: {error.details()}")
+        except DecodeError as error:
+            self._lose(f"it sent bytes that are no message: {error}")
+
+    async def _write_commands(self) -> None:
+        # A task of its own: cancelling a caller inside `write` would end the stream for everybody.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader says why
+            while True:
+                await self._has_mail.wait()
+                self._has_mail.clear()
+                while self._outbox:
+                    await self._stream.write(self._outbox.popleft())
 
     async def _shake_hands(self, timeout_s: float) -> WorkerInfo:
+        handshake = self._channel.unary_unary(
+            f"/minedraft.v1.{self._service}/Handshake",
+            request_serializer=worker_pb2.HandshakeRequest.SerializeToString,
+            response_deserializer=worker_pb2.HandshakeReply.FromString,
+        )
+        request = codec.handshake_to_pb()
         try:
-            message = await self._handshake(codec.handshake_to_pb(), timeout=timeout_s, wait_for_ready=True)
+            message = await handshake(request, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
-            if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, *_REFUSALS):
+            if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED):
                 raise ConfigError(f"{self.role.value} address", str(self.address), str(error.details())) from None
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise WorkerLost(f"{self._name} does not answer within {timeout_s:g} s") from None
             raise WorkerLost(f"{self._name}: {error.details()}") from None
+        self.wire_bytes += request.ByteSize() + message.ByteSize()
         try:
             info = codec.info_from_pb(message)
         except InvalidRequest as error:
@@ -213,33 +254,22 @@ class _WorkerLink:
             raise ConfigError(f"{self.role.value} address", str(self.address), limit)
         return info
 
-    async def _watch_connection(self) -> None:
-        """A worker's connection never closes while it lives, so any other state than ready is its death."""
-        ready = grpc.ChannelConnectivity.READY
-        while self._channel.get_state() is ready:
-            await self._channel.wait_for_state_change(ready)
-        self._lose("its connection closed")
-
-    def _to_error(self, error: grpc.aio.AioRpcError) -> MineDraftError:
-        if self.lost_error is not None:
-            return WorkerLost(str(self.lost_error))
-        code, details = error.code(), error.details()
-        if code is grpc.StatusCode.FAILED_PRECONDITION:
+    def _to_error(self, refusal: InternalError) -> MineDraftError:
+        if isinstance(refusal, StaleRound):
             self.num_stale += 1
-            return StaleRound(f"{self._name}: {details}")
-        if code in _REFUSALS:
-            return ProtocolError(f"{self._name} refused a command: {details}")
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return self._lose(f"no reply within {self._command_timeout_s:g} s")
-        return self._lose(f"{code.name}: {details}")
+            return StaleRound(f"{self._name}: {refusal}")
+        if isinstance(refusal, ProtocolError):
+            return ProtocolError(f"{self._name} {refusal}")
+        return self._lose(str(refusal))
 
     def _lose(self, cause: str) -> WorkerLost:
         """Fail every pending call, now, in this one place."""
         if self.lost_error is None:
             self.lost_error = WorkerLost(f"{self._name} is lost: {cause}")
             self.lost.set()
-            for call in tuple(self._pending):
-                call.cancel()
+            for waiter in self._pending.values():
+                if not waiter.done():
+                    waiter.set_exception(WorkerLost(str(self.lost_error)))
         return WorkerLost(str(self.lost_error))
 
     @property
@@ -253,20 +283,17 @@ class GrpcDrafter(_WorkerLink):
     role = Role.DRAFTER
     _service = "Drafter"
 
-    def __init__(self, address: Address, command_timeout_s: float) -> None:
-        super().__init__(address, command_timeout_s)
-        self._draft = self._method("Draft", worker_pb2.DraftReply)
-        self._prefill = self._method("Prefill", worker_pb2.DraftReply)
-
     async def draft(self, command: DraftCommand) -> DraftReply:
-        return self._decode(await self._call(self._draft, draft_command_to_pb(command)), command)
+        reply = await self._call(worker_pb2.Command(draft=draft_command_to_pb(command)), "draft")
+        return self._decode(reply, command)
 
     async def prefill(self, command: DraftCommand) -> DraftReply:
-        return self._decode(await self._call(self._prefill, draft_command_to_pb(command)), command)
+        reply = await self._call(worker_pb2.Command(prefill=draft_command_to_pb(command)), "draft")
+        return self._decode(reply, command)
 
-    def _decode(self, message: worker_pb2.DraftReply, command: DraftCommand) -> DraftReply:
+    def _decode(self, reply: worker_pb2.Reply, command: DraftCommand) -> DraftReply:
         try:
-            return draft_reply_from_pb(message, command, self.info)
+            return draft_reply_from_pb(reply.draft, command, self.info)
         except StaleRound:
             self.num_stale += 1
             raise
@@ -278,14 +305,10 @@ class GrpcVerifier(_WorkerLink):
     role = Role.VERIFIER
     _service = "Verifier"
 
-    def __init__(self, address: Address, command_timeout_s: float) -> None:
-        super().__init__(address, command_timeout_s)
-        self._verify = self._method("Verify", worker_pb2.VerifyReply)
-
     async def verify(self, command: VerifyCommand) -> VerifyReply:
-        message = await self._call(self._verify, verify_command_to_pb(command))
+        reply = await self._call(worker_pb2.Command(verify=verify_command_to_pb(command)), "verify")
         try:
-            return verify_reply_from_pb(message, command, self.info)
+            return verify_reply_from_pb(reply.verify, command, self.info)
         except StaleRound:
             self.num_stale += 1
             raise

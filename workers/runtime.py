@@ -221,33 +221,33 @@ class WorkerRuntime:
         self._device.offer(self._reset)
         return replace(self.info, epoch=self.epoch)
 
-    async def execute(self, method: str, round_id: RoundId, task: Callable[[], Work[RowT]]) -> Executed[RowT]:
-        """Run a command's task, or wait for the run of the same round, and return what came of it.
+    def submit(self, method: str, round_id: RoundId, task: Callable[[], Work[Any]]) -> asyncio.Future[Outcome]:
+        """Have a command's task run, unless the same round has run or is running; the future holds what
+        came of that run, the error that it raised included. Never cancel it: a repeat may need it.
 
         Raises:
             StaleRound: another epoch, or a round before the last one; nothing is executed.
-            Overloaded: the mailbox is full. REFUSALS: as the actor raised them. InternalError: crash.
+            Overloaded: the mailbox is full. InternalError: the device thread has crashed.
         """
         self._check_epoch(round_id.epoch)
         last_number, reply = self._last.get((method, round_id.batch), (-1, None))
         if round_id.number < last_number:
-            raise StaleRound(
-                f"{method} of batch {round_id.batch.name} is at round {last_number}, not {round_id.number}"
-            )
+            where = f"{method} of batch {round_id.batch.name}"
+            raise StaleRound(f"{where} is at round {last_number}, not {round_id.number}")
         if reply is None or round_id.number > last_number:
             reply = self._device.offer(task)
             self._last[method, round_id.batch] = (round_id.number, reply)
-        return await _outcome(reply)
+        return reply
 
-    async def release(self, epoch: int, request_ids: Sequence[int]) -> int:
-        """Free KV outside a round; returns the number of free blocks after. Raises as `execute`."""
+    def submit_release(self, epoch: int, request_ids: Sequence[int]) -> asyncio.Future[Outcome]:
+        """Free KV outside a round. Raises as `submit`."""
         self._check_epoch(epoch)
 
         def task() -> Work[Any]:
             self._actor.release(request_ids)
             return Work(())
 
-        return (await _outcome(self._device.offer(task))).num_free_blocks
+        return self._device.offer(task)
 
     @property
     def num_open(self) -> int:
@@ -265,11 +265,3 @@ class WorkerRuntime:
     def _check_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:
             raise StaleRound(f"the epoch is {self.epoch}, not {epoch}")
-
-
-async def _outcome(reply: asyncio.Future[Outcome]) -> Executed[Any]:
-    # A caller that goes away must not take the reply from a later repeat of the round.
-    outcome = await asyncio.shield(reply)
-    if isinstance(outcome, MineDraftError):
-        raise outcome
-    return outcome

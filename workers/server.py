@@ -70,7 +70,9 @@ async def serve(
         end.cancel()
     has_crashed = runtime.crashed.is_set()
     await health.enter_graceful_shutdown()
-    await server.stop(_CRASH_GRACE_S if has_crashed else _STOP_GRACE_S)
+    # The stream of an idle scheduler would only make it wait.
+    grace_s = _CRASH_GRACE_S if has_crashed else _STOP_GRACE_S if runtime.num_open else None
+    await server.stop(grace_s)
     if not runtime.stop(_THREAD_GRACE_S):
         logger.info("stopped during a forward")
     return EXIT_INTERNAL if has_crashed else EXIT_OK

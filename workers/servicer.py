@@ -1,22 +1,29 @@
-"""The gRPC edge of a worker: decode, hand to the runtime, encode. Generic handlers, one per RPC."""
+"""The gRPC edge of a worker: decode commands off the stream, hand them to the runtime, encode replies.
+
+Nothing here waits for the device: a command is submitted as it arrives, and its reply is put on the
+stream by the callback of its future.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
-from minedraft_workers.runtime import DraftingActor, VerifyingActor, Work, WorkerRuntime
+from google.protobuf.message import DecodeError
+from minedraft_workers.runtime import DraftingActor, Executed, Outcome, VerifyingActor, WorkerRuntime
 
-from minedraft.blocks import BlocksExhausted
-from minedraft.errors import InternalError, InvalidRequest, MineDraftError, Overloaded, ProtocolError, StaleRound
+from minedraft.errors import MineDraftError, ProtocolError
 from minedraft.rpc import codec, status
 from minedraft.rpc.codec_draft import draft_command_from_pb, draft_reply_to_pb
+from minedraft.rpc.codec_link import envelope_to_bytes, refusal_to_pb
 from minedraft.rpc.codec_verify import verify_command_from_pb, verify_reply_to_pb
-from minedraft.types import PROTOCOL_VERSION, DraftCommand, DraftReply, Proposal, VerifyReply
+from minedraft.types import PROTOCOL_VERSION, DraftReply, RoundId, VerifyReply
 from minedraft.v1 import worker_pb2
 
 logger = logging.getLogger("minedraft.worker")
@@ -25,93 +32,139 @@ DRAFTER_SERVICE = "minedraft.v1.Drafter"
 VERIFIER_SERVICE = "minedraft.v1.Verifier"
 
 _Context = grpc.aio.ServicerContext[Any, Any]
-RequestT = TypeVar("RequestT", bound=Message)
-ReplyT = TypeVar("ReplyT", bound=Message)
-
-# What each refusal is on the wire. The scheduler never passes these codes on to its clients.
-_CODES: tuple[tuple[type[MineDraftError], grpc.StatusCode], ...] = (
-    (StaleRound, grpc.StatusCode.FAILED_PRECONDITION),
-    (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
-    (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT),
-    (BlocksExhausted, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (InternalError, grpc.StatusCode.INTERNAL),
-)
+_Encode = Callable[[int, Executed[Any]], worker_pb2.Reply]
+_Submitted = tuple[asyncio.Future[Outcome], _Encode]
+_Submit = Callable[[worker_pb2.Command], _Submitted]
 
 
 def drafter_handler(actor: DraftingActor, runtime: WorkerRuntime) -> grpc.GenericRpcHandler[Any, Any]:
     """The Drafter service."""
 
-    async def run(
-        method: str, message: worker_pb2.DraftRequest, execute: Callable[[DraftCommand], Work[Proposal]]
-    ) -> worker_pb2.DraftReply:
-        command = draft_command_from_pb(message, runtime.info)
-        done = await runtime.execute(method, command.round, lambda: execute(command))
-        return draft_reply_to_pb(DraftReply(command.round, done.rows, done.timing, done.num_free_blocks))
+    def submit_draft(message: worker_pb2.Command) -> _Submitted:
+        command = draft_command_from_pb(message.draft, runtime.info)
+        reply = runtime.submit("draft", command.round, lambda: actor.draft(command))
+        return reply, partial(_encode_drafts, command.round)
 
-    async def draft(message: worker_pb2.DraftRequest) -> worker_pb2.DraftReply:
-        return await run("Draft", message, actor.draft)
+    def submit_prefill(message: worker_pb2.Command) -> _Submitted:
+        command = draft_command_from_pb(message.prefill, runtime.info)
+        reply = runtime.submit("prefill", command.round, lambda: actor.prefill(command))
+        return reply, partial(_encode_drafts, command.round)
 
-    async def prefill(message: worker_pb2.DraftRequest) -> worker_pb2.DraftReply:
-        return await run("Prefill", message, actor.prefill)
-
-    methods = {
-        "Draft": _method(draft, worker_pb2.DraftRequest),
-        "Prefill": _method(prefill, worker_pb2.DraftRequest),
-        **_shared_methods(runtime),
-    }
-    return grpc.method_handlers_generic_handler(DRAFTER_SERVICE, methods)
+    return _handler(DRAFTER_SERVICE, runtime, {"draft": submit_draft, "prefill": submit_prefill})
 
 
 def verifier_handler(actor: VerifyingActor, runtime: WorkerRuntime) -> grpc.GenericRpcHandler[Any, Any]:
     """The Verifier service."""
 
-    async def verify(message: worker_pb2.VerifyRequest) -> worker_pb2.VerifyReply:
-        command = verify_command_from_pb(message, runtime.info)
-        done = await runtime.execute("Verify", command.round, lambda: actor.verify(command))
-        return verify_reply_to_pb(VerifyReply(command.round, done.rows, done.timing, done.num_free_blocks))
+    def submit_verify(message: worker_pb2.Command) -> _Submitted:
+        command = verify_command_from_pb(message.verify, runtime.info)
+        reply = runtime.submit("verify", command.round, lambda: actor.verify(command))
+        return reply, partial(_encode_verdicts, command.round)
 
-    methods = {"Verify": _method(verify, worker_pb2.VerifyRequest), **_shared_methods(runtime)}
-    return grpc.method_handlers_generic_handler(VERIFIER_SERVICE, methods)
+    return _handler(VERIFIER_SERVICE, runtime, {"verify": submit_verify})
 
 
-def _shared_methods(runtime: WorkerRuntime) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    async def handshake(message: worker_pb2.HandshakeRequest) -> worker_pb2.HandshakeReply:
+class _CommandStream:
+    """One scheduler's stream of commands."""
+
+    def __init__(self, submits: dict[str, _Submit]) -> None:
+        self._submits = submits
+        self._outbox: deque[bytes] = deque()
+        self._has_mail = asyncio.Event()
+
+    async def run(self, requests: AsyncIterator[bytes], context: _Context) -> None:
+        """Until the scheduler ends the stream or its connection drops."""
+        error: ProtocolError | None = None
+        async with asyncio.TaskGroup() as group:
+            writer = group.create_task(self._write(context))
+            try:
+                async for data in requests:
+                    self._take(worker_pb2.Command.FromString(data))
+            except DecodeError as cause:
+                error = ProtocolError(f"the stream has bytes that are no command: {cause}")
+            writer.cancel()
+        if error is not None:
+            logger.error("stream closed: %s", error)
+            await status.abort(context, error, grpc.StatusCode.INVALID_ARGUMENT)
+
+    def _take(self, message: worker_pb2.Command) -> None:
+        kind = message.WhichOneof("kind")
+        try:
+            submit = self._submits.get(kind or "")
+            if submit is None:
+                raise ProtocolError(f"a {kind} command is not for this worker")
+            reply, encode = submit(message)
+        except MineDraftError as error:
+            self._refuse(message.call, error)
+            return
+        reply.add_done_callback(partial(self._answer, message.call, encode))
+
+    def _answer(self, call: int, encode: _Encode, reply: asyncio.Future[Outcome]) -> None:
+        outcome = reply.result()
+        if isinstance(outcome, MineDraftError):
+            self._refuse(call, outcome)
+            return
+        try:
+            self._send(encode(call, outcome))
+        except ProtocolError as error:
+            self._refuse(call, error)
+
+    def _refuse(self, call: int, error: MineDraftError) -> None:
+        logger.warning("command refused: %s", error)
+        self._send(refusal_to_pb(call, error.reason, str(error)))
+
+    def _send(self, message: worker_pb2.Reply) -> None:
+        self._outbox.append(envelope_to_bytes(message))
+        self._has_mail.set()
+
+    async def _write(self, context: _Context) -> None:
+        while True:
+            await self._has_mail.wait()
+            self._has_mail.clear()
+            while self._outbox:
+                await context.write(self._outbox.popleft())
+
+
+def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) -> grpc.GenericRpcHandler[Any, Any]:
+    def submit_release(message: worker_pb2.Command) -> _Submitted:
+        epoch, request_ids = codec.release_from_pb(message.release)
+        return runtime.submit_release(epoch, request_ids), _encode_release
+
+    async def handshake(message: worker_pb2.HandshakeRequest, context: _Context) -> worker_pb2.HandshakeReply:
         version = codec.protocol_version_from_pb(message)
         if version != PROTOCOL_VERSION:
-            raise ProtocolError(f"protocol version {version} was asked for, this worker speaks {PROTOCOL_VERSION}")
+            error = ProtocolError(f"protocol version {version} was asked for, this worker speaks {PROTOCOL_VERSION}")
+            logger.warning("handshake refused: %s", error)
+            await status.abort(context, error, grpc.StatusCode.FAILED_PRECONDITION)
         info = runtime.start_epoch()
         logger.info("epoch %d begins", info.epoch)
         return codec.info_to_pb(info)
 
-    async def release(message: worker_pb2.ReleaseRequest) -> worker_pb2.ReleaseReply:
-        epoch, request_ids = codec.release_from_pb(message)
-        return codec.release_reply_to_pb(await runtime.release(epoch, request_ids))
+    async def run(requests: AsyncIterator[bytes], context: _Context) -> None:
+        await _CommandStream(submits | {"release": submit_release}).run(requests, context)
 
-    return {
-        "Handshake": _method(handshake, worker_pb2.HandshakeRequest),
-        "Release": _method(release, worker_pb2.ReleaseRequest),
-    }
-
-
-def _method(
-    answer: Callable[[RequestT], Awaitable[ReplyT]], request_type: type[RequestT]
-) -> grpc.RpcMethodHandler[Any, Any]:
-    async def handle(message: RequestT, context: _Context) -> ReplyT:
-        try:
-            return await answer(message)
-        except MineDraftError as error:
-            code = next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
-            if code is not grpc.StatusCode.INTERNAL:  # a crash has its own line
-                logger.warning("command refused: %s", error)
-            await status.abort(context, error, code)
-
-    return grpc.unary_unary_rpc_method_handler(
-        handle,
-        request_deserializer=request_type.FromString,
-        response_serializer=_serialize,
+    return grpc.method_handlers_generic_handler(
+        service,
+        {
+            "Handshake": grpc.unary_unary_rpc_method_handler(
+                handshake,
+                request_deserializer=worker_pb2.HandshakeRequest.FromString,
+                response_serializer=worker_pb2.HandshakeReply.SerializeToString,
+            ),
+            "Run": grpc.stream_stream_rpc_method_handler(run),
+        },
     )
 
 
-def _serialize(reply: Message) -> bytes:
-    return reply.SerializeToString()
+def _encode_drafts(round_id: RoundId, call: int, done: Executed[Any]) -> worker_pb2.Reply:
+    reply = DraftReply(round_id, done.rows, done.timing, done.num_free_blocks)
+    return worker_pb2.Reply(call=call, draft=draft_reply_to_pb(reply))
+
+
+def _encode_verdicts(round_id: RoundId, call: int, done: Executed[Any]) -> worker_pb2.Reply:
+    reply = VerifyReply(round_id, done.rows, done.timing, done.num_free_blocks)
+    return worker_pb2.Reply(call=call, verify=verify_reply_to_pb(reply))
+
+
+def _encode_release(call: int, done: Executed[Any]) -> worker_pb2.Reply:
+    return worker_pb2.Reply(call=call, release=codec.release_reply_to_pb(done.num_free_blocks))

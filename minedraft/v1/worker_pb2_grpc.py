@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DrafterStub:
-    """The draft model's process. Every command is idempotent under its RoundId.
+    """The draft model's process.
     """
 
     def __init__(self, channel):
@@ -40,25 +40,15 @@ class DrafterStub:
                 request_serializer=minedraft_dot_v1_dot_worker__pb2.HandshakeRequest.SerializeToString,
                 response_deserializer=minedraft_dot_v1_dot_worker__pb2.HandshakeReply.FromString,
                 _registered_method=True)
-        self.Draft = channel.unary_unary(
-                '/minedraft.v1.Drafter/Draft',
-                request_serializer=minedraft_dot_v1_dot_worker__pb2.DraftRequest.SerializeToString,
-                response_deserializer=minedraft_dot_v1_dot_worker__pb2.DraftReply.FromString,
-                _registered_method=True)
-        self.Prefill = channel.unary_unary(
-                '/minedraft.v1.Drafter/Prefill',
-                request_serializer=minedraft_dot_v1_dot_worker__pb2.DraftRequest.SerializeToString,
-                response_deserializer=minedraft_dot_v1_dot_worker__pb2.DraftReply.FromString,
-                _registered_method=True)
-        self.Release = channel.unary_unary(
-                '/minedraft.v1.Drafter/Release',
-                request_serializer=minedraft_dot_v1_dot_worker__pb2.ReleaseRequest.SerializeToString,
-                response_deserializer=minedraft_dot_v1_dot_worker__pb2.ReleaseReply.FromString,
+        self.Run = channel.stream_stream(
+                '/minedraft.v1.Drafter/Run',
+                request_serializer=minedraft_dot_v1_dot_worker__pb2.Command.SerializeToString,
+                response_deserializer=minedraft_dot_v1_dot_worker__pb2.Reply.FromString,
                 _registered_method=True)
 
 
 class DrafterServicer:
-    """The draft model's process. Every command is idempotent under its RoundId.
+    """The draft model's process.
     """
 
     def Handshake(self, request, context):
@@ -68,22 +58,9 @@ class DrafterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Draft(self, request, context):
-        """Proposes draft_len tokens for each span.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Prefill(self, request, context):
-        """Caches prompt tokens while the verifier does the same; proposes nothing.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Release(self, request, context):
-        """Frees KV outside a round (the service is idle). Unknown ids are ignored.
+    def Run(self, request_iterator, context):
+        """Commands (draft, prefill, release) and their replies, each as soon as it is ready.
+        One stream for all, because a call of its own costs a command twice the CPU time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,20 +74,10 @@ def add_DrafterServicer_to_server(servicer, server):
                     request_deserializer=minedraft_dot_v1_dot_worker__pb2.HandshakeRequest.FromString,
                     response_serializer=minedraft_dot_v1_dot_worker__pb2.HandshakeReply.SerializeToString,
             ),
-            'Draft': grpc.unary_unary_rpc_method_handler(
-                    servicer.Draft,
-                    request_deserializer=minedraft_dot_v1_dot_worker__pb2.DraftRequest.FromString,
-                    response_serializer=minedraft_dot_v1_dot_worker__pb2.DraftReply.SerializeToString,
-            ),
-            'Prefill': grpc.unary_unary_rpc_method_handler(
-                    servicer.Prefill,
-                    request_deserializer=minedraft_dot_v1_dot_worker__pb2.DraftRequest.FromString,
-                    response_serializer=minedraft_dot_v1_dot_worker__pb2.DraftReply.SerializeToString,
-            ),
-            'Release': grpc.unary_unary_rpc_method_handler(
-                    servicer.Release,
-                    request_deserializer=minedraft_dot_v1_dot_worker__pb2.ReleaseRequest.FromString,
-                    response_serializer=minedraft_dot_v1_dot_worker__pb2.ReleaseReply.SerializeToString,
+            'Run': grpc.stream_stream_rpc_method_handler(
+                    servicer.Run,
+                    request_deserializer=minedraft_dot_v1_dot_worker__pb2.Command.FromString,
+                    response_serializer=minedraft_dot_v1_dot_worker__pb2.Reply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -121,7 +88,7 @@ def add_DrafterServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Drafter:
-    """The draft model's process. Every command is idempotent under its RoundId.
+    """The draft model's process.
     """
 
     @staticmethod
@@ -152,7 +119,7 @@ class Drafter:
             _registered_method=True)
 
     @staticmethod
-    def Draft(request,
+    def Run(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -162,66 +129,12 @@ class Drafter:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
-            '/minedraft.v1.Drafter/Draft',
-            minedraft_dot_v1_dot_worker__pb2.DraftRequest.SerializeToString,
-            minedraft_dot_v1_dot_worker__pb2.DraftReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Prefill(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/minedraft.v1.Drafter/Prefill',
-            minedraft_dot_v1_dot_worker__pb2.DraftRequest.SerializeToString,
-            minedraft_dot_v1_dot_worker__pb2.DraftReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Release(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/minedraft.v1.Drafter/Release',
-            minedraft_dot_v1_dot_worker__pb2.ReleaseRequest.SerializeToString,
-            minedraft_dot_v1_dot_worker__pb2.ReleaseReply.FromString,
+            '/minedraft.v1.Drafter/Run',
+            minedraft_dot_v1_dot_worker__pb2.Command.SerializeToString,
+            minedraft_dot_v1_dot_worker__pb2.Reply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -248,15 +161,10 @@ class VerifierStub:
                 request_serializer=minedraft_dot_v1_dot_worker__pb2.HandshakeRequest.SerializeToString,
                 response_deserializer=minedraft_dot_v1_dot_worker__pb2.HandshakeReply.FromString,
                 _registered_method=True)
-        self.Verify = channel.unary_unary(
-                '/minedraft.v1.Verifier/Verify',
-                request_serializer=minedraft_dot_v1_dot_worker__pb2.VerifyRequest.SerializeToString,
-                response_deserializer=minedraft_dot_v1_dot_worker__pb2.VerifyReply.FromString,
-                _registered_method=True)
-        self.Release = channel.unary_unary(
-                '/minedraft.v1.Verifier/Release',
-                request_serializer=minedraft_dot_v1_dot_worker__pb2.ReleaseRequest.SerializeToString,
-                response_deserializer=minedraft_dot_v1_dot_worker__pb2.ReleaseReply.FromString,
+        self.Run = channel.stream_stream(
+                '/minedraft.v1.Verifier/Run',
+                request_serializer=minedraft_dot_v1_dot_worker__pb2.Command.SerializeToString,
+                response_deserializer=minedraft_dot_v1_dot_worker__pb2.Reply.FromString,
                 _registered_method=True)
 
 
@@ -270,15 +178,9 @@ class VerifierServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Verify(self, request, context):
-        """Checks drafts, or decodes one token where there are none, or caches a prompt chunk.
+    def Run(self, request_iterator, context):
+        """Commands (verify, release) and their replies.
         """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Release(self, request, context):
-        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -291,15 +193,10 @@ def add_VerifierServicer_to_server(servicer, server):
                     request_deserializer=minedraft_dot_v1_dot_worker__pb2.HandshakeRequest.FromString,
                     response_serializer=minedraft_dot_v1_dot_worker__pb2.HandshakeReply.SerializeToString,
             ),
-            'Verify': grpc.unary_unary_rpc_method_handler(
-                    servicer.Verify,
-                    request_deserializer=minedraft_dot_v1_dot_worker__pb2.VerifyRequest.FromString,
-                    response_serializer=minedraft_dot_v1_dot_worker__pb2.VerifyReply.SerializeToString,
-            ),
-            'Release': grpc.unary_unary_rpc_method_handler(
-                    servicer.Release,
-                    request_deserializer=minedraft_dot_v1_dot_worker__pb2.ReleaseRequest.FromString,
-                    response_serializer=minedraft_dot_v1_dot_worker__pb2.ReleaseReply.SerializeToString,
+            'Run': grpc.stream_stream_rpc_method_handler(
+                    servicer.Run,
+                    request_deserializer=minedraft_dot_v1_dot_worker__pb2.Command.FromString,
+                    response_serializer=minedraft_dot_v1_dot_worker__pb2.Reply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -341,7 +238,7 @@ class Verifier:
             _registered_method=True)
 
     @staticmethod
-    def Verify(request,
+    def Run(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -351,39 +248,12 @@ class Verifier:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
-            '/minedraft.v1.Verifier/Verify',
-            minedraft_dot_v1_dot_worker__pb2.VerifyRequest.SerializeToString,
-            minedraft_dot_v1_dot_worker__pb2.VerifyReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Release(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/minedraft.v1.Verifier/Release',
-            minedraft_dot_v1_dot_worker__pb2.ReleaseRequest.SerializeToString,
-            minedraft_dot_v1_dot_worker__pb2.ReleaseReply.FromString,
+            '/minedraft.v1.Verifier/Run',
+            minedraft_dot_v1_dot_worker__pb2.Command.SerializeToString,
+            minedraft_dot_v1_dot_worker__pb2.Reply.FromString,
             options,
             channel_credentials,
             insecure,

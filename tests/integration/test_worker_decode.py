@@ -76,8 +76,8 @@ def workers(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
 @pytest_asyncio.fixture
 async def links(workers: tuple[str, str]) -> AsyncIterator[tuple[GrpcDrafter, GrpcVerifier]]:
     async with (
-        await GrpcDrafter.connect(workers[0], connect_timeout_s=60) as drafter,
-        await GrpcVerifier.connect(workers[1], connect_timeout_s=60) as verifier,
+        await GrpcDrafter.connect(workers[0], connect_timeout_s=100) as drafter,
+        await GrpcVerifier.connect(workers[1], connect_timeout_s=100) as verifier,
     ):
         yield drafter, verifier
 

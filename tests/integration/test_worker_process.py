@@ -82,7 +82,7 @@ def test_a_live_worker_s_socket_is_refused_and_a_dead_one_s_reclaimed(
     refused: Callable[..., str], model: Path, tmp_path: Path
 ) -> None:
     async def shake_hands(address: str) -> None:
-        await (await GrpcVerifier.connect(address, connect_timeout_s=60)).close()
+        await (await GrpcVerifier.connect(address, connect_timeout_s=100)).close()
 
     with worker("verifier", tmp_path, program=NULL) as first:
         asyncio.run(shake_hands(first.address))
@@ -98,7 +98,7 @@ def test_a_live_worker_s_socket_is_refused_and_a_dead_one_s_reclaimed(
 
 async def test_a_killed_worker_fails_every_waiter_within_a_second(tmp_path: Path) -> None:
     with worker("drafter", tmp_path, program=NULL) as process:
-        async with await GrpcDrafter.connect(process.address, connect_timeout_s=60) as link:
+        async with await GrpcDrafter.connect(process.address, connect_timeout_s=100) as link:
             process.kill()
             started_s = time.monotonic()
             async with asyncio.timeout(5):
@@ -110,7 +110,7 @@ async def test_a_killed_worker_fails_every_waiter_within_a_second(tmp_path: Path
 
 async def test_a_stopped_worker_is_noticed_by_the_pings(tmp_path: Path) -> None:
     with worker("verifier", tmp_path, program=NULL) as process:
-        async with await GrpcVerifier.connect(process.address, connect_timeout_s=60) as link:
+        async with await GrpcVerifier.connect(process.address, connect_timeout_s=100) as link:
             process.send_signal(signal.SIGSTOP)
             command = VerifyCommand(RoundId(link.info.epoch, Batch.A, 1), (VerifySpan(1, 4, (5,)),))
             started_s = time.monotonic()
@@ -122,7 +122,7 @@ async def test_a_stopped_worker_is_noticed_by_the_pings(tmp_path: Path) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_it_cleanly_and_its_socket_goes(tmp_path: Path, signum: int) -> None:
     with worker("verifier", tmp_path, program=NULL) as process:
-        async with await GrpcVerifier.connect(process.address, connect_timeout_s=60):
+        async with await GrpcVerifier.connect(process.address, connect_timeout_s=100):
             process.send_signal(signum)
             assert await asyncio.to_thread(process.wait, 5) == EXIT_OK
     assert os.listdir(tmp_path) == ["verifier.log"]
@@ -131,7 +131,7 @@ async def test_a_signal_ends_it_cleanly_and_its_socket_goes(tmp_path: Path, sign
 async def test_the_product_worker_says_when_it_is_ready_and_stops_on_a_signal(model: Path, tmp_path: Path) -> None:
     arguments = ("--model", str(model), "--draft-method", "ngram", "--exit-with-parent", str(os.getpid()))
     with worker("drafter", tmp_path, *arguments) as process:
-        async with await GrpcDrafter.connect(process.address, connect_timeout_s=60) as link:
+        async with await GrpcDrafter.connect(process.address, connect_timeout_s=100) as link:
             assert link.info.draft_method == "ngram"
             assert link.info.max_model_len == 512
             socket_file = tmp_path / "drafter.sock"
