@@ -149,6 +149,7 @@ def _fill(folder: Path, asset_dir: Path, target_dir: Path, manifest: Manifest) -
             for name, source in manifest.copied.items():
                 tensors[name] = file.get_tensor(source).to(dtype)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "model.safetensors").chmod(0o644)  # the library makes it private to this user
     except SafetensorError as error:
         raise ModelError("drafter", str(folder.parent), f"weights cannot be read or written ({error})") from error
     _check_map(asset_dir / _VOCAB_NAME, len(tensors["model.embed_tokens.weight"]))
@@ -208,3 +209,19 @@ def _sha256(path: Path) -> str:
 
 if __name__ == "__main__":  # a process of its own, so that its memory goes away with it
     assemble_drafter(*(Path(argument) for argument in sys.argv[1:4]))
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m minedraft.assemble ASSET_DIR TARGET_DIR OUT_DIR`; a failure's last line says why."""
+    try:
+        assemble_drafter(*map(Path, arguments))
+    except ModelError as error:
+        print(error, file=sys.stderr)  # noqa: T201 (a program of its own, started by minedraft.models)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        raise SystemExit("usage: python -m minedraft.assemble ASSET_DIR TARGET_DIR OUT_DIR")
+    raise SystemExit(main(sys.argv[1:]))

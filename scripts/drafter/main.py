@@ -46,6 +46,7 @@ Example:
 Every constant is in scripts/drafter/config.toml.
 """
 
+LOG_SECONDS = 30.0  # between lines of progress when the output is a file
 STAGES = ("prompts", "answers", "student", "training", "evaluation", "export", "compare")
 
 
@@ -179,7 +180,7 @@ def progress_bar(run: Run, name: str, total: int) -> Iterator[Callable[[int, str
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -187,7 +188,17 @@ def progress_bar(run: Run, name: str, total: int) -> Iterator[Callable[[int, str
     )
     with Progress(*columns, console=run.console, refresh_per_second=2, speed_estimate_period=300) as progress:
         task = progress.add_task(name, total=total, note="")
-        yield lambda done, note: progress.update(task, completed=done, note=note)
+        printed = time.monotonic()
+
+        def show(done: int, note: str) -> None:
+            nonlocal printed
+            progress.update(task, completed=done, note=note)
+            if not run.console.is_terminal and time.monotonic() - printed > LOG_SECONDS:
+                printed = time.monotonic()
+                left = progress.tasks[0].time_remaining
+                run.console.print(f"{name}: {done:,} of {total:,}, {left or 0:.0f} s left, {note}")
+
+        yield show
 
 
 def _prompts(run: Run) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from minedraft.assemble import MANIFEST_NAME, assemble_drafter
+from minedraft.assemble import MANIFEST_NAME, assemble_drafter, main
 from minedraft.errors import ModelError
 from scripts.drafter import reports, stages
 from scripts.drafter.config import Config
@@ -43,6 +43,15 @@ def test_assembled_folder_loads_as_it_is_and_is_the_student(config, target, tmp_
     torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
     assert torch.equal(model.lm_head.weight, whole.lm_head.weight)
     assert load_file(tmp_path / "full" / "draft_vocab.safetensors")["ids"].dtype == torch.int32
+
+
+def test_the_module_as_a_program_says_why_it_failed(config, target, tmp_path, capsys):  # noqa: F811
+    export(config, target, tmp_path / "asset")
+    arguments = [str(tmp_path / "asset"), str(target), str(tmp_path / "full")]
+    assert main(arguments) == 0
+    (tmp_path / "asset" / "README.md").write_text("changed")
+    assert main(arguments) == 78
+    assert "changed or cut short" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_assembling_again_replaces_the_folder_and_leaves_nothing_beside_it(config, target, tmp_path):  # noqa: F811
