@@ -1,0 +1,57 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from minedraft.config import ConfigErrors, load_settings
+from minedraft.preflight import check_machine
+
+
+def problems(**flags: object) -> dict[str, str]:
+    with pytest.raises(ConfigErrors) as caught:
+        check_machine(load_settings(flags))
+    return {error.field: str(error) for error in caught.value.errors}
+
+
+def test_all_that_is_wrong_with_a_machine_is_told_at_once(tmp_path):
+    found = problems(
+        target=tmp_path / "a", draft=tmp_path / "b", target_device="cpu:4000", listen=f"unix:{tmp_path / 'file' / 'm'}"
+    )
+    assert list(found) == ["target", "draft", "target_device"]
+    assert "no such folder" in found["target"]
+
+
+def test_weights_that_could_run_code_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 9, "max_position_embeddings": 64}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
+    found = problems(target=tmp_path, draft_method="ngram", listen=f"unix:{tmp_path / 'm.sock'}")
+    assert "safetensors" in found["target"]
+
+
+@pytest.mark.parametrize(
+    ("device", "limit"),
+    [("cpu:3-1", "the first core must not be above the last"), ("cpu:0-4000", "this process may use the cores")],
+)
+def test_a_device_that_is_not_there_is_refused(tmp_path, device, limit):
+    found = problems(draft_device=device, listen=f"unix:{tmp_path / 'm.sock'}")
+    assert limit in found["draft_device"]
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has an NVIDIA device")
+def test_a_gpu_that_is_not_there_is_refused(tmp_path):
+    found = problems(target_device="cuda:0", listen=f"unix:{tmp_path / 'm.sock'}")
+    assert "no NVIDIA device" in found["target_device"]
+
+
+def test_a_worker_elsewhere_has_its_own_devices(tmp_path):
+    core = min(os.sched_getaffinity(0))
+    settings = load_settings(
+        {
+            "target_address": "unix:/a",
+            "draft_address": "unix:/b",
+            "target_device": "cuda:0",
+            "draft_device": f"cpu:{core}",
+            "listen": f"unix:{tmp_path / 'm.sock'}",
+        }
+    )
+    check_machine(settings)
