@@ -207,10 +207,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-if __name__ == "__main__":  # a process of its own, so that its memory goes away with it
-    assemble_drafter(*(Path(argument) for argument in sys.argv[1:4]))
-
-
 def main(arguments: list[str]) -> int:
     """`python -m minedraft.assemble ASSET_DIR TARGET_DIR OUT_DIR`; a failure's last line says why."""
     try:

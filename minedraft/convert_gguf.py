@@ -66,6 +66,7 @@ def _write_weights(gguf: Path, out: Path, eos_ids: list[int]) -> None:
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # the library makes it private to this user
     generation = {"bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id, "eos_token_id": eos_ids}
     (out / "generation_config.json").write_text(json.dumps(generation, indent=1))
 
