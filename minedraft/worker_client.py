@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self, TypeAlias
 
 import grpc
 import grpc.aio
@@ -43,6 +43,8 @@ from minedraft.types import (
     WorkerInfo,
 )
 from minedraft.v1 import worker_pb2
+
+_Stream: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
 
 
 class Drafter(Protocol):
@@ -111,8 +113,9 @@ class _WorkerLink:
         self.lost_error: WorkerLost | None = None
         self._command_timeout_s = command_timeout_s
         self._channel = grpc.aio.insecure_channel(address.target, options=worker_channel_options())
-        self._stream: grpc.aio.StreamStreamCall[bytes, bytes]
-        self._tasks: list[asyncio.Task[None]] = []
+        self._stream: _Stream | None = None
+        self._reader: asyncio.Task[None]
+        self._writer: asyncio.Task[None]
         self._last_call = 0
         self._pending: dict[int, asyncio.Future[worker_pb2.Reply]] = {}
         self._outbox: deque[bytes] = deque()
@@ -138,17 +141,19 @@ class _WorkerLink:
         except BaseException:
             await link.close()
             raise
-        link._stream = link._channel.stream_stream(f"/minedraft.v1.{cls._service}/Run", None, None)(None)
-        for work in (link._read_replies, link._write_commands):
-            link._tasks.append(asyncio.create_task(work(), name=f"{cls.role.value}-{work.__name__}"))
+        link._stream = stream = link._channel.stream_stream(f"/minedraft.v1.{cls._service}/Run", None, None)(None)
+        link._reader = asyncio.create_task(link._read_replies(stream), name=f"{cls.role.value}-replies")
+        link._writer = asyncio.create_task(link._write_commands(stream), name=f"{cls.role.value}-commands")
         return link
 
     async def close(self) -> None:
         """Drop the connection; pending calls raise WorkerLost. Safe to call twice."""
         self._lose("its link was closed here")
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._stream is not None:
+            # The reader ends by itself, with the stream: an event that comes later finds no event loop.
+            self._stream.cancel()
+            self._writer.cancel()
+            await asyncio.gather(self._reader, self._writer, return_exceptions=True)
         await self._channel.close(None)
 
     async def __aenter__(self) -> Self:
@@ -200,10 +205,10 @@ class _WorkerLink:
             raise ProtocolError(f"{self._name} answered a {reply_kind} command with {kind}")
         return reply
 
-    async def _read_replies(self) -> None:
+    async def _read_replies(self, stream: _Stream) -> None:
         """Until the stream ends; it lives as long as the connection, so its end is the worker's death."""
         try:
-            while isinstance(data := await self._stream.read(), bytes):  # else it is the end
+            while isinstance(data := await stream.read(), bytes):  # else it is the end
                 self.wire_bytes += len(data)
                 reply = worker_pb2.Reply.FromString(data)
                 waiter = self._pending.get(reply.call)
@@ -217,14 +222,14 @@ class _WorkerLink:
         except DecodeError as error:
             self._lose(f"it sent bytes that are no message: {error}")
 
-    async def _write_commands(self) -> None:
+    async def _write_commands(self, stream: _Stream) -> None:
         # A task of its own: cancelling a caller inside `write` would end the stream for everybody.
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader says why
             while True:
                 await self._has_mail.wait()
                 self._has_mail.clear()
                 while self._outbox:
-                    await self._stream.write(self._outbox.popleft())
+                    await stream.write(self._outbox.popleft())
 
     async def _shake_hands(self, timeout_s: float) -> WorkerInfo:
         handshake = self._channel.unary_unary(
