@@ -8,6 +8,7 @@ a worker nothing.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from minedraft.errors import MineDraftError
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client", "MineDraftError", "Output", "SamplingParams", "ServiceStatus"]
+
+# gRPC's own log repeats, of every peer that goes away, what our errors say. Read when gRPC is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 _LAZY = {
     "AsyncClient": "minedraft.client",
