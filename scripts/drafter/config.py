@@ -95,6 +95,7 @@ class CompareConfig:
     """The students that are weighed against each other before the long training."""
 
     tokens: int
+    fit_tokens: int
     students: list[tuple[int, list[int]]]
 
 

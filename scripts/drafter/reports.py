@@ -84,7 +84,11 @@ def compare(config: Config, work: Path, target: Path, results: Path, tokens: int
         if any(row["prefix"] == prefix and row["trained"] == trained for row in table):
             continue
         own = stages.with_student(config, prefix, trained)
-        own = replace(own, training=replace(own.training, validate_minutes=1e9, checkpoint_minutes=1e9))
+        own = replace(
+            own,
+            student=replace(own.student, fit_tokens=config.compare.fit_tokens),
+            training=replace(own.training, validate_minutes=1e9, checkpoint_minutes=1e9),
+        )
         began = time.monotonic()
         student, data = stages.start_student(own, work, model)
         folder = work / "compare" / f"{prefix}-{'-'.join(map(str, trained))}"
