@@ -60,7 +60,9 @@ class HalfStoredLinear(nn.Module):
 
 
 def pack_linears(model: nn.Module, dtype: torch.dtype) -> int:
-    """Pack every plain linear layer of the model in place and drop its dense weight; return how many.
+    """Pack every plain linear layer of the model in place and drop its dense weight.
+
+    Returns the bytes by which that shortened what a forward reads.
 
     A weight tied to the token embedding stays there in dense form too: looking up rows needs it.
     """
@@ -71,15 +73,15 @@ def pack_linears(model: nn.Module, dtype: torch.dtype) -> int:
         for name, child in parent.named_children()
         if type(child) is nn.Linear and child.weight.dtype == dtype
     ]
-    num_packed = 0
+    num_saved_bytes = 0
     for parent, name, child in linears:
         scale = half_scale(child.weight) if can_halve else None
         if scale is not None:
             setattr(parent, name, HalfStoredLinear(child, scale))
+            num_saved_bytes += child.weight.nbytes // 2
         elif can_pack_dense:
             setattr(parent, name, PackedLinear(child))
-        num_packed += scale is not None or can_pack_dense
-    return num_packed
+    return num_saved_bytes
 
 
 def half_scale(weight: torch.Tensor) -> float | None:

@@ -29,12 +29,16 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class LoadedModel:
     """A model ready to run.
 
-    num_bytes: of its weights, a tied one counted once. draft_vocab_ids: int64 on the device, ascending,
-    if the folder has a draft vocabulary; then the output layer has only those rows.
+    num_bytes: of its weights in its dtype, a tied one counted once. read_bytes: of those that a forward
+    reads, as they are stored. num_multiplied: weights each token is multiplied with. draft_vocab_ids:
+    int64 on the device, ascending, if the folder has a draft vocabulary; then the output layer has only
+    those rows.
     """
 
     model: PreTrainedModel
     num_bytes: int
+    read_bytes: int
+    num_multiplied: int
     draft_vocab_ids: torch.Tensor | None
 
 
@@ -108,10 +112,14 @@ def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, de
     if ids is not None:
         _cut_output_layer(model, ids)
     num_bytes = sum(weight.nbytes for weight in model.parameters())
+    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    # Looking up a token reads one row; a tied table is read whole, as the output layer.
+    read_bytes = num_bytes if embedding is output else num_bytes - embedding.nbytes
+    num_multiplied = read_bytes // dtype.itemsize
     if device.type == "cpu":
-        pack_linears(model, dtype)
+        read_bytes -= pack_linears(model, dtype)
         replace_rms_norms(model, dtype)
-    return LoadedModel(model, num_bytes, None if ids is None else ids.to(device))
+    return LoadedModel(model, num_bytes, read_bytes, num_multiplied, None if ids is None else ids.to(device))
 
 
 def max_context(config: PretrainedConfig) -> int | None:

@@ -10,7 +10,7 @@ import torch
 from minedraft_workers.attention import CONTEXT_KEYWORD, ForwardContext, QuerySpan, Scratch, pack_order, to_device
 from minedraft_workers.device import Device
 from minedraft_workers.kvcache import KVCache, LayerShape
-from minedraft_workers.loading import choose_dtype, load_model, max_context, read_config
+from minedraft_workers.loading import LoadedModel, choose_dtype, load_model, max_context, read_config
 from minedraft_workers.selfcheck import check_packed_forward, record_layers
 from minedraft_workers.spans import ForwardSpan as ForwardSpan
 from transformers import PreTrainedModel
@@ -30,22 +30,22 @@ class Executor:
         max_model_len: longest sequence, in tokens.
         vocab_size: token ids given to `forward` are below it.
         draft_vocab_ids: int64 [n] or None; if there, column j of the logits is token draft_vocab_ids[j].
-        weights_bytes: of the model's parameters in memory, packed or not.
+        weights_bytes: of the model's parameters in its dtype.
+        read_bytes, num_multiplied: what one forward reads of them, as they are stored, and the weights
+            that each token is multiplied with; what a forward's floor is computed from.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
         cache: KVCache,
         *,
         model_name: str,
         device_name: str,
         max_model_len: int,
         vocab_size: int,
-        draft_vocab_ids: torch.Tensor | None = None,
-        weights_bytes: int = 0,
+        weights: LoadedModel,
     ) -> None:
-        self._model = model
+        self._model: PreTrainedModel = weights.model
         self._cache = cache
         self._scratch = Scratch()
         self.num_blocks = cache.pool.num_blocks
@@ -55,8 +55,10 @@ class Executor:
         self.model_name = model_name
         self.device_name = device_name
         self.dtype_name = str(cache.dtype).removeprefix("torch.")
-        self.draft_vocab_ids = draft_vocab_ids
-        self.weights_bytes = weights_bytes
+        self.draft_vocab_ids = weights.draft_vocab_ids
+        self.weights_bytes = weights.num_bytes
+        self.read_bytes = weights.read_bytes
+        self.num_multiplied = weights.num_multiplied
 
     @classmethod
     def load(
@@ -93,14 +95,12 @@ class Executor:
             raise ConfigError("num_blocks", num_blocks, "must be 1 or more")
         cache = KVCache(layers, num_blocks=num_blocks, block_size=block_size, dtype=torch_dtype, device=target)
         executor = cls(
-            weights.model,
             cache,
             model_name=model_dir.resolve().name,
             device_name=str(device),
             max_model_len=min(n for n in (max_model_len, limit, num_blocks * block_size) if n is not None),
             vocab_size=config.get_text_config().vocab_size,
-            draft_vocab_ids=weights.draft_vocab_ids,
-            weights_bytes=weights.num_bytes,
+            weights=weights,
         )
         check_packed_forward(executor, weights.model, model_dir)
         return executor
