@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from minedraft_workers.kvcache import KVCache, LayerShape
+from minedraft_workers.kvcache import KVCache, LayerShape, to_device
 from torch import nn
 
 # Under this name transformers' models find `attend`. No mask function is registered beside it: then
@@ -238,12 +238,6 @@ def _attend_group(
 def pack_order(spans: Sequence[QuerySpan]) -> list[int]:
     """The order in which to pack spans so that those attended together are neighbours."""
     return sorted(range(len(spans)), key=lambda i: (spans[i].num_tokens, -spans[i].num_blocks))
-
-
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Copy a host array without waiting for the device."""
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _pieces(span: QuerySpan, block_size: int) -> Iterator[QuerySpan]:

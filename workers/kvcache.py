@@ -100,10 +100,16 @@ class KVCache:
     def _clear(self, blocks: Sequence[int]) -> None:
         if not blocks:
             return
-        ids = torch.tensor(blocks, device=self.keys[0].device)
+        ids = to_device(np.array(blocks), self.device)
         for shape, keys, values in zip(self.layers, self.keys, self.values, strict=True):
             for rows in (keys, values):
                 rows.view(-1, shape.num_heads * rows.shape[1]).index_fill_(0, ids, 0)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy a host array without waiting for the device."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _zeros(num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

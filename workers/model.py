@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from minedraft_workers.attention import CONTEXT_KEYWORD, ForwardContext, QuerySpan, Scratch, pack_order, to_device
+from minedraft_workers.attention import CONTEXT_KEYWORD, ForwardContext, QuerySpan, Scratch, pack_order
 from minedraft_workers.device import Device
-from minedraft_workers.kvcache import KVCache, LayerShape
+from minedraft_workers.kvcache import KVCache, LayerShape, to_device
 from minedraft_workers.loading import LoadedModel, choose_dtype, load_model, max_context, read_config
 from minedraft_workers.selfcheck import check_packed_forward, record_layers
 from minedraft_workers.spans import ForwardSpan as ForwardSpan
