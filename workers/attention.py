@@ -59,14 +59,21 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class GroupTensors:
-    """A group's cache rows and mask for one window length, as the matmuls read them.
+    """What the matmuls of a group read, the same for all layers of one shape and window.
 
-    rows: int64 [num_seqs * num_kv_heads * num_blocks]; bias: 0 or -inf, [num_seqs * num_kv_heads, 1,
-    num_keys] for one query token a request, else [num_seqs, 1, query_len, 1, num_keys].
+    rows: int64 [batch * num_blocks], the cache rows to gather; batch = num_seqs * num_kv_heads.
+    key_buffer, value_buffer: [batch * num_blocks, block_size * dim], gathered into anew by each layer;
+    keys [batch, key_dim, num_keys] and values [batch, num_keys, value_dim] look at the same memory.
+    bias: 0 or -inf, [batch, 1, num_keys] for one query token a request, else
+    [num_seqs, 1, query_len, 1, num_keys].
     """
 
     rows: torch.Tensor
     bias: torch.Tensor
+    key_buffer: torch.Tensor
+    value_buffer: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -96,7 +103,7 @@ class ForwardContext:
         self._groups = _group([piece for span in spans for piece in _pieces(span, cache.pool.block_size)])
         self._slots = np.concatenate([_slots(span, cache.pool.block_size) for span in spans])
         self._write_rows: dict[int, torch.Tensor] = {}
-        self._plans: dict[tuple[int, int], list[tuple[Group, GroupTensors]]] = {}
+        self._plans: dict[tuple[LayerShape, int], list[tuple[Group, GroupTensors]]] = {}
 
     def write(self, layer_id: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store the keys and values, [T, num_kv_heads, dim], of the packed tokens."""
@@ -104,16 +111,16 @@ class ForwardContext:
         rows = self._write_rows.get(shape.num_heads)
         if rows is None:
             rows = self._write_rows[shape.num_heads] = self._make_write_rows(shape.num_heads)
-        self.cache.keys[layer_id].view(-1, shape.key_dim).index_copy_(0, rows, key.reshape(-1, shape.key_dim))
-        self.cache.values[layer_id].view(-1, shape.value_dim).index_copy_(0, rows, value.reshape(-1, shape.value_dim))
+        self.cache.token_keys[layer_id].index_copy_(0, rows, key.reshape(-1, shape.key_dim))
+        self.cache.token_values[layer_id].index_copy_(0, rows, value.reshape(-1, shape.value_dim))
 
     def plan(self, layer_id: int, window: int) -> list[tuple[Group, GroupTensors]]:
         """The groups with their tensors, for a layer whose tokens see `window` tokens (0 = all)."""
-        num_heads = self.cache.layers[layer_id].num_heads
-        plan = self._plans.get((num_heads, window))
+        shape = self.cache.layers[layer_id]
+        plan = self._plans.get((shape, window))
         if plan is None:
-            plan = [(group, self._make_tensors(group, num_heads, window)) for group in self._groups]
-            self._plans[num_heads, window] = plan
+            plan = [(group, self._make_tensors(group, shape, window)) for group in self._groups]
+            self._plans[shape, window] = plan
         return plan
 
     def _make_write_rows(self, num_heads: int) -> torch.Tensor:
@@ -123,14 +130,14 @@ class ForwardContext:
         rows = (blocks[:, None] * num_heads + heads) * block_size + offsets[:, None]
         return self._to_device(rows.reshape(-1))
 
-    def _make_tensors(self, group: Group, num_heads: int, window: int) -> GroupTensors:
+    def _make_tensors(self, group: Group, shape: LayerShape, window: int) -> GroupTensors:
         block_size = self.cache.pool.block_size
         first_blocks = [max(0, span.start - window + 1) // block_size if window else 0 for span in group.spans]
         num_blocks = max(span.num_blocks - first for span, first in zip(group.spans, first_blocks, strict=True))
         blocks = np.full((len(group.spans), num_blocks), self.cache.padding_block)
         for row, (span, first) in enumerate(zip(group.spans, first_blocks, strict=True)):
             blocks[row, : span.num_blocks - first] = span.blocks[first:]
-        rows = blocks[:, None, :] * num_heads + np.arange(num_heads)[None, :, None]
+        rows = blocks[:, None, :] * shape.num_heads + np.arange(shape.num_heads)[None, :, None]
 
         starts = self._to_device(np.array([span.start for span in group.spans]))
         key_starts = self._to_device(np.array(first_blocks) * block_size)
@@ -142,8 +149,18 @@ class ForwardContext:
             is_hidden |= key_ids[:, None, :] <= query_ids[:, :, None] - window
         bias = torch.zeros(is_hidden.shape, dtype=self.cache.keys[0].dtype, device=starts.device)
         bias.masked_fill_(is_hidden, -torch.inf)  # [num_seqs, query_len, num_keys]
-        bias = bias.repeat_interleave(num_heads, 0) if group.query_len == 1 else bias[:, None, :, None, :]
-        return GroupTensors(self._to_device(rows.reshape(-1)), bias)
+        bias = bias.repeat_interleave(shape.num_heads, 0) if group.query_len == 1 else bias[:, None, :, None, :]
+        batch = len(group.spans) * shape.num_heads
+        key_buffer = self.scratch.get("keys", rows.size, block_size * shape.key_dim, bias)
+        value_buffer = self.scratch.get("values", rows.size, block_size * shape.value_dim, bias)
+        return GroupTensors(
+            rows=self._to_device(rows.reshape(-1)),
+            bias=bias,
+            key_buffer=key_buffer,
+            value_buffer=value_buffer,
+            keys=key_buffer.view(batch, -1, shape.key_dim).transpose(1, 2),
+            values=value_buffer.view(batch, -1, shape.value_dim),
+        )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         return to_device(array, self.cache.keys[0].device)
@@ -191,48 +208,45 @@ def attend(
     out = queries.new_empty(num_tokens, num_heads, value_dim)
     for group, tensors in context.plan(layer_id, sliding_window or 0):
         rows = slice(group.first_row, group.first_row + group.num_rows)
-        _attend_group(context, layer_id, queries[rows], out[rows], tensors, group, scale, softcap)
+        _attend_group(context.cache, layer_id, queries[rows], out[rows], group, tensors, scale, softcap)
     return out[None], None
 
 
 def _attend_group(
-    context: ForwardContext,
+    cache: KVCache,
     layer_id: int,
     queries: torch.Tensor,
     out: torch.Tensor,
-    tensors: GroupTensors,
     group: Group,
+    tensors: GroupTensors,
     scale: float,
     softcap: float | None,
 ) -> None:
-    shape = context.cache.layers[layer_id]
-    num_seqs, query_len = len(group.spans), group.query_len
-    batch, num_rows = num_seqs * shape.num_heads, tensors.rows.shape[0]
-    keys, values = context.cache.keys[layer_id], context.cache.values[layer_id]
-    keys = torch.index_select(
-        keys, 0, tensors.rows, out=context.scratch.get("keys", num_rows, keys.shape[1], keys)
-    ).view(batch, -1, shape.key_dim)
-    values = torch.index_select(
-        values, 0, tensors.rows, out=context.scratch.get("values", num_rows, values.shape[1], values)
-    ).view(batch, -1, shape.value_dim)
-
-    folded = queries.view(num_seqs, query_len, shape.num_heads, -1, shape.key_dim)
-    num_shared = folded.shape[3]  # query heads of one key head
-    folded = folded.transpose(1, 2).reshape(batch, query_len * num_shared, shape.key_dim)
+    shape, num_seqs, query_len = cache.layers[layer_id], len(group.spans), group.query_len
+    batch, num_shared = num_seqs * shape.num_heads, queries.shape[1] // shape.num_heads
+    torch.index_select(cache.keys[layer_id], 0, tensors.rows, out=tensors.key_buffer)
+    torch.index_select(cache.values[layer_id], 0, tensors.rows, out=tensors.value_buffer)
     if query_len == 1 and softcap is None:
-        scores = torch.baddbmm(tensors.bias, folded, keys.transpose(1, 2), alpha=scale)
+        folded = queries.reshape(batch, num_shared, shape.key_dim)
+        scores = torch.baddbmm(tensors.bias, folded, tensors.keys, alpha=scale)
+        torch.bmm(_softmax(scores), tensors.values, out=out.view(batch, num_shared, shape.value_dim))
+        return
+    parted = queries.view(num_seqs, query_len, shape.num_heads, num_shared, shape.key_dim)
+    folded = parted.transpose(1, 2).reshape(batch, query_len * num_shared, shape.key_dim)
+    scores = torch.bmm(folded, tensors.keys).mul_(scale)
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    if query_len == 1:
+        scores.add_(tensors.bias)
     else:
-        scores = torch.bmm(folded, keys.transpose(1, 2)).mul_(scale)
-        if softcap is not None:
-            scores = scores.div_(softcap).tanh_().mul_(softcap)
-        bias = tensors.bias
-        if query_len == 1:
-            scores += bias
-        else:
-            scores.view(num_seqs, shape.num_heads, query_len, num_shared, -1).add_(bias)
-    weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
-    mixed = torch.bmm(weights, values).view(num_seqs, shape.num_heads, query_len, num_shared, shape.value_dim)
+        scores.view(num_seqs, shape.num_heads, query_len, num_shared, -1).add_(tensors.bias)
+    mixed = torch.bmm(_softmax(scores), tensors.values)
+    mixed = mixed.view(num_seqs, shape.num_heads, query_len, num_shared, shape.value_dim)
     out.view(num_seqs, query_len, shape.num_heads, num_shared, shape.value_dim).copy_(mixed.transpose(1, 2))
+
+
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
+    return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
 
 
 def pack_order(spans: Sequence[QuerySpan]) -> list[int]:

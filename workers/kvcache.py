@@ -61,6 +61,11 @@ class KVCache:
 
         self.keys = [rows(shape, shape.key_dim) for shape in self.layers]
         self.values = [rows(shape, shape.value_dim) for shape in self.layers]
+        # The same memory by token: row (block * num_heads + head) * block_size + offset.
+        self.token_keys = [keys.view(-1, shape.key_dim) for keys, shape in zip(self.keys, layers, strict=True)]
+        self.token_values = [
+            values.view(-1, shape.value_dim) for values, shape in zip(self.values, layers, strict=True)
+        ]
 
     @staticmethod
     def block_bytes(layers: Sequence[LayerShape], block_size: int, dtype: torch.dtype) -> int:

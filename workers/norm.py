@@ -1,4 +1,4 @@
-"""RMS norms in one call instead of the six that transformers' model code makes.
+"""RMS norms in four operator calls instead of the seven that transformers' model code makes.
 
 A forward of few rows spends a good part of its time in small operators; the norms are the largest
 share that can be replaced without touching model code.
@@ -6,21 +6,24 @@ share that can be replaced without touching model code.
 
 from __future__ import annotations
 
+import math
+
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 
 class FastRMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight."""
+    """x / sqrt(mean(x^2) + eps) * weight, as x / hypot(|x|, sqrt(n * eps)) * (weight * sqrt(n))."""
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.eps = eps
+        size = weight.shape[0]
+        self.gain = nn.Parameter(weight * math.sqrt(size), requires_grad=False)
+        self.offset = nn.Buffer(weight.new_tensor(math.sqrt(size * eps)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x / torch.hypot(length, self.offset)).mul_(self.gain)
 
 
 @torch.inference_mode()
