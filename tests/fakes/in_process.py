@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minedraft_workers.device import Device
-from minedraft_workers.drafter import DrafterActor, ModelProposer, NgramProposer
+from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.model import Executor
+from minedraft_workers.model_proposer import ModelProposer
+from minedraft_workers.ngram_proposer import NgramProposer
 from minedraft_workers.verifier import VerifierActor
 
 from minedraft.types import (
