@@ -235,8 +235,9 @@ def answer_both_ways(generator: Generator, prompts: list[Prompt]) -> list[Sequen
 
 
 def shard_paths(folder: Path, part: int | None = None) -> list[Path]:
-    """The shards there are (of one part, or of all)."""
-    return sorted(folder.glob(f"shard-{'*' if part is None else part}-*.safetensors"))
+    """The shards there are (of one part, or of all), oldest first: a resumed training meets them in the same order."""
+    paths = folder.glob(f"shard-{'*' if part is None else part}-*.safetensors")
+    return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
 def pack_header(generator: Generator) -> dict[str, torch.Tensor]:

@@ -20,17 +20,17 @@ from scripts.drafter.store import DrafterError
 HELP = """Make the drafter of SmolLM2-135M-Instruct: a pruned copy of it, distilled on its own answers.
 
 \b
-Stages, in order, with their times on two cores without AVX-512 (fp32):
-  prompts     read user prompts from packages, split them       15 s
-  answers     the target answers them; soft labels are kept     50 min for 600,000 tokens
-  student     draft vocabulary, pruned copy, closed-form start   2 min
-  training    distil it, from the recorded states only          40 min for 900,000 tokens
-  evaluation  acceptance, rounds, plot; on prompts never seen    5 min
-  export      the folder that is shipped                         5 s
+Stages, in order, with their times on one idle core without AVX-512 (fp32, --threads 1; two threads take half):
+  prompts     read user prompts from packages, split them             15 s
+  answers     the target answers them; soft labels are kept           14 min for 60,000 tokens and the held-out answers
+  student     draft vocabulary, pruned copy, closed-form start         3 min
+  training    distil it, from the recorded states only                17 min for 150,000 tokens
+  evaluation  acceptance, rounds, plot; on prompts never seen          4 min
+  export      the folder that is shipped                               5 s
 
 Each stage can be stopped with Ctrl-C and goes on where it stopped when run again; `answers` and `training` may run at
 the same time, training picks up new answers as they come. `compare` trains short versions of several students for the
-table that the choice of the student rests on (4 min each).
+table that the choice of the student rests on (2 to 3 min each).
 
 \b
 What is needed first:
