@@ -47,6 +47,7 @@ logger = logging.getLogger("minedraft.server")
 
 _MAX_REQUEST_BYTES = 2 << 20  # above the prompt cap, so that a prompt just over it gets our own message
 _FLUSH_S = 1.0  # for replies already written to reach clients after the drain
+_ORPHAN_CHECK_S = 0.2
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
@@ -217,15 +218,19 @@ def _bind(server: grpc.aio.Server, address: Address) -> None:
         os.umask(old_mask)
 
 
-async def _main(settings: Settings, parent_pid: int | None) -> int:
+async def _main(settings: Settings, parent_pid: int | None, run_folder: Path | None) -> int:
     server = Server(settings)
     loop = asyncio.get_running_loop()
 
     def on_term() -> None:
+        server.on_signal()
+        # It may be the kernel telling of the launcher's death, and that a moment before it is complete.
+        end_if_orphaned()
+        loop.call_later(_ORPHAN_CHECK_S, end_if_orphaned)
+
+    def end_if_orphaned() -> None:
         if parent_pid is not None and os.getppid() != parent_pid:
             server.end_now()  # the launcher was killed, and the workers with it: nothing to wait for
-        else:
-            server.on_signal()
 
     loop.add_signal_handler(signal.SIGTERM, on_term)
     loop.add_signal_handler(signal.SIGINT, server.on_signal)
@@ -237,6 +242,11 @@ async def _main(settings: Settings, parent_pid: int | None) -> int:
     except TimeoutError:
         logger.error("the workers were not ready within load_timeout_s %g", settings.load_timeout_s)
         return EXIT_INTERNAL
+    finally:
+        if run_folder is not None:
+            # Its owner, the launcher, may have been killed. Done while the signal handlers stand: the
+            # kernel signals once for each of a dying parent's threads, and the next would end this.
+            shutil.rmtree(run_folder, ignore_errors=True)
     return EXIT_OK
 
 
@@ -263,13 +273,10 @@ def _run(config: Path | None, parent_pid: int | None, run_folder: Path | None, f
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
             exit_with_parent(parent_pid, signal.SIGTERM)
         settings = load_settings(flags, config)
-        code = asyncio.run(_main(settings, parent_pid))
+        code = asyncio.run(_main(settings, parent_pid, run_folder))
     except ConfigError as error:
         logger.error("%s", error)
         code = EXIT_CONFIG
-    finally:
-        if run_folder is not None and os.getppid() != parent_pid:
-            shutil.rmtree(run_folder, ignore_errors=True)  # its owner, the launcher, was killed
     sys.exit(code)
 
 
