@@ -158,13 +158,15 @@ def measure(
     return {mode: {kind: summary(mode, kind) for kind in (*KINDS, "all")} for mode in MODES}
 
 
-def timing(target: LlamaForCausalLM, drafter: Drafter, settings: EvaluationConfig) -> dict[str, Any]:
+def timing(
+    target: LlamaForCausalLM, drafter: LlamaForCausalLM, draft_ids: torch.Tensor, settings: EvaluationConfig
+) -> dict[str, Any]:
     """t_draft (k steps) and t_verify of a batch on one core: transformers' forward with prepacked linears, fp32."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         num, k, context = settings.timing_requests, settings.timing_k, settings.timing_context
-        draft_head = pack_linear(drafter.model.lm_head.weight[drafter.ids], num)
+        draft_head = pack_linear(drafter.lm_head.weight[draft_ids], num)
         target_head = pack_linear(target.lm_head.weight, num * (k + 1))
         ids = torch.randint(0, target.config.vocab_size, (num, context), generator=torch.Generator().manual_seed(0))
 
@@ -174,13 +176,13 @@ def timing(target: LlamaForCausalLM, drafter: Drafter, settings: EvaluationConfi
 
         def draft(cache: DynamicCache) -> None:
             for _ in range(k):
-                states = drafter.model.model(ids[:, :1], past_key_values=cache, use_cache=True).last_hidden_state
+                states = drafter.model(ids[:, :1], past_key_values=cache, use_cache=True).last_hidden_state
                 draft_head(states.flatten(0, 1)).argmax(-1)
 
         with packed_linears(target, num * (k + 1)):
             verify_ms = _time_ms(target, verify, ids, k + 1)
-        with packed_linears(drafter.model, num):
-            draft_ms = _time_ms(drafter.model, draft, ids, k)
+        with packed_linears(drafter, num):
+            draft_ms = _time_ms(drafter, draft, ids, k)
     finally:
         torch.set_num_threads(threads)
     return {

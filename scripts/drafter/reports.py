@@ -95,9 +95,6 @@ def compare(config: Config, work: Path, target: Path, results: Path, tokens: int
         trainer = Trainer(own, student, data, rows, folder)
         trainer.run(total, stages.validation_of(own, work, model, student, data), lambda _, __, ___: None)
         start, end = trainer.progress.curve[0], trainer.progress.curve[-1]
-        cut = untrained_cut(model, [*range(prefix), *trained])
-        times = timing(model, Drafter(cut, student, stages.draft_ids(work)), config.evaluation)
-        rounds = end["greedy_tokens_per_round"]
         table.append(
             {
                 "prefix": prefix,
@@ -108,16 +105,18 @@ def compare(config: Config, work: Path, target: Path, results: Path, tokens: int
                 "seconds": round(time.monotonic() - began),
                 "acceptance_at_start": round(start["greedy_acceptance"], 3),
                 "acceptance": round(end["greedy_acceptance"], 3),
-                "tokens_per_round": round(rounds, 3),
-                **times,
-                # What the pipeline makes while both batches are in flight: a round ends when the slower side does.
-                "tokens_per_second": round(
-                    1000 * times["requests"] * rounds / max(times["t_draft_ms"], times["t_verify_ms"]), 1
-                ),
+                "tokens_per_round": round(end["greedy_tokens_per_round"], 3),
             }
         )
         save_json(path, table)
         shutil.rmtree(folder)  # the optimiser's state of a student nobody goes on with
+    for row in table:  # one after the other at the end, so that all are timed on the same quiet or busy machine
+        cut = untrained_cut(model, [*range(row["prefix"]), *row["trained"]])
+        row |= timing(model, cut, stages.draft_ids(work), config.evaluation)
+        # What the pipeline makes while both batches are in flight: a round ends when the slower side does.
+        slower_ms = max(row["t_draft_ms"], row["t_verify_ms"])
+        row["tokens_per_second"] = round(1000 * row["requests"] * row["tokens_per_round"] / slower_ms, 1)
+        save_json(path, table)
     return [student_line(row) for row in table]
 
 
@@ -162,7 +161,7 @@ def evaluation(
         "answer_tokens": sum(len(one.tokens) - one.start for one in answers),
         "trained_tokens": progress["num_tokens"],
         "steps": progress["num_steps"],
-        "timing": timing(model, drafters["trained"], config.evaluation),
+        "timing": timing(model, trained, ids, config.evaluation),
         "acceptance": measure(answers, drafters, header, model.lm_head.weight, config, report),
         "curve": progress["curve"],
         "students": load_json(table_path, "compare") if table_path.exists() else [],
@@ -175,6 +174,8 @@ def evaluation(
 def export(config: Config, work: Path, target: Path, results: Path, output: Path) -> list[str]:
     """Writes the shipped folder with its card."""
     result = load_json(results / RESULT_NAME, "evaluation")
+    if (results / TABLE_NAME).exists():  # it may be newer than the evaluation
+        result["students"] = load_json(results / TABLE_NAME, "compare")
     sizes = _export(config, work, target, card(config, result), output)
     total = sum(sizes.values())
     if total > 64e6:

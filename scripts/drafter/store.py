@@ -27,6 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        temporary.chmod(0o644)  # safetensors makes its files private to this user
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
