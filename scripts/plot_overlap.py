@@ -145,8 +145,10 @@ async def _record(target: Path, draft: Path, max_batch_size: int, draft_len: int
                 for mode in (Mode.SD, Mode.MINEDRAFT):
                     bars.clear()
                     pipeline.reconfigure(SchedulerLimits(mode, max_batch_size, draft_len))
-                    sinks = [Ignore() for _ in prompts]
-                    for prompt, sink in zip(prompts, sinks, strict=True):
+                    # As many as have a seat: a newcomer's prompt would stretch a round in the middle.
+                    seated = prompts[: max_batch_size * (2 if mode is Mode.MINEDRAFT else 1)]
+                    sinks = [Ignore() for _ in seated]
+                    for prompt, sink in zip(seated, sinks, strict=True):
                         params = SamplingParams(max_new_tokens=48, ignore_eos=True)
                         pipeline.submit(NewRequest(tuple(prompt), params), sink)
                     await asyncio.gather(*(sink.done.wait() for sink in sinks))
