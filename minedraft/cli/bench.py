@@ -130,8 +130,8 @@ def render(rows: Sequence[BenchRow]) -> Table:
         if base is not None:
             cells.append(f"{row.median('tokens_per_s') / base.median('tokens_per_s'):.2f}x")
         cells += [f"{row.median('vsr'):.0%}", f"{row.median('mean_accepted_len'):.2f}"] if has_drafts else ["-", "-"]
-        cells.append(f"{row.median('draft_ms'):.1f}" if has_drafts else "-")
-        cells += [f"{row.median('verify_ms'):.1f}", f"{row.median('step_ms'):.1f}"]
+        cells.append(_ms(row.median("draft_ms")) if has_drafts else "-")
+        cells += [_ms(row.median("verify_ms")), _ms(row.median("step_ms"))]
         cells += [f"{row.median('overlap_efficiency'):.2f}", f"{row.median('verifier_busy'):.0%}"]
         table.add_row(*cells)
     draft_len = max(row.config.draft_len for row in rows)
@@ -148,6 +148,10 @@ def render(rows: Sequence[BenchRow]) -> Table:
             f"\nof {base.config.label}; overlapping can give at most {overlap_bound(base):.2f}x."
         )
     return table
+
+
+def _ms(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 BenchTable = tuple[Sequence[Prompt], SamplingParams, Sequence[BenchRow]]
