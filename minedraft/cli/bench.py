@@ -119,7 +119,7 @@ def render(rows: Sequence[BenchRow]) -> Table:
     """The comparison as a table of less than 80 columns; times in milliseconds."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, caption_justify="left")
     base = _first_sd(rows)
-    names = ["mode", "tokens/s", "VSR", "accept", "draft", "verify", "step", "overlap", "busy"]
+    names = ["mode", "tok/s", "VSR", "accept", "draft", "verify", "step", "overlap", "busy"]
     for name in names[:2] + (["of sd"] if base is not None else []) + names[2:]:
         table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
     for row in rows:
