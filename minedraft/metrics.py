@@ -71,7 +71,7 @@ class Metrics:
             output_tokens=counters.output_tokens,
             finished_requests=counters.finished,
             preemptions=counters.preemptions,
-            stale_replies=counters.stale_proposals,
+            stale_replies=counters.stale_proposals + sum(getattr(link, "num_stale", 0) for link in links),
             wire_bytes=sum(getattr(link, "wire_bytes", 0) for link in links),
             steps=sum(counters.rounds[batch] for batch in Batch),
             uptime_s=uptime_s,

@@ -53,7 +53,7 @@ class SchedulerCounters:
     drafted_rows: int = 0  # sampled rows that had drafts
     output_tokens: int = 0
     finished: int = 0
-    rounds: dict[Batch, int] = field(default_factory=lambda: dict.fromkeys(Batch, 0))  # planned
+    rounds: dict[Batch, int] = field(default_factory=lambda: dict.fromkeys(Batch, 0))  # committed
 
 
 class Scheduler:
@@ -146,7 +146,6 @@ class Scheduler:
                 verifier_budget -= span.num_tokens
         if not spans:
             return None
-        self.counters.rounds[batch] += 1
         self._round_number += 1
         return RoundPlan(
             batch=batch,
@@ -189,6 +188,7 @@ class Scheduler:
         verdict_of = {verdict.request_id: verdict for verdict in verdicts}
         span_of = {span.request_id: span for span in command}
         progress: list[Progress] = []
+        self.counters.rounds[plan.batch] += 1
         for span in plan.spans:
             request = span.request
             request.in_round = False

@@ -66,23 +66,37 @@ async def test_every_mode_and_size_commits_the_targets_own_tokens(mode: Mode, ma
     assert verifier.kv.pool.num_free == verifier.info.num_blocks
 
 
-async def test_verify_of_one_batch_runs_while_the_other_is_drafted() -> None:
+async def test_the_other_batch_is_drafted_while_one_is_being_verified() -> None:
     verifier, drafter = FakeVerifier(), FakeDrafter()
     gate = asyncio.get_running_loop().create_future()
+    verifier.hold = lambda: asyncio.shield(gate)
+    prompts = [(1,), (2,)]  # short enough to be drafted in their first round
     async with Pipeline(SchedulerLimits(max_batch_size=1, max_model_len=128), verifier, drafter) as pipeline:
-        waiting = asyncio.create_task(answer_all(pipeline, PROMPTS[:2]))
-        await until(lambda: all(any(c.round.batch is b for c in drafter.commands) for b in Batch))
-        verifier.hold = lambda: asyncio.shield(gate)
-        num_before = len(verifier.commands)
-        drafted = {c.round for c in drafter.commands}
-        # With the verifier stuck, each batch still gets its next drafts; then both wait for it.
-        for _ in range(50):
-            await asyncio.sleep(0)
-        assert len(verifier.commands) <= num_before + 1
-        assert len({c.round for c in drafter.commands} - drafted) <= 2
+        waiting = asyncio.create_task(answer_all(pipeline, prompts))
+        await until(lambda: {c.round.batch for c in drafter.commands} == set(Batch))
+        assert not verifier.commands, "both were drafted while the first verify was still running"
         gate.set_result(None)
-        sinks = await waiting
-        assert [s.tokens for s in sinks] == [continuation(p, 20) for p in PROMPTS[:2]]
+        assert [s.tokens for s in await waiting] == [continuation(p, 20) for p in prompts]
+
+
+async def test_with_one_batch_nothing_is_drafted_during_the_verify() -> None:
+    verifier, drafter = FakeVerifier(), FakeDrafter()
+    gate = asyncio.get_running_loop().create_future()
+    holding = asyncio.Event()
+
+    def hold() -> asyncio.Future[None]:
+        holding.set()
+        return asyncio.shield(gate)
+
+    verifier.hold = hold
+    async with Pipeline(SchedulerLimits(Mode.SD, 2, max_model_len=128), verifier, drafter) as pipeline:
+        waiting = asyncio.create_task(answer_all(pipeline, [(1,), (2,)]))
+        await holding.wait()
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert len(drafter.commands) == 1
+        gate.set_result(None)
+        await waiting
 
 
 async def test_abort_frees_the_blocks_and_disturbs_nobody() -> None:

@@ -181,6 +181,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         verdicts = flight.reply.verdicts if flight.reply else ()
         del self.in_flight[batch]
         self._take(self.scheduler.commit(flight.plan, flight.verify_command.spans, verdicts, prefilled=prefilled))
+        if len(self.scheduler.batches.batches) == 2:
+            surplus = self.scheduler.batches.size(batch) - self.scheduler.batches.size(batch.other)
+            assert surplus <= 1, "a batch that has ended its round gives away what it has too many of"
 
     def _flush(self) -> None:
         if released := self.scheduler.verifier.take_releases():
