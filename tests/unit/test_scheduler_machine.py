@@ -147,9 +147,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         seated = [r for b in self.scheduler.batches.batches for r in self.scheduler.batches.members(b)]
         assert len({r.id for r in seated}) == len(seated)
         assert {r.id for r in seated} | {r.id for r in self.scheduler.waiting} == set(self.scheduler.requests)
-        assert all(self.scheduler.batches.size(b) <= self.scheduler.limits.max_batch_size + 1 for b in Batch), (
-            "at most one request above the limit, moved there by rebalancing"
-        )
+        assert all(self.scheduler.batches.size(b) <= self.scheduler.limits.max_batch_size for b in Batch)
 
     @invariant()
     def ledgers_never_count_less_than_the_workers_use(self) -> None:
