@@ -19,6 +19,7 @@ from typing import Any
 
 from minedraft.client import AsyncClient
 from minedraft.errors import ConfigError
+from minedraft.loan import AsyncLoan
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Mode
 
@@ -125,6 +126,7 @@ def default_configs(max_batch_size: int, draft_len: int) -> list[BenchConfig]:
 
 async def run_benchmark(
     client: AsyncClient,
+    loan: AsyncLoan,
     configs: Sequence[BenchConfig],
     prompts: Sequence[Prompt],
     sampling: SamplingParams,
@@ -134,23 +136,26 @@ async def run_benchmark(
 ) -> list[BenchRow]:
     """Every configuration `num_repeats` times, in turn; the order turns by one each repeat.
 
+    Args:
+        loan: what the client has borrowed to switch the configurations.
+
     Raises:
-        MineDraftError: the service refused (it must allow `Configure`).
+        MineDraftError: the service refused.
     """
     rows = [BenchRow(config) for config in configs]
     for repeat in range(num_repeats):
         for index in range(len(rows)):
             row = rows[(index + repeat) % len(rows)]
             on_run(row.config, repeat)
-            row.runs.append(await measure(client, row.config, prompts, sampling))
+            row.runs.append(await measure(client, loan, row.config, prompts, sampling))
     return rows
 
 
 async def measure(
-    client: AsyncClient, config: BenchConfig, prompts: Sequence[Prompt], sampling: SamplingParams
+    client: AsyncClient, loan: AsyncLoan, config: BenchConfig, prompts: Sequence[Prompt], sampling: SamplingParams
 ) -> BenchRun:
     """One run: configure, submit all prompts at once, wait for all answers, read the counters."""
-    await client.configure(config.mode, config.max_batch_size, config.draft_len)
+    await loan.configure(config.mode, config.max_batch_size, config.draft_len)
     before = await client.status()
     started_s = time.monotonic()
     calls: list[Awaitable[Any]] = [

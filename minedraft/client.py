@@ -9,7 +9,8 @@ Every failure is one of `minedraft.errors`, with the field, value and limit the 
 
 from __future__ import annotations
 
-import uuid
+import asyncio
+import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from types import TracebackType
@@ -19,40 +20,41 @@ import grpc
 import grpc.aio
 
 from minedraft.address import Address, default_listen
-from minedraft.errors import InvalidRequest, MineDraftError, Unavailable
+from minedraft.errors import InvalidRequest, MineDraftError, RequestAborted, Unavailable
+from minedraft.loan import AsyncLoan, Loan
 from minedraft.output import Output, ServiceStatus, join_outputs
+from minedraft.rpc.channel import blocking_client_channel, client_channel
 from minedraft.rpc.codec_inference import (
-    GenerateCall,
     Prompt,
+    check_request_id,
+    check_timeout,
     generate_to_pb,
     output_from_pb,
     status_from_pb,
-    to_prompt,
+    to_call,
 )
 from minedraft.rpc.status import to_error
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Mode
 from minedraft.v1 import inference_pb2, inference_pb2_grpc
 
 DETAILS_KEY = "grpc-status-details-bin"
-_OPTIONS = (
-    ("grpc.max_receive_message_length", 8 << 20),
-    ("grpc.enable_retries", 0),  # a generation must not run twice behind the caller's back
-    ("grpc.use_local_subchannel_pool", 1),
-)
 
 
 class AsyncClient:
     """A connection to the service; use it as `async with AsyncClient(addr) as client`.
 
     Args:
-        address: `unix:PATH` or `host:port`; by default where `minedraft-launch` listens by default.
+        address: `unix:PATH` or `host:port`; by default where `minedraft-launch` listens by default. A path
+            object is the unix socket there.
         timeout_s: deadline of every call, unless the call gives its own; None for none.
+
+    Raises:
+        ConfigError: no such address can be. InvalidRequest: no such deadline.
     """
 
-    def __init__(self, address: str | None = None, *, timeout_s: float | None = None) -> None:
-        self.address = Address.parse(address or default_listen(), "server")
-        self._timeout_s = timeout_s
+    def __init__(self, address: str | os.PathLike[str] | None = None, *, timeout_s: float | None = None) -> None:
+        self.address = Address.parse(default_listen() if address is None else address, "server")
+        self._timeout_s = check_timeout(timeout_s)
         self._channel: grpc.aio.Channel | None = None
 
     async def __aenter__(self) -> Self:
@@ -74,7 +76,7 @@ class AsyncClient:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        request_id: str = "",
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> AsyncIterator[Output]:
         """Stream the answer; with `params.n` samples their pieces interleave, told apart by `index`.
@@ -84,13 +86,14 @@ class AsyncClient:
 
         Args:
             prompt: text, token ids, or chat messages (rendered with the model's own template).
-            request_id: a name for `abort`; by default a random one.
+            request_id: a name for `abort`, at most 64 printable characters; by default a random one.
+            timeout_s: the deadline of this call in seconds.
 
         Raises:
             MineDraftError: the subclass says why.
         """
-        message = _to_message(prompt, params, request_id)
-        call = self._stub.Generate(message, timeout=self._timeout_s if timeout_s is None else timeout_s)
+        message = generate_to_pb(to_call(prompt, params, request_id))
+        call = self._stub.Generate(message, timeout=self._deadline_s(timeout_s))
         try:
             async with self._typed_errors():
                 async for reply in call:
@@ -103,7 +106,7 @@ class AsyncClient:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        request_id: str = "",
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Output:
         """The whole answer at once. `params.n` must be 1; see `complete_all`."""
@@ -115,7 +118,7 @@ class AsyncClient:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        request_id: str = "",
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> list[Output]:
         """All `params.n` whole answers, in the order of their index."""
@@ -126,7 +129,8 @@ class AsyncClient:
     async def abort(self, request_id: str) -> bool:
         """End a request; False when no live one has this id."""
         async with self._typed_errors():
-            reply = await self._stub.Abort(inference_pb2.AbortRequest(request_id=request_id), timeout=self._timeout_s)
+            message = inference_pb2.AbortRequest(request_id=check_request_id(request_id))
+            reply = await self._stub.Abort(message, timeout=self._timeout_s)
         return bool(reply.found)
 
     async def status(self) -> ServiceStatus:
@@ -134,16 +138,25 @@ class AsyncClient:
         async with self._typed_errors():
             return status_from_pb(await self._stub.GetStatus(inference_pb2.GetStatusRequest(), timeout=self._timeout_s))
 
-    async def configure(self, mode: Mode, max_batch_size: int, draft_len: int) -> None:
-        """Switch the mode between requests and restart the counters; the service must allow it."""
-        message = inference_pb2.ConfigureRequest(mode=mode.value, max_batch_size=max_batch_size, draft_len=draft_len)
-        async with self._typed_errors():
-            await self._stub.Configure(message, timeout=self._timeout_s)
+    def borrow(self) -> AsyncLoan:
+        """Have the mode and the batch limits of the service to yourself, as long as the block lasts.
+
+            async with client.borrow() as loan:
+                await loan.configure("sd", max_batch_size=4, draft_len=2)
+
+        Entering it raises:
+            InvalidRequest: the service was started without --allow-configure.
+            Unavailable: another client has it, or nobody is there.
+        """
+        return AsyncLoan(lambda: self._stub.Borrow(), self._typed_errors)
+
+    def _deadline_s(self, timeout_s: float | None) -> float | None:
+        return self._timeout_s if timeout_s is None else check_timeout(timeout_s)
 
     @property
     def _stub(self) -> Any:  # noqa: ANN401 - the generated stub is untyped
         if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self.address.target, options=_OPTIONS)
+            self._channel = client_channel(self.address)
         return inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
 
     @asynccontextmanager
@@ -152,14 +165,20 @@ class AsyncClient:
             yield
         except grpc.aio.AioRpcError as error:
             raise _typed(error, self.address) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Nobody has cancelled the caller: gRPC says so of a call whose channel was closed.
+            raise RequestAborted("the client was closed during the call") from None
 
 
 class Client:
     """`AsyncClient` without async: the same methods, blocking; no threads of its own."""
 
-    def __init__(self, address: str | None = None, *, timeout_s: float | None = None) -> None:
-        self.address = Address.parse(address or default_listen(), "server")
-        self._timeout_s = timeout_s
+    def __init__(self, address: str | os.PathLike[str] | None = None, *, timeout_s: float | None = None) -> None:
+        self.address = Address.parse(default_listen() if address is None else address, "server")
+        self._timeout_s = check_timeout(timeout_s)
         self._channel: grpc.Channel | None = None
 
     def __enter__(self) -> Self:
@@ -181,12 +200,12 @@ class Client:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        request_id: str = "",
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[Output]:
         """Stream the answer; see `AsyncClient.generate`. Closing the iterator aborts the request."""
-        message = _to_message(prompt, params, request_id)
-        call = self._stub.Generate(message, timeout=self._timeout_s if timeout_s is None else timeout_s)
+        message = generate_to_pb(to_call(prompt, params, request_id))
+        call = self._stub.Generate(message, timeout=self._deadline_s(timeout_s))
         try:
             with self._typed_errors():
                 for reply in call:
@@ -199,7 +218,7 @@ class Client:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        request_id: str = "",
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Output:
         """The whole answer at once. `params.n` must be 1; see `complete_all`."""
@@ -211,7 +230,7 @@ class Client:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        request_id: str = "",
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> list[Output]:
         """All `params.n` whole answers, in the order of their index."""
@@ -221,7 +240,8 @@ class Client:
     def abort(self, request_id: str) -> bool:
         """End a request; False when no live one has this id."""
         with self._typed_errors():
-            reply = self._stub.Abort(inference_pb2.AbortRequest(request_id=request_id), timeout=self._timeout_s)
+            message = inference_pb2.AbortRequest(request_id=check_request_id(request_id))
+            reply = self._stub.Abort(message, timeout=self._timeout_s)
         return bool(reply.found)
 
     def status(self) -> ServiceStatus:
@@ -229,10 +249,17 @@ class Client:
         with self._typed_errors():
             return status_from_pb(self._stub.GetStatus(inference_pb2.GetStatusRequest(), timeout=self._timeout_s))
 
+    def borrow(self) -> Loan:
+        """Have the mode and the batch limits of the service to yourself; see `AsyncClient.borrow`."""
+        return Loan(lambda requests: self._stub.Borrow(requests), self._typed_errors)
+
+    def _deadline_s(self, timeout_s: float | None) -> float | None:
+        return self._timeout_s if timeout_s is None else check_timeout(timeout_s)
+
     @property
     def _stub(self) -> Any:  # noqa: ANN401
         if self._channel is None:
-            self._channel = grpc.insecure_channel(self.address.target, options=_OPTIONS)
+            self._channel = blocking_client_channel(self.address)
         return inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
 
     @contextmanager
@@ -243,11 +270,6 @@ class Client:
             raise _typed(error, self.address) from None
 
 
-def _to_message(prompt: Prompt, params: SamplingParams | None, request_id: str) -> inference_pb2.GenerateRequest:
-    call = GenerateCall(to_prompt(prompt), params or SamplingParams(), request_id or uuid.uuid4().hex)
-    return generate_to_pb(call)
-
-
 def _typed(error: grpc.RpcError, address: Address) -> MineDraftError:
     """The error the server meant; one that gRPC itself made (nobody listens ...) says where."""
     call = cast(grpc.aio.AioRpcError, error)  # both kinds have code(), details() and trailing_metadata()
@@ -256,7 +278,7 @@ def _typed(error: grpc.RpcError, address: Address) -> MineDraftError:
         details = call.details() or ""
         if "No such file" in details or "refused" in details:
             details = "nothing listens there; minedraft-launch starts the service"
-        return Unavailable(f"no answer from {address.target}: {details}")
+        return Unavailable(f"no answer from {address}: {details}")
     return typed
 
 
@@ -266,7 +288,7 @@ def _has_details(call: grpc.aio.AioRpcError) -> bool:
 
 
 def _check_single(params: SamplingParams | None) -> None:
-    if params is not None and params.n != 1:
+    if isinstance(params, SamplingParams) and params.n != 1:
         raise InvalidRequest("n", params.n, "complete gives one answer; complete_all gives all n")
 
 

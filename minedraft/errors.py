@@ -22,18 +22,28 @@ counter `minedraft_errors_total{reason}` counts.
 
 from __future__ import annotations
 
+from typing import Any
+
 EXIT_OK = 0
 EXIT_INTERNAL = 70
 EXIT_CONFIG = 78
 
+_MAX_VALUE_CHARS = 120
+_MAX_LIMIT_CHARS = 1000
+
 
 class MineDraftError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose. It can be copied and pickled."""
 
     reason = "INTERNAL"
     grpc_code = "INTERNAL"
     retryable = False
     exit_code = EXIT_INTERNAL
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception's own way back calls its class with `args`: here that is the message, while the
+        # subclasses take what the message is made of.
+        return _restore, (type(self), self.args), self.__dict__
 
 
 class _FieldError(MineDraftError):
@@ -42,8 +52,8 @@ class _FieldError(MineDraftError):
     def __init__(self, field: str, value: object, limit: str) -> None:
         self.field = field
         self.value = _shorten(value)
-        self.limit = limit
-        super().__init__(f"{field} is {self.value}: {limit}")
+        self.limit = _one_line(limit)
+        super().__init__(f"{field} is {self.value}: {self.limit}")
 
 
 class ConfigError(_FieldError):
@@ -141,6 +151,22 @@ class StaleRound(ProtocolError):
     reason = "STALE_ROUND"
 
 
-def _shorten(value: object, max_chars: int = 120) -> str:
-    text = repr(value)
+def _restore(kind: type[MineDraftError], args: tuple[Any, ...]) -> MineDraftError:
+    return kind.__new__(kind, *args)  # sets `args`; the attributes come after
+
+
+def _shorten(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # the value is foreign, and so is what its repr raises (an int of 5000 digits: ValueError)
+        text = f"<{type(value).__name__}>"
+    return _cut(text, _MAX_VALUE_CHARS)
+
+
+def _one_line(limit: str) -> str:
+    """Other programs' words may be in it (a template's, a parser's): of any length, on many lines."""
+    return _cut(" ".join(limit.splitlines()), _MAX_LIMIT_CHARS)
+
+
+def _cut(text: str, max_chars: int) -> str:
     return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"

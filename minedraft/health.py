@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
@@ -13,6 +11,7 @@ from grpc_health.v1._async import HealthServicer
 
 from minedraft.address import Address
 from minedraft.errors import ConfigError
+from minedraft.rpc.channel import client_channel
 
 __all__ = ["LIVE", "NOT_SERVING", "READY", "SERVING", "HealthServicer", "add_health", "wait_serving"]
 
@@ -43,7 +42,8 @@ async def wait_serving(address: Address, service: str) -> None:
     Raises:
         ConfigError: what answers there is not ours.
     """
-    async with _stub(address) as stub:
+    async with client_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         while True:
             try:
                 async for reply in stub.Watch(health_pb2.HealthCheckRequest(service=service), wait_for_ready=True):
@@ -52,19 +52,6 @@ async def wait_serving(address: Address, service: str) -> None:
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise ConfigError(
-                        "address", address.target, f"no MineDraft answers there: {error.details()}"
+                        "address", str(address), f"no MineDraft answers there: {error.details()}"
                     ) from None
             await asyncio.sleep(0.05)  # the peer is there but went away: not a hot loop
-
-
-@asynccontextmanager
-async def _stub(address: Address) -> AsyncIterator[Any]:
-    # A peer that is still loading refuses connections; gRPC's own backoff grows to two minutes.
-    options = (
-        ("grpc.initial_reconnect_backoff_ms", 50),
-        ("grpc.max_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 50),
-        ("grpc.use_local_subchannel_pool", 1),
-    )
-    async with grpc.aio.insecure_channel(address.target, options=options) as channel:
-        yield health_pb2_grpc.HealthStub(channel)

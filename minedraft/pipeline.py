@@ -81,6 +81,8 @@ class Pipeline:
         self._wake = {batch: asyncio.Event() for batch in Batch}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._settled = asyncio.Event()  # no change of limits is waiting to come into force
+        self._settled.set()
         self._lanes: list[asyncio.Task[None]] = []
         drafter_ledger = _make_ledger(drafter.info) if drafter is not None else None
         self.scheduler = Scheduler(limits, _make_ledger(verifier.info), drafter_ledger)
@@ -106,8 +108,7 @@ class Pipeline:
         Raises:
             InvalidRequest, Overloaded: see `Scheduler.add`. Unavailable, Draining.
         """
-        if self.failure is not None:
-            raise Unavailable(f"no verifier: {self.failure}")
+        self._check_verifier()
         if self.is_draining:
             raise Draining("the service is draining and takes no new requests")
         new.sampling.check_token_ids(self.verifier.info.vocab_size)
@@ -138,15 +139,21 @@ class Pipeline:
         await self._idle.wait()
 
     def reconfigure(self, limits: SchedulerLimits) -> None:
-        """Switch mode or limits between requests (benchmarks compare modes on the same processes).
+        """Switch mode or limits, as soon as the seated requests have ended: until then no other is given
+        a seat. Whoever waits goes on to wait, and nobody is refused."""
+        self.scheduler.reconfigure(limits)
+        self._settled.clear()
+        self._settle()
+
+    async def settled(self) -> None:
+        """Return when the limits asked for are in force.
 
         Raises:
-            Unavailable: requests are live.
+            Unavailable: the verifier is gone.
         """
-        if self.scheduler.requests:
-            raise Unavailable(f"{len(self.scheduler.requests)} requests are live; modes change only between requests")
-        self.scheduler.reconfigure(limits)
-        self.stats = RoundStats()
+        self._check_verifier()
+        await self._settled.wait()
+        self._check_verifier()
 
     # The overlapped loop
 
@@ -176,6 +183,8 @@ class Pipeline:
                     self._usage[span.request.id].start(now_s)
                 return plan, is_steady
             is_steady = False
+            if self._settle():  # the last seated request has left, perhaps in the plan just tried
+                continue
             # Freed blocks may be what the waiting requests wait for; no command is there to carry them.
             if not await self._flush_releases():
                 await self._wake[batch].wait()
@@ -239,6 +248,7 @@ class Pipeline:
                     lane.cancel()
             self._fail_all(error)
             self.failed.set()
+            self._settled.set()  # nothing will come into force any more
 
     def _fail_all(self, error: MineDraftError) -> None:
         for request_id in list(self._sinks):
@@ -317,6 +327,20 @@ class Pipeline:
             is_steady=is_steady,
             is_prefill=any(span.num_tokens > 1 or span.num_prefill for span in plan.spans),
         )
+
+    def _settle(self) -> bool:
+        """Put new limits into force if they can be. Then both lanes have something to plan, for seats of
+        either batch go to those who waited."""
+        if not self.scheduler.settle():
+            return False
+        self.stats = RoundStats()
+        self._settled.set()
+        self._wake_lanes()
+        return True
+
+    def _check_verifier(self) -> None:
+        if self.failure is not None:
+            raise Unavailable(f"no verifier: {self.failure}")
 
     def _wake_lanes(self) -> None:
         for event in self._wake.values():

@@ -66,6 +66,7 @@ class Scheduler:
 
     def __init__(self, limits: SchedulerLimits, verifier: KvLedger, drafter: KvLedger | None) -> None:
         self.limits = limits
+        self._next_limits: SchedulerLimits | None = None
         self.verifier = verifier
         self.drafter = drafter
         self.batches = BatchManager(limits.num_batches, limits.max_batch_size)
@@ -111,12 +112,19 @@ class Scheduler:
         return Progress(request, finish_reason=reason)
 
     def reconfigure(self, limits: SchedulerLimits) -> None:
-        """Change mode or limits and restart the counters; only while there are no requests. Round
-        numbers and ids go on, for the workers remember them."""
-        assert not self.requests, f"{len(self.requests)} requests are live"
-        self.limits = limits
+        """Ask for other limits. They come into force with the first `settle` that finds no request
+        seated; until then nobody is given a seat, and those who wait keep their places."""
+        self._next_limits = limits
+
+    def settle(self) -> bool:
+        """Put the limits asked for into force if they can be, and restart the counters; True when that
+        was done now. Round numbers and ids go on, for the workers remember them."""
+        if self._next_limits is None or self.batches.num_requests:
+            return False
+        self.limits, self._next_limits = self._next_limits, None
         self.counters = SchedulerCounters()
-        self.batches = BatchManager(limits.num_batches, limits.max_batch_size)
+        self.batches = BatchManager(self.limits.num_batches, self.limits.max_batch_size)
+        return True
 
     def lose_drafter(self) -> None:
         """Go on without drafts: the drafter is an accelerator, not a dependency."""
@@ -233,7 +241,7 @@ class Scheduler:
             )
 
     def _admit(self, next_drafted: Batch) -> None:
-        while self.waiting and self.batches.has_seat():
+        while self.waiting and self.batches.has_seat() and self._next_limits is None:
             request = self.waiting[0]
             if self.verifier.is_leaving(request.id) or (self.drafter and self.drafter.is_leaving(request.id)):
                 return

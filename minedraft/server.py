@@ -36,6 +36,7 @@ from minedraft.flags import settings_flags
 from minedraft.health import LIVE, READY, SERVING, HealthServicer, add_health, wait_serving
 from minedraft.pipeline import Pipeline
 from minedraft.process import exit_with_parent
+from minedraft.rpc.channel import client_server
 from minedraft.scheduler import SchedulerLimits
 from minedraft.service import InferenceService
 from minedraft.tokenizer import Tokenizer
@@ -45,15 +46,8 @@ from minedraft.worker_client import Drafter, GrpcDrafter, GrpcVerifier, Verifier
 
 logger = logging.getLogger("minedraft.server")
 
-_MAX_REQUEST_BYTES = 2 << 20  # above the prompt cap, so that a prompt just over it gets our own message
 _FLUSH_S = 1.0  # for replies already written to reach clients after the drain
 _ORPHAN_CHECK_S = 0.2
-_OPTIONS = (
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
-    ("grpc.max_metadata_size", 16 << 10),
-)
-
 
 Connect = Callable[[Settings, AsyncExitStack], Awaitable[tuple[Verifier, Drafter | None]]]
 
@@ -73,7 +67,7 @@ class Server:
         self._connect = connect or connect_workers
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server = client_server()
         self.service: InferenceService | None = None
         self.pipeline: Pipeline | None = None
 
@@ -209,10 +203,10 @@ def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:
 def _bind(server: grpc.aio.Server, address: Address) -> None:
     old_mask = os.umask(0o177)  # a unix socket is for this user only
     try:
-        server.add_insecure_port(address.target)
+        server.add_insecure_port(address.uri)
     except RuntimeError:
         raise ConfigError(
-            "listen", address.target, "cannot listen there (in use, or not an address of this host)"
+            "listen", str(address), "cannot listen there (in use, or not an address of this host)"
         ) from None
     finally:
         os.umask(old_mask)

@@ -11,8 +11,8 @@ import hashlib
 import logging
 import secrets
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, cast
 
 import grpc.aio
@@ -40,12 +40,13 @@ from minedraft.rpc.codec_inference import (
     ChatPrompt,
     GenerateCall,
     TextPrompt,
+    borrow_from_pb,
     generate_from_pb,
-    limits_from_pb,
     output_to_pb,
     status_to_pb,
 )
 from minedraft.sampling_params import SamplingParams
+from minedraft.scheduler import SchedulerLimits
 from minedraft.tokenizer import Tokenizer
 from minedraft.v1 import inference_pb2, inference_pb2_grpc
 
@@ -108,7 +109,7 @@ class _LiveCall:
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
-    """Serves Generate, Abort and GetStatus. Refuses requests until `open`, and after `drain`."""
+    """Serves Generate, Abort, GetStatus and Borrow. Refuses requests until `open`, and after `drain`."""
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer) -> None:
         self.metrics = Metrics(settings)
@@ -120,6 +121,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self._live: dict[str, _LiveCall] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._own_limits: SchedulerLimits | None = None  # those of the start, from `open` on
+        self._loan: asyncio.Timeout | None = None  # set while a client has the service borrowed
 
     @property
     def state(self) -> str:
@@ -138,6 +141,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             MineDraftError: the generation failed.
         """
         self._pipeline = pipeline
+        self._own_limits = pipeline.scheduler.limits
         self.metrics.drafter_info = pipeline.drafter.info if pipeline.drafter is not None else None
         # Enough tokens for one whole round with drafts after the prompt's.
         sampling = SamplingParams(max_new_tokens=self._settings.draft_len + 2, ignore_eos=True)
@@ -150,6 +154,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests; let the live ones finish, and end those that do not within the time."""
         self._is_draining = True
+        self._end_loan()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
@@ -160,6 +165,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     def end_all(self, error: MineDraftError) -> None:
         """End every live call with this error."""
+        self._end_loan()
         for call in self._live.values():
             call.fail(error)
 
@@ -198,18 +204,46 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     ) -> inference_pb2.GetStatusReply:
         return status_to_pb(self.metrics.status(self.state, self._pipeline))
 
-    async def Configure(
-        self, request: inference_pb2.ConfigureRequest, context: Context
-    ) -> inference_pb2.ConfigureReply:
+    async def Borrow(self, requests: AsyncIterator[inference_pb2.BorrowRequest], context: Context) -> None:
         try:
             pipeline = self._accepting()
-            if not self._settings.allow_configure:
-                raise InvalidRequest("mode", request.mode, "the service was started without --allow-configure")
-            pipeline.reconfigure(limits_from_pb(request, pipeline.scheduler.limits))
+            async with self._lent(pipeline) as own:
+                await context.write(inference_pb2.BorrowReply())
+                async for request in requests:
+                    pipeline.reconfigure(borrow_from_pb(request, own))
+                    await pipeline.settled()
+                    await context.write(inference_pb2.BorrowReply())
+            await pipeline.settled()
         except MineDraftError as error:
             self.metrics.count_error(error)
             await status.abort(context, error)
-        return inference_pb2.ConfigureReply()
+
+    @asynccontextmanager
+    async def _lent(self, pipeline: Pipeline) -> AsyncIterator[SchedulerLimits]:
+        """One client has the service to itself to set its limits; gives the service's own, which come back at the end.
+
+        Raises:
+            InvalidRequest: the operator has not allowed it. Unavailable: another client has it.
+            Draining: the service began to drain meanwhile.
+        """
+        if not self._settings.allow_configure:
+            raise InvalidRequest("allow_configure", False, "the service was started without --allow-configure")
+        if self._loan is not None:
+            raise Unavailable("another client has borrowed the service; it is free when that one ends or hangs up")
+        own = self._own_limits
+        assert own is not None, "set when it opened"
+        try:
+            async with asyncio.timeout(None) as self._loan:  # without end, unless the service drains
+                yield own
+        except TimeoutError:
+            raise Draining("the service is draining: it cannot be borrowed any longer") from None
+        finally:
+            self._loan = None
+            pipeline.reconfigure(own)
+
+    def _end_loan(self) -> None:
+        if self._loan is not None and not self._loan.expired():
+            self._loan.reschedule(asyncio.get_running_loop().time())
 
     def _accepting(self) -> Pipeline:
         if self._is_draining:

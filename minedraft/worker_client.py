@@ -29,7 +29,7 @@ from minedraft.errors import (
     WorkerLost,
 )
 from minedraft.rpc import codec
-from minedraft.rpc.channel import worker_channel_options
+from minedraft.rpc.channel import worker_channel
 from minedraft.rpc.codec_draft import draft_command_to_pb, draft_reply_from_pb
 from minedraft.rpc.codec_link import envelope_to_bytes, refusal_from_pb
 from minedraft.rpc.codec_verify import verify_command_to_pb, verify_reply_from_pb
@@ -112,7 +112,7 @@ class _WorkerLink:
         self.lost = asyncio.Event()
         self.lost_error: WorkerLost | None = None
         self._command_timeout_s = command_timeout_s
-        self._channel = grpc.aio.insecure_channel(address.target, options=worker_channel_options())
+        self._channel = worker_channel(address)
         self._stream: _Stream | None = None
         self._reader: asyncio.Task[None]
         self._writer: asyncio.Task[None]

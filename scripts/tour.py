@@ -88,7 +88,8 @@ async def _show(
         console.print("\nThe same prompts in every mode, all at once:\n")
         configs = default_configs(size, draft_len)
         params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
-        rows = await run_with_progress(console, client, configs, prompts[: 2 * size], params, repeats)
+        async with client.borrow() as loan:
+            rows = await run_with_progress(console, client, loan, configs, prompts[: 2 * size], params, repeats)
         console.print(render(rows))
         if json_path is not None:
             write_report(json_path, [(prompts[: 2 * size], params, rows)], await client.status(), repeats)

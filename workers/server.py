@@ -18,7 +18,7 @@ from minedraft_workers.runtime import WorkerRuntime
 
 from minedraft.address import Address
 from minedraft.errors import EXIT_INTERNAL, EXIT_OK, ConfigError
-from minedraft.rpc.channel import worker_server_options
+from minedraft.rpc.channel import worker_server
 
 logger = logging.getLogger("minedraft.worker")
 
@@ -33,14 +33,14 @@ async def start(handler: grpc.GenericRpcHandler[Any, Any], address: Address) -> 
     Raises:
         ConfigError: the address cannot be bound.
     """
-    server = grpc.aio.server(options=worker_server_options())
+    server = worker_server()
     health = HealthServicer()
     server.add_generic_rpc_handlers((handler,))
     add_HealthServicer_to_server(health, server)
     try:
-        server.add_insecure_port(address.target)
+        server.add_insecure_port(address.uri)
     except RuntimeError as error:
-        raise ConfigError("listen", address.target, f"cannot be bound: {error}") from None
+        raise ConfigError("listen", str(address), f"cannot be bound: {error}") from None
     await server.start()
     await health.set("", health_pb2.HealthCheckResponse.SERVING)
     return server, health

@@ -26,8 +26,10 @@ from minedraft.benchmark import (
     overlap_bound,
     run_benchmark,
 )
+from minedraft.cli.console import say
 from minedraft.client import AsyncClient
 from minedraft.errors import ConfigError
+from minedraft.loan import AsyncLoan
 from minedraft.output import ServiceStatus
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Mode
@@ -58,7 +60,8 @@ def bench(
 ) -> None:
     """Compare ar, sd and minedraft on a running service.
 
-    The service must have been started with --allow-configure, for its mode is switched between runs:
+    The service must have been started with --allow-configure, for its mode is switched between runs;
+    at the end, or when this is interrupted, it goes back to its own:
 
     \b
         minedraft-launch --allow-configure &
@@ -67,7 +70,11 @@ def bench(
     prompts = load_prompts(prompts_path)
     params = SamplingParams(temperature=temperature, max_new_tokens=max_new_tokens, ignore_eos=True)
     plan = [(m, k) for m in _parse_ints("max-batch-size", sizes) for k in _parse_ints("draft-len", draft_lens)]
-    asyncio.run(_bench(server, plan, _parse_modes(modes), prompts, num_prompts, params, repeats, json_path))
+    try:
+        asyncio.run(_bench(server, plan, _parse_modes(modes), prompts, num_prompts, params, repeats, json_path))
+    except KeyboardInterrupt:
+        say("interrupted; the service goes back to its own settings")
+        raise
 
 
 async def _bench(
@@ -82,11 +89,11 @@ async def _bench(
 ) -> None:
     console = Console()
     tables: list[BenchTable] = []
-    async with AsyncClient(server) as client:
+    async with AsyncClient(server) as client, client.borrow() as loan:
         for size, draft_len in plan:
             configs = [config for config in default_configs(size, draft_len) if config.mode in modes]
             chosen = [prompts[i % len(prompts)] for i in range(num_prompts or 2 * size)]
-            rows = await run_with_progress(console, client, configs, chosen, params, repeats)
+            rows = await run_with_progress(console, client, loan, configs, chosen, params, repeats)
             tables.append((chosen, params, rows))
             console.print(f"\n{len(chosen)} prompts, {params.max_new_tokens} tokens each")
             console.print(render(rows))
@@ -99,6 +106,7 @@ async def _bench(
 async def run_with_progress(
     console: Console,
     client: AsyncClient,
+    loan: AsyncLoan,
     configs: Sequence[BenchConfig],
     prompts: Sequence[Prompt],
     params: SamplingParams,
@@ -112,7 +120,7 @@ async def run_with_progress(
         def on_run(config: BenchConfig, repeat: int) -> None:
             progress.update(task, description=f"{config.label}: run {repeat + 1} of {repeats}")
 
-        return await run_benchmark(client, configs, prompts, params, num_repeats=repeats, on_run=on_run)
+        return await run_benchmark(client, loan, configs, prompts, params, num_repeats=repeats, on_run=on_run)
 
 
 def render(rows: Sequence[BenchRow]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from pathlib import Path
 from typing import NoReturn
 
@@ -80,7 +81,7 @@ def _with_default_pair(settings: Settings) -> Settings:
 def _announce(settings: Settings, seconds: float) -> None:
     address = settings.listen_address.target
     click.echo(f"ready on {address} after {seconds:.1f} s (mode {settings.mode.value}); stop with Ctrl-C")
-    click.echo(f'  minedraft generate --server {address} "Why is the sky blue?"')
+    click.echo(f'  minedraft generate --server {shlex.quote(address)} "Why is the sky blue?"')
 
 
 if __name__ == "__main__":

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from numbers import Real
+from typing import Any
 
 from minedraft.errors import InvalidRequest
 from minedraft.output import BatchState, Output, ServiceStatus, WorkerState
@@ -19,6 +24,9 @@ MAX_PROMPT_TOKENS = 1 << 18
 MAX_CHAT_MESSAGES = 1024
 MAX_REQUEST_ID_CHARS = 64
 MAX_ROLE_CHARS = 64
+MAX_TIMEOUT_S = 1e9  # gRPC takes a deadline beyond what its clock can hold for one that has passed
+
+_TOKEN_ID_LIMIT = f"each token id is an integer in [0, {MAX_TOKEN_ID}]"
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text, token ids, or chat messages with the keys "role" and "content"."""
@@ -58,6 +66,46 @@ class GenerateCall:
     request_id: str = ""
 
 
+def to_call(prompt: Prompt, params: SamplingParams | None, request_id: str | None) -> GenerateCall:
+    """What a client gives, checked as far as that needs no model.
+
+    Args:
+        params: None for the defaults.
+        request_id: None or empty for a random one.
+
+    Raises:
+        InvalidRequest: naming field, value and limit.
+    """
+    if params is None:
+        params = SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequest("params", params, "must be SamplingParams, or None for the defaults")
+    request_id = check_request_id(request_id) if request_id is not None else ""
+    return GenerateCall(to_prompt(prompt), params, request_id or uuid.uuid4().hex)
+
+
+def check_request_id(request_id: str) -> str:
+    """The id, if it can be one. Raises InvalidRequest."""
+    if (
+        not isinstance(request_id, str)
+        or len(request_id) > MAX_REQUEST_ID_CHARS
+        or not request_id.isprintable()  # what is no Unicode text is not printable either
+    ):
+        raise InvalidRequest(
+            "request_id", request_id, f"must be text of at most {MAX_REQUEST_ID_CHARS} printable characters"
+        )
+    return request_id
+
+
+def check_timeout(timeout_s: float | None) -> float | None:
+    """Seconds until a deadline, as gRPC takes them; None for no deadline. Raises InvalidRequest."""
+    if timeout_s is None:
+        return None
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, Real) or not timeout_s >= 0:
+        raise InvalidRequest("timeout_s", timeout_s, "must be a number of seconds, 0 or more, or None for no deadline")
+    return float(min(timeout_s, MAX_TIMEOUT_S))
+
+
 def to_prompt(prompt: Prompt) -> AnyPrompt:
     """Tell the three kinds of prompt apart, and check the limits that need no model.
 
@@ -66,13 +114,12 @@ def to_prompt(prompt: Prompt) -> AnyPrompt:
     """
     if isinstance(prompt, str):
         return _check_text(TextPrompt(prompt))
-    if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Sequence):
-        raise InvalidRequest("prompt", prompt, "must be a string, a list of token ids or a list of messages")
-    if not prompt:
+    entries = _to_list(prompt)
+    if not entries:
         raise InvalidRequest("prompt", [], "must not be empty")
-    if isinstance(prompt[0], Mapping):
-        return _check_chat(ChatPrompt(tuple(_to_message(message) for message in prompt)))
-    return _check_token_ids(TokenPrompt(tuple(prompt)))  # type: ignore[arg-type]
+    if isinstance(entries[0], Mapping):
+        return _check_chat(ChatPrompt(tuple(_to_message(message) for message in entries)))
+    return _check_token_ids(TokenPrompt(tuple(_to_token_id(token_id) for token_id in entries)))
 
 
 def generate_to_pb(call: GenerateCall) -> inference_pb2.GenerateRequest:
@@ -95,9 +142,7 @@ def generate_from_pb(message: inference_pb2.GenerateRequest) -> GenerateCall:
     Raises:
         InvalidRequest: naming field, value and limit.
     """
-    request_id = message.request_id
-    if len(request_id) > MAX_REQUEST_ID_CHARS or not request_id.isprintable():
-        raise InvalidRequest("request_id", request_id, f"must be at most {MAX_REQUEST_ID_CHARS} printable characters")
+    request_id = check_request_id(message.request_id)
     prompt: AnyPrompt
     match message.WhichOneof("prompt"):
         case "text":
@@ -177,19 +222,32 @@ def status_from_pb(message: inference_pb2.GetStatusReply) -> ServiceStatus:
     )
 
 
-def limits_from_pb(message: inference_pb2.ConfigureRequest, current: SchedulerLimits) -> SchedulerLimits:
-    """The limits a Configure asks for; what it does not name stays.
+def borrow_to_pb(mode: Mode | str, max_batch_size: int, draft_len: int) -> inference_pb2.BorrowRequest:
+    """Raises InvalidRequest: an unknown mode, or a size out of range."""
+    _check_limits(mode, max_batch_size, draft_len)
+    return inference_pb2.BorrowRequest(mode=Mode(mode).value, max_batch_size=max_batch_size, draft_len=draft_len)
+
+
+def borrow_from_pb(message: inference_pb2.BorrowRequest, own: SchedulerLimits) -> SchedulerLimits:
+    """The limits a borrower asks for; what it cannot set is the service's own.
 
     Raises:
         InvalidRequest: an unknown mode, or a size out of range.
     """
-    if message.mode not in {mode.value for mode in Mode}:
-        raise InvalidRequest("mode", message.mode, f"one of {', '.join(mode.value for mode in Mode)}")
-    if not 1 <= message.max_batch_size <= MAX_BATCH_SIZE:
-        raise InvalidRequest("max_batch_size", message.max_batch_size, f"must be in [1, {MAX_BATCH_SIZE}]")
-    if not 0 <= message.draft_len <= MAX_DRAFT_LEN:
-        raise InvalidRequest("draft_len", message.draft_len, f"must be in [0, {MAX_DRAFT_LEN}]")
-    return replace(current, mode=Mode(message.mode), max_batch_size=message.max_batch_size, draft_len=message.draft_len)
+    _check_limits(message.mode, message.max_batch_size, message.draft_len)
+    return replace(own, mode=Mode(message.mode), max_batch_size=message.max_batch_size, draft_len=message.draft_len)
+
+
+def _check_limits(mode: object, max_batch_size: object, draft_len: object) -> None:
+    modes = [mode.value for mode in Mode]
+    if mode not in modes:
+        raise InvalidRequest("mode", mode, f"one of {', '.join(modes)}")
+    for name, value, low, high in (
+        ("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE),
+        ("draft_len", draft_len, 0, MAX_DRAFT_LEN),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InvalidRequest(name, value, f"must be an integer in [{low}, {high}]")
 
 
 def _names(kind: type[RequestUsage | BatchState | WorkerState | ServiceStatus]) -> set[str]:
@@ -209,8 +267,8 @@ def _check_token_ids(prompt: TokenPrompt) -> TokenPrompt:
     if len(prompt.token_ids) > MAX_PROMPT_TOKENS:
         raise _too_many_tokens(len(prompt.token_ids))
     for token_id in prompt.token_ids:
-        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id <= MAX_TOKEN_ID:
-            raise InvalidRequest("prompt", token_id, f"each token id is an integer in [0, {MAX_TOKEN_ID}]")
+        if not 0 <= token_id <= MAX_TOKEN_ID:
+            raise InvalidRequest("prompt", token_id, _TOKEN_ID_LIMIT)
     return prompt
 
 
@@ -222,6 +280,7 @@ def _check_chat(prompt: ChatPrompt) -> ChatPrompt:
     for message in prompt.messages:
         if not 1 <= len(message["role"]) <= MAX_ROLE_CHARS:
             raise InvalidRequest("prompt", message["role"], f"a message's role has 1 to {MAX_ROLE_CHARS} characters")
+        _num_bytes(message["role"])
     _check_bytes(sum(_num_bytes(message["content"]) for message in prompt.messages))
     return prompt
 
@@ -236,6 +295,24 @@ def _num_bytes(text: str) -> int:
 def _check_bytes(num_bytes: int) -> None:
     if num_bytes > MAX_PROMPT_BYTES:
         raise InvalidRequest("prompt", f"{num_bytes} bytes", f"at most {MAX_PROMPT_BYTES} bytes are allowed")
+
+
+def _to_list(prompt: Any) -> list[Any]:  # noqa: ANN401 - whatever a caller gives
+    """The entries of any list, and of other libraries' arrays, which are no `Sequence`."""
+    if not isinstance(prompt, (bytes, bytearray, memoryview, Mapping)) and hasattr(prompt, "__getitem__"):
+        with suppress(TypeError):  # a number in an array's clothes has no length
+            if (count := len(prompt)) > MAX_PROMPT_TOKENS:
+                raise _too_many_tokens(count)
+            return list(prompt)
+    raise InvalidRequest("prompt", prompt, "must be a string, a list of token ids or a list of messages")
+
+
+def _to_token_id(value: object) -> int:
+    """Other libraries' integers are taken as well; true and false are none."""
+    if not isinstance(value, bool):
+        with suppress(TypeError):
+            return operator.index(value)  # type: ignore[arg-type]
+    raise InvalidRequest("prompt", value, _TOKEN_ID_LIMIT)
 
 
 def _to_message(message: object) -> dict[str, str]:

@@ -20,7 +20,13 @@ from minedraft.errors import ConfigError, InternalError, InvalidRequest, MineDra
 
 DOMAIN = "minedraft"
 _RETRY_AFTER_S = 1.0
-_MAX_MESSAGE_CHARS = 1000
+
+# A peer may refuse trailers of more than 8 KB, and then reports an overload. The message crosses three
+# times as large, for each of its bytes can become %XX, and once more in the details, which cross in base64.
+_MAX_MESSAGE_BYTES = 800
+_MAX_LIMIT_BYTES = 600
+_MAX_VALUE_BYTES = 480
+_MAX_FIELD_BYTES = 120
 
 _PLAIN_ERRORS: dict[str, type[MineDraftError]] = {
     kind.reason: kind
@@ -55,15 +61,16 @@ def to_status(error: MineDraftError, code: grpc.StatusCode | None = None) -> grp
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
     details: list[Any] = [info]
     if isinstance(error, (InvalidRequest, ConfigError)):
-        info.metadata.update(field=error.field, value=error.value, limit=error.limit[:_MAX_MESSAGE_CHARS])
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=str(error))
+        field, limit = _cut(error.field, _MAX_FIELD_BYTES), _cut(error.limit, _MAX_LIMIT_BYTES)
+        info.metadata.update(field=field, value=_cut(error.value, _MAX_VALUE_BYTES), limit=limit)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=limit)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retryable:
         retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else _RETRY_AFTER_S
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=code_pb2.Code.Value(name), message=str(error)[:_MAX_MESSAGE_CHARS])
+    status = status_pb2.Status(code=code_pb2.Code.Value(name), message=_cut(str(error), _MAX_MESSAGE_BYTES))
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
@@ -93,6 +100,14 @@ def to_error(call: grpc.aio.AioRpcError) -> MineDraftError:
     if reason in _PLAIN_ERRORS:
         return _PLAIN_ERRORS[reason](message)
     return _BY_CODE.get(call.code(), InternalError)(message)
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    """The text in at most so many bytes of UTF-8; half a surrogate pair, which has none, is spelled out."""
+    data = text.encode(errors="backslashreplace")
+    if len(data) <= max_bytes:
+        return data.decode()
+    return data[: max_bytes - len("…".encode())].decode(errors="ignore") + "…"
 
 
 class _Verbatim(str):

@@ -107,7 +107,7 @@ class GetStatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class ConfigureRequest(_message.Message):
+class BorrowRequest(_message.Message):
     __slots__ = ("mode", "max_batch_size", "draft_len")
     MODE_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -117,7 +117,7 @@ class ConfigureRequest(_message.Message):
     draft_len: int
     def __init__(self, mode: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., draft_len: _Optional[int] = ...) -> None: ...
 
-class ConfigureReply(_message.Message):
+class BorrowReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 

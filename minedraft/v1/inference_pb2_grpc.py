@@ -50,10 +50,10 @@ class InferenceStub:
                 request_serializer=minedraft_dot_v1_dot_inference__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=minedraft_dot_v1_dot_inference__pb2.GetStatusReply.FromString,
                 _registered_method=True)
-        self.Configure = channel.unary_unary(
-                '/minedraft.v1.Inference/Configure',
-                request_serializer=minedraft_dot_v1_dot_inference__pb2.ConfigureRequest.SerializeToString,
-                response_deserializer=minedraft_dot_v1_dot_inference__pb2.ConfigureReply.FromString,
+        self.Borrow = channel.stream_stream(
+                '/minedraft.v1.Inference/Borrow',
+                request_serializer=minedraft_dot_v1_dot_inference__pb2.BorrowRequest.SerializeToString,
+                response_deserializer=minedraft_dot_v1_dot_inference__pb2.BorrowReply.FromString,
                 _registered_method=True)
 
 
@@ -82,9 +82,11 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Configure(self, request, context):
-        """Changes mode and batch limits between requests and restarts the counters; for benchmarks, which
-        compare modes on the same processes. Only where the operator has allowed it (--allow-configure).
+    def Borrow(self, request_iterator, context):
+        """Lends the service to one client at a time, which sets its mode and batch limits: while the stream is
+        open the last request holds, and when it ends, however it ends, the service goes back to the settings
+        it was started with. Others are served meanwhile. For benchmarks, which compare modes on the same
+        processes; only where the operator has allowed it (--allow-configure).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,10 +110,10 @@ def add_InferenceServicer_to_server(servicer, server):
                     request_deserializer=minedraft_dot_v1_dot_inference__pb2.GetStatusRequest.FromString,
                     response_serializer=minedraft_dot_v1_dot_inference__pb2.GetStatusReply.SerializeToString,
             ),
-            'Configure': grpc.unary_unary_rpc_method_handler(
-                    servicer.Configure,
-                    request_deserializer=minedraft_dot_v1_dot_inference__pb2.ConfigureRequest.FromString,
-                    response_serializer=minedraft_dot_v1_dot_inference__pb2.ConfigureReply.SerializeToString,
+            'Borrow': grpc.stream_stream_rpc_method_handler(
+                    servicer.Borrow,
+                    request_deserializer=minedraft_dot_v1_dot_inference__pb2.BorrowRequest.FromString,
+                    response_serializer=minedraft_dot_v1_dot_inference__pb2.BorrowReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -207,7 +209,7 @@ class Inference:
             _registered_method=True)
 
     @staticmethod
-    def Configure(request,
+    def Borrow(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -217,12 +219,12 @@ class Inference:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
-            '/minedraft.v1.Inference/Configure',
-            minedraft_dot_v1_dot_inference__pb2.ConfigureRequest.SerializeToString,
-            minedraft_dot_v1_dot_inference__pb2.ConfigureReply.FromString,
+            '/minedraft.v1.Inference/Borrow',
+            minedraft_dot_v1_dot_inference__pb2.BorrowRequest.SerializeToString,
+            minedraft_dot_v1_dot_inference__pb2.BorrowReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,19 +51,14 @@ def model(target_dir: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(target_dir)
 
 
-async def use_mode(address: str, mode: Mode, max_batch_size: int = 16, draft_len: int = 3) -> None:
-    async with AsyncClient(address) as client:
-        await client.configure(mode, max_batch_size, draft_len)
-
-
 @pytest.mark.parametrize("mode", list(Mode))
 async def test_greedy_answers_equal_generate(address: str, model: torch.nn.Module, mode: Mode) -> None:
-    await use_mode(address, mode)
     prompt = torch.tensor([PROMPT])
     expected = model.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=32, do_sample=False, eos_token_id=EOS_ID
     )
-    async with AsyncClient(address) as client:
+    async with AsyncClient(address) as client, client.borrow() as loan:
+        await loan.configure(mode, max_batch_size=16, draft_len=3)
         output = await client.complete(PROMPT, SamplingParams(max_new_tokens=32))
         assert list(output.token_ids) == expected[0, len(PROMPT) :].tolist()
         status = await client.status()
@@ -73,7 +68,6 @@ async def test_greedy_answers_equal_generate(address: str, model: torch.nn.Modul
 async def test_unseeded_samples_follow_the_targets_law_through_rejection(address: str, model: torch.nn.Module) -> None:
     """Chi-square of 2,560 triples of tokens against their exact probabilities. The draws are those of
     the product (not seeded by the test), so the limit is set where chance exceeds it once in a million."""
-    await use_mode(address, Mode.MINEDRAFT)
     params = SamplingParams(temperature=0.9, top_k=3, max_new_tokens=4, ignore_eos=True, n=64)
     counts: Counter[tuple[int, ...]] = Counter()
     async with AsyncClient(address) as client:
@@ -95,9 +89,9 @@ async def test_unseeded_samples_follow_the_targets_law_through_rejection(address
 async def test_a_seeded_answer_is_the_same_in_every_mode(address: str) -> None:
     params = SamplingParams(temperature=1.0, seed=5, max_new_tokens=24, n=3)
     answers = []
-    for mode, size, draft_len in [(Mode.AR, 4, 0), (Mode.SD, 1, 2), (Mode.MINEDRAFT, 8, 5)]:
-        await use_mode(address, mode, size, draft_len)
-        async with AsyncClient(address) as client:
+    async with AsyncClient(address) as client, client.borrow() as loan:
+        for mode, size, draft_len in [(Mode.AR, 4, 0), (Mode.SD, 1, 2), (Mode.MINEDRAFT, 8, 5)]:
+            await loan.configure(mode, size, draft_len)
             answers.append([output.token_ids for output in await client.complete_all(PROMPT, params)])
     assert answers[0] == answers[1] == answers[2]
     assert len(set(answers[0])) == 3, "the samples of one seed differ from each other"
