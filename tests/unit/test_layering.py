@@ -128,6 +128,17 @@ def test_nothing_can_run_code_from_data(path: Path):
             assert keywords.get("shell", "False") == "False", f"line {node.lineno}"
 
 
+@pytest.mark.parametrize("path", FILES)
+def test_channels_and_servers_are_opened_in_one_place_with_the_options_of_their_kind(path: Path):
+    if _name(path) == "minedraft/rpc/channel.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            call = ast.unparse(node.func)
+            assert not call.endswith(("insecure_channel", "secure_channel")), f"line {node.lineno}"
+            assert call not in {"grpc.server", "grpc.aio.server", "aio.server"}, f"line {node.lineno}"
+
+
 def test_every_third_party_import_is_a_declared_dependency():
     used = {dotted.split(".")[0] for path in _product_files() for dotted, _ in _imports(ast.parse(path.read_text()))}
     assert used - sys.stdlib_module_names - {"minedraft", "minedraft_workers"} <= DECLARED

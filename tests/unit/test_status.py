@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+
 import grpc
+import grpc.aio
 import pytest
 from grpc.aio import AioRpcError, Metadata
 
@@ -18,7 +22,7 @@ from minedraft.errors import (
     Unavailable,
     WorkerLost,
 )
-from minedraft.rpc.status import to_error, to_status
+from minedraft.rpc.status import abort, to_error, to_status
 
 
 def as_seen_by_the_client(error: MineDraftError, code: grpc.StatusCode | None = None) -> AioRpcError:
@@ -81,3 +85,61 @@ def test_garbage_in_the_details_is_ignored() -> None:
     metadata = Metadata(("grpc-status-details-bin", b"\xff\xfe"))
     again = to_error(AioRpcError(grpc.StatusCode.INTERNAL, Metadata(), metadata, "odd"))
     assert type(again) is InternalError
+
+
+class Echo:
+    """A server whose one method fails with the error it is told, and a client that has no options."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._call = channel.unary_unary("/echo.Echo/Fail")
+        self.error: MineDraftError = MineDraftError()
+
+    async def fail(self, request: bytes, context: grpc.aio.ServicerContext) -> None:
+        await abort(context, self.error)
+
+    async def seen(self, error: MineDraftError) -> AioRpcError:
+        self.error = error
+        with pytest.raises(AioRpcError) as caught:
+            await self._call(b"")
+        return caught.value
+
+
+@pytest.fixture
+async def echo(tmp_path: Path) -> AsyncIterator[Echo]:
+    server = grpc.aio.server()
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s.sock") as channel:
+        echo = Echo(channel)
+        methods = {"Fail": grpc.unary_unary_rpc_method_handler(echo.fail)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("echo.Echo", methods),))
+        server.add_insecure_port(f"unix:{tmp_path}/s.sock")
+        await server.start()
+        yield echo
+        await server.stop(None)
+
+
+NASTY = [
+    "x" * 500_000,
+    "🎉" * 9_000,
+    "\0" * 20_000,
+    "\n" * 9_000 + "end",
+    "%41%zz" * 5_000,
+    "\ud800" * 9_000,
+    " \t\r\n ",
+]
+
+
+@pytest.mark.parametrize("text", NASTY, ids=lambda text: ascii(text[:3]))
+async def test_whatever_its_words_an_error_arrives_as_what_it_was(echo: Echo, text: str) -> None:
+    for error in (InvalidRequest(text, text, text), DuplicateRequest(text), Overloaded(text, 2.5), InternalError(text)):
+        call = await echo.seen(error)
+        assert type(to_error(call)) is type(error)
+        size = sum(32 + len(key) + len(value) for key, value in call.trailing_metadata() or ())
+        assert size + 3 * len((call.details() or "").encode()) < 7_000, "gRPC's own limit is 8 KB"
+
+
+async def test_the_field_and_the_limit_are_cut_not_lost(echo: Echo) -> None:
+    again = to_error(await echo.seen(InvalidRequest("f" * 900, "v" * 900, "é" * 900)))
+    assert isinstance(again, InvalidRequest)
+    assert again.field == "f" * 117 + "…"
+    assert again.value.startswith("'vvv")
+    assert again.limit == "é" * 298 + "…"

@@ -1,0 +1,62 @@
+"""Errors travel: between processes, into logs, over the wire; whatever they are about."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import pkgutil
+from collections.abc import Iterator
+from importlib import import_module
+
+import pytest
+
+import minedraft
+from minedraft.blocks import BlocksExhausted
+from minedraft.config import ConfigErrors
+from minedraft.errors import ConfigError, InvalidRequest, MineDraftError, Overloaded
+
+
+def _kinds(kind: type[MineDraftError] = MineDraftError) -> Iterator[type[MineDraftError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _kinds(child)
+
+
+def _make(kind: type[MineDraftError]) -> MineDraftError:
+    if issubclass(kind, ConfigErrors):
+        return kind([ConfigError("listen", "x", "must be unix:PATH"), ConfigError("draft", None, "is needed")])
+    if issubclass(kind, ConfigError | InvalidRequest):
+        return kind("top_p", 2.0, "must be in (0, 1]")
+    if issubclass(kind, BlocksExhausted):
+        return kind(5, 2, 1)
+    if issubclass(kind, Overloaded):
+        return kind("9 requests wait", 2.5)
+    return kind("it is so")
+
+
+for module in pkgutil.walk_packages(minedraft.__path__, "minedraft."):
+    import_module(module.name)
+EVERY_KIND = [kind for kind in _kinds() if not kind.__name__.startswith("_")]
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_every_error_can_be_pickled_and_copied(kind: type[MineDraftError]) -> None:
+    error = _make(kind)
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(again) is kind
+        assert str(again) == str(error)
+        assert {name: str(value) for name, value in vars(again).items()} == {
+            name: str(value) for name, value in vars(error).items()
+        }
+
+
+def test_a_message_is_one_line_of_bounded_length_whatever_it_is_about() -> None:
+    class Broken:
+        def __repr__(self) -> str:
+            raise RuntimeError("no words")
+
+    for value in ("x" * 10_000, 10**5000, Broken(), "a\nb", "\ud800"):
+        message = str(InvalidRequest("prompt", value, "line one\nline two\r\n" + "x" * 10_000))
+        assert len(message.splitlines()) == 1
+        assert len(message) < 1200
+        assert "line one line two" in message
