@@ -2,6 +2,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,8 @@ from minedraft.errors import ConfigError
         ("[::1]:50051", "[::1]:50051", True),
         ("0.0.0.0:50051", "0.0.0.0:50051", False),
         ("example.org:443", "example.org:443", False),
+        (Path("/run/m.sock"), "unix:/run/m.sock", True),
+        ("unix:/a#b/c?d/p%20q é/m.sock", "unix:/a#b/c?d/p%20q é/m.sock", True),
     ],
 )
 def test_an_address_is_read_and_written(text, target, is_local):
@@ -37,6 +40,16 @@ def test_an_address_is_read_and_written(text, target, is_local):
         ("host:0", r"\[1, 65535\]"),
         ("host:65536", r"\[1, 65535\]"),
         ("host:٣", "port"),
+        ("host:" + "9" * 5000, "port"),
+        ("http://127.0.0.1:50051", "unix:PATH or host:port"),
+        ("a host:50051", "unix:PATH or host:port"),
+        ("unix:~nobody-of-that-name/m.sock", "home directory"),
+        ("unix:/a\0b", "without zeros"),
+        ("unix:/\udcff", "Unicode text"),
+        ("unix:/a,b/m.sock", "comma"),
+        (b"unix:/m.sock", "unix:PATH or host:port"),
+        (50051, "unix:PATH or host:port"),
+        (None, "unix:PATH or host:port"),
     ],
 )
 def test_a_bad_address_is_refused_with_its_field(text, limit):

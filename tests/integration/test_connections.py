@@ -1,0 +1,105 @@
+"""How clients, scheduler and workers find each other: odd paths, proxies, restarts, pings."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from minedraft import AsyncClient, Client
+from minedraft.errors import Unavailable
+from minedraft.types import Role
+from minedraft.worker_client import GrpcVerifier
+from tests.fakes.service import fake_service
+from tests.integration.served_worker import served
+
+SETTINGS, PING, GOAWAY = 4, 6, 7  # frames of HTTP/2
+ODD_NAMES = ["a#b", "a?b", "p%20q", "%", "%zz", "a b", "a:b", "é🎉", "'\"$`;&|\\", "a\nb", "[x]", "~x", "@x", "a+b=c"]
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for odd names: a socket's has at most 107 bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+async def test_a_workers_socket_is_at_the_very_path_it_was_given_and_is_found_there(
+    short_folder: Path, name: str
+) -> None:
+    (short_folder / name).mkdir()
+    async with served(Role.VERIFIER, short_folder / name) as worker:
+        assert files_below(short_folder) == {name, f"{name}/verifier.sock"}
+        async with await GrpcVerifier.connect(f"unix:{short_folder / name / 'verifier.sock'}") as link:
+            assert link.info.role is Role.VERIFIER
+        assert str(worker.address) == f"unix:{short_folder / name / 'verifier.sock'}"
+
+
+async def test_clients_find_a_service_at_an_odd_path(short_folder: Path) -> None:
+    path = short_folder / "p%20q#r?s é'\n" / "m.sock"
+    async with fake_service(short_folder, listen=f"unix:{path}") as service:
+        assert {f for f in files_below(short_folder) if f.endswith(".sock")} == {str(path.relative_to(short_folder))}
+        async with AsyncClient(service.address, timeout_s=10) as client:
+            assert (await client.status()).state == "serving"
+        with Client(path, timeout_s=10) as blocking:
+            assert (await asyncio.to_thread(blocking.status)).state == "serving"
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+async def test_no_proxy_of_the_environment_comes_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{probe.getsockname()[1]}"
+    async with fake_service(tmp_path, listen=listen):  # which waits for health
+        async with AsyncClient(listen, timeout_s=10) as client:
+            assert (await client.status()).state == "serving"
+        with Client(listen, timeout_s=10) as blocking:
+            assert (await asyncio.to_thread(blocking.status)).state == "serving"
+
+
+async def test_a_client_looks_for_a_service_that_went_away_several_times_a_second(tmp_path: Path) -> None:
+    num_tries = 0
+
+    def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_tries
+        num_tries += 1
+        writer.close()
+
+    listener = await asyncio.start_unix_server(hang_up, tmp_path / "m.sock")
+    async with AsyncClient(tmp_path / "m.sock", timeout_s=1) as client, asyncio.timeout(4), listener:
+        while num_tries < 5:  # after 0.1, 0.3, 0.5 and 1.0 s; with gRPC's own waits after 10 s
+            with pytest.raises(Unavailable):
+                await client.status()
+            await asyncio.sleep(0)
+
+
+async def test_clients_may_ping_as_often_as_they_like(tmp_path: Path) -> None:
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + h2_frame(SETTINGS)
+    async with fake_service(tmp_path), asyncio.timeout(10):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "s.sock")
+        writer.write(preface)
+        for _ in range(20):
+            writer.write(h2_frame(PING, bytes(8)))
+            kind = None
+            while kind != PING:
+                head = await reader.readexactly(9)
+                await reader.readexactly(int.from_bytes(head[:3]))
+                kind = head[3]
+                assert kind != GOAWAY, "too many pings"
+        writer.close()
+
+
+def h2_frame(kind: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3) + bytes([kind, 0]) + bytes(4) + payload
