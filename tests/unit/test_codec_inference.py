@@ -1,5 +1,7 @@
 import contextlib
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,20 +10,26 @@ from minedraft.errors import InvalidRequest
 from minedraft.output import BatchState, Output, ServiceStatus, WorkerState, join_outputs
 from minedraft.rpc.codec_inference import (
     MAX_PROMPT_BYTES,
+    MAX_TIMEOUT_S,
     ChatPrompt,
     GenerateCall,
     TextPrompt,
     TokenPrompt,
+    borrow_from_pb,
+    borrow_to_pb,
+    check_timeout,
     generate_from_pb,
     generate_to_pb,
     output_from_pb,
     output_to_pb,
     status_from_pb,
     status_to_pb,
+    to_call,
     to_prompt,
 )
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import FinishReason, TokenLogprobs
+from minedraft.scheduler import SchedulerLimits
+from minedraft.types import FinishReason, Mode, TokenLogprobs
 from minedraft.usage import RequestUsage
 from minedraft.v1 import inference_pb2
 
@@ -80,6 +88,8 @@ def test_a_status_survives_the_wire():
         ("hi", TextPrompt("hi")),
         ([1, 2], TokenPrompt((1, 2))),
         ([{"role": "user", "content": "hi"}], ChatPrompt(({"role": "user", "content": "hi"},))),
+        ((1, np.int64(2)), TokenPrompt((1, 2))),
+        (np.array([1, 2], dtype=np.uint16), TokenPrompt((1, 2))),
     ],
 )
 def test_the_kind_of_a_prompt_is_seen(prompt, expected):
@@ -105,12 +115,76 @@ def test_the_kind_of_a_prompt_is_seen(prompt, expected):
         ("é" * (MAX_PROMPT_BYTES // 2 + 1), "1048578 bytes"),
         ("\ud800", "not valid Unicode"),
         (range(2**18 + 1), "at most 262144 tokens"),
+        (range(10**12), "at most 262144 tokens"),
+        (bytearray(b"bytes"), "a string, a list of token ids or a list of messages"),
+        ({5, 6}, "a string, a list of token ids or a list of messages"),
+        (np.array(5), "a string, a list of token ids or a list of messages"),
+        (np.array([[5, 6]]), "each token id is an integer"),
+        ([5.0], "each token id is an integer"),
+        ([np.True_], "each token id is an integer"),
+        ([10**5000], "each token id is an integer"),
+        ([{"role": "\ud800", "content": "x"}], "not valid Unicode"),
+        ([{"role": "user", "content": "\ud800"}], "not valid Unicode"),
     ],
 )
 def test_a_prompt_that_cannot_be_sent_is_refused(prompt, limit):
     with pytest.raises(InvalidRequest, match=limit) as caught:
         to_prompt(prompt)
     assert caught.value.field == "prompt"
+
+
+@pytest.mark.parametrize("request_id", [5, b"a", "a\nb", "\ud800", "y" * 65])
+def test_a_request_id_is_short_printable_text(request_id):
+    with pytest.raises(InvalidRequest, match="at most 64 printable characters") as caught:
+        to_call("x", None, request_id)
+    assert caught.value.field == "request_id"
+
+
+def test_what_is_not_given_has_a_default_and_every_call_gets_an_id_of_its_own():
+    calls = [to_call("x", None, None), to_call("x", SamplingParams(), "")]
+    assert [call.sampling for call in calls] == [SamplingParams()] * 2
+    assert len({call.request_id for call in calls} - {""}) == 2
+
+
+@pytest.mark.parametrize("params", [{}, {"top_k": 1}, 5, "greedy"])
+def test_sampling_parameters_of_another_kind_are_refused(params):
+    with pytest.raises(InvalidRequest, match="must be SamplingParams") as caught:
+        to_call("x", params, None)
+    assert caught.value.field == "params"
+
+
+@pytest.mark.parametrize("timeout_s", ["5", -1, float("nan"), True, b"5", [1]])
+def test_a_deadline_that_is_none_is_refused(timeout_s):
+    with pytest.raises(InvalidRequest, match="must be a number of seconds") as caught:
+        check_timeout(timeout_s)
+    assert caught.value.field == "timeout_s"
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "expected"),
+    [(None, None), (0, 0.0), (np.float32(0.5), 0.5), (float("inf"), MAX_TIMEOUT_S), (10**400, MAX_TIMEOUT_S)],
+)
+def test_a_deadline_may_be_any_number_and_as_far_away_as_one_likes(timeout_s, expected):
+    assert check_timeout(timeout_s) == expected
+
+
+def test_limits_survive_the_wire_and_keep_what_a_borrower_cannot_set():
+    own = SchedulerLimits(max_model_len=77)
+    asked = borrow_from_pb(borrow_to_pb("sd", 2, 5), own)
+    assert asked == replace(own, mode=Mode.SD, max_batch_size=2, draft_len=5)
+
+
+@pytest.mark.parametrize(
+    ("limits", "field"),
+    [
+        (("warp", 2, 2), "mode"), ((None, 2, 2), "mode"), (("sd", 0, 2), "max_batch_size"),
+        (("sd", "2", 2), "max_batch_size"), (("sd", 2, 17), "draft_len"), (("sd", 2, 2.0), "draft_len"),
+    ],
+)  # fmt: skip
+def test_limits_out_of_range_are_refused(limits, field):
+    with pytest.raises(InvalidRequest) as caught:
+        borrow_to_pb(*limits)
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(

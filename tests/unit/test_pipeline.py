@@ -174,9 +174,6 @@ async def test_modes_change_between_requests_on_the_same_workers() -> None:
             pipeline.reconfigure(SchedulerLimits(mode, 2, 4, max_model_len=128))
             sinks = await answer_all(pipeline, PROMPTS[:5])
             assert [s.tokens for s in sinks] == [continuation(p, 20) for p in PROMPTS[:5]]
-        pipeline.submit(NewRequest((1,), SamplingParams(max_new_tokens=9)), Collector())
-        with pytest.raises(Unavailable, match="1 requests are live"):
-            pipeline.reconfigure(SchedulerLimits())
 
 
 @pytest.mark.parametrize("token_id", [-1, 97])

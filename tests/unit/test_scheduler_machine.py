@@ -3,6 +3,8 @@ against workers that check every KV claim. Thousands of steps, no clock, no I/O.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
@@ -98,6 +100,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         if really == 0:
             self.scheduler.lose_drafter()
 
+    @rule(mode=st.sampled_from(Mode), max_batch_size=st.integers(1, 4), draft_len=st.integers(1, 5))
+    def reconfigure(self, mode: Mode, max_batch_size: int, draft_len: int) -> None:
+        limits = replace(self.scheduler.limits, mode=mode, max_batch_size=max_batch_size, draft_len=draft_len)
+        self.scheduler.reconfigure(limits)
+
     # What the pipeline does, one hop at a time
 
     @rule(batch=st.sampled_from(Batch))
@@ -105,9 +112,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         flight = self.in_flight.get(batch)
         if flight is None:
             plan = self.scheduler.plan(batch)
-            if plan is None:
+            if plan is None and not self.scheduler.settle():
                 self._flush()
-            else:
+            elif plan is not None:
                 self.in_flight[batch] = InFlight(plan)
         elif flight.proposals is None:
             flight.proposals = self._draft(flight.plan, flight.plan.drafts).proposals if flight.plan.drafts else ()
