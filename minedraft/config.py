@@ -111,7 +111,7 @@ class Settings(BaseModel):
         description="Listen beyond this host though nothing protects it: no encryption, no login.",
     )
     allow_configure: bool = Field(
-        False, description="Let clients switch the mode between requests, as `minedraft bench` does."
+        False, description="Let a client borrow the service to switch its mode for a while, as `minedraft bench` does."
     )
     target_address: str | None = Field(
         None, description="Use the verifier that already runs at this address.", examples=["ADDR"]

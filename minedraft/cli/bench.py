@@ -74,7 +74,7 @@ def bench(
         asyncio.run(_bench(server, plan, _parse_modes(modes), prompts, num_prompts, params, repeats, json_path))
     except KeyboardInterrupt:
         say("interrupted; the service goes back to its own settings")
-        raise
+        raise click.Abort from None
 
 
 async def _bench(

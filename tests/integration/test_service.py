@@ -15,6 +15,7 @@ from minedraft.errors import (
     InvalidRequest,
     ModelError,
     Overloaded,
+    RequestAborted,
     Unavailable,
     WorkerLost,
 )
@@ -131,6 +132,17 @@ async def test_cancelling_the_task_ends_the_request(client, service):
     assert (await client.status()).errors == {"ABORTED": 1}
 
 
+async def test_closing_the_client_ends_its_calls_with_an_error_not_with_a_cancelled_task(service):
+    client = AsyncClient(service.address, timeout_s=20)
+    stream = client.generate(PROMPT, greedy(1500))
+    await anext(stream)
+    await client.close()
+    with pytest.raises(RequestAborted, match="closed"):
+        [piece async for piece in stream]
+    assert (await client.status()).state == "serving", "a later call connects anew"
+    await client.close()
+
+
 async def test_abort_by_id_ends_the_answer_with_what_there_is(client):
     stream = client.generate(PROMPT, greedy(1500), request_id="mine")
     first = await anext(stream)
@@ -183,6 +195,14 @@ BAD_REQUESTS = [
     (PROMPT, {"logit_bias": {5000: 1.0}}, "logit_bias", "below the vocabulary size 97"),
     ([{"role": "user", "content": "x" * 5000}], {}, "prompt", "tokens"),
 ]
+
+
+@pytest.mark.parametrize("wrong", [{"params": {}}, {"request_id": 5}, {"timeout_s": "5"}])
+async def test_what_cannot_be_sent_is_refused_by_name(client, wrong):
+    with pytest.raises(InvalidRequest, match=next(iter(wrong))):
+        await client.complete(PROMPT, **wrong)
+    with pytest.raises(InvalidRequest, match="request_id"):
+        await client.abort("\ud800")
 
 
 @pytest.mark.parametrize(("prompt", "params", "field", "words"), BAD_REQUESTS)
@@ -252,6 +272,11 @@ async def test_the_client_without_async_does_the_same(service):
             with pytest.raises(InvalidRequest, match="97") as caught:
                 client.complete([97], greedy(1))
             assert caught.value.value == "97"
+            for wrong in ({"params": {}}, {"request_id": 5}, {"timeout_s": "5"}):
+                with pytest.raises(InvalidRequest, match=next(iter(wrong))):
+                    client.complete(PROMPT, **wrong)
+            with pytest.raises(InvalidRequest, match="request_id"):
+                client.abort("\ud800")
 
     await asyncio.to_thread(talk)
 
