@@ -164,8 +164,8 @@ def _shorten(value: object) -> str:
 
 
 def _one_line(limit: str) -> str:
-    """Other programs' words may be in it (a template's, a parser's): of any length, on many lines."""
-    return _cut(" ".join(limit.splitlines()), _MAX_LIMIT_CHARS)
+    """Other programs' words may be in it (a template's, a parser's): of any length, with any characters."""
+    return "".join(char if char.isprintable() else " " for char in _cut(limit, _MAX_LIMIT_CHARS))
 
 
 def _cut(text: str, max_chars: int) -> str:

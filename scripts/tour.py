@@ -93,7 +93,7 @@ async def _show(
         console.print(render(rows))
         if json_path is not None:
             write_report(json_path, [(prompts[: 2 * size], params, rows)], await client.status(), repeats)
-            console.print(f"written to {json_path}")
+            console.print(f"written to {json_path}", markup=False)
         best = max(rows, key=lambda row: row.median("tokens_per_s"))
         if best.config.mode is not Mode.MINEDRAFT:
             console.print(f"Fastest here: {best.config.label}. The README says when overlapping pays and when not.")

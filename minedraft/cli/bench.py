@@ -100,7 +100,7 @@ async def _bench(
             if json_path is not None:  # after every table: an interrupted run keeps what it has
                 write_report(json_path, tables, await client.status(), repeats)
     if json_path is not None:
-        console.print(f"written to {json_path}")
+        console.print(f"written to {json_path}", markup=False)
 
 
 async def run_with_progress(

@@ -39,7 +39,8 @@ def chat(server: str | None, system: str | None, **flags: object) -> None:
     with Client(server) as client:
         status = client.status()
         target = next((worker.model for worker in status.workers if worker.role == "verifier"), "the model")
-        console.print(f"[dim]{target}, mode {status.mode}; Ctrl-C ends an answer, Ctrl-D leaves[/dim]")
+        about = f"{target}, mode {status.mode}; Ctrl-C ends an answer, Ctrl-D leaves"
+        console.print(about, style="dim", markup=False)
         _converse(client, console, params, system)
 
 
@@ -85,7 +86,7 @@ def _answer(client: Client, console: Console, params: SamplingParams, messages: 
     except KeyboardInterrupt:
         console.print("[dim] (stopped)[/dim]", end="")
     except MineDraftError as error:
-        console.print(f"[red]{error}[/red]")
+        console.print(str(error), style="red", markup=False)  # it may quote what was typed
         return None
     console.print()
     if last is not None and last.usage is not None:

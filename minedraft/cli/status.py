@@ -74,7 +74,7 @@ def _workers(now: ServiceStatus) -> Table:
         table.add_row(
             worker.role,
             Text(worker.state, "green" if worker.state == "ready" else "red"),
-            worker.model,
+            Text(worker.model),  # a folder's name may look like markup
             worker.device,
             worker.dtype,
             f"{worker.busy:.0%}",

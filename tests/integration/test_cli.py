@@ -111,6 +111,21 @@ async def test_ctrl_c_ends_an_answer_in_a_chat_and_the_chat_goes_on(service):
     assert "(stopped)" in out.decode(), said
 
 
+async def test_a_chat_shows_an_error_as_it_is_and_goes_on(tmp_path):
+    async with fake_service(tmp_path, listen=f"unix:{tmp_path}/a[/b]c.sock") as service:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-u", "-m", "minedraft.cli.main", "chat", "--server", service.address,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert process.stdout is not None
+        await process.stdout.readuntil(b">")
+        service.server.on_signal()
+        await service.task
+    out, _ = await process.communicate(b"hi\nhello\n")
+    assert process.returncode == 0
+    assert out.decode().count(f"no answer from {service.address}: nothing listens there") == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
