@@ -43,6 +43,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 class AsyncClient:
     """A connection to the service; use it as `async with AsyncClient(addr) as client`.
 
+    It may be used from one event loop after another, or from several: each has its own connection.
+
     Args:
         address: `unix:PATH` or `host:port`; by default where `minedraft-launch` listens by default. A path
             object is the unix socket there.
@@ -55,7 +57,7 @@ class AsyncClient:
     def __init__(self, address: str | os.PathLike[str] | None = None, *, timeout_s: float | None = None) -> None:
         self.address = Address.parse(default_listen() if address is None else address, "server")
         self._timeout_s = check_timeout(timeout_s)
-        self._channel: grpc.aio.Channel | None = None
+        self._channels: dict[asyncio.AbstractEventLoop, grpc.aio.Channel] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -67,7 +69,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Drop the connection; calls in progress are aborted. A later call connects anew."""
-        channel, self._channel = self._channel, None
+        channel = self._channels.pop(asyncio.get_running_loop(), None)
         if channel is not None:
             await channel.close(None)
 
@@ -155,9 +157,12 @@ class AsyncClient:
 
     @property
     def _stub(self) -> Any:  # noqa: ANN401 - the generated stub is untyped
-        if self._channel is None:
-            self._channel = client_channel(self.address)
-        return inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
+        here = asyncio.get_running_loop()
+        if here not in self._channels:
+            # A channel works in the event loop that it was made in, and in no other.
+            self._channels = {loop: kept for loop, kept in self._channels.items() if not loop.is_closed()}
+            self._channels[here] = client_channel(self.address)
+        return inference_pb2_grpc.InferenceStub(self._channels[here])  # type: ignore[no-untyped-call]
 
     @asynccontextmanager
     async def _typed_errors(self) -> AsyncIterator[None]:

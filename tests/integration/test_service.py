@@ -143,6 +143,20 @@ async def test_closing_the_client_ends_its_calls_with_an_error_not_with_a_cancel
     await client.close()
 
 
+async def test_one_client_serves_one_event_loop_after_another(service):
+    client = AsyncClient(service.address, timeout_s=20)
+
+    def talk() -> None:
+        for _ in range(2):
+            answer = asyncio.run(client.complete(PROMPT, greedy(12)))
+            assert list(answer.token_ids) == continuation(PROMPT, 12)
+
+    async with client:
+        await client.status()
+        await asyncio.to_thread(talk)
+        assert (await client.status()).state == "serving"
+
+
 async def test_abort_by_id_ends_the_answer_with_what_there_is(client):
     stream = client.generate(PROMPT, greedy(1500), request_id="mine")
     first = await anext(stream)
