@@ -142,7 +142,7 @@ def read_eos_ids(path: Path) -> tuple[int, ...]:
 
 
 def _check_links(path: Path, field: str) -> None:
-    """Refuse links that leave the folder; a hub cache links snapshots/REV/FILE to blobs/HASH."""
+    """Refuse links that leave the folder or lead nowhere; a hub cache links snapshots/REV/FILE to blobs/HASH."""
     root = path.resolve()
     allowed = [root]
     if root.parent.name == "snapshots":
@@ -154,6 +154,8 @@ def _check_links(path: Path, field: str) -> None:
                 raise ModelError(
                     field, str(entry), "a link that leads out of the model folder; put the file itself there"
                 )
+            if not real.exists():
+                raise ModelError(field, str(entry), "a link to a file that is not there; fetch the model again")
 
 
 def _read_config(path: Path, field: str) -> dict[str, Any]:

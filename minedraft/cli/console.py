@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import os
 import sys
@@ -26,7 +28,16 @@ def run(command: click.Command, name: str) -> NoReturn:
 
     0 fine, 1 the request failed, 70 internal, 78 configuration or command line, 130 interrupted.
     """
+    _settle_encodings()
     sys.exit(_run(command, name))
+
+
+def _settle_encodings() -> None:
+    """No text ends a command: what the terminal's encoding lacks is shown as `?`, and bytes that are no
+    text come through to the check that refuses them by name."""
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace"), (sys.stdin, "surrogateescape")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def _run(command: click.Command, name: str) -> int:
@@ -67,7 +78,8 @@ def show(text: str) -> None:
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
-    click.echo(json.dumps(value, ensure_ascii=False, default=str))
+    is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"  # elsewhere JSON has its own escapes
+    click.echo(json.dumps(value, ensure_ascii=not is_utf8, default=str))
 
 
 def progress_printer() -> Callable[[Progress], None]:

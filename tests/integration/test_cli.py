@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -26,14 +28,14 @@ class Done:
     said: str
 
 
-async def minedraft(*arguments: str, typed: str = "") -> Done:
+async def minedraft(*arguments: str, typed: str | bytes = "", encoding: str = "utf-8") -> Done:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "minedraft.cli.main", *arguments,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONIOENCODING": encoding},
     )  # fmt: skip
-    out, said = await process.communicate(typed.encode())
-    return Done(process.returncode, out.decode(), said.decode())
+    out, said = await process.communicate(typed if isinstance(typed, bytes) else typed.encode())
+    return Done(process.returncode, out.decode(encoding), said.decode(encoding))
 
 
 @pytest.fixture
@@ -65,6 +67,42 @@ async def test_generate_as_json_gives_pieces_and_usage_of_every_sample(service):
         assert "".join(piece["text"] for piece in mine) == expected(service, 12)
         assert mine[-1]["finish_reason"] == "length"
         assert mine[-1]["usage"]["output_tokens"] == 12
+
+
+PRINTER = """
+import click
+from minedraft.cli.console import print_json, run, say, show
+@click.command()
+def command():
+    show("\\xe9\\u2192")
+    print_json({"text": "\\xe9\\u2192"})
+    say("\\xe9\\u2192")
+run(command, "printer")
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "out", "said"),
+    [
+        ("latin-1", 'é?{"text": "\\u00e9\\u2192"}\n', "é\\u2192\n"),
+        ("utf-8", 'é→{"text": "é→"}\n', "é→\n"),
+    ],
+)
+def test_a_terminal_that_lacks_characters_shows_what_it_can_and_json_loses_nothing(encoding, out, said):
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", PRINTER], env=env, capture_output=True, check=True)
+    assert (done.stdout.decode(encoding), done.stderr.decode(encoding)) == (out, said)
+
+
+async def test_status_fits_any_terminal(service):
+    done = await minedraft("status", "--server", service.address, encoding="ascii")
+    assert done.code == 0
+    assert "serving" in done.out
+
+
+async def test_a_prompt_that_is_no_text_is_refused_in_one_line(service):
+    done = await minedraft("generate", "--server", service.address, typed=b"caf\xe9")
+    assert done == Done(1, "", "minedraft: prompt is '\\udce9': is not valid Unicode text\n")
 
 
 async def test_status_as_json_has_the_documented_keys(service):

@@ -53,6 +53,17 @@ def test_a_good_folder_says_what_it_holds(folder: Path):
     assert not info.has_draft_vocab
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "chat_template.jinja"])
+def test_a_link_to_nothing_is_no_file_that_is_not_needed(folder: Path, name: str):
+    blobs = folder.parent / "models--x" / "blobs"
+    snapshot = Path(shutil.copytree(folder, blobs.parent / "snapshots" / "abc"))
+    (snapshot / name).unlink(missing_ok=True)
+    (snapshot / name).symlink_to(blobs / "0123")
+    with pytest.raises(ModelError, match="link to a file that is not there") as caught:
+        check_model_folder(snapshot, "target")
+    assert name in str(caught.value)
+
+
 def test_a_multimodal_config_is_read_where_its_text_model_is(folder: Path):
     _write_json(
         folder / "config.json",
