@@ -12,7 +12,7 @@ import logging
 import secrets
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, cast
 
 import grpc.aio
@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 _INLINE_CHARS = 4096  # longer prompts are tokenised in a thread: the event loop must not stall
 _SEND_INTERVAL_S = 0.020
+_REUSE_S = 0.2
 SEND_TIMEOUT_S = 60.0  # a client that reads nothing for so long gives its place to others
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -68,6 +69,7 @@ class _LiveCall:
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()
+        self.gone = asyncio.Event()
         self.answers: list[Answer] = []
         self.pipeline_ids: list[int] = []
         self.error: MineDraftError | None = None
@@ -254,6 +256,11 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     async def _answer(self, pipeline: Pipeline, call: GenerateCall, name: str) -> AsyncGenerator[Output, None]:
         """The outputs of one call, until all its samples have ended; leaving it ends them."""
+        if (namesake := self._live.get(name)) is not None:
+            # Its client may just have left, and the news of that comes later than the client's next call.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REUSE_S):
+                    await namesake.gone.wait()
         if name in self._live:
             raise DuplicateRequest(f"request_id {name!r} is in use by a live request")
         limit = self._settings.max_waiting + self._settings.max_in_flight
@@ -277,6 +284,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 pipeline.abort(pipeline_id)
             live.close()
             del self._live[name]
+            live.gone.set()
             if not self._live:
                 self._idle.set()
 

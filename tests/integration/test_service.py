@@ -167,11 +167,14 @@ async def test_abort_by_id_ends_the_answer_with_what_there_is(client):
     assert not await client.abort("mine")
 
 
-async def test_a_request_id_in_use_is_refused_and_the_first_is_unaffected(client):
+async def test_a_request_id_in_use_is_refused_and_the_first_is_unaffected(client, service):
+    gate = Gate(service.verifier)
     stream = client.generate(PROMPT, greedy(300), request_id="one")
     tokens = list((await anext(stream)).token_ids)
+    gate.close()
     with pytest.raises(DuplicateRequest, match="'one' is in use"):
         await client.complete(PROMPT, greedy(5), request_id="one")
+    gate.open()
     tokens += [token_id async for piece in stream for token_id in piece.token_ids]
     assert tokens == continuation(PROMPT, 300)
 
@@ -209,6 +212,15 @@ BAD_REQUESTS = [
     (PROMPT, {"logit_bias": {5000: 1.0}}, "logit_bias", "below the vocabulary size 97"),
     ([{"role": "user", "content": "x" * 5000}], {}, "prompt", "tokens"),
 ]
+
+
+async def test_a_request_id_is_free_again_for_the_client_that_left_its_stream(client, service):
+    stream = client.generate(PROMPT, greedy(1500), request_id="one")
+    await anext(stream)
+    again = asyncio.create_task(client.complete(PROMPT, greedy(5), request_id="one"))
+    await client.abort("nobody")  # a round trip: the service has seen the second call before it
+    await stream.aclose()
+    assert list((await again).token_ids) == continuation(PROMPT, 5)
 
 
 @pytest.mark.parametrize("wrong", [{"params": {}}, {"request_id": 5}, {"timeout_s": "5"}])
