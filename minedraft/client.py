@@ -38,6 +38,7 @@ from minedraft.sampling_params import SamplingParams
 from minedraft.v1 import inference_pb2, inference_pb2_grpc
 
 DETAILS_KEY = "grpc-status-details-bin"
+_CLOSED = "the client was closed during the call"
 
 
 class AsyncClient:
@@ -175,7 +176,7 @@ class AsyncClient:
             if task is not None and task.cancelling():
                 raise
             # Nobody has cancelled the caller: gRPC says so of a call whose channel was closed.
-            raise RequestAborted("the client was closed during the call") from None
+            raise RequestAborted(_CLOSED) from None
 
 
 class Client:
@@ -185,6 +186,7 @@ class Client:
         self.address = Address.parse(default_listen() if address is None else address, "server")
         self._timeout_s = check_timeout(timeout_s)
         self._channel: grpc.Channel | None = None
+        self._num_closes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -198,6 +200,7 @@ class Client:
         """Drop the connection; calls in progress are aborted. A later call connects anew."""
         channel, self._channel = self._channel, None
         if channel is not None:
+            self._num_closes += 1
             channel.close()
 
     def generate(
@@ -210,13 +213,14 @@ class Client:
     ) -> Iterator[Output]:
         """Stream the answer; see `AsyncClient.generate`. Closing the iterator aborts the request."""
         message = generate_to_pb(to_call(prompt, params, request_id))
-        call = self._stub.Generate(message, timeout=self._deadline_s(timeout_s))
-        try:
-            with self._typed_errors():
+        deadline_s = self._deadline_s(timeout_s)
+        with self._typed_errors():
+            call = self._stub.Generate(message, timeout=deadline_s)
+            try:
                 for reply in call:
                     yield output_from_pb(reply)
-        finally:
-            call.cancel()
+            finally:
+                call.cancel()
 
     def complete(
         self,
@@ -269,22 +273,29 @@ class Client:
 
     @contextmanager
     def _typed_errors(self) -> Iterator[None]:
+        num_closes = self._num_closes
         try:
             yield
-        except grpc.RpcError as error:
-            raise _typed(error, self.address) from None
+        except (grpc.RpcError, ValueError) as error:
+            if self._num_closes != num_closes:  # a ValueError when it was closed before the call began
+                raise RequestAborted(_CLOSED) from None
+            if isinstance(error, grpc.RpcError):
+                raise _typed(error, self.address) from None
+            raise
 
 
 def _typed(error: grpc.RpcError, address: Address) -> MineDraftError:
     """The error the server meant; one that gRPC itself made (nobody listens ...) says where."""
     call = cast(grpc.aio.AioRpcError, error)  # both kinds have code(), details() and trailing_metadata()
     typed = to_error(call)
-    if type(typed) is Unavailable and not _has_details(call):
-        details = call.details() or ""
-        if "No such file" in details or "refused" in details:
-            details = "nothing listens there; minedraft-launch starts the service"
-        return Unavailable(f"no answer from {address}: {details}")
-    return typed
+    if _has_details(call) or type(typed) not in (Unavailable, RequestAborted):
+        return typed
+    details = call.details() or ""
+    if "No such file" in details or "refused" in details:
+        details = "nothing listens there; minedraft-launch starts the service"
+    elif type(typed) is RequestAborted:  # what gRPC answers for a server that stops before it has looked at the call
+        details = "the service has stopped"
+    return Unavailable(f"no answer from {address}: {details}")
 
 
 def _has_details(call: grpc.aio.AioRpcError) -> bool:

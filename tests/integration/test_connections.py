@@ -8,11 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 
-from minedraft import AsyncClient, Client
-from minedraft.errors import Unavailable
+from minedraft import AsyncClient, Client, SamplingParams
+from minedraft.errors import RequestAborted, Unavailable
 from minedraft.types import Role
+from minedraft.v1 import inference_pb2_grpc
 from minedraft.worker_client import GrpcVerifier
 from tests.fakes.service import fake_service
 from tests.integration.served_worker import served
@@ -83,6 +86,39 @@ async def test_a_client_looks_for_a_service_that_went_away_several_times_a_secon
             with pytest.raises(Unavailable):
                 await client.status()
             await asyncio.sleep(0)
+
+
+class Stopping(inference_pb2_grpc.InferenceServicer):
+    """Answers what gRPC does for a server that stops before it has looked at a call."""
+
+    async def GetStatus(self, request: object, context: grpc.aio.ServicerContext) -> None:
+        await context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
+
+
+async def test_a_service_that_stops_is_unavailable_not_a_request_that_somebody_aborted(tmp_path: Path) -> None:
+    server = grpc.aio.server()
+    inference_pb2_grpc.add_InferenceServicer_to_server(Stopping(), server)
+    server.add_insecure_port(f"unix:{tmp_path}/m.sock")
+    await server.start()
+    async with AsyncClient(tmp_path / "m.sock", timeout_s=10) as client:
+        with pytest.raises(Unavailable, match="the service has stopped"):
+            await client.status()
+    with Client(tmp_path / "m.sock", timeout_s=10) as blocking, pytest.raises(Unavailable, match="has stopped"):
+        await asyncio.to_thread(blocking.status)
+    await server.stop(None)
+
+
+async def test_a_blocking_call_whose_client_is_closed_is_aborted(tmp_path: Path) -> None:
+    async with fake_service(tmp_path) as service:
+        service.verifier.hold = asyncio.Event().wait
+        with Client(service.address, timeout_s=10) as client:
+            call = asyncio.create_task(asyncio.to_thread(client.complete, [5, 6], SamplingParams(max_new_tokens=9)))
+            await service.until(lambda: service.server.pipeline.scheduler.requests)
+            client.close()
+            with pytest.raises(RequestAborted, match="the client was closed"):
+                await call
+        service.server.end_now()
+        await service.task
 
 
 async def test_clients_may_ping_as_often_as_they_like(tmp_path: Path) -> None:
