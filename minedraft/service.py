@@ -138,7 +138,6 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             MineDraftError: the generation failed.
         """
         self._pipeline = pipeline
-        self.metrics.drafter_info = pipeline.drafter.info if pipeline.drafter is not None else None
         # Enough tokens for one whole round with drafts after the prompt's.
         sampling = SamplingParams(max_new_tokens=self._settings.draft_len + 2, ignore_eos=True)
         call = GenerateCall(TextPrompt("Hello"), sampling)
