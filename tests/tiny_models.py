@@ -94,6 +94,23 @@ def add_noise(path: Path, share: float, seed: int = 0) -> Path:
     return path
 
 
+def resize_rows(path: Path, num_rows: int, seed: int = 0) -> Path:
+    """Give a model folder's embedding and output layer another number of rows, as checkpoints pad them.
+    Rows that are added are likelier than the rest, so that a padding id shows if anybody takes one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path)
+    num_old = model.get_output_embeddings().weight.shape[0]
+    model.resize_token_embeddings(num_rows, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        new = model.get_output_embeddings().weight[num_old:]
+        new.normal_(0.0, 2 * model.get_output_embeddings().weight[:num_old].std().item(), generator=generator)
+    model.save_pretrained(path)
+    return path
+
+
 def write_tiny_tokenizer(path: Path, *, vocab_size: int = 320) -> None:
     """Write a tokenizer with exactly or (see make_tiny_model) at most `vocab_size` tokens: byte-level
     BPE where 256 bytes fit, characters of a small alphabet otherwise."""
