@@ -52,6 +52,7 @@ logger = logging.getLogger("minedraft.worker_client")
 
 _SLOW_COMMAND_S = 60.0  # longer than this is said in the log, once a command
 _IN_USE_POLL_S = 0.2
+_IN_USE_WAIT_S = 3.0  # the scheduler that has the worker may be on its way out: a restart finds it so
 
 _Stream: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
 
@@ -213,13 +214,14 @@ class _WorkerLink:
         request = codec.handshake_to_pb(_own_name(), target_vocab_size)
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
+        in_use_until_s = loop.time() + min(timeout_s, _IN_USE_WAIT_S)
         while True:
             try:
                 message = await handshake(request, timeout=deadline_s - loop.time(), wait_for_ready=True)
                 break
             except grpc.aio.AioRpcError as error:
-                # The scheduler that has the worker may be on its way out: a restart finds it so.
-                if error.code() is not grpc.StatusCode.ABORTED or loop.time() + _IN_USE_POLL_S >= deadline_s:
+                is_in_use = error.code() is grpc.StatusCode.ABORTED
+                if not is_in_use or loop.time() >= in_use_until_s:
                     raise self._handshake_error(error, timeout_s) from None
             await asyncio.sleep(_IN_USE_POLL_S)
         self.wire_bytes += request.ByteSize() + message.ByteSize()
