@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from minedraft.errors import MineDraftError
@@ -180,6 +181,26 @@ async def test_unseeded_drafts_of_padding_rows_are_never_proposed(target_dir: Pa
     assert len(ids) > 1000
     assert max(ids) < 320
     assert all(len(p.tokens) > 0 for p in seen)
+
+
+async def test_a_draft_model_that_computes_nan_is_said_a_few_times_and_costs_only_drafts(
+    target_dir: Path,
+    prompts: list[tuple[int, ...]],
+    truth: list[list[int]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken = make_tiny_model(tmp_path / "model", seed=1)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.embed_tokens.weight"][60:] = torch.nan  # the load's own check uses the first ids
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    verifier = InProcessVerifier(load_executor(target_dir))
+    drafter = InProcessDrafter(load_executor(broken), verifier)
+    async with Pipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter) as pipeline:
+        answers = await answer(pipeline, prompts, SamplingParams(max_new_tokens=NUM_NEW))
+    assert [a.tokens for a in answers] == truth
+    said = [record for record in caplog.records if "not finite" in record.message]
+    assert 1 <= len(said) <= 10
 
 
 async def test_preemption_and_aborted_neighbours_leave_the_tokens_unchanged(
