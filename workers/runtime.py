@@ -125,7 +125,8 @@ class DeviceThread:
         self.num_open = 0  # offered and not answered
         self._loop = asyncio.get_running_loop()
         self._crash: InternalError | None = None
-        self._current: _Item | None = None  # written by the device thread
+        self._current: _Item | None = None  # written by the device thread, as is its clock
+        self._cpu_clock: int | None = None
         self._last_progress = (0.0, 0.0)  # monotonic time, and the thread's CPU time then
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
@@ -163,10 +164,13 @@ class DeviceThread:
         Returns:
             Whether the thread is taken to hang, now or before.
         """
-        if self._crash is not None or not self._thread.is_alive() or self._thread.ident is None:
+        if self._crash is not None or self._cpu_clock is None:
             return self._crash is not None
         now_s = time.monotonic()
-        cpu_s = time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
+        try:
+            cpu_s = time.clock_gettime(self._cpu_clock)
+        except OSError:  # the thread has ended
+            return False
         since_s, cpu_before_s = self._last_progress
         item = self._current
         if item is None or cpu_s - cpu_before_s > _LEAST_PROGRESS_S:
@@ -183,6 +187,7 @@ class DeviceThread:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
         idle_since_ns = time.perf_counter_ns()
         while (item := self._mailbox.get()) is not None:
             taken_ns = time.perf_counter_ns()
