@@ -191,6 +191,9 @@ def _check_workers(tokenizer: Tokenizer, verifier: WorkerInfo, drafter: WorkerIn
     """Token ids must mean the same everywhere; sizes of padded output layers may differ."""
     if verifier.vocab_fingerprint != tokenizer.fingerprint:
         raise ModelError("target", verifier.model_name, "the verifier has another tokenizer than the target folder")
+    if (eos_id := max(tokenizer.eos_ids, default=0)) >= verifier.vocab_size:
+        limit = f"eos_token_id {eos_id} is no token of the verifier's: they are in [0, {verifier.vocab_size})"
+        raise ModelError("target", verifier.model_name, limit)
     if drafter is not None and drafter.vocab_fingerprint != verifier.vocab_fingerprint:
         raise ModelError("draft", drafter.model_name, f"its tokenizer is not that of the target {verifier.model_name}")
 
