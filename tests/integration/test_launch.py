@@ -72,7 +72,7 @@ def start(tmp_path, monkeypatch) -> Iterator[Callable[..., Launched]]:
     """Starts launchers with fake workers; checks afterwards that nothing is left of them."""
     (tmp_path / "run").mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    write_tiny_tokenizer(tmp_path / "model", vocab_size=VOCAB_SIZE)
+    write_tiny_tokenizer(tmp_path / "model", vocab_size=VOCAB_SIZE, eos=None)
     trees: list[tuple[Launched, list[psutil.Process]]] = []
 
     def start(*flags: str, module: str = "tests.fakes.launcher", is_ready: bool = True) -> Launched:
