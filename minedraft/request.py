@@ -74,7 +74,7 @@ class Request:
     @property
     def remaining_len(self) -> int:
         """Output tokens still allowed."""
-        return self.spec.sampling.max_new_tokens - self.output_len
+        return self.spec.sampling.output_limit - self.output_len
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,11 +223,11 @@ class Scheduler:
             raise InvalidRequest(
                 "prompt", f"{prompt_len} tokens", f"at most {limits.max_model_len - 1} fit the context beside an answer"
             )
-        total_len = prompt_len + new.sampling.max_new_tokens
+        total_len = prompt_len + new.sampling.output_limit
         if total_len > limits.max_model_len:
             raise InvalidRequest(
                 "max_new_tokens",
-                new.sampling.max_new_tokens,
+                new.sampling.output_limit,
                 f"at most {limits.max_model_len - prompt_len} fit after a prompt of {prompt_len} tokens "
                 f"(context {limits.max_model_len})",
             )
@@ -235,7 +235,7 @@ class Scheduler:
             capacity = min(self.verifier.pool.num_blocks * self.verifier.pool.block_size, self.verifier.max_model_len)
             raise InvalidRequest(
                 "max_new_tokens",
-                new.sampling.max_new_tokens,
+                new.sampling.output_limit,
                 f"prompt ({prompt_len} tokens) and output must fit the verifier's KV memory of {capacity} tokens",
             )
 

@@ -158,6 +158,9 @@ async def _cancel(task: asyncio.Task[Any]) -> None:
 def _check_tokenizer(tokenizer: Tokenizer, verifier: WorkerInfo) -> None:
     if verifier.vocab_fingerprint != tokenizer.fingerprint:
         raise ModelError("target", verifier.model_name, "the verifier has another tokenizer than the target folder")
+    if (eos_id := max(tokenizer.eos_ids, default=0)) >= verifier.vocab_size:
+        limit = f"eos_token_id {eos_id} is no token of the verifier's: they are in [0, {verifier.vocab_size})"
+        raise ModelError("target", verifier.model_name, limit)
 
 
 def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:

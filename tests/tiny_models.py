@@ -111,9 +111,13 @@ def resize_rows(path: Path, num_rows: int, seed: int = 0) -> Path:
     return path
 
 
-def write_tiny_tokenizer(path: Path, *, vocab_size: int = 320) -> None:
+def write_tiny_tokenizer(path: Path, *, vocab_size: int = 320, eos: str | None = EOS) -> None:
     """Write a tokenizer with exactly or (see make_tiny_model) at most `vocab_size` tokens: byte-level
-    BPE where 256 bytes fit, characters of a small alphabet otherwise."""
+    BPE where 256 bytes fit, characters of a small alphabet otherwise.
+
+    Args:
+        eos: its end-of-sequence token; None for a model whose answers are as long as asked for.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     path.mkdir(parents=True, exist_ok=True)
@@ -139,7 +143,7 @@ def write_tiny_tokenizer(path: Path, *, vocab_size: int = 320) -> None:
         tokenizer.add_special_tokens(specials)
     tokenizer.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(
-        json.dumps({"eos_token": EOS, "bos_token": _SPECIALS[1], "tokenizer_class": "PreTrainedTokenizerFast"})
+        json.dumps({"eos_token": eos, "bos_token": _SPECIALS[1], "tokenizer_class": "PreTrainedTokenizerFast"})
     )
     (path / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 

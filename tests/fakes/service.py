@@ -79,7 +79,7 @@ async def fake_service(
     **settings: Any,
 ) -> AsyncIterator[FakeService]:
     """Serve with fake workers until the block ends; the server has drained then."""
-    write_tiny_tokenizer(folder / "model", vocab_size=VOCAB_SIZE)
+    write_tiny_tokenizer(folder / "model", vocab_size=VOCAB_SIZE, eos=None)
     tokenizer = Tokenizer.load(folder / "model")
     verifier, drafter = verifier or FakeVerifier(), drafter or FakeDrafter()
     for worker in (verifier, drafter):

@@ -14,6 +14,7 @@ import pytest
 
 from minedraft import Client, SamplingParams
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, MineDraftError, Unavailable
+from minedraft.tokenizer import Tokenizer
 from tests.fakes.workers import VOCAB_SIZE, continuation
 from tests.tiny_models import make_tiny_model, write_tiny_tokenizer
 
@@ -72,7 +73,7 @@ def start(tmp_path, monkeypatch) -> Iterator[Callable[..., Launched]]:
     """Starts launchers with fake workers; checks afterwards that nothing is left of them."""
     (tmp_path / "run").mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    write_tiny_tokenizer(tmp_path / "model", vocab_size=VOCAB_SIZE)
+    write_tiny_tokenizer(tmp_path / "model", vocab_size=VOCAB_SIZE, eos=None)
     trees: list[tuple[Launched, list[psutil.Process]]] = []
 
     def start(*flags: str, module: str = "tests.fakes.launcher", is_ready: bool = True) -> Launched:
@@ -294,14 +295,14 @@ def test_real_workers_with_a_real_model_answer_what_the_target_says(start, tmp_p
         assert answers[0].token_ids == answers[1].token_ids == _reference(target, "The small model drafts", 24)
         seeded = SamplingParams(max_new_tokens=24, temperature=1.0, seed=5)
         assert client.complete("Hello", seeded).token_ids == client.complete("Hello", seeded).token_ids
+        *begun, last = Tokenizer.load(target).encode("🎉")
+        assert client.complete(begun, SamplingParams(max_new_tokens=1, logit_bias={last: 100.0})).text == "🎉"
     assert launched.end(signal.SIGTERM)[0] == 0
 
 
 def _reference(folder: Path, prompt: str, num_tokens: int) -> tuple[int, ...]:
     import torch
     from transformers import AutoModelForCausalLM
-
-    from minedraft.tokenizer import Tokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     prompt_ids = torch.tensor([Tokenizer.load(folder).encode(prompt)])
