@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from types import TracebackType
@@ -25,6 +26,7 @@ from minedraft.loan import AsyncLoan, Loan
 from minedraft.output import Output, ServiceStatus, join_outputs
 from minedraft.rpc.channel import blocking_client_channel, client_channel
 from minedraft.rpc.codec_inference import (
+    CLIENT_KEY,
     Prompt,
     check_request_id,
     check_timeout,
@@ -58,6 +60,7 @@ class AsyncClient:
     def __init__(self, address: str | os.PathLike[str] | None = None, *, timeout_s: float | None = None) -> None:
         self.address = Address.parse(default_listen() if address is None else address, "server")
         self._timeout_s = check_timeout(timeout_s)
+        self._metadata = ((CLIENT_KEY, uuid.uuid4().hex),)
         self._channels: dict[asyncio.AbstractEventLoop, grpc.aio.Channel] = {}
 
     async def __aenter__(self) -> Self:
@@ -96,7 +99,7 @@ class AsyncClient:
             MineDraftError: the subclass says why.
         """
         message = generate_to_pb(to_call(prompt, params, request_id))
-        call = self._stub.Generate(message, timeout=self._deadline_s(timeout_s))
+        call = self._stub.Generate(message, timeout=self._deadline_s(timeout_s), metadata=self._metadata)
         try:
             async with self._typed_errors():
                 async for reply in call:
@@ -185,6 +188,7 @@ class Client:
     def __init__(self, address: str | os.PathLike[str] | None = None, *, timeout_s: float | None = None) -> None:
         self.address = Address.parse(default_listen() if address is None else address, "server")
         self._timeout_s = check_timeout(timeout_s)
+        self._metadata = ((CLIENT_KEY, uuid.uuid4().hex),)
         self._channel: grpc.Channel | None = None
         self._num_closes = 0
 
@@ -215,7 +219,7 @@ class Client:
         message = generate_to_pb(to_call(prompt, params, request_id))
         deadline_s = self._deadline_s(timeout_s)
         with self._typed_errors():
-            call = self._stub.Generate(message, timeout=deadline_s)
+            call = self._stub.Generate(message, timeout=deadline_s, metadata=self._metadata)
             try:
                 for reply in call:
                     yield output_from_pb(reply)

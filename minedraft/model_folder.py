@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from minedraft.errors import ModelError
-from minedraft.vocabulary import read_vocabulary, summarise_vocabulary
+from minedraft.generation_config import read_eos_ids
+from minedraft.vocabulary import check_vocabulary_fits, read_vocabulary, vocab_fingerprint
 from minedraft.weight_files import INDEX_NAME, WEIGHTS_NAME, BadWeights, TensorInfo, read_all_tensors, read_header
 
 DRAFT_VOCAB_NAME = "draft_vocab.safetensors"
@@ -82,20 +83,15 @@ def check_model_folder(path: Path, field: str) -> FolderInfo:
 def check_pair(target: FolderInfo, draft: FolderInfo, field: str = "draft") -> None:
     """Raise ModelError unless both folders have the same tokens under the same ids.
 
-    The output layers may differ in size (checkpoints pad them); the draft model must have a row for
-    every token of the tokenizer.
+    The output layers may differ in size (checkpoints pad them).
     """
-    summary = summarise_vocabulary(target.path)
-    if summarise_vocabulary(draft.path) != summary:
+    if vocab_fingerprint(draft.path) != vocab_fingerprint(target.path):
         raise ModelError(
             field,
             str(draft.path),
             f"its tokenizer must be the target's ({target.path}), but "
             + _first_difference(read_vocabulary(target.path), read_vocabulary(draft.path)),
         )
-    if summary.largest_id >= draft.vocab_size:
-        limit = f"it has {draft.vocab_size} token rows, the tokenizer needs {summary.largest_id + 1}"
-        raise ModelError(field, str(draft.path), limit)
 
 
 def _check(path: Path, field: str) -> FolderInfo:
@@ -112,6 +108,7 @@ def _check(path: Path, field: str) -> FolderInfo:
     tensors = _read_tensors(path, field)
     _check_tokenizer_file(path, field)
     vocab_size = _positive_int(text_config, ("vocab_size",), path, field)
+    check_vocabulary_fits(path, vocab_size, field)
     has_draft_vocab = _check_draft_vocab(path, vocab_size, field)
     sizes: dict[str, int] = {}
     for tensor in tensors.values():
@@ -122,23 +119,12 @@ def _check(path: Path, field: str) -> FolderInfo:
         model_type=str(config.get("model_type", "")),
         vocab_size=vocab_size,
         max_position_embeddings=_positive_int(text_config, _CONTEXT_KEYS, path, field),
-        eos_ids=read_eos_ids(path),
+        eos_ids=read_eos_ids(path, field),
         dtype=_torch_name(max(sizes, key=lambda dtype: sizes[dtype])),
         num_parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
         weights_bytes=sum(sizes.values()),
         has_draft_vocab=has_draft_vocab,
     )
-
-
-def read_eos_ids(path: Path) -> tuple[int, ...]:
-    """Return the end-of-sequence ids of a model folder, generation_config.json's first."""
-    ids: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        settings = _read_json(path / name) or {}
-        for source in (settings, settings.get("text_config", {})):
-            value = source.get("eos_token_id")
-            ids += [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)]
-    return tuple(dict.fromkeys(ids))
 
 
 def _check_links(path: Path, field: str) -> None:

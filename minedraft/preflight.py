@@ -10,6 +10,7 @@ from minedraft.address import ListenClaim
 from minedraft.config import ConfigErrors, Settings
 from minedraft.errors import ConfigError
 from minedraft.model_folder import FolderInfo, check_model_folder, check_pair
+from minedraft.tokenizer import Tokenizer
 
 
 def check_machine(settings: Settings) -> None:
@@ -31,7 +32,7 @@ def check_machine(settings: Settings) -> None:
 
     target = draft = None
     if settings.target is not None:
-        target = collect(lambda: _check_folder(settings.target, "target"))
+        target = collect(lambda: _check_target(settings.target))
     if settings.draft is not None and settings.needs_drafter:
         draft = collect(lambda: _check_folder(settings.draft, "draft"))
     if isinstance(target, FolderInfo) and isinstance(draft, FolderInfo):
@@ -50,6 +51,12 @@ def check_machine(settings: Settings) -> None:
     collect(lambda: ListenClaim(settings.listen_address).release())
     if errors:
         raise ConfigErrors(errors)
+
+
+def _check_target(path: Path | None) -> FolderInfo:
+    folder = _check_folder(path, "target")
+    Tokenizer.load(folder.path)  # the scheduler tokenises with the target's files
+    return folder
 
 
 def _check_folder(path: Path | None, field: str) -> FolderInfo:

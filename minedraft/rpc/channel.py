@@ -15,6 +15,13 @@ MAX_WORKER_MESSAGE_BYTES = 16 << 20
 _KEEPALIVE_TIME_MS = 2_000
 _KEEPALIVE_TIMEOUT_MS = 3_000
 _NEVER_MS = (1 << 31) - 1
+# A worker lets go of a scheduler whose host has gone silent, so that another one can have it. One that is
+# only stopped for a while (a debugger, a laptop's lid) must find its worker as it was.
+_SERVER_KEEPALIVE_TIME_MS = 30_000
+_SERVER_KEEPALIVE_TIMEOUT_MS = 60_000
+
+EPOCH_KEY = "minedraft-epoch"
+"""Metadata of a command stream: the epoch of the handshake that it follows."""
 
 _MAX_REQUEST_BYTES = 2 << 20  # above the prompt cap, so that a prompt just over it gets our own message
 _MAX_REPLY_BYTES = 8 << 20
@@ -73,6 +80,8 @@ _WORKER_SERVER: Options = (
     *_SERVER,
     ("grpc.max_receive_message_length", MAX_WORKER_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_WORKER_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", _SERVER_KEEPALIVE_TIME_MS),
+    ("grpc.keepalive_timeout_ms", _SERVER_KEEPALIVE_TIMEOUT_MS),
     ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
@@ -17,10 +17,12 @@ from minedraft.errors import RequestAborted, Unavailable
 from minedraft.types import Role
 from minedraft.v1 import inference_pb2_grpc
 from minedraft.worker_client import GrpcVerifier
-from tests.fakes.service import fake_service
-from tests.integration.served_worker import served
+from tests.fakes.service import FakeService, fake_service
+from tests.fakes.workers import FakeVerifier, continuation
+from tests.integration.served_worker import served as served_worker
 
 SETTINGS, PING, GOAWAY = 4, 6, 7  # frames of HTTP/2
+PROMPT = [5, 6, 7]
 ODD_NAMES = ["a#b", "a?b", "p%20q", "%", "%zz", "a b", "a:b", "é🎉", "'\"$`;&|\\", "a\nb", "[x]", "~x", "@x", "a+b=c"]
 
 
@@ -29,6 +31,13 @@ def short_folder() -> Iterator[Path]:
     """A folder whose path leaves room for odd names: a socket's has at most 107 bytes."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[FakeService]:
+    verifier = FakeVerifier(num_blocks=512, max_model_len=2048)
+    async with fake_service(tmp_path, verifier=verifier) as service:
+        yield service
 
 
 def files_below(folder: Path) -> set[str]:
@@ -40,7 +49,7 @@ async def test_a_workers_socket_is_at_the_very_path_it_was_given_and_is_found_th
     short_folder: Path, name: str
 ) -> None:
     (short_folder / name).mkdir()
-    async with served(Role.VERIFIER, short_folder / name) as worker:
+    async with served_worker(Role.VERIFIER, short_folder / name) as worker:
         assert files_below(short_folder) == {name, f"{name}/verifier.sock"}
         async with await GrpcVerifier.connect(f"unix:{short_folder / name / 'verifier.sock'}") as link:
             assert link.info.role is Role.VERIFIER
@@ -119,6 +128,31 @@ async def test_a_blocking_call_whose_client_is_closed_is_aborted(tmp_path: Path)
                 await call
         service.server.end_now()
         await service.task
+
+
+async def test_closing_the_client_ends_its_calls_with_an_error_not_with_a_cancelled_task(served: FakeService) -> None:
+    client = AsyncClient(served.address, timeout_s=20)
+    stream = client.generate(PROMPT, SamplingParams(max_new_tokens=1500))
+    await anext(stream)
+    await client.close()
+    with pytest.raises(RequestAborted, match="closed"):
+        [piece async for piece in stream]
+    assert (await client.status()).state == "serving", "a later call connects anew"
+    await client.close()
+
+
+async def test_one_client_serves_one_event_loop_after_another(served: FakeService) -> None:
+    client = AsyncClient(served.address, timeout_s=20)
+
+    def talk() -> None:
+        for _ in range(2):
+            answer = asyncio.run(client.complete(PROMPT, SamplingParams(max_new_tokens=12)))
+            assert list(answer.token_ids) == continuation(PROMPT, 12)
+
+    async with client:
+        await client.status()
+        await asyncio.to_thread(talk)
+        assert (await client.status()).state == "serving"
 
 
 async def test_clients_may_ping_as_often_as_they_like(tmp_path: Path) -> None:

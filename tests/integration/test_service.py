@@ -15,7 +15,6 @@ from minedraft.errors import (
     InvalidRequest,
     ModelError,
     Overloaded,
-    RequestAborted,
     Unavailable,
     WorkerLost,
 )
@@ -130,31 +129,6 @@ async def test_cancelling_the_task_ends_the_request(client, service):
     gate.open()
     await service.blocks_free()
     assert (await client.status()).errors == {"ABORTED": 1}
-
-
-async def test_closing_the_client_ends_its_calls_with_an_error_not_with_a_cancelled_task(service):
-    client = AsyncClient(service.address, timeout_s=20)
-    stream = client.generate(PROMPT, greedy(1500))
-    await anext(stream)
-    await client.close()
-    with pytest.raises(RequestAborted, match="closed"):
-        [piece async for piece in stream]
-    assert (await client.status()).state == "serving", "a later call connects anew"
-    await client.close()
-
-
-async def test_one_client_serves_one_event_loop_after_another(service):
-    client = AsyncClient(service.address, timeout_s=20)
-
-    def talk() -> None:
-        for _ in range(2):
-            answer = asyncio.run(client.complete(PROMPT, greedy(12)))
-            assert list(answer.token_ids) == continuation(PROMPT, 12)
-
-    async with client:
-        await client.status()
-        await asyncio.to_thread(talk)
-        assert (await client.status()).state == "serving"
 
 
 async def test_abort_by_id_ends_the_answer_with_what_there_is(client):
@@ -325,6 +299,22 @@ async def test_a_lost_drafter_degrades_the_service_and_no_request_fails(client, 
     status = await client.status()
     assert status.state == "degraded"
     assert [worker.state for worker in status.workers] == ["lost", "ready"]
+
+
+async def test_a_drafter_that_answers_again_is_taken_back_and_drafts(client, service):
+    service.drafter.give_up("stopped for a while")
+    await service.until(lambda: service.server.pipeline.drafter is None)
+    assert (await client.status()).state == "degraded"
+    first = await client.complete(PROMPT, greedy(30))
+    assert first.usage.drafted_tokens == 0
+    service.drafter.is_back = True
+    await service.until(lambda: service.server.pipeline.drafter is not None)
+    status = await client.status()
+    assert status.state == "serving"
+    assert [worker.state for worker in status.workers] == ["ready", "ready"]
+    again = await client.complete(PROMPT, greedy(30))
+    assert again.token_ids == first.token_ids
+    assert again.usage.accepted_tokens > 0
 
 
 async def test_a_lost_verifier_fails_every_waiter_at_once_and_ends_the_server(tmp_path):

@@ -1,10 +1,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from minedraft.config import ConfigErrors, load_settings
 from minedraft.preflight import check_machine
+from tests.tiny_models import write_tiny_tokenizer
 
 
 def problems(**flags: object) -> dict[str, str]:
@@ -26,6 +29,28 @@ def test_weights_that_could_run_code_are_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
     found = problems(target=tmp_path, draft_method="ngram", listen=f"unix:{tmp_path / 'm.sock'}")
     assert "safetensors" in found["target"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "field"),
+    [
+        ("chat_template.jinja", b"\xff\xfe", "chat_template"),
+        ("chat_template.jinja", b"{% if %}", "chat_template"),
+        ("tokenizer.json", b"{}", "tokenizer"),
+        ("tokenizer_config.json", b"{", "tokenizer"),
+        ("generation_config.json", b'{"eos_token_id": [2, 400]}', "target"),
+    ],
+)
+def test_what_belongs_to_the_text_of_the_target_is_checked_too(tmp_path, name, content, field):
+    folder = tmp_path / "model"
+    write_tiny_tokenizer(folder)
+    (folder / "config.json").write_text('{"model_type": "llama", "vocab_size": 320, "max_position_embeddings": 64}')
+    save_file({"a": np.zeros((320, 4), np.float16)}, folder / "model.safetensors")
+    check_machine(load_settings({"target": folder, "draft_method": "ngram", "listen": f"unix:{tmp_path / 'm.sock'}"}))
+    (folder / name).write_bytes(content)
+    found = problems(target=folder, draft_method="ngram", listen=f"unix:{tmp_path / 'm.sock'}")
+    assert list(found) == [field]
+    assert str(folder / name) in found[field]
 
 
 @pytest.mark.parametrize(
