@@ -119,6 +119,11 @@ class Scheduler:
         seated; until then nobody is given a seat, and those who wait keep their places."""
         self._next_limits = limits
 
+    @property
+    def wanted_limits(self) -> SchedulerLimits:
+        """Those asked for last; `limits` are in force."""
+        return self._next_limits or self.limits
+
     def settle(self) -> bool:
         """Put the limits asked for into force if they can be, and restart the counters; True when that
         was done now. Round numbers and ids go on, for the workers remember them."""

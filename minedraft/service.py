@@ -245,7 +245,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             raise Draining("the service is draining: it cannot be borrowed any longer") from None
         finally:
             self._loan = None
-            pipeline.reconfigure(own)
+            if pipeline.scheduler.wanted_limits is not own:
+                pipeline.reconfigure(own)
 
     def _end_loan(self) -> None:
         if self._loan is not None and not self._loan.expired():

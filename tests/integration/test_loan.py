@@ -59,6 +59,14 @@ async def test_the_settings_hold_during_the_loan_and_no_longer(client: AsyncClie
     assert settings_of(service) == OWN
 
 
+async def test_a_loan_without_a_change_leaves_the_counters_alone(client: AsyncClient) -> None:
+    before = (await client.status()).finished_requests
+    await client.complete(PROMPT, greedy(5))
+    async with client.borrow():
+        pass
+    assert (await client.status()).finished_requests == before + 1
+
+
 async def test_a_borrower_that_fails_gives_the_service_back(client: AsyncClient, service: FakeService) -> None:
     async def fail() -> None:
         async with client.borrow() as loan:
