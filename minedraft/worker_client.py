@@ -221,7 +221,7 @@ class _WorkerLink:
                 break
             except grpc.aio.AioRpcError as error:
                 is_in_use = error.code() is grpc.StatusCode.ABORTED
-                if not is_in_use or loop.time() >= in_use_until_s:
+                if not is_in_use or loop.time() + _IN_USE_POLL_S >= in_use_until_s:
                     raise self._handshake_error(error, timeout_s) from None
             await asyncio.sleep(_IN_USE_POLL_S)
         self.wire_bytes += request.ByteSize() + message.ByteSize()
