@@ -34,7 +34,7 @@ class Address:
             ConfigError: naming `field`, the text and what is wrong with it.
         """
         if text.startswith("unix:"):
-            path = Path(text.removeprefix("unix:").removeprefix("//")).expanduser()
+            path = Path(os.path.expanduser(text.removeprefix("unix:").removeprefix("//")))
             if not path.name:
                 raise ConfigError(field, text, "a path must follow unix:")
             path = Path(os.path.abspath(path))

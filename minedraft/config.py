@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from minedraft.address import Address, default_listen
 from minedraft.errors import ConfigError
@@ -47,15 +47,23 @@ def _default_draft_device() -> str:
     return f"cpu:{min(os.sched_getaffinity(0))}"
 
 
+def _expand_home(path: Path | None) -> Path | None:
+    """`~` as the home folder: a TOML file and `--flag=~/x` come without a shell's help."""
+    return None if path is None else Path(os.path.expanduser(path))
+
+
+_Folder = Annotated[Path | None, Field(strict=False), AfterValidator(_expand_home)]
+
+
 class Settings(BaseModel):
     """The settings, checked. Frozen: a running service never changes them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    target: Annotated[Path | None, Field(strict=False)] = Field(
+    target: _Folder = Field(
         None, description="Folder of the target model; without it the default pair is used.", examples=["DIR"]
     )
-    draft: Annotated[Path | None, Field(strict=False)] = Field(
+    draft: _Folder = Field(
         None, description="Folder of the draft model, with the target's tokenizer.", examples=["DIR"]
     )
     mode: Annotated[Mode, Field(strict=False)] = Field(

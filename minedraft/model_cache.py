@@ -20,9 +20,9 @@ CACHE_VARIABLE = "MINEDRAFT_CACHE"
 def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
     """Return $MINEDRAFT_CACHE, $XDG_CACHE_HOME/minedraft or ~/.cache/minedraft; it need not exist."""
     if chosen := environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser().absolute()
+        return _absolute(chosen)
     base = environ.get("XDG_CACHE_HOME") or environ.get("HOME", "/tmp") + "/.cache"  # noqa: S108 - no HOME at all
-    return Path(base) / "minedraft"
+    return _absolute(base) / "minedraft"
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:
@@ -101,6 +101,11 @@ def is_intact(folder: Path, source: str) -> bool:
         return all(_is_unchanged(folder / name, known) for name, known in manifest["files"].items())
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _absolute(path: str) -> Path:
+    # Child processes that build a model run in another folder.
+    return Path(os.path.expanduser(path)).absolute()
 
 
 def _is_unchanged(path: Path, known: Mapping[str, object]) -> bool:

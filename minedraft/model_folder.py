@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ class FolderInfo:
 
 
 def check_model_folder(path: Path, field: str) -> FolderInfo:
-    """Return what is known of the model in `path`.
+    """Return what is known of the model in `path`, whose `~` is the home folder.
 
     Raises:
         ModelError: naming `field` (the flag or setting the path came from), the path or file, and
@@ -74,7 +75,7 @@ def check_model_folder(path: Path, field: str) -> FolderInfo:
     """
     path = Path(path)
     try:
-        return _check(path.expanduser(), field)
+        return _check(Path(os.path.expanduser(path)), field)
     except OSError as error:
         raise ModelError(field, str(error.filename or path), f"cannot be read ({error.strerror})") from error
 

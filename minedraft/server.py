@@ -32,7 +32,7 @@ from minedraft.errors import (
     MineDraftError,
     ModelError,
 )
-from minedraft.flags import settings_flags
+from minedraft.flags import UserPath, settings_flags
 from minedraft.health import LIVE, READY, SERVING, HealthServicer, add_health, wait_serving
 from minedraft.pipeline import Pipeline
 from minedraft.process import exit_with_parent
@@ -252,7 +252,7 @@ async def _main(settings: Settings, parent_pid: int | None, run_folder: Path | N
 
 @click.command()
 @settings_flags
-@click.option("--config", type=click.Path(path_type=Path), default=None, help="TOML file with the same settings.")
+@click.option("--config", type=UserPath(), default=None, help="TOML file with the same settings.")
 @click.option("--exit-with-parent", type=int, default=None, hidden=True)
 @click.option("--run-folder", type=click.Path(path_type=Path), default=None, hidden=True)
 def main(config: Path | None, exit_with_parent: int | None, run_folder: Path | None, **flags: object) -> NoReturn:

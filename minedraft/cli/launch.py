@@ -11,7 +11,7 @@ import click
 from minedraft.cli.console import progress_printer, run, say
 from minedraft.config import Settings, load_settings
 from minedraft.errors import EXIT_OK
-from minedraft.flags import settings_flags
+from minedraft.flags import UserPath, settings_flags
 from minedraft.preflight import check_machine
 
 _EPILOG = """
@@ -33,7 +33,7 @@ Exit codes: 0 fine, 70 a process failed, 78 configuration.
 @settings_flags
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default=None,
     metavar="FILE.toml",
     help="Settings by the same names; flags go before it.",

@@ -14,6 +14,7 @@ from minedraft.errors import ConfigError
     [
         ("unix:/run/m.sock", "unix:/run/m.sock", True),
         ("unix:///run/m.sock", "unix:/run/m.sock", True),
+        ("unix:~nobody-of-that-name/m.sock", f"unix:{os.getcwd()}/~nobody-of-that-name/m.sock", True),
         ("127.0.0.1:50051", "127.0.0.1:50051", True),
         ("localhost:1", "localhost:1", True),
         ("[::1]:50051", "[::1]:50051", True),

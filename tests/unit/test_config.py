@@ -94,6 +94,22 @@ def test_settings_survive_the_way_through_the_command_line():
     assert load_settings(seen) == settings
 
 
+def test_a_tilde_is_the_home_folder_wherever_a_path_comes_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m.toml").write_text('target = "~/t"\n')
+    settings = load_settings({"draft": Path("~/d"), "listen": "unix:~/s.sock"}, tmp_path / "m.toml")
+    assert (settings.target, settings.draft) == (tmp_path / "t", tmp_path / "d")
+    assert settings.listen_address.path == tmp_path / "s.sock"
+    assert str(tmp_path / "t") in to_flags(settings), "the processes that are started get the folder itself"
+    said = CliRunner().invoke(command, ["--config=~/m.toml", "--mode", "ar", "--check"])
+    assert f"'{tmp_path}/t': no such folder" in str(said.exception)
+
+
+def test_a_tilde_that_is_nobodys_home_stays_as_it_is():
+    settings = load_settings({"target": "~nobody-of-that-name/t", "mode": "ar", "listen": "unix:/~nobody/s.sock"})
+    assert settings.target == Path("~nobody-of-that-name/t")
+
+
 def test_help_has_every_setting_with_its_one_text():
     text = " ".join(CliRunner().invoke(command, ["--help"], terminal_width=200).output.split())
     for name, field in Settings.model_fields.items():

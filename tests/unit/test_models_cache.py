@@ -16,6 +16,7 @@ from minedraft.progress import Progress, as_lines
 def test_the_cache_is_where_the_environment_says():
     assert cache_root({"MINEDRAFT_CACHE": "/a", "XDG_CACHE_HOME": "/b", "HOME": "/h"}) == Path("/a")
     assert cache_root({"XDG_CACHE_HOME": "/b", "HOME": "/h"}) == Path("/b/minedraft")
+    assert cache_root({"XDG_CACHE_HOME": "~/b"}) == Path.home() / "b/minedraft"
     assert cache_root({"HOME": "/h"}) == Path("/h/.cache/minedraft")
 
 
