@@ -49,8 +49,8 @@ class Launcher:
 
     Args:
         settings: checked, with target and draft filled in.
-        report: takes one line of progress or trouble for the operator.
-        announce: called once, when requests are accepted, with the seconds it took.
+        report: takes one line of progress or trouble for the operator; must not raise.
+        announce: called once, when requests are accepted, with the seconds it took; must not raise.
         worker_command: starts a worker when role and flags are appended.
         is_verbose: also report what the children log at level INFO.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -63,7 +64,7 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
         return EXIT_OK
     from minedraft.launch import Launcher  # brings gRPC; problems above are told without it
 
-    launcher = Launcher(settings, say, lambda seconds: _announce(settings, seconds), is_verbose=verbose)
+    launcher = Launcher(settings, say, lambda seconds: announce(settings, seconds), is_verbose=verbose)
     return asyncio.run(launcher.run())
 
 
@@ -77,10 +78,12 @@ def _with_default_pair(settings: Settings) -> Settings:
     return settings.model_copy(update=update)
 
 
-def _announce(settings: Settings, seconds: float) -> None:
+def announce(settings: Settings, seconds: float) -> None:
+    """Say on standard output that requests are accepted; dropped, as in `say`, when it cannot be written."""
     address = settings.listen_address.target
-    click.echo(f"ready on {address} after {seconds:.1f} s (mode {settings.mode.value}); stop with Ctrl-C")
-    click.echo(f'  minedraft generate --server {address} "Why is the sky blue?"')
+    with suppress(OSError):
+        click.echo(f"ready on {address} after {seconds:.1f} s (mode {settings.mode.value}); stop with Ctrl-C")
+        click.echo(f'  minedraft generate --server {address} "Why is the sky blue?"')
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -75,12 +76,18 @@ def start(tmp_path, monkeypatch) -> Iterator[Callable[..., Launched]]:
     write_tiny_tokenizer(tmp_path / "model", vocab_size=VOCAB_SIZE)
     trees: list[tuple[Launched, list[psutil.Process]]] = []
 
-    def start(*flags: str, module: str = "tests.fakes.launcher", is_ready: bool = True) -> Launched:
+    def start(
+        *flags: str,
+        module: str = "tests.fakes.launcher",
+        is_ready: bool = True,
+        prefix: tuple[str, ...] = (),
+        stdout: int | IO[str] = subprocess.PIPE,
+    ) -> Launched:
         model = str(tmp_path / "model")
-        argv = [sys.executable, "-m", module, "--listen", f"unix:{tmp_path}/run/m.sock"]
+        argv = [*prefix, sys.executable, "-m", module, "--listen", f"unix:{tmp_path}/run/m.sock"]
         if "--target" not in flags:
             argv += ["--target", model, "--draft", model]
-        process = subprocess.Popen([*argv, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*argv, *flags], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True)
         launched = Launched(process, tmp_path)
         if is_ready:
             launched.wait_ready()
@@ -196,6 +203,26 @@ def test_a_killed_drafter_is_reported_and_no_answer_fails(start):
     assert code == 0
     assert "drafter: killed by SIGKILL" in said
     assert "goes on without drafts" in said
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(start):
+    with Path("/dev/full").open("w") as full:
+        launched = start(is_ready=False, stdout=full)
+    launched.process.stderr.close()  # the reader of its log has gone
+    with Client(launched.address, timeout_s=20) as client:
+        until(lambda: is_serving(client), 20, "serving")
+        launched.child("drafter").kill()
+        until(lambda: client.status().state == "degraded", 5, "degraded")
+        assert list(client.complete(PROMPT, greedy(9)).token_ids) == continuation(PROMPT, 9)
+    launched.process.terminate()
+    assert launched.process.wait(20) == 0
+
+
+def is_serving(client: Client) -> bool:
+    try:
+        return client.status().state == "serving"
+    except Unavailable:
+        return False
 
 
 @pytest.mark.parametrize(("role", "child_code", "code"), [("drafter", 1, EXIT_INTERNAL), ("verifier", 78, EXIT_CONFIG)])
