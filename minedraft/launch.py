@@ -81,7 +81,7 @@ class Launcher:
     async def run(self) -> int:
         """Start, serve until a signal or a failure, stop. Returns the exit code."""
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for signum in _stop_signals():
             loop.add_signal_handler(signum, self._signals.put_nowait, signum)
         folder = RunFolder()
         try:
@@ -260,6 +260,17 @@ class Launcher:
             child.signal(signal.SIGKILL)
         if self._ends:
             await asyncio.wait(self._ends.values())
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """The signals that stop the service: not a hang-up that was ignored at the start, as nohup asks for.
+
+    An ignored interrupt is taken all the same: every `command &` of a script comes with one, unasked for.
+    """
+    signals = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
 
 
 def _worker_flags(settings: Settings, role: str, address: str) -> list[str]:

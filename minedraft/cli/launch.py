@@ -26,6 +26,7 @@ Examples:
 Then, in another terminal:
   minedraft chat
 Stop with Ctrl-C: running requests finish first; a second Ctrl-C stops at once.
+Started under nohup, it outlives its terminal.
 Exit codes: 0 fine, 70 a process failed, 78 configuration.
 """
 

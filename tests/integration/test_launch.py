@@ -132,6 +132,19 @@ def test_the_first_signal_lets_live_answers_finish(start):
     assert launched.end()[0] == 0
 
 
+def test_under_nohup_a_hang_up_changes_nothing(start):
+    launched = start(prefix=("nohup",))
+    with Client(launched.address, timeout_s=20) as client:
+        stream = client.generate(PROMPT, greedy(200))
+        next(stream)
+        launched.process.send_signal(signal.SIGHUP)
+        for _ in stream:
+            pass
+        assert client.status().state == "serving"
+        assert client.complete(PROMPT, greedy(3)).token_ids
+    assert launched.end(signal.SIGTERM)[0] == 0
+
+
 def test_the_second_signal_ends_live_answers_within_two_seconds(start):
     launched = start()
     with Client(launched.address, timeout_s=20) as client:
