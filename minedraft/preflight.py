@@ -10,6 +10,8 @@ from minedraft.address import ListenClaim
 from minedraft.config import ConfigErrors, Settings
 from minedraft.errors import ConfigError
 from minedraft.model_folder import FolderInfo, check_model_folder, check_pair
+from minedraft.models import check_fetch
+from minedraft.process import RunFolder
 
 
 def check_machine(settings: Settings) -> None:
@@ -30,7 +32,9 @@ def check_machine(settings: Settings) -> None:
         return None
 
     target = draft = None
-    if settings.target is not None:
+    if settings.target is None:  # the default pair, which is not there yet
+        collect(check_fetch)
+    else:
         target = collect(lambda: _check_folder(settings.target, "target"))
     if settings.draft is not None and settings.needs_drafter:
         draft = collect(lambda: _check_folder(settings.draft, "draft"))
@@ -48,6 +52,7 @@ def check_machine(settings: Settings) -> None:
     if settings.needs_drafter and settings.draft_address is None:
         collect(lambda: _check_device("draft_device", settings.draft_device))
     collect(lambda: ListenClaim(settings.listen_address).release())
+    collect(lambda: RunFolder().remove())
     if errors:
         raise ConfigErrors(errors)
 

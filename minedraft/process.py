@@ -106,17 +106,28 @@ class RunFolder:
 
     def __init__(self) -> None:
         base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-        _remove_stale(base)
         try:
+            _remove_stale(base)
             self.path = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX, dir=base))  # mkdtemp makes it 0700
-            self._lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                self._lock_fd = _make_lock(self.path / "lock")
+            except OSError:
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise
         except OSError as error:
             raise ConfigError("XDG_RUNTIME_DIR", str(base), f"cannot hold the workers' sockets: {error}") from None
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock_fd)
+
+
+def _make_lock(path: Path) -> int:
+    """A locked file with our process id in it: a disk without room for that has none for the sockets either."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    os.write(fd, str(os.getpid()).encode())
+    return fd
 
 
 def _remove_stale(base: Path) -> None:

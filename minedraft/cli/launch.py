@@ -13,6 +13,7 @@ from minedraft.cli.console import progress_printer, run, say
 from minedraft.config import Settings, load_settings
 from minedraft.errors import EXIT_OK
 from minedraft.flags import UserPath, settings_flags
+from minedraft.models import Pair, default_pair, find_pair
 from minedraft.preflight import check_machine
 
 _EPILOG = """
@@ -57,8 +58,10 @@ def main() -> NoReturn:
 
 def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, object]) -> int:
     settings = load_settings(flags, config)
-    if settings.target is None and not check:
-        settings = _with_default_pair(settings)
+    if settings.target is None:
+        pair = find_pair() if check else default_pair(progress_printer())
+        if pair is not None:
+            settings = _with_pair(settings, pair)
     check_machine(settings)
     if check:
         click.echo("everything is in order")
@@ -69,10 +72,7 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
     return asyncio.run(launcher.run())
 
 
-def _with_default_pair(settings: Settings) -> Settings:
-    from minedraft.models import default_pair
-
-    pair = default_pair(progress_printer())
+def _with_pair(settings: Settings, pair: Pair) -> Settings:
     update: dict[str, object] = {"target": pair.target}
     if settings.needs_drafter and settings.draft_method == "model" and settings.draft_address is None:
         update |= {"draft": pair.draft} if pair.draft is not None else {"draft_method": "ngram"}

@@ -7,6 +7,7 @@ import pytest
 
 from minedraft.address import Address, ListenClaim, default_listen
 from minedraft.errors import ConfigError
+from tests.full_disk import full_disk
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,12 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be used: File exists"):
         ListenClaim(Address(path=tmp_path / "file" / "m.sock"))
+
+
+def test_a_full_disk_is_told_and_nothing_is_left_on_it(tmp_path):
+    with full_disk(), pytest.raises(ConfigError, match=r"listen is .*m\.sock': cannot be used: File too large"):
+        ListenClaim(Address(path=tmp_path / "m.sock"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_default_address_is_private_to_the_user(monkeypatch):

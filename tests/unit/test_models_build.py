@@ -3,6 +3,7 @@ import hashlib
 import json
 import shutil
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from minedraft.model_sources import KNOWN_MODELS, AssetSource, GgufSource, Known
 from minedraft.models import NOT_FETCHED, PAIRS, READY, PairNames, ensure_model, ensure_pair, list_models
 from minedraft.progress import Progress
 from minedraft.tokenizer import Tokenizer
+from tests.full_disk import full_disk
 from tests.tiny_gguf import write_tiny_gguf
 from tests.tiny_models import make_tiny_model
 
@@ -226,6 +228,18 @@ def test_a_full_disk_is_told_before_anything_is_fetched(register, monkeypatch: p
     monkeypatch.setitem(KNOWN_MODELS, NAME, dataclasses.replace(known, folder_bytes=10**18))
     with pytest.raises(ConfigError, match=r"cache is .*1000000000\.0 GB needed, .* GB free; set MINEDRAFT_CACHE"):
         ensure_model(NAME)
+
+
+@pytest.mark.parametrize("fault", ["locks", "building", "no room"])
+def test_a_cache_that_cannot_be_written_is_a_configuration_error(
+    register, wheels_dir: Path, tmp_path: Path, fault: str
+):
+    (tmp_path / "cache").mkdir()
+    if fault != "no room":
+        (tmp_path / "cache" / fault).write_text("where a folder should be")
+    limit = full_disk() if fault == "no room" else nullcontext()
+    with limit, pytest.raises(ConfigError, match=r"cache is .*cannot be written \(.+\); set MINEDRAFT_CACHE"):
+        ensure_model(NAME, wheels_dir=wheels_dir)
 
 
 @pytest.mark.parametrize(

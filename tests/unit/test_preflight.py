@@ -5,6 +5,7 @@ import pytest
 
 from minedraft.config import ConfigErrors, load_settings
 from minedraft.preflight import check_machine
+from tests.full_disk import full_disk
 
 
 def problems(**flags: object) -> dict[str, str]:
@@ -43,7 +44,23 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
     assert "no NVIDIA device" in found["target_device"]
 
 
-def test_a_worker_elsewhere_has_its_own_devices(tmp_path):
+def test_a_default_pair_that_cannot_be_fetched_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MINEDRAFT_CACHE", str(tmp_path / "file" / "cache"))
+    assert "not a folder" in problems(listen=f"unix:{tmp_path / 'm.sock'}")["cache"]
+
+
+def test_a_runtime_folder_without_room_is_told_and_left_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with full_disk():
+        found = problems(target=tmp_path / "t", mode="ar")
+    assert "cannot be used: File too large" in found["listen"]
+    assert "cannot hold the workers' sockets" in found["XDG_RUNTIME_DIR"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_elsewhere_has_its_own_devices(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINEDRAFT_CACHE", str(tmp_path))
     core = min(os.sched_getaffinity(0))
     settings = load_settings(
         {
