@@ -22,6 +22,8 @@ DRAFT_VOCAB_NAME = "draft_vocab.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _LOADED_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
+# Their frequencies change for the whole forward once any sequence in it is longer than the trained context.
+_LENGTH_DEPENDENT_ROPES = frozenset({"dynamic", "longrope", "su"})
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _ENCODER_DECODERS = frozenset(
     {
@@ -47,7 +49,7 @@ class FolderInfo:
 
     Attributes:
         vocab_size: rows of the output layer; may exceed the tokenizer's size (padding).
-        max_position_embeddings: the longest context, in tokens.
+        max_context: the longest sequence, in tokens (see `max_context`).
         eos_ids: tokens that end an answer, of config.json and generation_config.json together.
         dtype: of most of the weights, as torch names it ("bfloat16").
         weights_bytes: on disk.
@@ -58,7 +60,7 @@ class FolderInfo:
     name: str
     model_type: str
     vocab_size: int
-    max_position_embeddings: int
+    max_context: int
     eos_ids: tuple[int, ...]
     dtype: str
     num_parameters: int
@@ -99,6 +101,35 @@ def check_pair(target: FolderInfo, draft: FolderInfo, field: str = "draft") -> N
         raise ModelError(field, str(draft.path), limit)
 
 
+def max_context(config: Mapping[str, Any]) -> int | None:
+    """Return the longest sequence, in tokens, whose tokens all see the same position encoding; None if unknown.
+
+    Args:
+        config: of the text model, as config.json or transformers has it.
+    """
+    limit = _first_positive(*(config.get(key) for key in _CONTEXT_KEYS))
+    if limit is None:
+        return None
+    ropes = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if any(isinstance(value, dict) for value in ropes.values()):  # one for each kind of layer
+        each = [value for value in ropes.values() if isinstance(value, dict)]
+    else:
+        each = [ropes]
+    trained = _first_positive(config.get("original_max_position_embeddings"))
+    return min(_rope_context(rope, limit, trained) for rope in each)
+
+
+def _rope_context(rope: Mapping[str, Any], limit: int, trained: int | None) -> int:
+    """`trained`: the context before it was stretched, where config.json says it beside the rope."""
+    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
+    trained = trained or _first_positive(rope.get("original_max_position_embeddings")) or limit
+    if kind in _LENGTH_DEPENDENT_ROPES:
+        return min(trained, limit)
+    if kind == "yarn" and isinstance(factor, (int, float)):  # the same frequencies at every length
+        return max(int(trained * factor), limit)
+    return limit
+
+
 def _check(path: Path, field: str) -> FolderInfo:
     if not path.exists():
         raise ModelError(field, str(path), "no such folder")
@@ -112,7 +143,12 @@ def _check(path: Path, field: str) -> FolderInfo:
     _check_no_code(path, config, field)
     tensors = _read_tensors(path, field)
     _check_tokenizer_file(path, field)
-    vocab_size = _positive_int(text_config, ("vocab_size",), path, field)
+    vocab_size = _first_positive(text_config.get("vocab_size"))
+    if vocab_size is None:
+        raise ModelError(field, str(path / "config.json"), "vocab_size must be there, a positive integer")
+    context = max_context(text_config)
+    if context is None:
+        raise ModelError(field, str(path / "config.json"), f"{_CONTEXT_KEYS[0]} must be there, a positive integer")
     has_draft_vocab = _check_draft_vocab(path, vocab_size, field)
     sizes: dict[str, int] = {}
     for tensor in tensors.values():
@@ -122,7 +158,7 @@ def _check(path: Path, field: str) -> FolderInfo:
         name=path.resolve().name,
         model_type=str(config.get("model_type", "")),
         vocab_size=vocab_size,
-        max_position_embeddings=_positive_int(text_config, _CONTEXT_KEYS, path, field),
+        max_context=context,
         eos_ids=read_eos_ids(path),
         dtype=_torch_name(max(sizes, key=lambda dtype: sizes[dtype])),
         num_parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
@@ -250,12 +286,8 @@ def _check_draft_vocab(path: Path, vocab_size: int, field: str) -> bool:
     return True
 
 
-def _positive_int(config: Mapping[str, Any], keys: tuple[str, ...], path: Path, field: str) -> int:
-    for key in keys:
-        value = config.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    raise ModelError(field, str(path / "config.json"), f"{keys[0]} must be there, a positive integer")
+def _first_positive(*values: object) -> int | None:
+    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), None)
 
 
 def _first_difference(target: Mapping[int, str], draft: Mapping[int, str]) -> str:

@@ -42,7 +42,7 @@ def check_machine(settings: Settings) -> None:
         pair = target, draft
         collect(lambda: check_pair(*pair))
     if isinstance(target, FolderInfo) and settings.max_model_len is not None:
-        limit = target.max_position_embeddings
+        limit = target.max_context
         if settings.max_model_len > limit:
             errors.append(
                 ConfigError("max_model_len", settings.max_model_len, f"the target's context has {limit} tokens")

@@ -196,13 +196,24 @@ def _check_workers(tokenizer: Tokenizer, verifier: WorkerInfo, drafter: WorkerIn
 
 
 def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:
+    """What requests may ask for.
+
+    Raises:
+        ConfigError: a context was asked for that the verifier does not serve (one that was started elsewhere).
+    """
+    max_model_len = min(verifier.max_model_len, verifier.num_blocks * verifier.block_size)
+    if settings.max_model_len is not None:
+        if settings.max_model_len > max_model_len:
+            limit = f"the verifier at {settings.target_address} serves {max_model_len} tokens"
+            raise ConfigError("max_model_len", settings.max_model_len, limit)
+        max_model_len = settings.max_model_len
     return SchedulerLimits(
         mode=settings.mode,
         max_batch_size=settings.max_batch_size,
         draft_len=settings.draft_len,
         prefill_chunk=settings.prefill_chunk,
         max_waiting=settings.max_waiting,
-        max_model_len=min(settings.max_model_len or verifier.max_model_len, verifier.max_model_len),
+        max_model_len=max_model_len,
     )
 
 

@@ -40,12 +40,14 @@ from minedraft.rpc.codec_inference import (
     ChatPrompt,
     GenerateCall,
     TextPrompt,
+    TokenPrompt,
     generate_from_pb,
     limits_from_pb,
     output_to_pb,
     status_to_pb,
 )
 from minedraft.sampling_params import SamplingParams
+from minedraft.scheduler import Scheduler
 from minedraft.tokenizer import Tokenizer
 from minedraft.v1 import inference_pb2, inference_pb2_grpc
 
@@ -139,9 +141,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         """
         self._pipeline = pipeline
         self.metrics.drafter_info = pipeline.drafter.info if pipeline.drafter is not None else None
-        # Enough tokens for one whole round with drafts after the prompt's.
-        sampling = SamplingParams(max_new_tokens=self._settings.draft_len + 2, ignore_eos=True)
-        call = GenerateCall(TextPrompt("Hello"), sampling)
+        call = _warm_up(self.tokenizer, self._settings.draft_len, _context_len(pipeline.scheduler))
         async with aclosing(self._answer(pipeline, call, "warm-up")) as outputs:
             async for _ in outputs:
                 pass
@@ -290,6 +290,19 @@ async def _send(context: Context, output: Output) -> None:
             await context.write(output_to_pb(output))
     except TimeoutError:
         raise Overloaded(f"the client has taken no message for {SEND_TIMEOUT_S:g} s") from None
+
+
+def _context_len(scheduler: Scheduler) -> int:
+    """Tokens of prompt and answer together; fewer than the model's where the KV memory is smaller."""
+    ledger = scheduler.verifier
+    return min(scheduler.limits.max_model_len, ledger.max_model_len, ledger.pool.num_blocks * ledger.pool.block_size)
+
+
+def _warm_up(tokenizer: Tokenizer, draft_len: int, context_len: int) -> GenerateCall:
+    """One whole round with drafts after the prompt's, as far as the context has room."""
+    num_tokens = min(draft_len + 2, context_len - 1)
+    prompt = tokenizer.encode("Hello")[: context_len - num_tokens]
+    return GenerateCall(TokenPrompt(tuple(prompt)), SamplingParams(max_new_tokens=num_tokens, ignore_eos=True))
 
 
 def derive_seed(seed: int, index: int) -> int:

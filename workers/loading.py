@@ -20,8 +20,6 @@ from minedraft.errors import ConfigError, ModelError
 from minedraft.model_folder import DRAFT_VOCAB_NAME, check_model_folder
 
 _KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
-# Their frequencies change for the whole forward once any sequence in it is longer than this.
-_LENGTH_DEPENDENT_ROPES = frozenset({"dynamic", "longrope"})
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -120,17 +118,6 @@ def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, de
         read_bytes -= pack_linears(model, dtype)
         replace_rms_norms(model, dtype)
     return LoadedModel(model, num_bytes, read_bytes, num_multiplied, None if ids is None else ids.to(device))
-
-
-def max_context(config: PretrainedConfig) -> int | None:
-    """The longest sequence, in tokens, whose tokens all see the same position encoding."""
-    text_config = config.get_text_config()
-    limit: int | None = getattr(text_config, "max_position_embeddings", None)
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPES:
-        lengths = (rope.get("original_max_position_embeddings"), limit)
-        return min((length for length in lengths if length), default=None)
-    return limit
 
 
 def _load_draft_vocab(model_dir: Path, config: PretrainedConfig) -> torch.Tensor | None:

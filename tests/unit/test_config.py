@@ -47,7 +47,10 @@ def test_every_problem_of_a_file_is_listed_at_once(tmp_path):
         ({"target": "t", "draft": "d", "draft_address": "unix:/a"}, "draft", "leave one of them out"),
         ({"draft": "d"}, "draft", "needs target"),
         ({"target": "t"}, "draft", "needs a draft model"),
-        ({"max_model_len": 64}, "prefill_chunk", "must not exceed max_model_len 64"),
+        ({"max_model_len": 64, "prefill_chunk": 65}, "prefill_chunk", "must not exceed max_model_len 64"),
+        ({"max_model_len": 513, "num_blocks": 32}, "max_model_len", "num_blocks 32 of block_size 16 hold 512 tokens"),
+        ({"max_model_len": 18, "draft_len": 16}, "draft_len", "one round of it need 19 tokens, max_model_len gives 18"),
+        ({"num_blocks": 9, "block_size": 2, "draft_len": 16}, "draft_len", "num_blocks 9 of block_size 2 gives 18"),
         ({"target_device": "tpu:0"}, "target_device", "must be cpu"),
         ({"listen": "somewhere"}, "listen", "unix:PATH or host:port"),
         ({"listen": "0.0.0.0:50051"}, "listen", "--insecure-public"),
@@ -60,6 +63,24 @@ def test_a_setting_that_cannot_work_is_refused_by_name(flags, field, limit):
     error = rejected(flags)
     assert fields_of(error) == [field]
     assert limit in str(error)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"max_model_len": 512, "num_blocks": 32, "prefill_chunk": 512},
+        {"max_model_len": 19, "draft_len": 16},
+        {"max_model_len": 16, "draft_len": 16, "mode": "ar"},
+        {"num_blocks": 8, "block_size": 1},
+    ],
+)
+def test_lengths_that_just_fit_are_taken(flags):
+    load_settings(flags)
+
+
+def test_a_prompt_chunk_that_nobody_gave_shrinks_to_the_context():
+    assert load_settings({"max_model_len": 128}).prefill_chunk == 128
+    assert load_settings({"max_model_len": 4096}).prefill_chunk == load_settings().prefill_chunk == 256
 
 
 def test_other_hosts_may_connect_when_that_is_said():

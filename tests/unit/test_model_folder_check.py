@@ -47,7 +47,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 def test_a_good_folder_says_what_it_holds(folder: Path):
     info = check_model_folder(folder, "target")
-    assert (info.name, info.model_type, info.vocab_size, info.max_position_embeddings) == ("tiny", "llama", 320, 512)
+    assert (info.name, info.model_type, info.vocab_size, info.max_context) == ("tiny", "llama", 320, 512)
     assert info.eos_ids == (1, 2)
     assert (info.dtype, info.num_parameters, info.weights_bytes) == ("float16", 1283, 2572)
     assert not info.has_draft_vocab
@@ -59,7 +59,31 @@ def test_a_multimodal_config_is_read_where_its_text_model_is(folder: Path):
         {"model_type": "gemma3", "text_config": {"vocab_size": 320, "max_position_embeddings": 64, "eos_token_id": 7}},
     )
     info = check_model_folder(folder, "target")
-    assert (info.max_position_embeddings, info.eos_ids) == (64, (1, 2, 7))
+    assert (info.max_context, info.eos_ids) == (64, (1, 2, 7))
+
+
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+LONG = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 128}
+
+
+@pytest.mark.parametrize(
+    ("changes", "max_context"),
+    [
+        ({}, 512),
+        ({"rope_parameters": {"rope_type": "default"}}, 512),
+        ({"rope_parameters": LONG}, 128),
+        ({"rope_scaling": {"type": "su"}, "original_max_position_embeddings": 64}, 64),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 512),
+        ({"rope_parameters": {"full_attention": LONG, "sliding_attention": {"rope_type": "default"}}}, 128),
+        ({"rope_scaling": YARN}, 1024),
+        ({"rope_scaling": YARN, "max_position_embeddings": 1024}, 1024),
+        ({"rope_scaling": YARN, "max_position_embeddings": 2048}, 2048),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, 1024),
+    ],
+)
+def test_the_context_ends_where_the_position_encoding_would_change(folder: Path, changes, max_context: int):
+    _edit_json(folder / "config.json", **changes)
+    assert check_model_folder(folder, "target").max_context == max_context
 
 
 def _shard(folder: Path) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from minedraft_workers.device import Device
-from minedraft_workers.loading import max_context
+from minedraft_workers.main import WorkerSettings, _load
 from minedraft_workers.model import Executor, ForwardSpan
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
+from minedraft.address import Address
 from minedraft.errors import ConfigError, ModelError
+from minedraft.model_folder import check_model_folder, max_context
+from minedraft.types import Role
 from tests.tiny_models import make_tiny_model
 
 
@@ -83,10 +88,35 @@ def test_a_broken_draft_vocabulary_is_refused(ids: list[int], tmp_path: Path) ->
         load(path)
 
 
-def test_a_rope_that_changes_with_length_limits_the_context_to_where_it_does_not() -> None:
-    plain = LlamaConfig(max_position_embeddings=4096)
-    assert max_context(plain) == 4096
-    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    assert max_context(LlamaConfig(max_position_embeddings=4096, rope_parameters=dynamic)) == 4096
-    dynamic["original_max_position_embeddings"] = 1024
-    assert max_context(LlamaConfig(max_position_embeddings=4096, rope_parameters=dynamic)) == 1024
+@pytest.mark.parametrize(
+    "ropes",
+    [
+        {},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+        {
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 4.0},
+            "original_max_position_embeddings": 1024,
+        },
+    ],
+    ids=str,
+)
+def test_the_context_of_a_folder_is_the_one_of_the_loaded_configuration(ropes: dict[str, Any]) -> None:
+    written = {"max_position_embeddings": 4096, "head_dim": 8} | ropes
+    assert max_context(LlamaConfig(**written).to_dict()) == max_context(written)
+
+
+def test_a_context_that_the_kv_memory_cannot_hold_is_refused_or_shrinks_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = check_model_folder(make_tiny_model(tmp_path), "model")
+    address, device = Address.parse("unix:/tmp/m.sock"), Device.parse("cpu")
+    settings = WorkerSettings(Role.VERIFIER, folder, device, address, "float32", None, 8, 16, "")
+    logger = logging.getLogger("minedraft.worker")
+    assert _load(settings, logger).info.max_model_len == 128
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "the context is 128 tokens, less than the model's 512: the KV memory holds 128 tokens"
+    ]
+    with pytest.raises(ConfigError, match="max_model_len is 129: the KV memory holds 128 tokens"):
+        _load(replace(settings, max_model_len=129), logger)

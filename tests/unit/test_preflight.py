@@ -1,11 +1,24 @@
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from minedraft.config import ConfigErrors, load_settings
 from minedraft.preflight import check_machine
 from tests.full_disk import full_disk
+from tests.tiny_models import write_tiny_tokenizer
+
+
+def write_folder(folder: Path, **config: object) -> Path:
+    """A model folder as far as it is looked at without torch."""
+    write_tiny_tokenizer(folder)
+    known = {"model_type": "llama", "vocab_size": 320, "max_position_embeddings": 512, "eos_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(known | config))
+    save_file({"a": np.zeros((320, 4), np.float16)}, folder / "model.safetensors")
+    return folder
 
 
 def problems(**flags: object) -> dict[str, str]:
@@ -20,6 +33,13 @@ def test_all_that_is_wrong_with_a_machine_is_told_at_once(tmp_path):
     )
     assert list(found) == ["target", "draft", "target_device"]
     assert "no such folder" in found["target"]
+
+
+def test_a_context_that_no_worker_would_serve_is_refused(tmp_path):
+    rope = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 128}
+    folder = write_folder(tmp_path / "t", rope_parameters=rope)
+    found = problems(target=folder, mode="ar", max_model_len=256, listen=f"unix:{tmp_path / 'm.sock'}")
+    assert found == {"max_model_len": "max_model_len is 256: the target's context has 128 tokens"}
 
 
 def test_weights_that_could_run_code_are_refused(tmp_path):
