@@ -1,7 +1,7 @@
 """Says whether a folder holds a model that can be served, before torch is imported and within a blink.
 
-Only what is safe to load passes: safetensors, a tokenizer.json, a causal language model, no code from
-the folder, no link out of it.
+Only what is safe to load passes: safetensors, a tokenizer.json, a causal language model, no link out of
+the folder. Code in it (auto_map) is never run: where transformers has the model itself, it is not needed.
 """
 
 from __future__ import annotations
@@ -15,32 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from minedraft.errors import ModelError
+from minedraft.json_file import read_json_object
+from minedraft.model_config import ModelConfig, check_config
 from minedraft.vocabulary import read_vocabulary, summarise_vocabulary
 from minedraft.weight_files import INDEX_NAME, WEIGHTS_NAME, BadWeights, TensorInfo, read_all_tensors, read_header
 
 DRAFT_VOCAB_NAME = "draft_vocab.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_OTHER_JSON = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _LOADED_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
-# Their frequencies change for the whole forward once any sequence in it is longer than the trained context.
-_LENGTH_DEPENDENT_ROPES = frozenset({"dynamic", "longrope", "su"})
-_CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_ENCODER_DECODERS = frozenset(
-    {
-        "bart",
-        "blenderbot",
-        "encoder-decoder",
-        "led",
-        "m2m_100",
-        "marian",
-        "mbart",
-        "mt5",
-        "pegasus",
-        "t5",
-        "umt5",
-        "whisper",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,35 +84,6 @@ def check_pair(target: FolderInfo, draft: FolderInfo, field: str = "draft") -> N
         raise ModelError(field, str(draft.path), limit)
 
 
-def max_context(config: Mapping[str, Any]) -> int | None:
-    """Return the longest sequence, in tokens, whose tokens all see the same position encoding; None if unknown.
-
-    Args:
-        config: of the text model, as config.json or transformers has it.
-    """
-    limit = _first_positive(*(config.get(key) for key in _CONTEXT_KEYS))
-    if limit is None:
-        return None
-    ropes = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if any(isinstance(value, dict) for value in ropes.values()):  # one for each kind of layer
-        each = [value for value in ropes.values() if isinstance(value, dict)]
-    else:
-        each = [ropes]
-    trained = _first_positive(config.get("original_max_position_embeddings"))
-    return min(_rope_context(rope, limit, trained) for rope in each)
-
-
-def _rope_context(rope: Mapping[str, Any], limit: int, trained: int | None) -> int:
-    """`trained`: the context before it was stretched, where config.json says it beside the rope."""
-    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
-    trained = trained or _first_positive(rope.get("original_max_position_embeddings")) or limit
-    if kind in _LENGTH_DEPENDENT_ROPES:
-        return min(trained, limit)
-    if kind == "yarn" and isinstance(factor, (int, float)):  # the same frequencies at every length
-        return max(int(trained * factor), limit)
-    return limit
-
-
 def _check(path: Path, field: str) -> FolderInfo:
     if not path.exists():
         raise ModelError(field, str(path), "no such folder")
@@ -138,27 +92,20 @@ def _check(path: Path, field: str) -> FolderInfo:
         raise ModelError(field, str(path), f"{what}; give the folder that holds config.json and {WEIGHTS_NAME}")
     _check_links(path, field)
     config = _read_config(path, field)
-    text_config = config.get("text_config", config)
-    _check_kind(config, path, field)
-    _check_no_code(path, config, field)
+    for name in _OTHER_JSON:
+        read_json_object(path / name, field)
     tensors = _read_tensors(path, field)
     _check_tokenizer_file(path, field)
-    vocab_size = _first_positive(text_config.get("vocab_size"))
-    if vocab_size is None:
-        raise ModelError(field, str(path / "config.json"), "vocab_size must be there, a positive integer")
-    context = max_context(text_config)
-    if context is None:
-        raise ModelError(field, str(path / "config.json"), f"{_CONTEXT_KEYS[0]} must be there, a positive integer")
-    has_draft_vocab = _check_draft_vocab(path, vocab_size, field)
+    has_draft_vocab = _check_draft_vocab(path, config.vocab_size, field)
     sizes: dict[str, int] = {}
     for tensor in tensors.values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
     return FolderInfo(
         path=path,
         name=path.resolve().name,
-        model_type=str(config.get("model_type", "")),
-        vocab_size=vocab_size,
-        max_context=context,
+        model_type=config.model_type,
+        vocab_size=config.vocab_size,
+        max_context=config.max_context,
         eos_ids=read_eos_ids(path),
         dtype=_torch_name(max(sizes, key=lambda dtype: sizes[dtype])),
         num_parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
@@ -172,7 +119,7 @@ def read_eos_ids(path: Path) -> tuple[int, ...]:
     ids: list[int] = []
     for name in ("generation_config.json", "config.json"):
         settings = _read_json(path / name) or {}
-        for source in (settings, settings.get("text_config", {})):
+        for source in (settings, settings.get("text_config") or {}):
             value = source.get("eos_token_id")
             ids += [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)]
     return tuple(dict.fromkeys(ids))
@@ -193,39 +140,13 @@ def _check_links(path: Path, field: str) -> None:
                 )
 
 
-def _read_config(path: Path, field: str) -> dict[str, Any]:
+def _read_config(path: Path, field: str) -> ModelConfig:
     if not (path / "config.json").exists():
         ggufs = sorted(path.glob("*.gguf"))
         if ggufs:
             raise ModelError(field, str(path), _gguf_hint(ggufs[0]))
         raise ModelError(field, str(path), "no config.json in it; this is not a Hugging Face model folder")
-    config = _read_json(path / "config.json")
-    if config is None:
-        raise ModelError(field, str(path / "config.json"), "not a JSON object (truncated or overwritten?)")
-    return config
-
-
-def _check_kind(config: Mapping[str, Any], path: Path, field: str) -> None:
-    model_type = str(config.get("model_type", ""))
-    if not model_type:
-        raise ModelError(field, str(path / "config.json"), "it has no model_type")
-    if config.get("is_encoder_decoder") or model_type in _ENCODER_DECODERS:
-        raise ModelError(field, str(path), f"an encoder-decoder model ({model_type}); only causal language models work")
-    architectures = config.get("architectures") or []
-    if architectures and not any(str(name).endswith(_CAUSAL_ENDINGS) for name in architectures):
-        raise ModelError(field, str(path), f"{architectures[0]} does not generate text; give a causal language model")
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else "?"
-        raise ModelError(field, str(path), f"quantised weights ({method}); give the bf16, fp16 or fp32 checkpoint")
-
-
-def _check_no_code(path: Path, config: Mapping[str, Any], field: str) -> None:
-    for name, settings in (
-        ("config.json", config),
-        ("tokenizer_config.json", _read_json(path / "tokenizer_config.json")),
-    ):
-        if settings and "auto_map" in settings:
-            raise ModelError(field, str(path / name), "it has auto_map: code from a model folder is never run")
+    return check_config(read_json_object(path / "config.json", field), path / "config.json", field)
 
 
 def _read_tensors(path: Path, field: str) -> dict[str, TensorInfo]:
@@ -284,10 +205,6 @@ def _check_draft_vocab(path: Path, vocab_size: int, field: str) -> bool:
     if ids is None or ids.dtype != "I32" or len(ids.shape) != 1 or not 1 <= ids.shape[0] <= vocab_size:
         raise ModelError(field, str(file), f"needs a tensor 'ids', int32 [1 to {vocab_size}]")
     return True
-
-
-def _first_positive(*values: object) -> int | None:
-    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), None)
 
 
 def _first_difference(target: Mapping[int, str], draft: Mapping[int, str]) -> str:

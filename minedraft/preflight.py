@@ -12,6 +12,7 @@ from minedraft.errors import ConfigError
 from minedraft.model_folder import FolderInfo, check_model_folder, check_pair
 from minedraft.models import check_fetch
 from minedraft.process import RunFolder
+from minedraft.tokenizer import Tokenizer
 
 
 def check_machine(settings: Settings) -> None:
@@ -35,7 +36,7 @@ def check_machine(settings: Settings) -> None:
     if settings.target is None:  # the default pair, which is not there yet
         collect(check_fetch)
     else:
-        target = collect(lambda: _check_folder(settings.target, "target"))
+        target = collect(lambda: _check_target(settings.target))
     if settings.draft is not None and settings.needs_drafter:
         draft = collect(lambda: _check_folder(settings.draft, "draft"))
     if isinstance(target, FolderInfo) and isinstance(draft, FolderInfo):
@@ -55,6 +56,12 @@ def check_machine(settings: Settings) -> None:
     collect(lambda: RunFolder().remove())
     if errors:
         raise ConfigErrors(errors)
+
+
+def _check_target(path: Path | None) -> FolderInfo:
+    folder = _check_folder(path, "target")
+    Tokenizer.load(folder.path)  # the scheduler tokenises with the target's files
+    return folder
 
 
 def _check_folder(path: Path | None, field: str) -> FolderInfo:

@@ -17,7 +17,7 @@ from minedraft_workers.spans import ForwardSpan as ForwardSpan
 from transformers import PreTrainedModel
 
 from minedraft.errors import ConfigError, ProtocolError
-from minedraft.model_folder import max_context
+from minedraft.model_config import max_context
 
 # Of the memory that is free once the weights are there. On a GPU the rest is for activations; on the CPU
 # two workers may look at the same memory, one of them before the other has loaded its weights.

@@ -86,6 +86,14 @@ def test_the_context_ends_where_the_position_encoding_would_change(folder: Path,
     assert check_model_folder(folder, "target").max_context == max_context
 
 
+def test_what_is_null_is_not_given_and_code_that_is_not_run_does_not_matter(folder: Path):
+    _edit_json(
+        folder / "config.json", text_config=None, rope_scaling=None, head_dim=None, auto_map={"AutoModel": "x.Y"}
+    )
+    _edit_json(folder / "tokenizer_config.json", auto_map={})
+    assert check_model_folder(folder, "target").max_context == 512
+
+
 def _shard(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     weight_map = dict.fromkeys(("a", "b", "empty"), "model-00001-of-00001.safetensors")
@@ -177,11 +185,20 @@ BROKEN = {
     "t5": (_config(model_type="t5"), "encoder-decoder"),
     "not generative": (_config(architectures=["BertForMaskedLM"]), "BertForMaskedLM does not generate text"),
     "quantised": (_config(quantization_config={"quant_method": "awq"}), r"quantised weights \(awq\)"),
-    "code in the model": (_config(auto_map={"AutoModel": "x.Y"}), "code from a model folder is never run"),
-    "code in the tokenizer": (
-        lambda folder: _edit_json(folder / "tokenizer_config.json", auto_map={}),
-        "tokenizer_config.json.*code from a model folder",
+    "layers as text": (_config(num_hidden_layers="2"), "num_hidden_layers must be a positive integer, not '2'"),
+    "no layers": (_config(num_hidden_layers=0), "num_hidden_layers must be a positive integer, not 0"),
+    "heads as a switch": (_config(num_attention_heads=True), "num_attention_heads must be a positive integer"),
+    "rope no object": (_config(rope_parameters=5), "rope_parameters must be an object, not 5"),
+    "tying as text": (_config(tie_word_embeddings="yes"), "tie_word_embeddings must be true or false, not 'yes'"),
+    "architecture no list": (_config(architectures="LlamaForCausalLM"), "architectures must be a list"),
+    "model type no text": (_config(model_type=["llama"]), "model_type must be a string"),
+    "text model no object": (_config(text_config=5), "text_config must be an object, not 5"),
+    "wrong type in the text model": (_config(text_config={"hidden_size": "8"}), "hidden_size must be a positive"),
+    "truncated generation config": (
+        _replace_by("generation_config.json", b'{"eos_token_id": 2, "do'),
+        "generation_config.json.*not a JSON object",
     ),
+    "truncated tokenizer config": (_cut("tokenizer_config.json", 9), "tokenizer_config.json.*not a JSON object"),
     "no weights": (_only(), "no weights in it"),
     "pickles only": (_only("pytorch_model.bin"), "only pytorch_model.bin: pickled weights can run code"),
     "old checkpoint": (_only("model.pt"), "only model.pt: pickled"),

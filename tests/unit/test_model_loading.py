@@ -18,7 +18,8 @@ from transformers import LlamaConfig
 
 from minedraft.address import Address
 from minedraft.errors import ConfigError, ModelError
-from minedraft.model_folder import check_model_folder, max_context
+from minedraft.model_config import max_context
+from minedraft.model_folder import check_model_folder
 from minedraft.types import Role
 from tests.tiny_models import make_tiny_model
 
@@ -42,10 +43,47 @@ def test_a_model_that_would_answer_wrongly_is_refused(
 ) -> None:
     path = make_tiny_model(tmp_path, kind, **overrides)
     if kind == "mpt":  # it counts its context under another name
-        config = json.loads((path / "config.json").read_text())
-        (path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
+        change_config(path, max_position_embeddings=512)
     with pytest.raises(ModelError, match=message):
         load(path)
+
+
+def change_config(path: Path, **changes: Any) -> None:
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"initializer_range": "0.02"}, "config.json': transformers refuses it: .*initializer_range.* expected float"),
+        ({"num_attention_heads": 3}, "config.json': transformers refuses it: .*not a multiple of"),
+        ({"dtype": "float99"}, "config.json': transformers refuses it: AttributeError: .*float99"),
+        ({"pad_token_id": 400}, "transformers cannot load it: AssertionError: Padding_idx must be within"),
+        ({"hidden_act": "nope"}, "transformers cannot load it: KeyError: 'nope'"),
+        ({"vocab_size": 321}, r"lm_head.weight \[320, 32\] \(config.json wants \[321, 32\]\)"),
+        ({"model_type": "nope"}, "has no nope model, and code from a folder is never run"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_transformers_cannot_use_is_told_in_one_line(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = make_tiny_model(tmp_path)
+    change_config(path, **changes)
+    with pytest.raises(ModelError, match=rf"^model is '.*{message}.*$") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_that_a_folder_brings_along_is_not_run_where_transformers_has_the_model(tmp_path: Path) -> None:
+    path = make_tiny_model(tmp_path / "model")
+    tokens = ForwardSpan(1, 0, [5, 6, 7], 3)
+    want = load(path).forward([tokens])
+    change_config(path, auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    (path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    torch.testing.assert_close(load(path).forward([tokens]), want)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_missing_weights_are_refused_not_made_up(tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""The JSON files of a model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from minedraft.errors import ModelError
+
+
+def read_json_object(file: Path, field: str) -> dict[str, Any]:
+    """Return the object in `file`, an empty one where there is no such file.
+
+    Raises:
+        ModelError: the file cannot be read, or holds something else; what it says is not lost in silence.
+    """
+    try:
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ModelError(field, str(file), f"cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ModelError(field, str(file), "not a JSON object (truncated or overwritten?)") from error
+    if not isinstance(value, dict):
+        raise ModelError(field, str(file), "not a JSON object (truncated or overwritten?)")
+    return value
