@@ -163,9 +163,11 @@ class Launcher:
         self._children[name] = child
         self._ends[name] = asyncio.create_task(child.run(), name=f"wait-{name}")
 
-    def _pass_on(self, name: str, line: str) -> None:
-        if self._is_verbose or _INFO_LINE not in line:
+    def _pass_on(self, name: str, line: str) -> bool:
+        is_shown = self._is_verbose or _INFO_LINE not in line
+        if is_shown:
             self._report(f"{name} | {line}")
+        return is_shown
 
     async def _wait_ready(self, signum: asyncio.Task[int]) -> None:
         """Until the scheduler says that a generation went through both workers, or a signal.

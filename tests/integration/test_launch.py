@@ -239,12 +239,21 @@ def is_serving(client: Client) -> bool:
 
 
 @pytest.mark.parametrize(("role", "child_code", "code"), [("drafter", 1, EXIT_INTERNAL), ("verifier", 78, EXIT_CONFIG)])
-def test_a_worker_that_dies_while_loading_is_named_with_its_last_words(start, tmp_path, role, child_code, code):
+def test_a_worker_that_dies_while_loading_is_named_and_its_reason_told_once(start, tmp_path, role, child_code, code):
     (tmp_path / "model" / "behaviour").write_text(f"{role} {child_code}")
     launched = start(is_ready=False)
     got, said = launched.end()
     assert got == code
-    assert f"{role}: exit code {child_code}; its last words:\n  the dog ate the weights" in said
+    assert f"{role} | the dog ate the weights\n" in said
+    assert f"{role}: exit code {child_code}\n" in said
+    assert said.count("the dog ate the weights") == 1
+
+
+def test_a_start_that_fails_with_the_workers_up_tells_its_reason_once(start):
+    launched = start("--max-model-len", "8192", is_ready=False)
+    code, said = launched.end()
+    assert code == EXIT_CONFIG
+    assert said.count("max_model_len is 8192") == said.count("scheduler |") == 1
 
 
 def test_a_signal_while_loading_ends_it_within_two_seconds(start):

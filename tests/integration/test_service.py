@@ -9,7 +9,6 @@ import pytest
 
 from minedraft import AsyncClient, Client, SamplingParams
 from minedraft.errors import (
-    ConfigError,
     DeadlineExceeded,
     Draining,
     DuplicateRequest,
@@ -338,20 +337,6 @@ async def test_a_drafter_with_another_tokenizer_is_refused(tmp_path):
     async with fake_service(tmp_path, draft_fingerprint="another") as service:
         with pytest.raises(ModelError, match="its tokenizer is not that of the target"):
             await service.task
-
-
-async def test_a_context_that_the_verifier_does_not_serve_is_refused(tmp_path):
-    async with fake_service(tmp_path, verifier=FakeVerifier(num_blocks=8), max_model_len=4096) as service:
-        with pytest.raises(ConfigError, match=r"max_model_len is 4096: the verifier at .* serves \d+ tokens"):
-            await service.task
-
-
-@pytest.mark.parametrize(("context_len", "draft_len"), [(8, 3), (19, 16)])
-async def test_the_first_generation_fits_the_smallest_memory_and_drafts(tmp_path, context_len, draft_len):
-    verifier, drafter = FakeVerifier(context_len, 1, 4096), FakeDrafter(context_len, 1, 4096)
-    async with fake_service(tmp_path, verifier=verifier, drafter=drafter, draft_len=draft_len) as service:
-        assert service.server.service.state == "serving"
-        assert max(len(span.drafts) for command in verifier.commands for span in command.spans) == draft_len
 
 
 async def test_nobody_listening_says_so(tmp_path):
