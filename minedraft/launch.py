@@ -112,8 +112,8 @@ class Launcher:
             self._report(failed.child.describe_end())
             await self._let_scheduler_end()
             return failed.exit_code
-        except TimeoutError:
-            self._report(f"not ready within load_timeout_s {self._settings.load_timeout_s:g}")
+        except TimeoutError as error:
+            self._report(f"not ready within load_timeout_s {self._settings.load_timeout_s:g}: {error}")
             return EXIT_INTERNAL
         finally:
             signum.cancel()
@@ -173,12 +173,16 @@ class Launcher:
         """Until the scheduler says that a generation went through both workers, or a signal.
 
         Raises:
-            _ChildFailed: a child ended. TimeoutError: load_timeout_s is over.
+            _ChildFailed: a child ended. TimeoutError: load_timeout_s is over; says what was waited for.
         """
         waits = {
             name: asyncio.create_task(wait_serving(address, service), name=f"{name}-ready")
             for name, (address, service) in self._peers.items()
         }
+
+        def missing() -> list[str]:
+            return [name for name, task in waits.items() if not task.done() or task.exception() is not None]
+
         try:
             async with asyncio.timeout(self._settings.load_timeout_s):
                 while not waits["scheduler"].done() and not signum.done():
@@ -189,17 +193,18 @@ class Launcher:
                         return_when=asyncio.FIRST_COMPLETED,
                     )
                     self._check_children()
-                    self._show_progress([name for name, task in waits.items() if not task.done()])
+                    self._show_progress(missing())
                 for task in waits.values():
                     if task.done():
                         task.result()
+        except TimeoutError:
+            raise TimeoutError(self._describe_wait(missing())) from None
         finally:
             for task in waits.values():
                 task.cancel()
             await asyncio.gather(*waits.values(), return_exceptions=True)
 
     def _show_progress(self, missing: list[str]) -> None:
-        workers = [name for name in missing if name != "scheduler"]
         elapsed_s = self._elapsed_s
         for name in sorted(self._peers.keys() - set(missing) - self._reported):
             self._reported.add(name)
@@ -207,10 +212,20 @@ class Launcher:
                 self._report(f"{name}: loaded after {elapsed_s:.1f} s")
         if missing and elapsed_s >= self._next_progress_s:
             self._next_progress_s = elapsed_s + _PROGRESS_S + min(elapsed_s / 4, 8.0)
-            doing = f"{' and '.join(workers)}: loading weights" if workers else "scheduler: first generation"
+            doing = self._describe_wait(missing)
             self._report(f"{doing}, {elapsed_s:.0f} s")
             self._notifier.status(doing)
             self._notifier.extend_timeout(10 * _PROGRESS_S)
+
+    def _describe_wait(self, missing: list[str]) -> str:
+        """What the peers that are not ready are at, as far as can be told from outside."""
+        workers = [name for name in missing if name != "scheduler"]
+        loading = [name for name in workers if name in self._children]
+        waits = [f"{' and '.join(loading)}: loading weights"] if loading else []
+        waits += [
+            f"{name}: nobody answers at {self._peers[name][0]} yet" for name in workers if name not in self._children
+        ]
+        return "; ".join(waits) or "scheduler: first generation"
 
     # Stop
 

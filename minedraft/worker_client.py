@@ -241,7 +241,11 @@ class _WorkerLink:
         try:
             message = await handshake(request, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
-            if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED):
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                other = Role.DRAFTER if self.role is Role.VERIFIER else Role.VERIFIER
+                limit = f"no {self.role.value} answers there but a {other.value}, or another service"
+                raise ConfigError(f"{self.role.value} address", str(self.address), limit) from None
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                 raise ConfigError(f"{self.role.value} address", str(self.address), str(error.details())) from None
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise WorkerLost(f"{self._name} does not answer within {timeout_s:g} s") from None

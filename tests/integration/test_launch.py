@@ -256,6 +256,17 @@ def test_a_start_that_fails_with_the_workers_up_tells_its_reason_once(start):
     assert said.count("max_model_len is 8192") == said.count("scheduler |") == 1
 
 
+def test_a_worker_that_was_named_and_is_not_there_is_told_while_waiting(start, tmp_path):
+    model = str(tmp_path / "model")
+    launched = start(
+        "--target", model, "--draft", model, "--target-address", "127.0.0.1:1", "--load-timeout-s", "1",
+        is_ready=False,
+    )  # fmt: skip
+    code, said = launched.end()
+    assert code == EXIT_INTERNAL
+    assert "verifier: nobody answers at 127.0.0.1:1 yet" in said
+
+
 def test_a_signal_while_loading_ends_it_within_two_seconds(start):
     launched = start(is_ready=False)
     until(lambda: len(psutil.Process(launched.process.pid).children()) == 3, 10, "three children")
