@@ -104,7 +104,10 @@ class Settings(BaseModel):
         256, ge=16, le=8192, description="Prompt tokens in one verify round, over all newcomers; at most max_model_len."
     )
     num_blocks: int | None = Field(
-        None, ge=8, le=1 << 24, description="Blocks of KV cache in each worker; by default sized from free memory."
+        None,
+        ge=8,
+        le=1 << 24,
+        description="Blocks of KV cache in each worker; by default an eighth of the free memory (CUDA: 0.8).",
     )
     block_size: int = Field(16, ge=1, le=256, description="Tokens in a block of KV cache.")
     max_waiting: int = Field(

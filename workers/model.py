@@ -97,7 +97,7 @@ class Executor:
             num_blocks = _fit_blocks(layers, block_size, torch_dtype, target, kv_bytes)
         if num_blocks < 1:
             raise ConfigError("num_blocks", num_blocks, "must be 1 or more")
-        cache = KVCache(layers, num_blocks=num_blocks, block_size=block_size, dtype=torch_dtype, device=target)
+        cache = _make_cache(layers, num_blocks, block_size, torch_dtype, target)
         executor = cls(
             cache,
             model_name=model_dir.resolve().name,
@@ -195,6 +195,17 @@ def _logit_rows(spans: Sequence[ForwardSpan], order: Sequence[int]) -> np.ndarra
     ends = np.empty(len(spans), dtype=np.int64)
     ends[list(order)] = np.cumsum([len(spans[i].tokens) for i in order])
     return np.concatenate([np.arange(end - span.num_logits, end) for span, end in zip(spans, ends, strict=True)])
+
+
+def _make_cache(
+    layers: Sequence[LayerShape], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> KVCache:
+    try:
+        return KVCache(layers, num_blocks=num_blocks, block_size=block_size, dtype=dtype, device=device)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        size_gb = num_blocks * KVCache.block_bytes(layers, block_size, dtype) / 1e9
+        limit = f"{size_gb:.0f} GB of KV cache are more than this device has"
+        raise ConfigError("num_blocks", num_blocks, limit) from error
 
 
 def _fit_blocks(
