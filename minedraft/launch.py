@@ -209,7 +209,8 @@ class Launcher:
         for name in sorted(self._peers.keys() - set(missing) - self._reported):
             self._reported.add(name)
             if name != "scheduler":
-                self._report(f"{name}: loaded after {elapsed_s:.1f} s")
+                what = "loaded" if name in self._children else "answers"
+                self._report(f"{name}: {what} after {elapsed_s:.1f} s")
         if missing and elapsed_s >= self._next_progress_s:
             self._next_progress_s = elapsed_s + _PROGRESS_S + min(elapsed_s / 4, 8.0)
             doing = self._describe_wait(missing)
