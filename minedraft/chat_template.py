@@ -8,19 +8,33 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minedraft.errors import InvalidRequest, ModelError
+from minedraft.json_file import read_json_object
 
 Message = Mapping[str, str]
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MARKER = "MineDraft"
+_TEMPLATE_ERRORS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+)
 
 
 class ChatTemplate:
     """A model's chat template.
+
+    Args:
+        origin: the file that `source` is from, for messages.
 
     Attributes:
         source: the template's text, None when the model has none.
@@ -32,6 +46,7 @@ class ChatTemplate:
         special_tokens: Mapping[str, str],
         model_name: str,
         now: Callable[[], datetime] = datetime.now,
+        origin: Path | None = None,
     ) -> None:
         self.source = source
         self._special_tokens = dict(special_tokens)
@@ -45,7 +60,9 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source) if source is not None else None
         except TemplateError as error:
-            raise ModelError("chat_template", model_name, f"the template cannot be read ({error})") from error
+            limit = f"the template cannot be read ({error})"
+            raise ModelError("chat_template", str(origin or model_name), limit) from error
+        self._reads_parts = self._loses_text() and not self._loses_text(as_parts=True)
 
     @classmethod
     def load(cls, model_dir: Path) -> ChatTemplate:
@@ -53,15 +70,20 @@ class ChatTemplate:
         of named ones: the one called "default").
 
         Raises:
-            ModelError: the template is not valid Jinja.
+            ModelError: the template is not valid Jinja, or a file cannot be read.
         """
         model_dir = Path(model_dir)
-        config = _read_json(model_dir / "tokenizer_config.json")
-        settings = _read_json(model_dir / "special_tokens_map.json") | config
-        specials = {name: text for name in _SPECIAL_TOKENS if (text := _token_text(settings.get(name))) is not None}
         file = model_dir / "chat_template.jinja"
-        source = file.read_text(encoding="utf-8") if file.exists() else _default_of(config.get("chat_template"))
-        return cls(source, specials, model_dir.name)
+        try:
+            source: str | None = file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            file = model_dir / "tokenizer_config.json"
+            source = _default_of(read_json_object(file, "tokenizer").get("chat_template"))
+        except OSError as error:
+            raise ModelError("chat_template", str(file), f"cannot be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise ModelError("chat_template", str(file), "is not UTF-8 text") from error
+        return cls(source, read_special_tokens(model_dir), model_dir.name, origin=file)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Return the prompt text for `messages`, each {"role": ..., "content": ...}.
@@ -76,16 +98,46 @@ class ChatTemplate:
             )
         _check_messages(messages)
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **self._special_tokens,
-            )
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+            return self._render(self._template, messages, add_generation_prompt, self._reads_parts)
+        except _TEMPLATE_ERRORS as error:
             roles = [message["role"] for message in messages]
             raise InvalidRequest("messages", roles, f"the model's chat template refuses them ({error})") from error
+
+    def _render(
+        self, template: Template, messages: Sequence[Message], add_generation_prompt: bool, as_parts: bool
+    ) -> str:
+        return template.render(
+            messages=[
+                {**message, "content": [{"type": "text", "text": message["content"]}]} if as_parts else dict(message)
+                for message in messages
+            ],
+            add_generation_prompt=add_generation_prompt,
+            tools=None,
+            documents=None,
+            **self._special_tokens,
+        )
+
+    def _loses_text(self, *, as_parts: bool = False) -> bool:
+        """Say whether what a user writes is missing from the prompt when content is given in this form: text, or
+        a list of typed parts, as the templates of models that also see pictures want it."""
+        if self._template is None:
+            return False
+        try:
+            return _MARKER not in self._render(self._template, [{"role": "user", "content": _MARKER}], True, as_parts)
+        except _TEMPLATE_ERRORS:
+            return True
+
+
+def read_special_tokens(model_dir: Path) -> dict[str, str]:
+    """Return the texts of a model's special tokens by their names, "eos_token" and the like.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    names: dict[str, Any] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        names |= read_json_object(Path(model_dir) / file, "tokenizer")
+    return {name: text for name in _SPECIAL_TOKENS if (text := _token_text(names.get(name))) is not None}
 
 
 class _GenerationBlock(Extension):
@@ -120,16 +172,6 @@ def _default_of(templates: object) -> str | None:
 def _token_text(token: object) -> str | None:
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ModelError("tokenizer", str(file), "not a JSON object (truncated or overwritten?)") from error
-    return value if isinstance(value, dict) else {}
 
 
 def _to_json(

@@ -22,6 +22,7 @@ from minedraft.address import Address, default_listen
 from minedraft.errors import InvalidRequest, MineDraftError, Unavailable
 from minedraft.output import Output, ServiceStatus, join_outputs
 from minedraft.rpc.codec_inference import (
+    CLIENT_KEY,
     GenerateCall,
     Prompt,
     generate_to_pb,
@@ -53,6 +54,7 @@ class AsyncClient:
     def __init__(self, address: str | None = None, *, timeout_s: float | None = None) -> None:
         self.address = Address.parse(address or default_listen(), "server")
         self._timeout_s = timeout_s
+        self._metadata = ((CLIENT_KEY, uuid.uuid4().hex),)
         self._channel: grpc.aio.Channel | None = None
 
     async def __aenter__(self) -> Self:
@@ -90,7 +92,8 @@ class AsyncClient:
             MineDraftError: the subclass says why.
         """
         message = _to_message(prompt, params, request_id)
-        call = self._stub.Generate(message, timeout=self._timeout_s if timeout_s is None else timeout_s)
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        call = self._stub.Generate(message, timeout=timeout_s, metadata=self._metadata)
         try:
             async with self._typed_errors():
                 async for reply in call:
@@ -160,6 +163,7 @@ class Client:
     def __init__(self, address: str | None = None, *, timeout_s: float | None = None) -> None:
         self.address = Address.parse(address or default_listen(), "server")
         self._timeout_s = timeout_s
+        self._metadata = ((CLIENT_KEY, uuid.uuid4().hex),)
         self._channel: grpc.Channel | None = None
 
     def __enter__(self) -> Self:
@@ -186,7 +190,8 @@ class Client:
     ) -> Iterator[Output]:
         """Stream the answer; see `AsyncClient.generate`. Closing the iterator aborts the request."""
         message = _to_message(prompt, params, request_id)
-        call = self._stub.Generate(message, timeout=self._timeout_s if timeout_s is None else timeout_s)
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        call = self._stub.Generate(message, timeout=timeout_s, metadata=self._metadata)
         try:
             with self._typed_errors():
                 for reply in call:

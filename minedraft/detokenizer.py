@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, pre_tokenizers
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+_REPLACEMENT = "\ufffd"
+_MAX_HELD = 256  # tokens: decoding them again and again must stay cheap
+_NUM_PROMPT_IDS = 128  # the end of a prompt that is looked at; special tokens in it have no text
+_NUM_CONTEXT_IDS = 8
 
 
 class StreamDecoder(Protocol):
@@ -26,20 +30,28 @@ class StreamDecoder(Protocol):
         ...
 
 
-def make_stream_decoder(tokenizer: RawTokenizer, skipped_ids: frozenset[int]) -> StreamDecoder:
-    """Return the decoder that fits `tokenizer`; tokens in `skipped_ids` give no text."""
+def make_stream_decoder(
+    tokenizer: RawTokenizer, skipped_ids: frozenset[int], prompt_ids: Sequence[int] = ()
+) -> StreamDecoder:
+    """Return the decoder that fits `tokenizer`; tokens in `skipped_ids` give no text.
+
+    Args:
+        prompt_ids: what the answer continues: the space before its first word, or the character that
+            the prompt's last tokens begin, come out as in the decode of prompt and answer together.
+    """
     if isinstance(tokenizer.decoder, decoders.ByteLevel):
-        return ByteLevelDecoder(tokenizer, skipped_ids)
-    return WindowDecoder(tokenizer, skipped_ids)
+        return ByteLevelDecoder(tokenizer, skipped_ids, prompt_ids)
+    return WindowDecoder(tokenizer, skipped_ids, prompt_ids)
 
 
 class ByteLevelDecoder:
     """For byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM): each token is some bytes, whatever is around it."""
 
-    def __init__(self, tokenizer: RawTokenizer, skipped_ids: frozenset[int]) -> None:
+    def __init__(self, tokenizer: RawTokenizer, skipped_ids: frozenset[int], prompt_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._skipped_ids = skipped_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self.push(prompt_ids[-_NUM_PROMPT_IDS:])
 
     def push(self, ids: Iterable[int]) -> str:
         return self._utf8.decode(b"".join(self._bytes_of(token_id) for token_id in ids))
@@ -59,33 +71,46 @@ class ByteLevelDecoder:
 
 class WindowDecoder:
     """For every other tokenizer: decodes the new tokens behind the last ones that gave text, so that
-    spaces between words come out right, and keeps only the difference."""
+    spaces between words come out right, and keeps only the difference.
 
-    def __init__(self, tokenizer: RawTokenizer, skipped_ids: frozenset[int]) -> None:
+    A token like <0xE2> is a byte, and says by itself whether a character is unfinished. Of other tokens
+    only the text can say it: an unfinished character decodes to U+FFFD, three of them at most.
+    """
+
+    def __init__(self, tokenizer: RawTokenizer, skipped_ids: frozenset[int], prompt_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._skipped_ids = skipped_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._context: list[int] = []
-        self._held: list[int] = []
+        self._held: list[int] = []  # their text is not out, or not all of it
+        self._num_shown = 0  # characters of it that are
+        self.push(self._end_of(prompt_ids))
 
     def push(self, ids: Iterable[int]) -> str:
-        return "".join(self._push_one(token_id) for token_id in ids if token_id not in self._skipped_ids)
+        return "".join(self._push_one(token_id) for token_id in ids if self._has_text(token_id))
 
     def flush(self) -> str:
-        return self._release(self._new_text()) if self._held else ""
+        return self._show(self._new_text(), is_last=True) if self._held else ""
 
     def _push_one(self, token_id: int) -> str:
-        token = self._tokenizer.id_to_token(token_id)
-        if token is None:
-            return ""
         self._held.append(token_id)
-        if byte := _BYTE_TOKEN.fullmatch(token):
+        if byte := _BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token_id) or ""):
             self._utf8.decode(bytes.fromhex(byte[1]))
-            if self._utf8.getstate()[0]:  # an unfinished character, three bytes at most
-                return ""
-        else:
-            self._utf8.reset()
-        return self._release(self._new_text())
+            return "" if self._utf8.getstate()[0] else self._show(self._new_text(), is_last=True)
+        self._utf8.reset()
+        text = self._new_text()
+        return self._show(text, is_last=not text.endswith(_REPLACEMENT) or len(self._held) >= _MAX_HELD)
+
+    def _end_of(self, prompt_ids: Sequence[int]) -> list[int]:
+        """Return the last ids that have text, from one that is no part of a character on."""
+        ids = [token_id for token_id in prompt_ids[-_NUM_PROMPT_IDS:] if self._has_text(token_id)]
+        start = max(len(ids) - _NUM_CONTEXT_IDS, 0)
+        while start > 0 and _REPLACEMENT in self._decode([ids[start]]):
+            start -= 1
+        return ids[start:]
+
+    def _has_text(self, token_id: int) -> bool:
+        return token_id not in self._skipped_ids and self._tokenizer.id_to_token(token_id) is not None
 
     def _new_text(self) -> str:
         before = self._decode(self._context)
@@ -93,9 +118,15 @@ class WindowDecoder:
         # A broken character can change how the bytes before it are read: those are out already.
         return whole[len(before) :] if whole.startswith(before) else self._decode(self._held)
 
-    def _release(self, text: str) -> str:
-        self._context, self._held = self._held, []
-        return text
+    def _show(self, text: str, *, is_last: bool) -> str:
+        """Return what of the held tokens' text can be shown now; all of it with `is_last`."""
+        start = self._num_shown
+        if is_last:
+            self._context, self._held, self._num_shown = self._held, [], 0
+            return text[start:]
+        num_broken = len(text) - len(text.rstrip(_REPLACEMENT))
+        self._num_shown = max(start, len(text) - min(num_broken, 3))
+        return text[start : self._num_shown]
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)

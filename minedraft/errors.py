@@ -10,6 +10,7 @@
     ├── RequestAborted                  CANCELLED            no
     ├── Unavailable                     UNAVAILABLE          yes
     │   ├── WorkerLost                  UNAVAILABLE          yes      70
+    │   ├── WorkerInUse                 UNAVAILABLE          yes      70   (another scheduler has the worker)
     │   └── Draining                    UNAVAILABLE          yes
     ├── NumericError                    INTERNAL             no       (NaN or Inf logits for one request)
     └── InternalError                   INTERNAL             no       70
@@ -28,12 +29,17 @@ EXIT_CONFIG = 78
 
 
 class MineDraftError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose.
+
+    Attributes:
+        request_id: in a worker's refusal of a command, the one request that is at fault, where it is one.
+    """
 
     reason = "INTERNAL"
     grpc_code = "INTERNAL"
     retryable = False
     exit_code = EXIT_INTERNAL
+    request_id: int | None = None
 
 
 class _FieldError(MineDraftError):
@@ -111,6 +117,12 @@ class WorkerLost(Unavailable):
     """A worker process died, hung or dropped its connection."""
 
     reason = "WORKER_LOST"
+
+
+class WorkerInUse(Unavailable):
+    """Another scheduler is connected to the worker; a worker serves one at a time."""
+
+    reason = "WORKER_IN_USE"
 
 
 class Draining(Unavailable):

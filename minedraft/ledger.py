@@ -66,6 +66,12 @@ class KvLedger:
         self._unacknowledged.update(released)
         return released
 
+    def return_releases(self, request_ids: Iterable[int]) -> None:
+        """The command that carried these releases was not executed; the next one carries them again."""
+        for request_id in request_ids:
+            self._unacknowledged.discard(request_id)
+            self._unsent[request_id] = None
+
     def acknowledge(self, request_ids: Iterable[int]) -> None:
         """The worker has executed a command that carried these releases."""
         for request_id in request_ids:

@@ -26,7 +26,6 @@ class Metrics:
         self._clock = clock
         self._started_s = clock()
         self._errors: Counter[str] = Counter()
-        self.drafter_info: WorkerInfo | None = None  # kept to show a lost drafter by name
 
     def count_error(self, error: MineDraftError) -> None:
         self._errors[error.reason] += 1
@@ -84,10 +83,10 @@ class Metrics:
     def _workers(self, pipeline: Pipeline, summary: RoundSummary) -> tuple[WorkerState, ...]:
         scheduler = pipeline.scheduler
         workers: list[WorkerState] = []
-        if self.drafter_info is not None:
-            num_free = scheduler.drafter.num_free if scheduler.drafter is not None else 0
+        if pipeline.drafter_info is not None:
+            num_free = scheduler.book.kv.num_free if scheduler.book is not None else 0
             is_ready = pipeline.drafter is not None
-            workers.append(_worker(self.drafter_info, is_ready, num_free, summary.drafter_busy, summary.draft_ms))
+            workers.append(_worker(pipeline.drafter_info, is_ready, num_free, summary.drafter_busy, summary.draft_ms))
         workers.append(
             _worker(
                 pipeline.verifier.info,

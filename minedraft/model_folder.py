@@ -6,23 +6,21 @@ the folder. Code in it (auto_map) is never run: where transformers has the model
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from minedraft.errors import ModelError
+from minedraft.generation_config import read_eos_ids
 from minedraft.json_file import read_json_object
 from minedraft.model_config import ModelConfig, check_config
-from minedraft.vocabulary import read_vocabulary, summarise_vocabulary
+from minedraft.vocabulary import check_vocabulary_fits, read_vocabulary, vocab_fingerprint
 from minedraft.weight_files import INDEX_NAME, WEIGHTS_NAME, BadWeights, TensorInfo, read_all_tensors, read_header
 
 DRAFT_VOCAB_NAME = "draft_vocab.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_OTHER_JSON = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _LOADED_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
 
 
@@ -68,20 +66,15 @@ def check_model_folder(path: Path, field: str) -> FolderInfo:
 def check_pair(target: FolderInfo, draft: FolderInfo, field: str = "draft") -> None:
     """Raise ModelError unless both folders have the same tokens under the same ids.
 
-    The output layers may differ in size (checkpoints pad them); the draft model must have a row for
-    every token of the tokenizer.
+    The output layers may differ in size (checkpoints pad them).
     """
-    summary = summarise_vocabulary(target.path)
-    if summarise_vocabulary(draft.path) != summary:
+    if vocab_fingerprint(draft.path) != vocab_fingerprint(target.path):
         raise ModelError(
             field,
             str(draft.path),
             f"its tokenizer must be the target's ({target.path}), but "
             + _first_difference(read_vocabulary(target.path), read_vocabulary(draft.path)),
         )
-    if summary.largest_id >= draft.vocab_size:
-        limit = f"it has {draft.vocab_size} token rows, the tokenizer needs {summary.largest_id + 1}"
-        raise ModelError(field, str(draft.path), limit)
 
 
 def _check(path: Path, field: str) -> FolderInfo:
@@ -92,10 +85,9 @@ def _check(path: Path, field: str) -> FolderInfo:
         raise ModelError(field, str(path), f"{what}; give the folder that holds config.json and {WEIGHTS_NAME}")
     _check_links(path, field)
     config = _read_config(path, field)
-    for name in _OTHER_JSON:
-        read_json_object(path / name, field)
     tensors = _read_tensors(path, field)
     _check_tokenizer_file(path, field)
+    check_vocabulary_fits(path, config.vocab_size, field)
     has_draft_vocab = _check_draft_vocab(path, config.vocab_size, field)
     sizes: dict[str, int] = {}
     for tensor in tensors.values():
@@ -106,23 +98,12 @@ def _check(path: Path, field: str) -> FolderInfo:
         model_type=config.model_type,
         vocab_size=config.vocab_size,
         max_context=config.max_context,
-        eos_ids=read_eos_ids(path),
+        eos_ids=read_eos_ids(path, field),
         dtype=_torch_name(max(sizes, key=lambda dtype: sizes[dtype])),
         num_parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
         weights_bytes=sum(sizes.values()),
         has_draft_vocab=has_draft_vocab,
     )
-
-
-def read_eos_ids(path: Path) -> tuple[int, ...]:
-    """Return the end-of-sequence ids of a model folder, generation_config.json's first."""
-    ids: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        settings = _read_json(path / name) or {}
-        for source in (settings, settings.get("text_config") or {}):
-            value = source.get("eos_token_id")
-            ids += [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)]
-    return tuple(dict.fromkeys(ids))
 
 
 def _check_links(path: Path, field: str) -> None:
@@ -213,15 +194,6 @@ def _first_difference(target: Mapping[int, str], draft: Mapping[int, str]) -> st
             break
     ours, theirs = (repr(v[token_id]) if token_id in v else "nothing" for v in (draft, target))
     return f"id {token_id} is {ours} here and {theirs} there ({len(draft)} and {len(target)} tokens)"
-
-
-def _read_json(file: Path) -> dict[str, Any] | None:
-    """Return the object in `file`, None when it is missing or not a JSON object."""
-    try:
-        value = json.loads(file.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _files(path: Path) -> Iterator[Path]:

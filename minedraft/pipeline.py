@@ -16,7 +16,15 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from minedraft.errors import Draining, InternalError, InvalidRequest, MineDraftError, Unavailable
+from minedraft.drafting import MAX_FAILURES, Drafting, check_balance, make_ledger
+from minedraft.errors import (
+    Draining,
+    InternalError,
+    InvalidRequest,
+    MineDraftError,
+    ProtocolError,
+    Unavailable,
+)
 from minedraft.ledger import KvLedger
 from minedraft.request import NewRequest, Progress
 from minedraft.round_stats import RoundStats
@@ -24,9 +32,7 @@ from minedraft.rounds import RoundPlan
 from minedraft.scheduler import Scheduler, SchedulerLimits
 from minedraft.types import (
     Batch,
-    DraftCommand,
     FinishReason,
-    Proposal,
     RoundId,
     Timing,
     TokenLogprobs,
@@ -36,7 +42,7 @@ from minedraft.types import (
     WorkerInfo,
 )
 from minedraft.usage import RequestUsage, UsageClock
-from minedraft.worker_client import Drafter, Verifier
+from minedraft.workers import Drafter, Verifier
 
 logger = logging.getLogger("minedraft.pipeline")
 
@@ -70,7 +76,6 @@ class Pipeline:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.verifier = verifier
-        self.drafter = drafter
         self.stats = RoundStats()
         self.failure: MineDraftError | None = None
         self.failed = asyncio.Event()  # the verifier is gone: nothing can be answered any more
@@ -82,8 +87,9 @@ class Pipeline:
         self._idle = asyncio.Event()
         self._idle.set()
         self._lanes: list[asyncio.Task[None]] = []
-        drafter_ledger = _make_ledger(drafter.info) if drafter is not None else None
-        self.scheduler = Scheduler(limits, _make_ledger(verifier.info), drafter_ledger)
+        self._num_verify_failures = 0  # in a row, of rounds where no request was named
+        self.scheduler = Scheduler(limits, make_ledger(verifier.info), None)
+        self._drafting = Drafting(self.scheduler, drafter, self._wake_lanes)
 
     async def __aenter__(self) -> Self:
         # Both lanes always exist; with one batch the second one has nothing to plan.
@@ -98,6 +104,16 @@ class Pipeline:
         await asyncio.gather(*self._lanes, return_exceptions=True)
         self._fail_all(Draining("the service has stopped"))
 
+    @property
+    def drafter(self) -> Drafter | None:
+        """None while there is none: nothing is drafted then."""
+        return self._drafting.drafter
+
+    @property
+    def drafter_info(self) -> WorkerInfo | None:
+        """Of the present drafter or, while it is lost, the last one; None where there never was one."""
+        return self._drafting.info
+
     # Requests
 
     def submit(self, new: NewRequest, sink: Sink) -> int:
@@ -110,11 +126,10 @@ class Pipeline:
             raise Unavailable(f"no verifier: {self.failure}")
         if self.is_draining:
             raise Draining("the service is draining and takes no new requests")
-        new.sampling.check_token_ids(self.verifier.info.vocab_size)
-        for token_id in new.prompt_token_ids:
-            if not 0 <= token_id < self.verifier.info.vocab_size:
-                limit = f"token ids are in [0, {self.verifier.info.vocab_size})"
-                raise InvalidRequest("prompt.token_ids", token_id, limit)
+        vocab_size = self.verifier.info.vocab_size
+        new.sampling.check_token_ids(vocab_size)
+        _check_ids("prompt.token_ids", new.prompt_token_ids, vocab_size)
+        _check_ids("stop_ids", new.stop_ids, vocab_size)
         request = self.scheduler.add(new)
         self._sinks[request.id] = sink
         self._usage[request.id] = UsageClock(self._clock())
@@ -153,13 +168,15 @@ class Pipeline:
     async def _run_lane(self, batch: Batch) -> None:
         while True:
             plan, is_steady = await self._next_plan(batch)
-            proposals, draft_timing = await self._draft(plan)
+            proposals, draft_timing = await self._drafting.draft(plan)
             command = self.scheduler.assemble(plan, proposals)
             async with asyncio.TaskGroup() as together:
-                prefill = together.create_task(self._prefill(plan))
+                together.create_task(self._drafting.prefill(plan))
                 verify = together.create_task(self._verify(plan, command))
             verdicts, verify_timing = verify.result()
-            progress = self.scheduler.commit(plan, command, verdicts, prefilled=prefill.result())
+            if verdicts is None:
+                continue
+            progress = self.scheduler.commit(plan, command, verdicts)
             self._record(plan, draft_timing, verify_timing, progress, is_steady=is_steady)
             self._deliver(progress)
             self._wake_lanes()
@@ -180,41 +197,38 @@ class Pipeline:
             if not await self._flush_releases():
                 await self._wake[batch].wait()
 
-    async def _draft(self, plan: RoundPlan) -> tuple[Sequence[Proposal], Timing | None]:
-        if self.drafter is None or not plan.drafts:
-            return (), None
-        ledger, released = self._take_drafter_releases()
-        command = DraftCommand(RoundId(self.drafter.info.epoch, plan.batch, plan.number), plan.drafts, released)
-        try:
-            reply = await self.drafter.draft(command)
-        except MineDraftError as error:
-            self.lose_drafter(error)
-            return (), None
-        ledger.acknowledge(released)
-        return reply.proposals, reply.timing
-
-    async def _prefill(self, plan: RoundPlan) -> bool:
-        """Let the drafter cache the prompts that the verifier is caching now; True when it has."""
-        if self.drafter is None or not plan.prefills:
-            return False
-        ledger, released = self._take_drafter_releases()
-        command = DraftCommand(RoundId(self.drafter.info.epoch, plan.batch, plan.number), plan.prefills, released)
-        try:
-            await self.drafter.prefill(command)
-        except MineDraftError as error:
-            self.lose_drafter(error)
-            return False
-        ledger.acknowledge(released)
-        return True
-
-    async def _verify(self, plan: RoundPlan, spans: tuple[VerifySpan, ...]) -> tuple[Sequence[Verdict], Timing]:
+    async def _verify(self, plan: RoundPlan, spans: tuple[VerifySpan, ...]) -> tuple[Sequence[Verdict] | None, Timing]:
+        """The verdicts; None when the round has been abandoned."""
         if not spans:  # every request of the round was aborted meanwhile
             return (), Timing()
-        released = self.scheduler.verifier.take_releases()
+        ledger = self.scheduler.verifier
+        released = ledger.take_releases()
         command = VerifyCommand(RoundId(self.verifier.info.epoch, plan.batch, plan.number), spans, released)
-        reply = await self.verifier.verify(command)
-        self.scheduler.verifier.acknowledge(released)
+        try:
+            reply = await self.verifier.verify(command)
+        except ProtocolError as error:
+            ledger.return_releases(released)
+            self._abandon(plan, error)
+            return None, Timing()
+        self._num_verify_failures = 0
+        self._acknowledge(ledger, released)
         return reply.verdicts, reply.timing
+
+    def _abandon(self, plan: RoundPlan, error: ProtocolError) -> None:
+        """A round that the verifier refused costs the request that it named, or those of the round; the
+        verifier is as it was, and everybody else goes on.
+
+        Raises:
+            ProtocolError: it refuses whatever comes.
+        """
+        logger.error("round %d of batch %s failed: %s", plan.number, plan.batch.name, error)
+        self.scheduler.counters.failed_commands += 1
+        self._num_verify_failures += error.request_id is None
+        if self._num_verify_failures >= MAX_FAILURES:
+            raise error
+        internal = InternalError(f"the verifier refused this request: {error}")
+        self._deliver(self.scheduler.abandon(plan, error.request_id, internal))
+        self._wake_lanes()
 
     # Around it
 
@@ -247,40 +261,27 @@ class Pipeline:
         self.scheduler.requests.clear()
 
     def lose_drafter(self, error: MineDraftError) -> None:
-        """Go on without drafts; also for the owner of the drafter's link when it breaks while idle."""
-        if self.drafter is not None:
-            logger.warning("drafter lost, going on without drafts: %s", error)
-            self.drafter = None
-            self.scheduler.lose_drafter()
+        """Go on without drafts; for the owner of the drafter's link, when it breaks while idle."""
+        self._drafting.lose(error)
 
-    def _take_drafter_releases(self) -> tuple[KvLedger, tuple[int, ...]]:
-        ledger = self.scheduler.drafter
-        assert ledger is not None, "the drafter and its ledger go together"
-        return ledger, ledger.take_releases()
+    def gain_drafter(self, drafter: Drafter) -> None:
+        """Draft again: `drafter` is a new link, whose worker knows no request yet."""
+        self._drafting.gain(drafter)
 
     async def _flush_releases(self) -> bool:
         """Send releases that no command carries; True when there were any."""
-        verifier, drafter = self.scheduler.verifier, self.scheduler.drafter
-        if not verifier.has_unsent_releases and not (drafter and drafter.has_unsent_releases):
-            return False
-        if released := verifier.take_releases():
+        ledger = self.scheduler.verifier
+        if released := ledger.take_releases():
             num_free = await self.verifier.release(released)
-            verifier.acknowledge(released)
-            self._check_balance("verifier", verifier, num_free)
-        if drafter is not None and self.drafter is not None and (released := drafter.take_releases()):
-            try:
-                num_free = await self.drafter.release(released)
-            except MineDraftError as error:
-                self.lose_drafter(error)
-                return True
-            drafter.acknowledge(released)
-            self._check_balance("drafter", drafter, num_free)
-        return True
+            self._acknowledge(ledger, released)
+            check_balance("verifier", self.scheduler, ledger, num_free)
+        return await self._drafting.release() or bool(released)
 
-    def _check_balance(self, role: str, ledger: KvLedger, num_free: int) -> None:
-        """With nothing live the worker must have every block back."""
-        if not self.scheduler.requests and not ledger.pool.owners and num_free != ledger.pool.num_blocks:
-            logger.error("%s leaks KV: %d of %d blocks free while idle", role, num_free, ledger.pool.num_blocks)
+    def _acknowledge(self, ledger: KvLedger, released: tuple[int, ...]) -> None:
+        """Blocks are free now: whoever waits for them must look again, in either lane."""
+        if released:
+            ledger.acknowledge(released)
+            self._wake_lanes()
 
     def _deliver(self, progress: Sequence[Progress]) -> None:
         now_s = self._clock()
@@ -323,8 +324,11 @@ class Pipeline:
             event.set()
 
 
-def _make_ledger(info: WorkerInfo) -> KvLedger:
-    return KvLedger(info.num_blocks, info.block_size, info.max_model_len)
+def _check_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
+    """Raise InvalidRequest where an id is outside the vocabulary."""
+    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+        wrong = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
+        raise InvalidRequest(field, wrong, f"token ids are in [0, {vocab_size})")
 
 
 def _cause_of(error: BaseException) -> BaseException:

@@ -39,7 +39,7 @@ class Request:
 
     Attributes:
         tokens: committed tokens: prompt + accepted output.
-        verifier_len: leading tokens the verifier's KV holds. drafter_len: the same of the drafter.
+        verifier_len: leading tokens the verifier's KV holds.
         batch: where it decodes; None while it waits.
         in_round: part of a round that is planned and not committed yet.
     """
@@ -50,7 +50,6 @@ class Request:
     batch: Batch | None = None
     in_round: bool = False
     verifier_len: int = 0
-    drafter_len: int = 0
     is_aborted: bool = False
     num_rounds: int = 0
     num_drafted: int = 0
@@ -75,7 +74,7 @@ class Request:
     @property
     def remaining_len(self) -> int:
         """Output tokens still allowed."""
-        return self.spec.sampling.max_new_tokens - self.output_len
+        return self.spec.sampling.output_limit - self.output_len
 
 
 @dataclass(frozen=True, slots=True)

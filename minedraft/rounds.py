@@ -5,33 +5,50 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minedraft.draft_book import DraftBook
 from minedraft.request import Request
 from minedraft.types import Batch, DraftSpan, FinishReason, Proposal, VerifySpan
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedSpan:
-    """One request's part of a round: `num_tokens` committed tokens to cache in the verifier, and in
-    the drafter either `draft_len` tokens to propose or `num_prefill` tokens to cache."""
+    """One request's part of a round: `num_tokens` committed tokens to cache in the verifier, and for
+    the drafter either a draft or committed tokens to cache."""
 
     request: Request
     committed_len: int
     num_tokens: int
     sample: bool  # the verifier will hold the whole prefix, so it says what follows
-    draft_len: int = 0
-    num_prefill: int = 0
+    draft: DraftSpan | None = None
+    prefill: DraftSpan | None = None
+
+    @property
+    def draft_len(self) -> int:
+        return 0 if self.draft is None else self.draft.draft_len
+
+    @property
+    def num_prefill(self) -> int:
+        return 0 if self.prefill is None else len(self.prefill.tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
     """What one round of one batch will do. `drafts` go to the drafter before the verify, `prefills`
-    (prompts the verifier is caching in this very round) while it runs."""
+    (prompts the verifier is caching in this very round) while it runs. `book` is of the drafter that
+    they are for: another one would not know these requests."""
 
     batch: Batch
     number: int
     spans: tuple[PlannedSpan, ...]
-    drafts: tuple[DraftSpan, ...]
-    prefills: tuple[DraftSpan, ...]
+    book: DraftBook | None
+
+    @property
+    def drafts(self) -> tuple[DraftSpan, ...]:
+        return tuple(span.draft for span in self.spans if span.draft is not None)
+
+    @property
+    def prefills(self) -> tuple[DraftSpan, ...]:
+        return tuple(span.prefill for span in self.spans if span.prefill is not None)
 
 
 def cut(tokens: Sequence[int], request: Request) -> tuple[tuple[int, ...], FinishReason | None]:
@@ -41,18 +58,6 @@ def cut(tokens: Sequence[int], request: Request) -> tuple[tuple[int, ...], Finis
             return tuple(tokens[: index + 1]), FinishReason.STOP
     reason = FinishReason.LENGTH if len(tokens) >= request.remaining_len else None
     return tuple(tokens[: request.remaining_len]), reason
-
-
-def to_draft_span(span: PlannedSpan, draft_len: int) -> DraftSpan:
-    request = span.request
-    end = span.committed_len if draft_len else request.drafter_len + span.num_prefill
-    return DraftSpan(
-        request_id=request.id,
-        prefix_len=request.drafter_len,
-        tokens=tuple(request.tokens[request.drafter_len : end]),
-        draft_len=draft_len,
-        spec=request.spec if request.drafter_len == 0 else None,
-    )
 
 
 def to_verify_span(span: PlannedSpan, proposal: Proposal | None) -> VerifySpan:

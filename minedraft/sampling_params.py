@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any
 
 from minedraft.errors import InvalidRequest
 
+DEFAULT_NEW_TOKENS = 128
+DEFAULT_CHAT_TOKENS = 512
 MAX_NEW_TOKENS = 1 << 20
 MAX_SAMPLES = 64
 MAX_STOP_STRINGS = 16
@@ -23,6 +26,8 @@ MAX_TOKEN_ID = (1 << 31) - 1
 class SamplingParams:
     """How tokens are chosen and when to stop. Every field is applied at every position, or refused.
 
+    None in a field means that it is not given. Numbers may be numpy's.
+
     Attributes:
         temperature: 0 is greedy; otherwise logits are divided by it. 0..100.
         top_k: keep the k most probable tokens; 0 keeps all.
@@ -33,15 +38,19 @@ class SamplingParams:
         presence_penalty: subtracted from logits of tokens already in the output. [-2, 2].
         frequency_penalty: the same, times the number of occurrences in the output. [-2, 2].
         logit_bias: token id -> value added to its logit, [-100, 100]; at most 1024 entries.
-        max_new_tokens: output length limit; 1 or more.
+        max_new_tokens: output length limit; 1 or more, and refused where the context has less room.
+            None: 128, after chat messages 512, or less where the context has less room.
         min_new_tokens: stop tokens cannot be chosen before this many output tokens.
-        stop: strings that end the output when they appear in it; they are cut from the text.
+        stop: strings that end the output when they appear in it; they are cut from the text. The
+            text of a special token ends it at that token.
         stop_token_ids: token ids that end the output.
         seed: makes the output reproducible whatever else runs (0..2**63-1); None draws one.
         n: number of independent samples of the same prompt.
         ignore_eos: do not stop at the model's end-of-sequence token.
         logprobs: None for none, else the number of top alternatives (0..20) returned beside each
             chosen token's log-probability under the target.
+        skip_special_tokens: leave special tokens (end of sequence, tool calls) out of the text; the
+            token ids have them anyway.
     """
 
     temperature: float = 0.0
@@ -52,7 +61,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
     min_new_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -60,42 +69,49 @@ class SamplingParams:
     n: int = 1
     ignore_eos: bool = False
     logprobs: int | None = None
+    skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
-        _check_number("temperature", self.temperature, 0.0, 100.0)
-        _check_int("top_k", self.top_k, 0, MAX_TOP_K)
-        _check_number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _check_number("min_p", self.min_p, 0.0, 1.0)
-        _check_number("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
-        _check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_int("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
-        _check_int("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
-        _check_int("n", self.n, 1, MAX_SAMPLES)
-        if self.seed is not None:
-            _check_int("seed", self.seed, 0, (1 << 63) - 1)
-        if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        _check_count("stop", len(self.stop), MAX_STOP_STRINGS)
-        for text in self.stop:
-            if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARS:
-                raise InvalidRequest("stop", text, f"each stop string has 1 to {MAX_STOP_CHARS} characters")
-        _check_count("stop_token_ids", len(self.stop_token_ids), MAX_STOP_TOKEN_IDS)
-        for token_id in self.stop_token_ids:
-            _check_int("stop_token_ids", token_id, 0, MAX_TOKEN_ID)
-        _check_count("logit_bias", len(self.logit_bias), MAX_LOGIT_BIAS)
-        for token_id, bias in self.logit_bias.items():
-            _check_int("logit_bias", token_id, 0, MAX_TOKEN_ID)
-            _check_number(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
+        _fill_in(self)
+        for name, low, high in _FLOAT_LIMITS:
+            self._set(name, _to_float(name, getattr(self, name), low, high))
+        for name, least, most in _INT_LIMITS:
+            if getattr(self, name) is not None:
+                self._set(name, _to_int(name, getattr(self, name), least, most))
+        for name in ("ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequest(name, getattr(self, name), "must be true or false")
+        if self.max_new_tokens is not None:
+            _to_int("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
+        self._set("stop", _to_stop(self.stop))
+        self._set("stop_token_ids", _to_token_ids(self.stop_token_ids))
+        self._set("logit_bias", _to_bias(self.logit_bias))
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def output_limit(self) -> int:
+        """`max_new_tokens`, which `fit` has made a number."""
+        assert self.max_new_tokens is not None, "the service calls fit before it makes a request"
+        return self.max_new_tokens
+
+    def fit(self, room: int, default: int) -> SamplingParams:
+        """Return these with a number for `max_new_tokens`: `default` or `room` where none was given.
+
+        Args:
+            room: tokens that the context has left after the prompt, 1 or more. A limit that was given
+                stays; the scheduler refuses one that is larger.
+
+        Raises:
+            InvalidRequest: `min_new_tokens` does not fit.
+        """
+        if self.max_new_tokens is not None:
+            return self
+        if self.min_new_tokens > room:
+            raise InvalidRequest("min_new_tokens", self.min_new_tokens, f"at most {room} fit after the prompt")
+        return replace(self, max_new_tokens=min(max(default, self.min_new_tokens), room))
 
     def check_token_ids(self, vocab_size: int) -> None:
         """Raise InvalidRequest when a token id named here is outside the target's vocabulary."""
@@ -104,19 +120,88 @@ class SamplingParams:
                 if token_id >= vocab_size:
                     raise InvalidRequest(name, token_id, f"token ids are below the vocabulary size {vocab_size}")
 
-
-def _check_number(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InvalidRequest(name, value, "must be a finite number")
-    if not low <= value <= high or (open_low and value == low):
-        raise InvalidRequest(name, value, f"must be in {'(' if open_low else '['}{low:g}, {high:g}]")
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
 
 
-def _check_int(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+_FLOAT_LIMITS = (
+    ("temperature", 0.0, 100.0),
+    ("top_p", 0.0, 1.0),
+    ("min_p", 0.0, 1.0),
+    ("repetition_penalty", 0.0, 10.0),
+    ("presence_penalty", -2.0, 2.0),
+    ("frequency_penalty", -2.0, 2.0),
+)
+_ABOVE_LOW = frozenset({"top_p", "repetition_penalty"})  # the lower limit itself is not allowed
+_INT_LIMITS = (
+    ("top_k", 0, MAX_TOP_K),
+    ("max_new_tokens", 1, MAX_NEW_TOKENS),
+    ("min_new_tokens", 0, MAX_NEW_TOKENS),
+    ("n", 1, MAX_SAMPLES),
+    ("seed", 0, (1 << 63) - 1),
+    ("logprobs", 0, MAX_LOGPROBS),
+)
+
+
+def _fill_in(params: SamplingParams) -> None:
+    """Give every field that is None its default."""
+    for each in fields(params):
+        if getattr(params, each.name) is None:
+            value = each.default if each.default_factory is MISSING else each.default_factory()
+            object.__setattr__(params, each.name, value)
+
+
+def _to_float(name: str, value: Any, low: float, high: float) -> float:  # noqa: ANN401 - what a client gave
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number:
+        raise InvalidRequest(name, value, "must be a number")
+    is_open = name in _ABOVE_LOW
+    if not low <= value <= high or (is_open and value == low):
+        raise InvalidRequest(name, value, f"must be in {'(' if is_open else '['}{low:g}, {high:g}]")
+    return float(value)
+
+
+def _to_int(name: str, value: Any, low: int, high: int) -> int:  # noqa: ANN401
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer:
         raise InvalidRequest(name, value, "must be an integer")
     if not low <= value <= high:
         raise InvalidRequest(name, value, f"must be in [{low}, {high}]")
+    return int(value)
+
+
+def _to_stop(value: Any) -> tuple[str, ...]:  # noqa: ANN401
+    texts = _to_tuple("stop", [value] if isinstance(value, str) else value, MAX_STOP_STRINGS)
+    for text in texts:
+        if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARS:
+            raise InvalidRequest("stop", text, f"each stop string has 1 to {MAX_STOP_CHARS} characters")
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise InvalidRequest("stop", text, "is not valid Unicode text")
+    return texts
+
+
+def _to_token_ids(value: Any) -> tuple[int, ...]:  # noqa: ANN401
+    ids = _to_tuple("stop_token_ids", value, MAX_STOP_TOKEN_IDS)
+    return tuple(_to_int("stop_token_ids", token_id, 0, MAX_TOKEN_ID) for token_id in ids)
+
+
+def _to_bias(value: Any) -> dict[int, float]:  # noqa: ANN401
+    if not isinstance(value, Mapping):
+        raise InvalidRequest("logit_bias", value, "must map token ids to numbers")
+    _check_count("logit_bias", len(value), MAX_LOGIT_BIAS)
+    return {
+        _to_int("logit_bias", token_id, 0, MAX_TOKEN_ID): _to_float(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
+        for token_id, bias in value.items()
+    }
+
+
+def _to_tuple(name: str, value: Any, limit: int) -> tuple[Any, ...]:  # noqa: ANN401
+    try:
+        entries = tuple(value)
+    except TypeError:
+        raise InvalidRequest(name, value, "must be a list") from None
+    _check_count(name, len(entries), limit)
+    return entries
 
 
 def _check_count(name: str, count: int, limit: int) -> None:

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from minedraft.batches import BatchManager
-from minedraft.errors import InvalidRequest, NumericError, Overloaded, ProtocolError
+from minedraft.draft_book import DraftBook
+from minedraft.errors import InvalidRequest, MineDraftError, NumericError, Overloaded, ProtocolError
 from minedraft.ledger import KvLedger
 from minedraft.request import NewRequest, Progress, Request
-from minedraft.rounds import PlannedSpan, RoundPlan, cut, to_draft_span, to_verify_span
+from minedraft.rounds import PlannedSpan, RoundPlan, cut, to_verify_span
 from minedraft.types import Batch, FinishReason, Mode, Proposal, Verdict, VerifySpan
 
 MAX_BATCH_SIZE = 256
@@ -48,6 +49,7 @@ class SchedulerLimits:
 class SchedulerCounters:
     preemptions: int = 0
     stale_proposals: int = 0
+    failed_commands: int = 0  # refused by a worker, or answered against the contract
     verified_drafts: int = 0
     accepted_drafts: int = 0
     drafted_rows: int = 0  # sampled rows that had drafts
@@ -61,13 +63,14 @@ class Scheduler:
 
     Args:
         verifier: mirror of the verifier's KV.
-        drafter: mirror of the drafter's KV; None decodes without drafts.
+        book: what the drafter holds; None decodes without drafts. Set it to None when the drafter is
+            lost (it is an accelerator, not a dependency) and to a new one when a drafter is there again.
     """
 
-    def __init__(self, limits: SchedulerLimits, verifier: KvLedger, drafter: KvLedger | None) -> None:
+    def __init__(self, limits: SchedulerLimits, verifier: KvLedger, book: DraftBook | None) -> None:
         self.limits = limits
         self.verifier = verifier
-        self.drafter = drafter
+        self.book = book
         self.batches = BatchManager(limits.num_batches, limits.max_batch_size)
         self.waiting: deque[Request] = deque()
         self.requests: dict[int, Request] = {}
@@ -118,12 +121,6 @@ class Scheduler:
         self.counters = SchedulerCounters()
         self.batches = BatchManager(limits.num_batches, limits.max_batch_size)
 
-    def lose_drafter(self) -> None:
-        """Go on without drafts: the drafter is an accelerator, not a dependency."""
-        self.drafter = None
-        for request in self.requests.values():
-            request.drafter_len = 0
-
     # A round
 
     def plan(self, batch: Batch) -> RoundPlan | None:
@@ -147,13 +144,7 @@ class Scheduler:
         if not spans:
             return None
         self._round_number += 1
-        return RoundPlan(
-            batch=batch,
-            number=self._round_number,
-            spans=tuple(spans),
-            drafts=tuple(to_draft_span(s, s.draft_len) for s in spans if s.draft_len),
-            prefills=tuple(to_draft_span(s, 0) for s in spans if s.num_prefill),
-        )
+        return RoundPlan(batch, self._round_number, tuple(spans), self.book)
 
     def assemble(self, plan: RoundPlan, proposals: Iterable[Proposal]) -> tuple[VerifySpan, ...]:
         """The verify command of a planned round, with the drafts that came for it.
@@ -173,14 +164,11 @@ class Scheduler:
             to_verify_span(span, matched.get(span.request.id)) for span in plan.spans if not span.request.is_aborted
         )
 
-    def commit(
-        self, plan: RoundPlan, command: Sequence[VerifySpan], verdicts: Iterable[Verdict], *, prefilled: bool
-    ) -> list[Progress]:
+    def commit(self, plan: RoundPlan, command: Sequence[VerifySpan], verdicts: Iterable[Verdict]) -> list[Progress]:
         """Take a round's verdicts: grow the requests, end those that are done, free their KV.
 
         Args:
             command: what `assemble` returned.
-            prefilled: the drafter has executed the plan's prefills.
 
         Raises:
             ProtocolError: a verdict is missing or does not continue its request.
@@ -198,15 +186,34 @@ class Scheduler:
             verdict, prefix_len = verdict_of.get(request.id), request.verifier_len + span.num_tokens
             if verdict is None or verdict.prefix_len != prefix_len:
                 raise ProtocolError(f"no verdict continues request {request.id} at {prefix_len} tokens")
-            progress.extend(self._commit_span(span, span_of[request.id], verdict, prefilled=prefilled))
+            progress.extend(self._commit_span(span, span_of[request.id], verdict))
+        self._end_round(plan)
+        return progress
+
+    def abandon(self, plan: RoundPlan, culprit: int | None, error: MineDraftError) -> list[Progress]:
+        """The verifier did not execute a round: end the request that it named, or all of the round if it
+        named none, with `error`. The others have lost a round and nothing else."""
+        progress: list[Progress] = []
+        for span in plan.spans:
+            request = span.request
+            request.in_round = False
+            if request.is_aborted:
+                progress.append(self.finish(request, FinishReason.ABORT))
+            elif culprit is None or request.id == culprit:
+                self._remove(request)
+                progress.append(Progress(request, error=error))
+        self._end_round(plan)
+        return progress
+
+    # Inside
+
+    def _end_round(self, plan: RoundPlan) -> None:
+        """What waits for a round's end: evicted requests leave, and the batches are evened out."""
         for span in plan.spans:
             if span.request.id in self.verifier.evicted and span.request.batch is not None:
                 self._preempt(span.request)
         while self.batches.rebalance(plan.batch):
             pass
-        return progress
-
-    # Inside
 
     def _check(self, new: NewRequest) -> None:
         prompt_len, limits = len(new.prompt_token_ids), self.limits
@@ -216,11 +223,11 @@ class Scheduler:
             raise InvalidRequest(
                 "prompt", f"{prompt_len} tokens", f"at most {limits.max_model_len - 1} fit the context beside an answer"
             )
-        total_len = prompt_len + new.sampling.max_new_tokens
+        total_len = prompt_len + new.sampling.output_limit
         if total_len > limits.max_model_len:
             raise InvalidRequest(
                 "max_new_tokens",
-                new.sampling.max_new_tokens,
+                new.sampling.output_limit,
                 f"at most {limits.max_model_len - prompt_len} fit after a prompt of {prompt_len} tokens "
                 f"(context {limits.max_model_len})",
             )
@@ -228,14 +235,14 @@ class Scheduler:
             capacity = min(self.verifier.pool.num_blocks * self.verifier.pool.block_size, self.verifier.max_model_len)
             raise InvalidRequest(
                 "max_new_tokens",
-                new.sampling.max_new_tokens,
+                new.sampling.output_limit,
                 f"prompt ({prompt_len} tokens) and output must fit the verifier's KV memory of {capacity} tokens",
             )
 
     def _admit(self, next_drafted: Batch) -> None:
         while self.waiting and self.batches.has_seat():
             request = self.waiting[0]
-            if self.verifier.is_leaving(request.id) or (self.drafter and self.drafter.is_leaving(request.id)):
+            if self.verifier.is_leaving(request.id):
                 return
             # Room for all of it now, and for every elder's next round besides: a request let in on less
             # would be evicted by them at once, and let in again, for ever.
@@ -254,45 +261,32 @@ class Scheduler:
         num_tokens = min(missing, verifier_budget) if missing > 1 else 1
         if num_tokens <= 0:
             return None
-        draft_len = num_prefill = 0
-        if self.drafter is not None and self.limits.effective_draft_len:
-            if num_tokens == missing:
-                draft_len = self._draft_len(request, self.drafter)
-            if draft_len == 0:
-                num_prefill = self._num_prefill(request, self.drafter, drafter_budget)
         end = request.verifier_len + num_tokens
+        draft_len = self._draft_len(request) if num_tokens == missing else 0
         if not self.verifier.can_reserve(request.id, end + draft_len):
             draft_len = 0
             if not self._make_room(request, end):
                 return None
         self.verifier.reserve(request.id, end + draft_len)
-        if self.drafter is not None and draft_len:
-            self.drafter.reserve(request.id, committed_len + draft_len - 1)
-        elif self.drafter is not None and num_prefill:
-            self.drafter.reserve(request.id, request.drafter_len + num_prefill)
-        return PlannedSpan(request, committed_len, num_tokens, num_tokens == missing, draft_len, num_prefill)
+        draft = prefill = None
+        if self.book is not None and draft_len:
+            draft = self.book.plan_draft(request, draft_len)
+        elif self.book is not None and (num_prefill := self._prefill_len(request, drafter_budget)):
+            prefill = self.book.plan_prefill(request, num_prefill)
+        return PlannedSpan(request, committed_len, num_tokens, num_tokens == missing, draft, prefill)
 
-    def _draft_len(self, request: Request, drafter: KvLedger) -> int:
-        """Drafts to ask for: 0 while the drafter is behind by more than a round leaves it, near a
-        limit (the bonus token takes one place), or where its KV has no room."""
-        committed_len = len(request.tokens)
-        if committed_len - request.drafter_len > 2:
+    def _draft_len(self, request: Request) -> int:
+        """Drafts to ask for: fewer near a limit, for the bonus token takes one place."""
+        if self.book is None:
             return 0
-        draft_len = min(
-            self.limits.effective_draft_len,
-            request.remaining_len - 1,
-            self.limits.max_model_len - committed_len - 1,
-            drafter.max_model_len - committed_len,
-        )
-        return draft_len if draft_len > 0 and drafter.can_reserve(request.id, committed_len + draft_len - 1) else 0
+        room = min(request.remaining_len, self.limits.max_model_len - len(request.tokens)) - 1
+        return self.book.draft_len(request, min(self.limits.effective_draft_len, room))
 
-    def _num_prefill(self, request: Request, drafter: KvLedger, budget: int) -> int:
-        """Committed tokens the drafter should cache meanwhile; those it is only a round behind wait for the draft."""
-        behind = len(request.tokens) - request.drafter_len
-        num_tokens = min(behind, budget)
-        if behind <= 2 or request.remaining_len <= 1 or num_tokens <= 0 or drafter.is_leaving(request.id):
+    def _prefill_len(self, request: Request, budget: int) -> int:
+        """Committed tokens the drafter should cache meanwhile; none where no draft will follow."""
+        if self.book is None or not self.limits.effective_draft_len or request.remaining_len <= 1:
             return 0
-        return num_tokens if drafter.can_reserve(request.id, request.drafter_len + num_tokens) else 0
+        return self.book.prefill_len(request, budget)
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:
         """Evict the youngest requests until `num_tokens` will fit; they are recomputed later.
@@ -316,30 +310,27 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self.batches.leave(request)
-        self._release(request)
-        request.verifier_len = request.drafter_len = 0
+        self.verifier.release(request.id)
+        if self.book is not None:
+            self.book.release(request.id)
+        request.verifier_len = 0
         request.num_preemptions += 1
         self.counters.preemptions += 1
         self.waiting.appendleft(request)
 
-    def _commit_span(
-        self, span: PlannedSpan, command: VerifySpan, verdict: Verdict, *, prefilled: bool
-    ) -> Iterable[Progress]:
+    def _commit_span(self, span: PlannedSpan, command: VerifySpan, verdict: Verdict) -> Iterable[Progress]:
         request = span.request
         if verdict.error:
             self._remove(request)
             message = f"the target's logits are not finite after {span.committed_len} tokens"
             yield Progress(request, error=NumericError(message))
             return
-        if span.num_prefill and prefilled:
-            request.drafter_len += span.num_prefill
         request.verifier_len += span.num_tokens
         if not span.sample:
             return
         num_drafts = len(command.drafts)
-        if span.draft_len and self.drafter is not None:
-            # The last draft was proposed but never fed back, so its KV does not exist.
-            request.drafter_len = span.committed_len + min(verdict.accepted_len, max(num_drafts - 1, 0))
+        if span.draft is not None and self.book is not None:
+            self.book.accepted(request.id, span.committed_len, num_drafts, verdict.accepted_len)
         request.verifier_len += verdict.accepted_len
         request.num_rounds += 1
         request.num_drafted += num_drafts
@@ -359,12 +350,9 @@ class Scheduler:
             self.waiting.remove(request)
         else:
             self.batches.leave(request)
-        self._release(request)
+        self.verifier.release(request.id)
+        if self.book is not None:
+            self.book.forget(request.id)
         del self.requests[request.id]
         self._admission.pop(request.id, None)
         self.counters.finished += 1
-
-    def _release(self, request: Request) -> None:
-        self.verifier.release(request.id)
-        if self.drafter is not None:
-            self.drafter.release(request.id)

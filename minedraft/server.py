@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +22,7 @@ import grpc.aio
 
 from minedraft.address import Address, ListenClaim
 from minedraft.config import Settings, load_settings
+from minedraft.connector import Connector, DrafterSlot, GrpcConnector, check_drafter, fail_when_lost
 from minedraft.errors import (
     EXIT_CONFIG,
     EXIT_INTERNAL,
@@ -33,7 +33,7 @@ from minedraft.errors import (
     ModelError,
 )
 from minedraft.flags import UserPath, settings_flags
-from minedraft.health import LIVE, READY, SERVING, HealthServicer, add_health, wait_serving
+from minedraft.health import READY, SERVING, HealthServicer, add_health
 from minedraft.pipeline import Pipeline
 from minedraft.process import exit_with_parent
 from minedraft.scheduler import SchedulerLimits
@@ -41,7 +41,6 @@ from minedraft.service import InferenceService
 from minedraft.tokenizer import Tokenizer
 from minedraft.types import WorkerInfo
 from minedraft.v1 import inference_pb2_grpc
-from minedraft.worker_client import Drafter, GrpcDrafter, GrpcVerifier, Verifier
 
 logger = logging.getLogger("minedraft.server")
 
@@ -55,22 +54,19 @@ _OPTIONS = (
 )
 
 
-Connect = Callable[[Settings, AsyncExitStack], Awaitable[tuple[Verifier, Drafter | None]]]
-
-
 class Server:
     """One scheduler process from the first import to the last message.
 
     Args:
-        connect: makes the links to the workers (a parameter for tests).
+        connector: makes the links to the workers (a parameter for tests).
 
     Attributes:
         service, pipeline: None until they exist.
     """
 
-    def __init__(self, settings: Settings, connect: Connect | None = None) -> None:
+    def __init__(self, settings: Settings, connector: Connector | None = None) -> None:
         self._settings = settings
-        self._connect = connect or connect_workers
+        self._connector = connector or GrpcConnector(settings)
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
         self._server = grpc.aio.server(options=_OPTIONS)
@@ -127,13 +123,20 @@ class Server:
     async def _open(self, service: InferenceService, stack: AsyncExitStack) -> Pipeline:
         settings = self._settings
         async with asyncio.timeout(settings.load_timeout_s):
-            verifier, drafter = await self._connect(settings, stack)
-        _check_workers(service.tokenizer, verifier.info, drafter.info if drafter is not None else None)
-        self.pipeline = pipeline = await stack.enter_async_context(
-            Pipeline(_limits(settings, verifier.info), verifier, drafter)
-        )
-        watcher = asyncio.create_task(_watch_links(pipeline, verifier, drafter))
-        stack.push_async_callback(_cancel, watcher)
+            verifier = await self._connector.connect_verifier()
+            stack.push_async_callback(verifier.close)
+            _check_tokenizer(service.tokenizer, verifier.info)
+            drafter = await self._connector.connect_drafter(verifier.info)
+        if drafter is not None:
+            stack.push_async_callback(drafter.close)
+            check_drafter(drafter.info, verifier.info)
+        self.pipeline = pipeline = Pipeline(_limits(settings, verifier.info), verifier, drafter)
+        watchers = [asyncio.create_task(fail_when_lost(pipeline, verifier))]
+        if drafter is not None:
+            watchers.append(asyncio.create_task(DrafterSlot(pipeline, self._connector).run(drafter)))
+        for watcher in watchers:  # before the links are closed here, which is no loss
+            stack.push_async_callback(_cancel, watcher)
+        await stack.enter_async_context(pipeline)
         await service.open(pipeline)
         return pipeline
 
@@ -148,52 +151,17 @@ class Server:
                 await _cancel(task)
 
 
-async def connect_workers(settings: Settings, stack: AsyncExitStack) -> tuple[Verifier, Drafter | None]:
-    """Wait until the workers are there and shake hands; the links close with the stack."""
-    assert settings.target_address is not None, "a scheduler is told where its verifier is"
-    target = Address.parse(settings.target_address, "target_address")
-    draft = Address.parse(settings.draft_address, "draft_address") if settings.draft_address is not None else None
-    await wait_serving(target, LIVE)
-    verifier = await stack.enter_async_context(await GrpcVerifier.connect(target))
-    if draft is None:
-        return verifier, None
-    await wait_serving(draft, LIVE)
-    return verifier, await stack.enter_async_context(await GrpcDrafter.connect(draft))
-
-
-async def _watch_links(pipeline: Pipeline, verifier: Verifier, drafter: Drafter | None) -> None:
-    """Tell the pipeline at once when a worker goes while nothing is asked of it."""
-    lost: dict[asyncio.Task[Any], GrpcVerifier | GrpcDrafter] = {
-        asyncio.create_task(link.lost.wait()): link
-        for link in (verifier, drafter)
-        if isinstance(link, (GrpcVerifier, GrpcDrafter))
-    }
-    try:
-        while lost:
-            done, _ = await asyncio.wait(lost, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                link = lost.pop(task)
-                assert link.lost_error is not None, "set before the event"
-                if isinstance(link, GrpcVerifier):
-                    pipeline.fail(link.lost_error)
-                else:
-                    pipeline.lose_drafter(link.lost_error)
-    finally:
-        for task in lost:
-            await _cancel(task)
-
-
 async def _cancel(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _check_workers(tokenizer: Tokenizer, verifier: WorkerInfo, drafter: WorkerInfo | None) -> None:
-    """Token ids must mean the same everywhere; sizes of padded output layers may differ."""
+def _check_tokenizer(tokenizer: Tokenizer, verifier: WorkerInfo) -> None:
     if verifier.vocab_fingerprint != tokenizer.fingerprint:
         raise ModelError("target", verifier.model_name, "the verifier has another tokenizer than the target folder")
-    if drafter is not None and drafter.vocab_fingerprint != verifier.vocab_fingerprint:
-        raise ModelError("draft", drafter.model_name, f"its tokenizer is not that of the target {verifier.model_name}")
+    if (eos_id := max(tokenizer.eos_ids, default=0)) >= verifier.vocab_size:
+        limit = f"eos_token_id {eos_id} is no token of the verifier's: they are in [0, {verifier.vocab_size})"
+        raise ModelError("target", verifier.model_name, limit)
 
 
 def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:

@@ -30,30 +30,30 @@ from minedraft.errors import (
     RequestAborted,
     Unavailable,
 )
+from minedraft.generation_config import describe_unapplied
 from minedraft.metrics import Metrics
 from minedraft.output import Output
 from minedraft.pipeline import Pipeline
 from minedraft.request import NewRequest
 from minedraft.rpc import status
 from minedraft.rpc.codec_inference import (
-    AnyPrompt,
+    CLIENT_KEY,
     ChatPrompt,
     GenerateCall,
-    TextPrompt,
     TokenPrompt,
     generate_from_pb,
     limits_from_pb,
     output_to_pb,
     status_to_pb,
 )
-from minedraft.sampling_params import SamplingParams
-from minedraft.scheduler import Scheduler
+from minedraft.sampling_params import DEFAULT_CHAT_TOKENS, DEFAULT_NEW_TOKENS, SamplingParams
+from minedraft.scheduler import Scheduler, SchedulerLimits
 from minedraft.tokenizer import Tokenizer
+from minedraft.tokenizing import PromptTokenizer
 from minedraft.v1 import inference_pb2, inference_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
-_INLINE_CHARS = 4096  # longer prompts are tokenised in a thread: the event loop must not stall
 _SEND_INTERVAL_S = 0.020
 SEND_TIMEOUT_S = 60.0  # a client that reads nothing for so long gives its place to others
 
@@ -116,6 +116,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self.metrics = Metrics(settings)
         self._settings = settings
         self.tokenizer = tokenizer
+        self._prompts = PromptTokenizer(tokenizer)
         self._pipeline: Pipeline | None = None
         self._is_open = False
         self._is_draining = False
@@ -134,13 +135,14 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         return "degraded" if is_degraded else "serving"
 
     async def open(self, pipeline: Pipeline) -> None:
-        """Generate a few tokens through both workers, then accept requests.
+        """Say what the model asks for in vain, generate a few tokens through both workers, then accept requests.
 
         Raises:
             MineDraftError: the generation failed.
         """
         self._pipeline = pipeline
-        self.metrics.drafter_info = pipeline.drafter.info if pipeline.drafter is not None else None
+        if self._settings.target is not None and (unapplied := describe_unapplied(self._settings.target)):
+            logger.warning("%s", unapplied)
         call = _warm_up(self.tokenizer, self._settings.draft_len, _context_len(pipeline.scheduler))
         async with aclosing(self._answer(pipeline, call, "warm-up")) as outputs:
             async for _ in outputs:
@@ -168,7 +170,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         try:
             pipeline = self._accepting()
             call = generate_from_pb(request)
-            async with aclosing(self._answer(pipeline, call, call.request_id or uuid.uuid4().hex)) as outputs:
+            name = call.request_id or uuid.uuid4().hex
+            async with aclosing(self._answer(pipeline, call, name, _client_of(context))) as outputs:
                 async for output in outputs:
                     await _send(context, output)
         except asyncio.CancelledError:
@@ -218,7 +221,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             raise Unavailable("the service is still starting")
         return self._pipeline
 
-    async def _answer(self, pipeline: Pipeline, call: GenerateCall, name: str) -> AsyncGenerator[Output, None]:
+    async def _answer(
+        self, pipeline: Pipeline, call: GenerateCall, name: str, client: str = ""
+    ) -> AsyncGenerator[Output, None]:
         """The outputs of one call, until all its samples have ended; leaving it ends them."""
         if name in self._live:
             raise DuplicateRequest(f"request_id {name!r} is in use by a live request")
@@ -228,7 +233,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         live = self._live[name] = _LiveCall()
         self._idle.clear()
         try:
-            await self._submit(pipeline, call, name, live)
+            await self._submit(pipeline, call, name, live, client)
             while True:
                 await live.wait()
                 for answer in live.answers:
@@ -246,37 +251,27 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             if not self._live:
                 self._idle.set()
 
-    async def _submit(self, pipeline: Pipeline, call: GenerateCall, name: str, live: _LiveCall) -> None:
-        sampling = call.sampling
-        prompt_token_ids = await self._tokenize(call.prompt)
+    async def _submit(self, pipeline: Pipeline, call: GenerateCall, name: str, live: _LiveCall, client: str) -> None:
+        _check_num_samples(call.sampling.n, pipeline.scheduler.limits)
+        tokenizer, is_chat = self.tokenizer, isinstance(call.prompt, ChatPrompt)
+        stop_ids = () if call.sampling.ignore_eos else tokenizer.eos_ids
+        stop_ids += call.sampling.stop_token_ids
+        if call.sampling.skip_special_tokens:
+            stop_ids += tokenizer.stop_ids(call.sampling.stop)
+        context_len = _context_len(pipeline.scheduler)
+        prompt_ids = await self._prompts.encode(call.prompt, client, context_len - 1)
         if live.error is not None:
             raise live.error
-        stop_ids = (() if sampling.ignore_eos else self.tokenizer.eos_ids) + sampling.stop_token_ids
+        default = DEFAULT_CHAT_TOKENS if is_chat else DEFAULT_NEW_TOKENS
+        sampling = call.sampling.fit(context_len - len(prompt_ids), default)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         for index in range(sampling.n):
-            new = NewRequest(prompt_token_ids, sampling, derive_seed(seed, index), tuple(dict.fromkeys(stop_ids)))
-            answer = Answer(index, self.tokenizer.stream_decoder(), sampling, live.notify, name)
+            new = NewRequest(prompt_ids, sampling, derive_seed(seed, index), tuple(dict.fromkeys(stop_ids)))
+            # An answer in a chat is a message of its own; any other continues the prompt's text.
+            decoder = tokenizer.stream_decoder(sampling.skip_special_tokens, () if is_chat else prompt_ids)
+            answer = Answer(index, decoder, sampling, live.notify, name)
             live.answers.append(answer)
             live.pipeline_ids.append(pipeline.submit(new, answer))
-
-    async def _tokenize(self, prompt: AnyPrompt) -> tuple[int, ...]:
-        tokenizer = self.tokenizer
-        match prompt:
-            case TextPrompt(text):
-                if len(text) <= _INLINE_CHARS:
-                    token_ids = tokenizer.encode(text)
-                else:
-                    token_ids = await asyncio.to_thread(tokenizer.encode, text)
-            case ChatPrompt(messages):
-                if sum(len(message["content"]) for message in messages) <= _INLINE_CHARS:
-                    token_ids = tokenizer.encode_chat(messages)
-                else:
-                    token_ids = await asyncio.to_thread(tokenizer.encode_chat, messages)
-            case _:
-                return prompt.token_ids
-        if not token_ids:
-            raise InvalidRequest("prompt", "0 tokens", "the text must hold at least one token")
-        return tuple(token_ids)
 
     async def _abort_internal(self, context: Context) -> None:
         error = InternalError("the request failed inside the service; its log says why")
@@ -290,6 +285,19 @@ async def _send(context: Context, output: Output) -> None:
             await context.write(output_to_pb(output))
     except TimeoutError:
         raise Overloaded(f"the client has taken no message for {SEND_TIMEOUT_S:g} s") from None
+
+
+def _client_of(context: Context) -> str:
+    """Tell clients apart: all that come through a unix socket have the same peer name."""
+    names = [str(value) for key, value in context.invocation_metadata() or () if key == CLIENT_KEY]
+    return f"{context.peer()} {''.join(names)}"
+
+
+def _check_num_samples(num_samples: int, limits: SchedulerLimits) -> None:
+    num_seats = limits.num_batches * limits.max_batch_size
+    if num_samples > num_seats + limits.max_waiting:
+        limit = f"at most {num_seats + limits.max_waiting}: {num_seats} seats and max_waiting {limits.max_waiting}"
+        raise InvalidRequest("n", num_samples, limit)
 
 
 def _context_len(scheduler: Scheduler) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as RawTokenizer
 
-from minedraft.chat_template import ChatTemplate, Message
+from minedraft.chat_template import ChatTemplate, Message, read_special_tokens
 from minedraft.detokenizer import StreamDecoder, make_stream_decoder
-from minedraft.errors import ModelError
-from minedraft.model_folder import read_eos_ids
+from minedraft.errors import InvalidRequest, ModelError
+from minedraft.generation_config import read_eos_ids
 from minedraft.stop_strings import StopFinder
 from minedraft.vocabulary import vocab_fingerprint
 
@@ -23,7 +24,8 @@ class Tokenizer:
     Attributes:
         vocab_size: number of token ids the tokenizer knows (the model's output layer may be padded
             beyond it).
-        eos_ids: ids that end an answer.
+        max_token_bytes: no token stands for more bytes of text.
+        eos_ids: ids that end an answer: those of the model's configs, and the tokenizer's own.
         fingerprint: of the (id, token) table; the drafter and the verifier must have the same.
     """
 
@@ -32,8 +34,13 @@ class Tokenizer:
     ) -> None:
         self._raw = raw
         self._chat_template = chat_template
-        self._special_ids = frozenset(i for i, token in raw.get_added_tokens_decoder().items() if token.special)
+        added = raw.get_added_tokens_decoder()
+        self._special_tokens = {token.content: token_id for token_id, token in added.items() if token.special}
+        self._special_ids = frozenset(self._special_tokens.values())
+        self._prefix = _find_prefix(raw)
         self.vocab_size: int = raw.get_vocab_size(with_added_tokens=True)
+        vocab = raw.get_vocab(with_added_tokens=True)
+        self.max_token_bytes: int = max((len(token.encode()) for token in vocab), default=1)
         self.eos_ids = eos_ids
         self.fingerprint = fingerprint
 
@@ -44,6 +51,9 @@ class Tokenizer:
         Raises:
             ModelError: a file is missing or cannot be used.
         """
+        # One text at a time is encoded, in the calling thread: a pool of threads would only take cores
+        # from the workers, and its threads would not have the caller's priority.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         model_dir = Path(model_dir)
         file = model_dir / "tokenizer.json"
         if not file.exists():
@@ -55,25 +65,60 @@ class Tokenizer:
         # A file saved while training may cut or pad every prompt to a fixed length.
         raw.no_truncation()
         raw.no_padding()
-        return cls(raw, ChatTemplate.load(model_dir), read_eos_ids(model_dir), vocab_fingerprint(model_dir))
+        fingerprint = vocab_fingerprint(model_dir)
+        eos_ids = read_eos_ids(model_dir)
+        own_eos_id = raw.token_to_id(read_special_tokens(model_dir).get("eos_token", ""))
+        if own_eos_id is not None and own_eos_id not in eos_ids:
+            eos_ids += (own_eos_id,)
+        return cls(raw, ChatTemplate.load(model_dir), eos_ids, fingerprint)
 
     @property
     def has_chat_template(self) -> bool:
         return self._chat_template.source is not None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of `text`, with the tokens around it (BOS, say) that the tokenizer adds."""
-        ids: list[int] = self._raw.encode(text, add_special_tokens=add_special_tokens).ids
+        """Return the ids of `text`, with the tokens around it (BOS, say) that the tokenizer adds.
+
+        A text that itself starts with what the tokenizer adds has it once: models have never seen it
+        twice. transformers doubles it.
+        """
+        # Unlike `encode`, the batch form lets other threads run meanwhile; the ids are the same.
+        ids: list[int] = self._raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        prefix_len = len(self._prefix)
+        if add_special_tokens and prefix_len and ids[prefix_len : 2 * prefix_len] == self._prefix:
+            return ids[prefix_len:]
         return ids
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of tokens of `text` alone."""
+        return len(self._raw.encode_batch_fast([text], add_special_tokens=False)[0])
+
+    def stop_ids(self, stop: Iterable[str]) -> tuple[int, ...]:
+        """Return the ids of the special tokens among some stop strings; their text never appears in an answer.
+
+        Raises:
+            InvalidRequest: a stop string has the text of a special token in it, and so can never end an answer.
+        """
+        ids: list[int] = []
+        for text in stop:
+            if text in self._special_tokens:
+                ids.append(self._special_tokens[text])
+            elif special := next((token for token in self._special_tokens if token in text), None):
+                limit = (
+                    f"the special token {special} gives no text; use stop_token_ids {self._special_tokens[special]}, "
+                    "or skip_special_tokens False"
+                )
+                raise InvalidRequest("stop", text, limit)
+        return tuple(ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of `ids` at once; ids that no token has give nothing."""
         text: str = self._raw.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
-    def stream_decoder(self, skip_special_tokens: bool = True) -> StreamDecoder:
-        """Return a decoder for one answer that arrives in pieces."""
-        return make_stream_decoder(self._raw, self._special_ids if skip_special_tokens else frozenset())
+    def stream_decoder(self, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()) -> StreamDecoder:
+        """Return a decoder for one answer that arrives in pieces and continues `prompt_ids`."""
+        return make_stream_decoder(self._raw, self._special_ids if skip_special_tokens else frozenset(), prompt_ids)
 
     def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Return the prompt text of a chat (see ChatTemplate.render)."""
@@ -82,3 +127,10 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """Return the prompt ids of a chat; the template itself writes the special tokens."""
         return self.encode(self.render_chat(messages, add_generation_prompt), add_special_tokens=False)
+
+
+def _find_prefix(raw: RawTokenizer) -> list[int]:
+    """Return the ids that the tokenizer puts before every text."""
+    text: list[int] = raw.encode("a", add_special_tokens=False).ids
+    whole: list[int] = raw.encode("a", add_special_tokens=True).ids
+    return next((whole[:i] for i in range(len(whole)) if text and whole[i : i + len(text)] == text), [])

@@ -14,7 +14,7 @@ from enum import Enum, IntEnum
 
 from minedraft.sampling_params import SamplingParams
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_SPANS = 1024  # requests in one worker command
 MAX_DRAFT_LEN = 64  # draft tokens for one request in one round
 MAX_TOP_M = 1024  # entries of a truncated draft distribution

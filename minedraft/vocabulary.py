@@ -47,6 +47,17 @@ def summarise_vocabulary(model_dir: Path) -> VocabSummary:
     return _summarise(str(model_dir), stat.st_mtime_ns, stat.st_size)
 
 
+def check_vocabulary_fits(model_dir: Path, vocab_size: int, field: str) -> None:
+    """Raise ModelError unless the model has one of its `vocab_size` token rows for every id of its tokenizer.
+
+    A prompt with the id of a missing row could not be answered, whoever sent it.
+    """
+    largest_id = summarise_vocabulary(model_dir).largest_id
+    if largest_id >= vocab_size:
+        limit = f"it has {vocab_size} token rows, the tokenizer needs {largest_id + 1}"
+        raise ModelError(field, str(model_dir), limit)
+
+
 def vocab_fingerprint(model_dir: Path) -> str:
     """Return the fingerprint alone (see VocabSummary)."""
     return summarise_vocabulary(model_dir).fingerprint

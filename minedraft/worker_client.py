@@ -1,18 +1,22 @@
-"""The scheduler's end of the worker links: drafter and verifier as seams, and over gRPC.
+"""The scheduler's end of the worker links: drafter and verifier over gRPC.
 
-A link dies as a whole. When the worker's process ends, its connection drops, it fails, or it lets a
-deadline pass, every pending and every later call raises `WorkerLost` at once; a new link (handshake,
-new epoch) is the only way back. A reply that breaks the contract raises `ProtocolError`.
+A link dies as a whole. When the worker's process ends, its connection drops or it fails, every pending
+and every later call raises `WorkerLost` at once; a new link (handshake, new epoch) is the only way back.
+A reply that breaks the contract raises `ProtocolError`. No command has a deadline: a forward takes as
+long as it takes. Pings tell a host that is silent, and a worker whose device hangs ends itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import socket
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import ClassVar, Protocol, Self, TypeAlias
+from typing import ClassVar, Self, TypeAlias
 
 import grpc
 import grpc.aio
@@ -29,9 +33,9 @@ from minedraft.errors import (
     WorkerLost,
 )
 from minedraft.rpc import codec
-from minedraft.rpc.channel import worker_channel_options
+from minedraft.rpc.channel import EPOCH_KEY, worker_channel_options
 from minedraft.rpc.codec_draft import draft_command_to_pb, draft_reply_from_pb
-from minedraft.rpc.codec_link import envelope_to_bytes, refusal_from_pb
+from minedraft.rpc.codec_link import encode, envelope_to_bytes, refusal_from_pb
 from minedraft.rpc.codec_verify import verify_command_to_pb, verify_reply_from_pb
 from minedraft.types import (
     PROTOCOL_VERSION,
@@ -44,51 +48,13 @@ from minedraft.types import (
 )
 from minedraft.v1 import worker_pb2
 
+logger = logging.getLogger("minedraft.worker_client")
+
+_SLOW_COMMAND_S = 60.0  # longer than this is said in the log, once a command
+_IN_USE_POLL_S = 0.2
+_IN_USE_WAIT_S = 3.0  # the scheduler that has the worker may be on its way out: a restart finds it so
+
 _Stream: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
-
-
-class Drafter(Protocol):
-    """The process that proposes tokens."""
-
-    @property
-    def info(self) -> WorkerInfo: ...
-
-    async def draft(self, command: DraftCommand) -> DraftReply:
-        """Propose `draft_len` tokens (or fewer) for each span, one Proposal for each span that asks for any.
-
-        Raises:
-            WorkerLost: the drafter is gone, and with it every other call.
-            ProtocolError: a command or a reply breaks the contract.
-        """
-        ...
-
-    async def prefill(self, command: DraftCommand) -> DraftReply:
-        """Cache the tokens of each span; proposes nothing. Raises as `draft`."""
-        ...
-
-    async def release(self, request_ids: Sequence[int]) -> int:
-        """Free KV outside a round; returns the number of free blocks after. Raises as `draft`."""
-        ...
-
-
-class Verifier(Protocol):
-    """The process that runs the target model."""
-
-    @property
-    def info(self) -> WorkerInfo: ...
-
-    async def verify(self, command: VerifyCommand) -> VerifyReply:
-        """Check the drafts of each span; one Verdict for each span, in the command's order.
-
-        Raises:
-            WorkerLost: the verifier is gone, and with it every other call.
-            ProtocolError: a command or a reply breaks the contract.
-        """
-        ...
-
-    async def release(self, request_ids: Sequence[int]) -> int:
-        """Free KV outside a round; returns the number of free blocks after. Raises as `verify`."""
-        ...
 
 
 class _WorkerLink:
@@ -104,14 +70,13 @@ class _WorkerLink:
     role: ClassVar[Role]
     _service: ClassVar[str]
 
-    def __init__(self, address: Address, command_timeout_s: float) -> None:
+    def __init__(self, address: Address) -> None:
         self.address = address
         self.info: WorkerInfo
         self.wire_bytes = 0
         self.num_stale = 0
         self.lost = asyncio.Event()
         self.lost_error: WorkerLost | None = None
-        self._command_timeout_s = command_timeout_s
         self._channel = grpc.aio.insecure_channel(address.target, options=worker_channel_options())
         self._stream: _Stream | None = None
         self._reader: asyncio.Task[None]
@@ -123,28 +88,35 @@ class _WorkerLink:
 
     @classmethod
     async def connect(
-        cls, address: Address | str, *, command_timeout_s: float = 60.0, connect_timeout_s: float = 10.0
+        cls, address: Address | str, *, target_vocab_size: int = 0, connect_timeout_s: float = 10.0
     ) -> Self:
         """Shake hands, which starts a new epoch of the worker: its KV and stored replies are dropped.
 
         Args:
-            command_timeout_s: a command unanswered for so long means that the worker hangs: it is lost.
-            connect_timeout_s: how long to wait for the worker to be there.
+            target_vocab_size: for a drafter: the ids it proposes are below it; 0 for all.
+            connect_timeout_s: how long to wait for the worker to be there, and to be free.
 
         Raises:
-            ConfigError: something else answers there, or another version of this protocol.
+            ConfigError: something else answers there, another version of this protocol, or a worker
+                that another scheduler uses.
             WorkerLost: nothing answers in time.
         """
-        link = cls(Address.parse(address) if isinstance(address, str) else address, command_timeout_s)
+        link = cls(Address.parse(address) if isinstance(address, str) else address)
         try:
-            link.info = await link._shake_hands(connect_timeout_s)
+            link.info = await link._shake_hands(target_vocab_size, connect_timeout_s)
         except BaseException:
             await link.close()
             raise
-        link._stream = stream = link._channel.stream_stream(f"/minedraft.v1.{cls._service}/Run", None, None)(None)
+        metadata = ((EPOCH_KEY, str(link.info.epoch)),)
+        run = link._channel.stream_stream(f"/minedraft.v1.{cls._service}/Run", None, None)
+        link._stream = stream = run(None, metadata=metadata)
         link._reader = asyncio.create_task(link._read_replies(stream), name=f"{cls.role.value}-replies")
         link._writer = asyncio.create_task(link._write_commands(stream), name=f"{cls.role.value}-commands")
         return link
+
+    def give_up(self, cause: str) -> None:
+        """Declare the link dead: the worker lives, but it is of no use as it is."""
+        self._lose(cause)
 
     async def close(self) -> None:
         """Drop the connection; pending calls raise WorkerLost. Safe to call twice."""
@@ -191,12 +163,11 @@ class _WorkerLink:
         self._pending[call] = waiter
         self._outbox.append(data)
         self._has_mail.set()
+        slow = asyncio.get_running_loop().call_later(_SLOW_COMMAND_S, self._tell_slow, reply_kind)
         try:
-            async with asyncio.timeout(self._command_timeout_s):
-                reply = await waiter
-        except TimeoutError:
-            raise self._lose(f"no reply within {self._command_timeout_s:g} s") from None
+            reply = await waiter
         finally:
+            slow.cancel()
             self._pending.pop(call, None)
         kind = reply.WhichOneof("kind")
         if kind == "refusal":
@@ -231,25 +202,28 @@ class _WorkerLink:
                 while self._outbox:
                     await stream.write(self._outbox.popleft())
 
-    async def _shake_hands(self, timeout_s: float) -> WorkerInfo:
+    def _tell_slow(self, kind: str) -> None:
+        logger.warning("%s has had a %s command for %.0f s; still waiting", self._name, kind, _SLOW_COMMAND_S)
+
+    async def _shake_hands(self, target_vocab_size: int, timeout_s: float) -> WorkerInfo:
         handshake = self._channel.unary_unary(
             f"/minedraft.v1.{self._service}/Handshake",
             request_serializer=worker_pb2.HandshakeRequest.SerializeToString,
             response_deserializer=worker_pb2.HandshakeReply.FromString,
         )
-        request = codec.handshake_to_pb()
-        try:
-            message = await handshake(request, timeout=timeout_s, wait_for_ready=True)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                other = Role.DRAFTER if self.role is Role.VERIFIER else Role.VERIFIER
-                limit = f"no {self.role.value} answers there but a {other.value}, or another service"
-                raise ConfigError(f"{self.role.value} address", str(self.address), limit) from None
-            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-                raise ConfigError(f"{self.role.value} address", str(self.address), str(error.details())) from None
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise WorkerLost(f"{self._name} does not answer within {timeout_s:g} s") from None
-            raise WorkerLost(f"{self._name}: {error.details()}") from None
+        request = codec.handshake_to_pb(_own_name(), target_vocab_size)
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        in_use_until_s = loop.time() + min(timeout_s, _IN_USE_WAIT_S)
+        while True:
+            try:
+                message = await handshake(request, timeout=deadline_s - loop.time(), wait_for_ready=True)
+                break
+            except grpc.aio.AioRpcError as error:
+                is_in_use = error.code() is grpc.StatusCode.ABORTED
+                if not is_in_use or loop.time() >= in_use_until_s:
+                    raise self._handshake_error(error, timeout_s) from None
+            await asyncio.sleep(_IN_USE_POLL_S)
         self.wire_bytes += request.ByteSize() + message.ByteSize()
         try:
             info = codec.info_from_pb(message)
@@ -263,13 +237,28 @@ class _WorkerLink:
             raise ConfigError(f"{self.role.value} address", str(self.address), limit)
         return info
 
+    def _handshake_error(self, error: grpc.aio.AioRpcError, timeout_s: float) -> MineDraftError:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            other = Role.DRAFTER if self.role is Role.VERIFIER else Role.VERIFIER
+            limit = f"no {self.role.value} answers there but a {other.value}, or another service"
+            return ConfigError(f"{self.role.value} address", str(self.address), limit)
+        if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED):
+            return ConfigError(f"{self.role.value} address", str(self.address), str(error.details()))
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return WorkerLost(f"{self._name} does not answer within {timeout_s:g} s")
+        return WorkerLost(f"{self._name}: {error.details()}")
+
     def _to_error(self, refusal: InternalError) -> MineDraftError:
+        error: MineDraftError
         if isinstance(refusal, StaleRound):
             self.num_stale += 1
-            return StaleRound(f"{self._name}: {refusal}")
-        if isinstance(refusal, ProtocolError):
-            return ProtocolError(f"{self._name} {refusal}")
-        return self._lose(str(refusal))
+            error = StaleRound(f"{self._name}: {refusal}")
+        elif isinstance(refusal, ProtocolError):
+            error = ProtocolError(f"{self._name} {refusal}")
+        else:
+            return self._lose(str(refusal))
+        error.request_id = refusal.request_id
+        return error
 
     def _lose(self, cause: str) -> WorkerLost:
         """Fail every pending call, now, in this one place."""
@@ -293,11 +282,11 @@ class GrpcDrafter(_WorkerLink):
     _service = "Drafter"
 
     async def draft(self, command: DraftCommand) -> DraftReply:
-        reply = await self._call(worker_pb2.Command(draft=draft_command_to_pb(command)), "draft")
+        reply = await self._call(worker_pb2.Command(draft=encode(draft_command_to_pb, command)), "draft")
         return self._decode(reply, command)
 
     async def prefill(self, command: DraftCommand) -> DraftReply:
-        reply = await self._call(worker_pb2.Command(prefill=draft_command_to_pb(command)), "draft")
+        reply = await self._call(worker_pb2.Command(prefill=encode(draft_command_to_pb, command)), "draft")
         return self._decode(reply, command)
 
     def _decode(self, reply: worker_pb2.Reply, command: DraftCommand) -> DraftReply:
@@ -315,9 +304,14 @@ class GrpcVerifier(_WorkerLink):
     _service = "Verifier"
 
     async def verify(self, command: VerifyCommand) -> VerifyReply:
-        reply = await self._call(worker_pb2.Command(verify=verify_command_to_pb(command)), "verify")
+        reply = await self._call(worker_pb2.Command(verify=encode(verify_command_to_pb, command)), "verify")
         try:
             return verify_reply_from_pb(reply.verify, command, self.info)
         except StaleRound:
             self.num_stale += 1
             raise
+
+
+def _own_name() -> str:
+    """Who has a worker, as another scheduler that wants it is told."""
+    return f"the scheduler with process id {os.getpid()} on {socket.gethostname()}"

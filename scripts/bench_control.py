@@ -114,7 +114,7 @@ async def _measure_memory(folder: Path, num_requests: int, console: Console) -> 
     from tests.fakes.workers import VOCAB_SIZE
     from tests.tiny_models import write_tiny_tokenizer
 
-    write_tiny_tokenizer(folder / "model", vocab_size=VOCAB_SIZE)
+    write_tiny_tokenizer(folder / "model", vocab_size=VOCAB_SIZE, eos=None)
     model = ["--model", str(folder / "model"), "--device", "cpu"]
     listen = f"unix:{folder}/m.sock"
     with _processes("tests.fakes.fake_worker", folder, model) as (drafter_at, verifier_at):

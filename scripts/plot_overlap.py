@@ -44,7 +44,8 @@ from minedraft.types import (
     VerifyReply,
 )
 from minedraft.usage import RequestUsage
-from minedraft.worker_client import Drafter, GrpcDrafter, GrpcVerifier, Verifier
+from minedraft.worker_client import GrpcDrafter, GrpcVerifier
+from minedraft.workers import Drafter, Verifier
 
 COLOURS = {"A": "#2b6cb0", "B": "#dd6b20"}
 SHOWN_STEPS = 6
@@ -138,7 +139,9 @@ async def _record(target: Path, draft: Path, max_batch_size: int, draft_len: int
                 for address in addresses.values():
                     await wait_serving(address, LIVE)
                 verifier = await stack.enter_async_context(await GrpcVerifier.connect(addresses["verifier"]))
-                drafter = await stack.enter_async_context(await GrpcDrafter.connect(addresses["drafter"]))
+                drafter = await stack.enter_async_context(
+                    await GrpcDrafter.connect(addresses["drafter"], target_vocab_size=verifier.info.vocab_size)
+                )
                 bars: list[Bar] = []
                 seats: tuple[Any, Any] = Recorder("verifier", verifier, bars), Recorder("drafter", drafter, bars)
                 pipeline = await stack.enter_async_context(Pipeline(SchedulerLimits(), *seats))

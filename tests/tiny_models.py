@@ -94,9 +94,30 @@ def add_noise(path: Path, share: float, seed: int = 0) -> Path:
     return path
 
 
-def write_tiny_tokenizer(path: Path, *, vocab_size: int = 320) -> None:
+def resize_rows(path: Path, num_rows: int, seed: int = 0) -> Path:
+    """Give a model folder's embedding and output layer another number of rows, as checkpoints pad them.
+    Rows that are added are likelier than the rest, so that a padding id shows if anybody takes one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path)
+    num_old = model.get_output_embeddings().weight.shape[0]
+    model.resize_token_embeddings(num_rows, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        new = model.get_output_embeddings().weight[num_old:]
+        new.normal_(0.0, 2 * model.get_output_embeddings().weight[:num_old].std().item(), generator=generator)
+    model.save_pretrained(path)
+    return path
+
+
+def write_tiny_tokenizer(path: Path, *, vocab_size: int = 320, eos: str | None = EOS) -> None:
     """Write a tokenizer with exactly or (see make_tiny_model) at most `vocab_size` tokens: byte-level
-    BPE where 256 bytes fit, characters of a small alphabet otherwise."""
+    BPE where 256 bytes fit, characters of a small alphabet otherwise.
+
+    Args:
+        eos: its end-of-sequence token; None for a model whose answers are as long as asked for.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     path.mkdir(parents=True, exist_ok=True)
@@ -122,7 +143,7 @@ def write_tiny_tokenizer(path: Path, *, vocab_size: int = 320) -> None:
         tokenizer.add_special_tokens(specials)
     tokenizer.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(
-        json.dumps({"eos_token": EOS, "bos_token": _SPECIALS[1], "tokenizer_class": "PreTrainedTokenizerFast"})
+        json.dumps({"eos_token": eos, "bos_token": _SPECIALS[1], "tokenizer_class": "PreTrainedTokenizerFast"})
     )
     (path / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 

@@ -61,7 +61,9 @@ class Proposer(Protocol):
 
     def release(self, request_id: int) -> None: ...
 
-    def reset(self) -> None: ...
+    def reset(self, target_vocab_size: int) -> None:
+        """Forget every request; propose ids below `target_vocab_size` only (0: any)."""
+        ...
 
 
 class DrafterActor:
@@ -97,9 +99,9 @@ class DrafterActor:
             self._requests.forget(request_id)
             self._proposer.release(request_id)
 
-    def reset(self) -> None:
+    def reset(self, target_vocab_size: int) -> None:
         self._requests.clear()
-        self._proposer.reset()
+        self._proposer.reset(target_vocab_size)
 
     def _to_proposal(self, row: DraftRow) -> Proposal:
         q = None

@@ -135,7 +135,7 @@ class Executor:
                 more than is cached; nothing was changed.
         """
         if not spans:
-            return torch.empty(0, self._num_columns, device=self._cache.device)
+            return torch.empty(0, self.num_columns, device=self._cache.device)
         tokens = self._check(spans)
         tables = self._cache.resize([(span.request_id, span.prefix_len + len(span.tokens)) for span in spans])
         queries = [
@@ -166,7 +166,8 @@ class Executor:
             self._cache.release(request_id)
 
     @property
-    def _num_columns(self) -> int:
+    def num_columns(self) -> int:
+        """Columns of the logits."""
         return self.vocab_size if self.draft_vocab_ids is None else len(self.draft_vocab_ids)
 
     def _check(self, spans: Sequence[ForwardSpan]) -> list[np.ndarray]:

@@ -28,6 +28,9 @@ class ModelProposer:
     def __init__(self, executor: Executor, top_m: int = DEFAULT_TOP_M) -> None:
         self._executor = executor
         self._top_m = top_m
+        self._num_columns = executor.num_columns
+        self._draft_vocab_ids = executor.draft_vocab_ids
+        self._num_bad = 0
 
     @property
     def num_free_blocks(self) -> int:
@@ -69,24 +72,39 @@ class ModelProposer:
     def release(self, request_id: int) -> None:
         self._executor.release(request_id)
 
-    def reset(self) -> None:
+    def reset(self, target_vocab_size: int) -> None:
+        """Forget every request. Columns of ids that the target has no row for are never looked at: under
+        REJECTION a proposal cut at such an id would be one whose law depends on the id."""
         self._executor.release_all()
+        ids = self._executor.draft_vocab_ids
+        limit = target_vocab_size or self._executor.vocab_size
+        self._num_columns = min(self._executor.num_columns, limit) if ids is None else int((ids < limit).sum())
+        self._draft_vocab_ids = None if ids is None else ids[: self._num_columns]  # they ascend
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[DraftRow]) -> None:
+        """Add a draft to each row; one whose logits are not finite has had its last."""
         choice = choose_drafts(
-            logits,
+            logits[:, : self._num_columns],
             [row.state for row in rows],
             [row.committed_len + len(row.drafts) for row in rows],
             [row.drafts for row in rows],
-            self._executor.draft_vocab_ids,
+            self._draft_vocab_ids,
             self._top_m,
         )
-        if choice.num_bad:
-            logger.warning("the draft model's logits are not finite for %d of %d requests", choice.num_bad, len(rows))
+        self._count_bad(sum(token is None for token in choice.tokens))
         for index, (row, token) in enumerate(zip(rows, choice.tokens, strict=True)):
+            if token is None:
+                row.draft_len = len(row.drafts)
+                continue
             row.drafts.append(token)
             if row.state.spec.acceptance is Acceptance.REJECTION:
                 assert choice.q_ids is not None, "a row under REJECTION has a q"
                 assert choice.q_probs is not None, "ids and probabilities come together"
                 row.q_ids.append(choice.q_ids[index])
                 row.q_probs.append(choice.q_probs[index])
+
+    def _count_bad(self, num_rows: int) -> None:
+        """Say it the first time and at every power of two: a broken draft model would fill the log."""
+        before, self._num_bad = self._num_bad, self._num_bad + num_rows
+        if before.bit_length() < self._num_bad.bit_length():
+            logger.warning("the draft model's logits are not finite; rows without a draft so far: %d", self._num_bad)

@@ -28,5 +28,5 @@ class NgramProposer:
     def release(self, request_id: int) -> None:
         self._lookups.pop(request_id, None)
 
-    def reset(self) -> None:
-        self._lookups.clear()
+    def reset(self, target_vocab_size: int) -> None:
+        self._lookups.clear()  # what it proposes stands in the text, so the target knows it

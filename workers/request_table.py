@@ -29,10 +29,10 @@ class RequestTable:
             return SequenceState(span.request_id, span.spec)
         state = self._states.get(span.request_id)
         if state is None:
-            raise InvalidRequest("request_id", span.request_id, "unknown here, and no spec introduces it")
+            raise _refusal(span, "request_id", span.request_id, "unknown here, and no spec introduces it")
         if span.prefix_len > len(state.tokens):
             limit = f"{len(state.tokens)} tokens of request {span.request_id} are cached"
-            raise InvalidRequest("prefix_len", span.prefix_len, limit)
+            raise _refusal(span, "prefix_len", span.prefix_len, limit)
         return state
 
     def keep(self, states: Iterable[SequenceState]) -> None:
@@ -44,3 +44,9 @@ class RequestTable:
 
     def clear(self) -> None:
         self._states.clear()
+
+
+def _refusal(span: DraftSpan | VerifySpan, field: str, value: object, limit: str) -> InvalidRequest:
+    error = InvalidRequest(field, value, limit)
+    error.request_id = span.request_id
+    return error

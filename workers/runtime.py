@@ -17,10 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+from minedraft_workers.round_log import RoundLog
+from minedraft_workers.tenancy import Tenancy
+
 from minedraft.blocks import BlocksExhausted
 from minedraft.errors import InternalError, InvalidRequest, MineDraftError, Overloaded, ProtocolError, StaleRound
 from minedraft.types import (
-    Batch,
     DraftCommand,
     Proposal,
     RoundId,
@@ -36,6 +38,11 @@ logger = logging.getLogger("minedraft.worker")
 MAILBOX_SIZE = 32
 # An actor raises these before it has touched anything; any other exception ends the process.
 REFUSALS = (InvalidRequest, ProtocolError, BlocksExhausted)
+
+# A forward may take as long as it needs, but a thread that is inside one and has not computed for so
+# long waits for something that will not come.
+HANG_S = 120.0
+_LEAST_PROGRESS_S = 1e-3  # CPU time
 
 RowT = TypeVar("RowT")
 
@@ -72,8 +79,9 @@ class Actor(Protocol):
         """Forget requests; unknown ids are ignored."""
         ...
 
-    def reset(self) -> None:
-        """Forget everything: a new epoch begins."""
+    def reset(self, target_vocab_size: int) -> None:
+        """Forget everything: a new epoch begins. To a drafter: the ids it proposes are below
+        `target_vocab_size` (0: all may be), for the target may have fewer rows than the draft model."""
         ...
 
 
@@ -117,6 +125,9 @@ class DeviceThread:
         self.num_open = 0  # offered and not answered
         self._loop = asyncio.get_running_loop()
         self._crash: InternalError | None = None
+        self._current: _Item | None = None  # written by the device thread, as is its clock
+        self._cpu_clock: int | None = None
+        self._last_progress = (0.0, 0.0)  # monotonic time, and the thread's CPU time then
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
@@ -145,6 +156,29 @@ class DeviceThread:
             if item is not None:
                 self._answer(item, error)
 
+    def end_if_hung(self, hang_s: float) -> bool:
+        """Fail everything where the thread has been inside a task for `hang_s` seconds and has used no
+        CPU time in them; to be called several times in that span. A computation that is merely long
+        goes on using CPU time, be it to wait for a GPU.
+
+        Returns:
+            Whether the thread is taken to hang, now or before.
+        """
+        if self._crash is not None or self._cpu_clock is None:
+            return self._crash is not None
+        now_s = time.monotonic()
+        try:
+            cpu_s = time.clock_gettime(self._cpu_clock)
+        except OSError:  # the thread has ended
+            return False
+        since_s, cpu_before_s = self._last_progress
+        item = self._current
+        if item is None or cpu_s - cpu_before_s > _LEAST_PROGRESS_S:
+            self._last_progress = (now_s, cpu_s)
+        elif now_s - since_s >= hang_s:
+            self._fail(item, TimeoutError(f"it has not computed for {now_s - since_s:.0f} s: the device hangs"))
+        return self._crash is not None
+
     def stop(self, timeout_s: float) -> bool:
         """Drop what is queued and end the thread; False when it is still inside a task after `timeout_s`."""
         self.drop_queued(ProtocolError("the worker is stopping"))
@@ -153,9 +187,11 @@ class DeviceThread:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
         idle_since_ns = time.perf_counter_ns()
         while (item := self._mailbox.get()) is not None:
             taken_ns = time.perf_counter_ns()
+            self._current = item
             outcome: Outcome
             try:
                 work = item.task()
@@ -172,6 +208,7 @@ class DeviceThread:
             except BaseException as error:  # the process ends with it, see `_fail`
                 self._post(self._fail, item, error)
                 return
+            self._current = None
             idle_since_ns = ready_ns
             self._post(self._answer, item, outcome)
 
@@ -188,9 +225,10 @@ class DeviceThread:
             item.reply.set_result(outcome)
 
     def _fail(self, item: _Item, error: BaseException) -> None:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        frame = traceback.extract_tb(error.__traceback__)[-1:]
+        where = f" ({frame[0].filename}:{frame[0].lineno})" if frame else ""
         what = f"{type(error).__name__}: {error}".replace("\n", " ")
-        logger.critical("the device thread failed, exiting: %s (%s:%d)", what, frame.filename, frame.lineno)
+        logger.critical("the device thread failed, exiting: %s%s", what, where)
         self._crash = InternalError(what)
         self._answer(item, self._crash)
         self.drop_queued(self._crash)
@@ -200,25 +238,34 @@ class DeviceThread:
 class WorkerRuntime:
     """Executes each round of the present epoch at most once, and answers a repeat as before.
 
-    Its methods are called in the event loop. `crashed` is set when the process must end with 70.
+    Its methods are called in the event loop. `crashed` is set when the process must end with 70;
+    `tenancy` says whose commands these are.
     """
 
     def __init__(self, actor: Actor, mailbox_size: int = MAILBOX_SIZE) -> None:
         self.crashed = asyncio.Event()
         self.info = actor.info
-        # Random high bits: no epoch of this process is one of an earlier process.
-        self.epoch = (secrets.randbits(43) + 1) << 20
+        self.tenancy = Tenancy()
         self._actor = actor
         self._device = DeviceThread(actor, self.crashed.set, mailbox_size)
-        self._last: dict[tuple[str, Batch], tuple[int, asyncio.Future[Outcome]]] = {}
+        # Random high bits: no epoch of this process is one of an earlier process.
+        self._log: RoundLog[asyncio.Future[Outcome]] = RoundLog((secrets.randbits(43) + 1) << 20)
 
-    def start_epoch(self) -> WorkerInfo:
+    @property
+    def epoch(self) -> int:
+        return self._log.epoch
+
+    def start_epoch(self, target_vocab_size: int = 0) -> WorkerInfo:
         """Begin a new epoch, during a forward too: what is queued is dropped, and the actor's reset is
         ahead of every command of the new epoch."""
-        self.epoch += 1
-        self._last.clear()
+        self._log.begin_epoch()
         self._device.drop_queued(StaleRound(f"epoch {self.epoch} has begun"))
-        self._device.offer(self._reset)
+
+        def reset() -> Work[Any]:
+            self._actor.reset(target_vocab_size)
+            return Work(())
+
+        self._device.offer(reset)
         return replace(self.info, epoch=self.epoch)
 
     def submit(self, method: str, round_id: RoundId, task: Callable[[], Work[Any]]) -> asyncio.Future[Outcome]:
@@ -229,19 +276,15 @@ class WorkerRuntime:
             StaleRound: another epoch, or a round before the last one; nothing is executed.
             Overloaded: the mailbox is full. InternalError: the device thread has crashed.
         """
-        self._check_epoch(round_id.epoch)
-        last_number, reply = self._last.get((method, round_id.batch), (-1, None))
-        if round_id.number < last_number:
-            where = f"{method} of batch {round_id.batch.name}"
-            raise StaleRound(f"{where} is at round {last_number}, not {round_id.number}")
-        if reply is None or round_id.number > last_number:
+        reply = self._log.find(method, round_id)
+        if reply is None:
             reply = self._device.offer(task)
-            self._last[method, round_id.batch] = (round_id.number, reply)
+            self._log.store(method, round_id, reply)
         return reply
 
     def submit_release(self, epoch: int, request_ids: Sequence[int]) -> asyncio.Future[Outcome]:
         """Free KV outside a round. Raises as `submit`."""
-        self._check_epoch(epoch)
+        self._log.check_epoch(epoch)
 
         def task() -> Work[Any]:
             self._actor.release(request_ids)
@@ -254,14 +297,11 @@ class WorkerRuntime:
         """Commands taken in and not answered yet."""
         return self._device.num_open
 
+    async def watch(self, hang_s: float = HANG_S) -> None:
+        """Set `crashed` should the device thread hang; returns then. See `DeviceThread.end_if_hung`."""
+        while not self._device.end_if_hung(hang_s):  # noqa: ASYNC110 - a hang is the absence of events
+            await asyncio.sleep(hang_s / 8)
+
     def stop(self, timeout_s: float) -> bool:
         """End the device thread; False when it is still inside a forward after `timeout_s`."""
         return self._device.stop(timeout_s)
-
-    def _reset(self) -> Work[Any]:
-        self._actor.reset()
-        return Work(())
-
-    def _check_epoch(self, epoch: int) -> None:
-        if epoch != self.epoch:
-            raise StaleRound(f"the epoch is {self.epoch}, not {epoch}")

@@ -37,15 +37,14 @@ _DRAW_BLOCK = 256
 class DraftChoice:
     """One draft step of a batch of B requests.
 
-    tokens: B token ids. q_ids: int32 [B, m] token ids, -1 pads; q_probs: float32 [B, m]; both on the CPU:
-    what the rows under REJECTION were sampled from (other rows are all padding), None when no row is
-    under REJECTION. num_bad: rows with NaN or Inf, whose token means nothing.
+    tokens: B token ids, None where the row has NaN or Inf. q_ids: int32 [B, m] token ids, -1 pads;
+    q_probs: float32 [B, m]; both on the CPU: what the rows under REJECTION were sampled from (other rows
+    and those without a token are all padding), None when no row is under REJECTION.
     """
 
-    tokens: list[int]
+    tokens: list[int | None]
     q_ids: torch.Tensor | None
     q_probs: torch.Tensor | None
-    num_bad: int
 
 
 def choose_drafts(
@@ -78,22 +77,21 @@ def choose_drafts(
             chosen[index] = _Choice(column if math.isfinite(peak) else None)
     for index in set(range(len(states))).difference(plain):
         chosen[index] = _choose(logits[index], states[index], positions[index], extra_tokens[index], columns, top_m)
-    # A token that means nothing is as good as any other: the verifier does not depend on it.
-    tokens = [columns.token_id(choice.column or 0) for choice in chosen]
-    num_bad = sum(choice.column is None for choice in chosen)
+    tokens = [None if choice.column is None else columns.token_id(choice.column) for choice in chosen]
     under_rejection = [index for index, state in enumerate(states) if state.spec.acceptance is Acceptance.REJECTION]
     if not under_rejection:
-        return DraftChoice(tokens, None, None, num_bad)
+        return DraftChoice(tokens, None, None)
     q_ids = torch.full((len(states), min(top_m, columns.num_columns)), -1, dtype=torch.int32)
     q_probs = torch.zeros(q_ids.shape)
     for index in under_rejection:
-        choice = chosen[index]
+        choice, token = chosen[index], tokens[index]
         if choice.kept is None or choice.probs is None:
-            q_ids[index, 0], q_probs[index, 0] = tokens[index], 1.0
+            if token is not None:  # not sampled: all of q is on it
+                q_ids[index, 0], q_probs[index, 0] = token, 1.0
         else:
             q_ids[index, : len(choice.kept)] = torch.tensor([columns.token_id(column) for column in choice.kept])
             q_probs[index, : len(choice.kept)] = choice.probs
-    return DraftChoice(tokens, q_ids, q_probs, num_bad)
+    return DraftChoice(tokens, q_ids, q_probs)
 
 
 @dataclass(frozen=True, slots=True)

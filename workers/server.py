@@ -65,9 +65,10 @@ async def serve(
     server, health = await start(handler, address)
     on_ready()
     ends = [asyncio.create_task(stop.wait()), asyncio.create_task(runtime.crashed.wait())]
+    watch = asyncio.create_task(runtime.watch())
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    for end in ends:
-        end.cancel()
+    for task in (*ends, watch):
+        task.cancel()
     has_crashed = runtime.crashed.is_set()
     await health.enter_graceful_shutdown()
     # The stream of an idle scheduler would only make it wait.

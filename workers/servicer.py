@@ -18,8 +18,9 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from minedraft_workers.runtime import DraftingActor, Executed, Outcome, VerifyingActor, WorkerRuntime
 
-from minedraft.errors import MineDraftError, ProtocolError
+from minedraft.errors import MineDraftError, ProtocolError, WorkerInUse
 from minedraft.rpc import codec, status
+from minedraft.rpc.channel import EPOCH_KEY
 from minedraft.rpc.codec_draft import draft_command_from_pb, draft_reply_to_pb
 from minedraft.rpc.codec_link import envelope_to_bytes, refusal_to_pb
 from minedraft.rpc.codec_verify import verify_command_from_pb, verify_reply_to_pb
@@ -111,7 +112,7 @@ class _CommandStream:
 
     def _refuse(self, call: int, error: MineDraftError) -> None:
         logger.warning("command refused: %s", error)
-        self._send(refusal_to_pb(call, error.reason, str(error)))
+        self._send(refusal_to_pb(call, error))
 
     def _send(self, message: worker_pb2.Reply) -> None:
         self._outbox.append(envelope_to_bytes(message))
@@ -131,17 +132,33 @@ def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) 
         return runtime.submit_release(epoch, request_ids), _encode_release
 
     async def handshake(message: worker_pb2.HandshakeRequest, context: _Context) -> worker_pb2.HandshakeReply:
-        version = codec.protocol_version_from_pb(message)
-        if version != PROTOCOL_VERSION:
-            error = ProtocolError(f"protocol version {version} was asked for, this worker speaks {PROTOCOL_VERSION}")
+        try:
+            version = codec.protocol_version_from_pb(message)
+            if version != PROTOCOL_VERSION:
+                what = f"protocol version {version} was asked for, this worker speaks {PROTOCOL_VERSION}"
+                raise ProtocolError(what)
+            name, target_vocab_size = codec.handshake_from_pb(message)
+            runtime.tenancy.check_free()
+            info = runtime.start_epoch(target_vocab_size)
+        except MineDraftError as error:
             logger.warning("handshake refused: %s", error)
-            await status.abort(context, error, grpc.StatusCode.FAILED_PRECONDITION)
-        info = runtime.start_epoch()
-        logger.info("epoch %d begins", info.epoch)
+            is_in_use = isinstance(error, WorkerInUse)
+            code = grpc.StatusCode.ABORTED if is_in_use else grpc.StatusCode.FAILED_PRECONDITION
+            await status.abort(context, error, code)
+        runtime.tenancy.announce(name, info.epoch)
+        logger.info("epoch %d begins, for %s", info.epoch, name)
         return codec.info_to_pb(info)
 
     async def run(requests: AsyncIterator[bytes], context: _Context) -> None:
-        await _CommandStream(submits | {"release": submit_release}).run(requests, context)
+        try:
+            runtime.tenancy.move_in(_epoch_of(context))
+        except MineDraftError as error:
+            logger.warning("stream refused: %s", error)
+            await status.abort(context, error, grpc.StatusCode.ABORTED)
+        try:
+            await _CommandStream(submits | {"release": submit_release}).run(requests, context)
+        finally:
+            runtime.tenancy.move_out()
 
     return grpc.method_handlers_generic_handler(
         service,
@@ -154,6 +171,13 @@ def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) 
             "Run": grpc.stream_stream_rpc_method_handler(run),
         },
     )
+
+
+def _epoch_of(context: _Context) -> int:
+    """The epoch that a stream names, 0 where it names none."""
+    metadata = context.invocation_metadata() or ()
+    text = next((str(value) for key, value in metadata if key == EPOCH_KEY), "")
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _encode_drafts(round_id: RoundId, call: int, done: Executed[Any]) -> worker_pb2.Reply:

@@ -58,7 +58,7 @@ class VerifierActor:
             self._requests.forget(request_id)
             self._executor.release(request_id)
 
-    def reset(self) -> None:
+    def reset(self, target_vocab_size: int) -> None:
         self._requests.clear()
         self._executor.release_all()
 

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import readline  # noqa: F401 - importing it gives the prompt editing and history
 from contextlib import closing
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.text import Text
 
+from minedraft.cli.chat_input import COMMANDS, is_command, read_messages
 from minedraft.cli.console import show
 from minedraft.cli.sampling_flags import sampling_flags, to_sampling_params
 from minedraft.client import Client
 from minedraft.errors import InvalidRequest, MineDraftError
 from minedraft.output import Output
-from minedraft.sampling_params import SamplingParams
+from minedraft.sampling_params import DEFAULT_CHAT_TOKENS, SamplingParams
+from minedraft.types import FinishReason
 
 _EPILOG = """
 \b
 While it answers, Ctrl-C ends the answer; at the prompt, Ctrl-C or Ctrl-D leaves.
-/new starts over, /undo takes the last exchange back.
+/new starts over, /undo takes the last exchange back, /help shows all commands.
+\b
+A line is a message, and so is what you paste, whatever lines it has. From a
+pipe a message ends at an empty line; for a whole file as one message:
+  minedraft generate --chat <FILE
 \b
 Example:
   minedraft chat --system "You answer in one sentence." --temperature 0.7
 """
+_REMEDY = "/undo takes the last exchange back, /new starts over"
 
 
 @click.command(epilog=_EPILOG)
@@ -32,47 +39,43 @@ Example:
 @sampling_flags
 def chat(server: str | None, system: str | None, **flags: object) -> None:
     """Talk with the model; it sees the whole conversation each time."""
-    params = to_sampling_params(dict(flags), max_new_tokens=512)
+    params = to_sampling_params(dict(flags))
     if params.n != 1:
         raise InvalidRequest("n", params.n, "a conversation has one answer at a time")
     console = Console(highlight=False, soft_wrap=True)
     with Client(server) as client:
         status = client.status()
         target = next((worker.model for worker in status.workers if worker.role == "verifier"), "the model")
-        console.print(f"[dim]{target}, mode {status.mode}; Ctrl-C ends an answer, Ctrl-D leaves[/dim]")
+        _say(console, f"{target}, mode {status.mode}; Ctrl-C ends an answer, Ctrl-D leaves, /help shows commands")
         _converse(client, console, params, system)
 
 
 def _converse(client: Client, console: Console, params: SamplingParams, system: str | None) -> None:
-    opening = [{"role": "system", "content": system}] if system else []
+    opening = [{"role": "system", "content": system}] if system is not None else []
     messages = list(opening)
-    while True:
-        text = _ask(console)
-        if text is None:
+    for text in read_messages(console):
+        if text in ("/quit", "/exit"):
             return
         if text == "/new":
             messages = list(opening)
         elif text == "/undo":
             del messages[max(len(opening), len(messages) - 2) :]
-        elif text:
-            messages.append({"role": "user", "content": text})
-            answer = _answer(client, console, params, messages)
+        elif is_command(text):
+            if text not in COMMANDS:
+                _say(console, f"there is no {text}; a message that starts with a slash needs a space before it")
+            _say(console, "\n".join(f"{name:6} {meaning}" for name, meaning in COMMANDS.items()))
+        else:
+            messages.append({"role": "user", "content": text.strip()})
+            answer = _answer(client, console, params, messages, can_shorten=len(messages) > len(opening) + 1)
             if answer is None:
                 messages.pop()
             else:
                 messages.append({"role": "assistant", "content": answer})
 
 
-def _ask(console: Console) -> str | None:
-    """A line of the user; None at the end of input or at Ctrl-C."""
-    try:
-        return console.input("[bold]> [/bold]").strip()
-    except (EOFError, KeyboardInterrupt):
-        console.print()
-        return None
-
-
-def _answer(client: Client, console: Console, params: SamplingParams, messages: list[dict[str, str]]) -> str | None:
+def _answer(
+    client: Client, console: Console, params: SamplingParams, messages: list[dict[str, str]], *, can_shorten: bool
+) -> str | None:
     """Stream one answer; what came before Ctrl-C counts, None means that there was nothing but an error."""
     parts: list[str] = []
     last: Output | None = None
@@ -83,14 +86,24 @@ def _answer(client: Client, console: Console, params: SamplingParams, messages: 
                 parts.append(last.text)
                 show(last.text)
     except KeyboardInterrupt:
-        console.print("[dim] (stopped)[/dim]", end="")
+        _say(console, " (stopped)", end="")
     except MineDraftError as error:
-        console.print(f"[red]{error}[/red]")
+        console.print(Text(str(error), style="red"))
+        if can_shorten and isinstance(error, InvalidRequest) and error.field in ("prompt", "max_new_tokens"):
+            _say(console, f"the conversation has become too long: {_REMEDY}")
         return None
     console.print()
     if last is not None and last.usage is not None:
         usage = last.usage
         rate = usage.output_tokens / max(usage.total_s - usage.queue_s, 1e-9)
         per_round = usage.output_tokens / max(usage.rounds, 1)
-        console.print(f"[dim]{usage.output_tokens} tokens, {rate:.0f} tokens/s, {per_round:.1f} tokens a round[/dim]")
+        _say(console, f"{usage.output_tokens} tokens, {rate:.0f} tokens/s, {per_round:.1f} tokens a round")
+        is_cut = last.finish_reason is FinishReason.LENGTH and params.max_new_tokens is None
+        if is_cut and usage.output_tokens < DEFAULT_CHAT_TOKENS:
+            _say(console, f"the context is full: {_REMEDY}")
     return "".join(parts)
+
+
+def _say(console: Console, text: str, end: str = "\n") -> None:
+    """Something of the chat's own, apart from what the model says; never read as markup."""
+    console.print(Text(text, style="dim"), end=end)

@@ -21,13 +21,14 @@ _FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--presence-penalty", {"type": float, "help": "Above 0: avoid tokens of the answer. [default: 0]"}),
     ("--frequency-penalty", {"type": float, "help": "The same, by how often they occurred. [default: 0]"}),
     ("--logit-bias", {"multiple": True, "metavar": "ID:VALUE", "help": "Add VALUE to a token's logit; repeatable."}),
-    ("--max-new-tokens", {"type": int, "help": "Length limit of the answer, in tokens. [default: 128]"}),
+    ("--max-new-tokens", {"type": int, "help": "Length limit in tokens. [default: 128, in a chat 512, or what fits]"}),
     ("--min-new-tokens", {"type": int, "help": "Do not stop before so many tokens. [default: 0]"}),
     ("--stop", {"multiple": True, "metavar": "TEXT", "help": "End the answer at this text; repeatable."}),
     ("--stop-token-ids", {"multiple": True, "type": int, "metavar": "ID", "help": "End at this token; repeatable."}),
     ("--seed", {"type": int, "help": "Makes a random answer repeatable."}),
     ("--n", {"type": int, "help": "Number of independent answers. [default: 1]"}),
     ("--ignore-eos", {"is_flag": True, "help": "Do not stop at the model's end-of-sequence token."}),
+    ("--keep-special-tokens", {"is_flag": True, "help": "Show special tokens (tool calls) in the text."}),
     ("--logprobs", {"type": int, "help": "Also give log-probabilities, and so many alternatives (with --json)."}),
 )
 
@@ -41,16 +42,18 @@ def sampling_flags(function: _F) -> _F:
     return function
 
 
-def to_sampling_params(flags: dict[str, Any], **defaults: Any) -> SamplingParams:  # noqa: ANN401
-    """SamplingParams from the flags that were given; `defaults` for those that were not.
+def to_sampling_params(flags: dict[str, Any]) -> SamplingParams:
+    """SamplingParams from the flags that were given.
 
     Raises:
         InvalidRequest: a value breaks a limit.
     """
-    given = {name: value for name, value in flags.items() if value not in (None, (), False)}
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    if given.pop("keep_special_tokens", False):
+        given["skip_special_tokens"] = False
     if "logit_bias" in given:
         given["logit_bias"] = dict(_to_bias(text) for text in given["logit_bias"])
-    return SamplingParams(**(defaults | given))
+    return SamplingParams(**given)
 
 
 def _to_bias(text: str) -> tuple[int, float]:

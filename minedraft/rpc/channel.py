@@ -8,6 +8,13 @@ MAX_WORKER_MESSAGE_BYTES = 16 << 20
 KEEPALIVE_TIME_MS = 2_000
 KEEPALIVE_TIMEOUT_MS = 3_000
 _NEVER_MS = (1 << 31) - 1
+# A worker lets go of a scheduler whose host has gone silent, so that another one can have it. One that is
+# only stopped for a while (a debugger, a laptop's lid) must find its worker as it was.
+_SERVER_KEEPALIVE_TIME_MS = 30_000
+_SERVER_KEEPALIVE_TIMEOUT_MS = 60_000
+
+EPOCH_KEY = "minedraft-epoch"
+"""Metadata of a command stream: the epoch of the handshake that it follows."""
 
 Options = list[tuple[str, int]]
 
@@ -42,6 +49,8 @@ def worker_server_options() -> Options:
         ("grpc.max_receive_message_length", MAX_WORKER_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_WORKER_MESSAGE_BYTES),
         ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", _SERVER_KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", _SERVER_KEEPALIVE_TIMEOUT_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
         ("grpc.http2.max_ping_strikes", 0),  # no limit

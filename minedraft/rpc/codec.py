@@ -8,7 +8,8 @@ limit; `codec_draft` and `codec_verify` turn that into `ProtocolError` where the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from minedraft.errors import InvalidRequest
 from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
@@ -33,6 +34,9 @@ MAX_STOP_IDS = 1024
 MAX_VOCAB_SIZE = 1 << 24
 MAX_SEQUENCE_LEN = 1 << 24
 MAX_NAME_CHARS = 1024
+
+_MessageT = TypeVar("_MessageT", worker_pb2.DraftSpan, worker_pb2.VerifySpan)
+_SpanT = TypeVar("_SpanT")
 
 _BATCH_TO_PB = {Batch.A: worker_pb2.BATCH_NAME_A, Batch.B: worker_pb2.BATCH_NAME_B}
 _BATCH_FROM_PB = {value: batch for batch, value in _BATCH_TO_PB.items()}
@@ -105,6 +109,27 @@ def released_from_pb(ids: Sequence[int]) -> tuple[int, ...]:
     if len(ids) > 64 * MAX_SPANS:
         raise InvalidRequest("released", f"{len(ids)} ids", f"at most {64 * MAX_SPANS} are allowed")
     return tuple(ids)
+
+
+def spans_from_pb(
+    messages: Sequence[_MessageT], decode: Callable[[_MessageT, WorkerInfo], _SpanT], info: WorkerInfo
+) -> tuple[_SpanT, ...]:
+    """Decode the spans of a command; an error says which request it is about.
+
+    Raises:
+        InvalidRequest: as `decode`, or a request has two spans.
+    """
+    check_span_count("spans", len(messages))
+    spans: dict[int, _SpanT] = {}
+    for message in messages:
+        try:
+            span = decode(message, info)
+        except InvalidRequest as error:
+            error.request_id = message.request_id
+            raise
+        if spans.setdefault(message.request_id, span) is not span:
+            raise InvalidRequest("spans", "a request id twice", "each request has at most one span")
+    return tuple(spans.values())
 
 
 def check_span_count(field: str, num_spans: int) -> None:
@@ -183,8 +208,19 @@ def num_free_blocks_from_pb(num_free_blocks: int, info: WorkerInfo) -> int:
     return num_free_blocks
 
 
-def handshake_to_pb() -> worker_pb2.HandshakeRequest:
-    return worker_pb2.HandshakeRequest(protocol_version=PROTOCOL_VERSION)
+def handshake_to_pb(client_name: str, target_vocab_size: int) -> worker_pb2.HandshakeRequest:
+    return worker_pb2.HandshakeRequest(
+        protocol_version=PROTOCOL_VERSION,
+        client_name=client_name[:MAX_NAME_CHARS],
+        target_vocab_size=target_vocab_size,
+    )
+
+
+def handshake_from_pb(message: worker_pb2.HandshakeRequest) -> tuple[str, int]:
+    """Who wants the worker, and the target's vocabulary size (0: the worker need not know)."""
+    if message.target_vocab_size > MAX_VOCAB_SIZE:
+        raise InvalidRequest("target_vocab_size", message.target_vocab_size, f"must be in [0, {MAX_VOCAB_SIZE}]")
+    return message.client_name[:MAX_NAME_CHARS] or "a scheduler without a name", message.target_vocab_size
 
 
 def info_to_pb(info: WorkerInfo) -> worker_pb2.HandshakeReply:

@@ -19,6 +19,7 @@ MAX_PROMPT_TOKENS = 1 << 18
 MAX_CHAT_MESSAGES = 1024
 MAX_REQUEST_ID_CHARS = 64
 MAX_ROLE_CHARS = 64
+CLIENT_KEY = "minedraft-client"  # in a call's metadata: a name that the client drew when it was made
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text, token ids, or chat messages with the keys "role" and "content"."""
@@ -103,9 +104,7 @@ def generate_from_pb(message: inference_pb2.GenerateRequest) -> GenerateCall:
         case "text":
             prompt = _check_text(TextPrompt(message.text))
         case "token_ids":
-            if len(message.token_ids.ids) > MAX_PROMPT_TOKENS:
-                raise _too_many_tokens(len(message.token_ids.ids))
-            prompt = _check_token_ids(TokenPrompt(tuple(message.token_ids.ids)))
+            prompt = TokenPrompt(_ids_from_pb(message.token_ids.ids))
         case "chat":
             if len(message.chat.messages) > MAX_CHAT_MESSAGES:
                 raise _too_many_messages(len(message.chat.messages))
@@ -212,6 +211,19 @@ def _check_token_ids(prompt: TokenPrompt) -> TokenPrompt:
         if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id <= MAX_TOKEN_ID:
             raise InvalidRequest("prompt", token_id, f"each token id is an integer in [0, {MAX_TOKEN_ID}]")
     return prompt
+
+
+def _ids_from_pb(ids: Sequence[int]) -> tuple[int, ...]:
+    """The ids of a message: int32 by their type, so that only their sign is left to check, and at once: a look
+    at each of a long prompt's would hold up the answers of others."""
+    if not ids:
+        raise InvalidRequest("prompt", [], "must not be empty")
+    if len(ids) > MAX_PROMPT_TOKENS:
+        raise _too_many_tokens(len(ids))
+    token_ids = tuple(ids)
+    if (least := min(token_ids)) < 0:
+        raise InvalidRequest("prompt", least, f"each token id is an integer in [0, {MAX_TOKEN_ID}]")
+    return token_ids
 
 
 def _check_chat(prompt: ChatPrompt) -> ChatPrompt:

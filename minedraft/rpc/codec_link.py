@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-from minedraft.errors import InternalError, ProtocolError, StaleRound
+from collections.abc import Callable
+from typing import TypeVar
+
+from minedraft.errors import InternalError, MineDraftError, ProtocolError, StaleRound
 from minedraft.rpc.channel import MAX_WORKER_MESSAGE_BYTES
 from minedraft.v1 import worker_pb2
 
 _MAX_MESSAGE_CHARS = 1000
 
+_CommandT = TypeVar("_CommandT")
+_PbT = TypeVar("_PbT")
 
-def refusal_to_pb(call: int, reason: str, message: str) -> worker_pb2.Reply:
-    return worker_pb2.Reply(call=call, refusal=worker_pb2.Refusal(reason=reason, message=message[:_MAX_MESSAGE_CHARS]))
+
+def refusal_to_pb(call: int, error: MineDraftError) -> worker_pb2.Reply:
+    refusal = worker_pb2.Refusal(
+        reason=error.reason, message=str(error)[:_MAX_MESSAGE_CHARS], request_id=error.request_id or 0
+    )
+    return worker_pb2.Reply(call=call, refusal=refusal)
 
 
 def refusal_from_pb(message: worker_pb2.Refusal) -> InternalError:
     """A StaleRound or a ProtocolError: the worker lives, the command was not executed. A plain
     InternalError: the worker is going down."""
+    error: InternalError
     if message.reason == StaleRound.reason:
-        return StaleRound(message.message)
-    if message.reason == InternalError.reason:
-        return InternalError(message.message)
-    return ProtocolError(f"refused a command: {message.message}")
+        error = StaleRound(message.message)
+    elif message.reason == InternalError.reason:
+        error = InternalError(message.message)
+    else:
+        error = ProtocolError(f"refused a command: {message.message}")
+    error.request_id = message.request_id or None
+    return error
+
+
+def encode(to_pb: Callable[[_CommandT], _PbT], command: _CommandT) -> _PbT:
+    """Make a command's message.
+
+    Raises:
+        ProtocolError: a value that the message cannot hold (a negative id, say): our bug, but not one
+            that should cost more than this command.
+    """
+    try:
+        return to_pb(command)
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f"a {type(command).__name__} cannot be sent: {error}") from error
 
 
 def envelope_to_bytes(message: worker_pb2.Command | worker_pb2.Reply) -> bytes:

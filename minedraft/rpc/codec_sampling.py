@@ -19,13 +19,15 @@ def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
         logit_bias=params.logit_bias,
-        max_new_tokens=params.max_new_tokens,
         min_new_tokens=params.min_new_tokens,
         stop=params.stop,
         stop_token_ids=params.stop_token_ids,
         n=params.n,
         ignore_eos=params.ignore_eos,
+        skip_special_tokens=params.skip_special_tokens,
     )
+    if params.max_new_tokens is not None:
+        message.max_new_tokens = params.max_new_tokens
     if params.seed is not None:
         message.seed = params.seed
     if params.logprobs is not None:
@@ -50,7 +52,7 @@ def sampling_from_pb(message: common_pb2.SamplingParams) -> SamplingParams:
         presence_penalty=message.presence_penalty,
         frequency_penalty=message.frequency_penalty,
         logit_bias=dict(message.logit_bias),
-        max_new_tokens=message.max_new_tokens if message.HasField("max_new_tokens") else _DEFAULTS.max_new_tokens,
+        max_new_tokens=message.max_new_tokens if message.HasField("max_new_tokens") else None,
         min_new_tokens=message.min_new_tokens,
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
@@ -58,4 +60,7 @@ def sampling_from_pb(message: common_pb2.SamplingParams) -> SamplingParams:
         n=message.n if message.HasField("n") else _DEFAULTS.n,
         ignore_eos=message.ignore_eos,
         logprobs=message.logprobs if message.HasField("logprobs") else None,
+        skip_special_tokens=(
+            message.skip_special_tokens if message.HasField("skip_special_tokens") else _DEFAULTS.skip_special_tokens
+        ),
     )

@@ -26,10 +26,7 @@ def verify_command_from_pb(message: worker_pb2.VerifyRequest, info: WorkerInfo) 
     Raises:
         InvalidRequest: something is out of the limits of `info` or of the protocol.
     """
-    codec.check_span_count("spans", len(message.spans))
-    spans = tuple([_span_from_pb(span, info) for span in message.spans])
-    if len({span.request_id for span in spans}) != len(spans):
-        raise InvalidRequest("spans", "a request id twice", "each request has at most one span")
+    spans = codec.spans_from_pb(message.spans, _span_from_pb, info)
     return VerifyCommand(codec.round_from_pb(message.round), spans, codec.released_from_pb(message.released))
 
 

@@ -52,7 +52,8 @@ class DrafterServicer:
     """
 
     def Handshake(self, request, context):
-        """Starts a new epoch: KV dropped, stored replies forgotten.
+        """Starts a new epoch: KV dropped, stored replies forgotten. Refused (ABORTED) while a Run stream is
+        open: a worker serves one scheduler at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -60,7 +61,8 @@ class DrafterServicer:
 
     def Run(self, request_iterator, context):
         """Commands (draft, prefill, release) and their replies, each as soon as it is ready.
-        One stream for all, because a call of its own costs a command twice the CPU time.
+        One stream for all, because a call of its own costs a command twice the CPU time. Its metadata
+        name the epoch of the handshake it follows (minedraft-epoch).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,19 +47,19 @@ class FakeActor:
 
     def draft(self, command: DraftCommand) -> Work[Proposal]:
         assert isinstance(self._fake, FakeDrafter)
-        return Work(self._fake.execute(command).proposals)
+        return Work(self._fake.run(command).proposals)
 
     prefill = draft
 
     def verify(self, command: VerifyCommand) -> Work[Verdict]:
         assert isinstance(self._fake, FakeVerifier)
         time.sleep(_VERIFY_S)
-        return Work(self._fake.execute(command).verdicts)
+        return Work(self._fake.run(command).verdicts)
 
     def release(self, request_ids: Sequence[int]) -> None:
         self._fake.kv.release(request_ids)
 
-    def reset(self) -> None:
+    def reset(self, target_vocab_size: int) -> None:
         self._fake = self._make(Role.DRAFTER if isinstance(self._fake, FakeDrafter) else Role.VERIFIER)
 
     def _make(self, role: Role) -> FakeDrafter | FakeVerifier:

@@ -13,6 +13,7 @@ from minedraft_workers.model_proposer import ModelProposer
 from minedraft_workers.ngram_proposer import NgramProposer
 from minedraft_workers.verifier import VerifierActor
 
+from minedraft.errors import WorkerLost
 from minedraft.types import (
     PROTOCOL_VERSION,
     DraftCommand,
@@ -23,6 +24,7 @@ from minedraft.types import (
     VerifyReply,
     WorkerInfo,
 )
+from tests.fakes.loopback import deliver_draft, deliver_verify
 
 
 def load_executor(folder: Path, *, num_blocks: int = 256, block_size: int = 4, dtype: str = "float32") -> Executor:
@@ -45,38 +47,61 @@ def _info(role: Role, executor: Executor) -> WorkerInfo:
     )
 
 
-class InProcessVerifier:
+class _InProcess:
+    """A link that is never lost."""
+
+    actor: DrafterActor | VerifierActor
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+        self.lost_error: WorkerLost | None = None
+
+    def give_up(self, cause: str) -> None:
+        raise AssertionError(f"given up: {cause}")
+
+    async def close(self) -> None:
+        pass
+
+    async def release(self, request_ids: Sequence[int]) -> int:
+        self.actor.release(request_ids)
+        return self.actor.num_free_blocks
+
+
+class InProcessVerifier(_InProcess):
+    actor: VerifierActor
+
     def __init__(self, executor: Executor) -> None:
+        super().__init__()
         self.info = _info(Role.VERIFIER, executor)
         self.actor = VerifierActor(executor, self.info)
         self.executor = executor
 
     async def verify(self, command: VerifyCommand) -> VerifyReply:
         await asyncio.sleep(0)
-        work = self.actor.verify(command)
-        return VerifyReply(command.round, work.rows, Timing(), self.actor.num_free_blocks)
+        return deliver_verify(command, self.info, self._run)
 
-    async def release(self, request_ids: Sequence[int]) -> int:
-        self.actor.release(request_ids)
-        return self.actor.num_free_blocks
+    def _run(self, command: VerifyCommand) -> VerifyReply:
+        return VerifyReply(command.round, self.actor.verify(command).rows, Timing(), self.actor.num_free_blocks)
 
 
-class InProcessDrafter:
+class InProcessDrafter(_InProcess):
+    actor: DrafterActor
+
     def __init__(self, executor: Executor | None, verifier: InProcessVerifier, *, ngram: bool = False) -> None:
+        super().__init__()
         if executor is None or ngram:
             self.info = verifier.info
             self.actor = DrafterActor(NgramProposer(self.info.num_blocks), self.info)
         else:
             self.info = _info(Role.DRAFTER, executor)
             self.actor = DrafterActor(ModelProposer(executor), self.info)
+        self.actor.reset(verifier.info.vocab_size)  # as a handshake does
 
     async def draft(self, command: DraftCommand) -> DraftReply:
         await asyncio.sleep(0)
-        work = self.actor.draft(command)
-        return DraftReply(command.round, work.rows, Timing(), self.actor.num_free_blocks)
+        return deliver_draft(command, self.info, self._run)
 
     prefill = draft
 
-    async def release(self, request_ids: Sequence[int]) -> int:
-        self.actor.release(request_ids)
-        return self.actor.num_free_blocks
+    def _run(self, command: DraftCommand) -> DraftReply:
+        return DraftReply(command.round, self.actor.draft(command).rows, Timing(), self.actor.num_free_blocks)

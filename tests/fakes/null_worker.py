@@ -78,7 +78,7 @@ class NullActor:
     def release(self, request_ids: Sequence[int]) -> None:
         pass
 
-    def reset(self) -> None:
+    def reset(self, target_vocab_size: int) -> None:
         pass
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from minedraft.config import Settings, load_settings
+from minedraft.errors import WorkerLost
 from minedraft.health import READY, wait_serving
 from minedraft.server import Server
 from minedraft.tokenizer import Tokenizer
-from minedraft.worker_client import Drafter, Verifier
+from minedraft.types import WorkerInfo
+from minedraft.workers import Drafter, Verifier
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier
 from tests.tiny_models import write_tiny_tokenizer
 
@@ -48,6 +50,25 @@ class FakeService:
             await self.until(lambda pool=pool: pool.num_free == pool.num_blocks)
 
 
+class FakeConnector:
+    """Links to the fakes; the drafter comes back, with a new epoch, once `is_back` is set."""
+
+    def __init__(self, verifier: FakeVerifier, drafter: FakeDrafter) -> None:
+        self._verifier, self._drafter = verifier, drafter
+
+    async def connect_verifier(self) -> Verifier:
+        return self._verifier
+
+    async def connect_drafter(self, verifier: WorkerInfo) -> Drafter | None:
+        return self._drafter
+
+    async def reconnect_drafter(self, verifier: WorkerInfo) -> Drafter:
+        if not self._drafter.is_back:
+            raise WorkerLost("drafter: still away")
+        self._drafter.renew()
+        return self._drafter
+
+
 @asynccontextmanager
 async def fake_service(
     folder: Path,
@@ -58,7 +79,7 @@ async def fake_service(
     **settings: Any,
 ) -> AsyncIterator[FakeService]:
     """Serve with fake workers until the block ends; the server has drained then."""
-    write_tiny_tokenizer(folder / "model", vocab_size=VOCAB_SIZE)
+    write_tiny_tokenizer(folder / "model", vocab_size=VOCAB_SIZE, eos=None)
     tokenizer = Tokenizer.load(folder / "model")
     verifier, drafter = verifier or FakeVerifier(), drafter or FakeDrafter()
     for worker in (verifier, drafter):
@@ -67,12 +88,9 @@ async def fake_service(
     if draft_fingerprint:
         drafter.info = replace(drafter.info, vocab_fingerprint=draft_fingerprint)
 
-    async def connect(settings: Settings, stack: AsyncExitStack) -> tuple[Verifier, Drafter | None]:
-        return verifier, drafter
-
     given = {"target": folder / "model", "draft_method": "ngram", "listen": f"unix:{folder / 's.sock'}"}
     checked = load_settings(given | {"drain_timeout_s": 5.0} | settings)
-    server = Server(checked, connect)
+    server = Server(checked, FakeConnector(verifier, drafter))
     task = asyncio.create_task(server.run())
     service = FakeService(server, task, checked, verifier, drafter, tokenizer)
     try:

@@ -1,26 +1,40 @@
-"""Workers without a model: the target's next token is a fixed function of the whole prefix, and every
-claim of the scheduler about KV is checked against what was really sent."""
+"""Workers without a model: the target's next token is a fixed function of the whole prefix.
+
+Everything else is the product's own: commands and replies go through the real codecs, spans are checked
+against what was really sent by the real request table, each round runs at most once, blocks are counted
+by the real pool, and what a real worker refuses is refused here with the same error.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from minedraft.blocks import BlockPool
+from minedraft_workers.request_table import RequestTable
+from minedraft_workers.round_log import RoundLog
+from minedraft_workers.sequence import SequenceState
+
+from minedraft.blocks import BlockPool, BlocksExhausted
+from minedraft.errors import MineDraftError, WorkerLost
 from minedraft.types import (
     PROTOCOL_VERSION,
     DraftCommand,
     DraftReply,
+    DraftSpan,
     Proposal,
     Role,
     Timing,
     Verdict,
     VerifyCommand,
     VerifyReply,
+    VerifySpan,
     WorkerInfo,
 )
+from tests.fakes.loopback import deliver_draft, deliver_verify
 
 VOCAB_SIZE = 97
+EPOCH = 7
 
 
 def next_token(prefix: Sequence[int]) -> int:
@@ -36,88 +50,143 @@ def continuation(prompt: Sequence[int], num_tokens: int) -> list[int]:
 
 
 class FakeKv:
-    """KV of one worker: tokens per request, with block accounting as strict as the real one."""
+    """KV of one worker: the real table of requests, and blocks that grow all together or not at all."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.pool = BlockPool(num_blocks, block_size)
-        self.tokens: dict[int, list[int]] = {}
+        self.requests = RequestTable()
+        self.tokens: dict[int, list[int]] = {}  # of each live request: what a test looks at
 
-    def append(self, request_id: int, prefix_len: int, tokens: Sequence[int], *, introduced: bool) -> list[int]:
-        known = self.tokens.setdefault(request_id, [])
-        assert introduced == (prefix_len == 0), "the spec comes with prefix length 0 and only then"
-        assert prefix_len <= len(known), f"request {request_id}: {prefix_len} tokens kept of {len(known)} cached"
-        del known[prefix_len:]
-        known.extend(tokens)
-        self.pool.resize(request_id, len(known))
-        return known
+    def append(self, spans: Sequence[tuple[DraftSpan | VerifySpan, Sequence[int]]]) -> list[SequenceState]:
+        """Cache the tokens of each span, and room for the tokens beside it; raises before any change."""
+        states = [self.requests.find(span) for span, _ in spans]
+        wanted = [(span.request_id, span.prefix_len + len(span.tokens) + len(more)) for span, more in spans]
+        growth = [self.pool.num_blocks_for(length) - self.pool.num_owned(owner) for owner, length in wanted]
+        if sum(growth) > self.pool.num_free:
+            raise BlocksExhausted(wanted[0][0], sum(growth), self.pool.num_free)
+        for owner, length in sorted(wanted, key=lambda w: self.pool.num_blocks_for(w[1]) - self.pool.num_owned(w[0])):
+            self.pool.resize(owner, length)
+        for state, (span, _) in zip(states, spans, strict=True):
+            state.replace_from(span.prefix_len, span.tokens)
+            self.tokens[span.request_id] = state.tokens
+        self.requests.keep(states)
+        return states
 
     def release(self, request_ids: Sequence[int]) -> None:
         for request_id in request_ids:
+            self.requests.forget(request_id)
             self.tokens.pop(request_id, None)
             self.pool.release(request_id)
 
 
-def _info(role: Role, num_blocks: int, block_size: int, max_model_len: int) -> WorkerInfo:
-    return WorkerInfo(
-        role=role,
-        epoch=7,
-        protocol_version=PROTOCOL_VERSION,
-        vocab_size=VOCAB_SIZE,
-        vocab_fingerprint="fake",
-        num_blocks=num_blocks,
-        block_size=block_size,
-        max_model_len=max_model_len,
-        model_name="fake",
-        device="none",
-        dtype="none",
-    )
+class _FakeWorker:
+    """What both fakes share. `error`, once set, is raised by every command, as a link raises it; a
+    WorkerLost also marks the link as lost. `refuse` looks at a command and may raise what an actor may."""
 
+    role: Role
 
-class FakeVerifier:
-    """Executes verify commands at once; `hold` makes the async form wait for permission."""
-
-    def __init__(self, num_blocks: int = 64, block_size: int = 4, max_model_len: int = 128) -> None:
-        self.info = _info(Role.VERIFIER, num_blocks, block_size, max_model_len)
+    def __init__(self, num_blocks: int, block_size: int, max_model_len: int, vocab_size: int) -> None:
+        self.info = WorkerInfo(
+            role=self.role,
+            epoch=EPOCH,
+            protocol_version=PROTOCOL_VERSION,
+            vocab_size=vocab_size,
+            vocab_fingerprint="fake",
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_model_len=max_model_len,
+            model_name="fake",
+            device="none",
+            dtype="none",
+        )
         self.kv = FakeKv(num_blocks, block_size)
-        self.commands: list[VerifyCommand] = []
+        self.lost = asyncio.Event()
+        self.lost_error: WorkerLost | None = None
+        self.error: MineDraftError | None = None
+        self.is_back = False  # a handshake would succeed, after a loss
+        self.refuse: Callable[[DraftCommand | VerifyCommand], None] = lambda command: None
         self.hold: Callable[[], asyncio.Future[None]] | None = None
+        self._log: RoundLog[bool] = RoundLog(EPOCH)
 
-    def execute(self, command: VerifyCommand) -> VerifyReply:
-        self.commands.append(command)
-        self.kv.release(command.released)
-        verdicts = []
-        for span in command.spans:
-            known = self.kv.append(
-                span.request_id, span.prefix_len, (*span.tokens, *span.drafts), introduced=span.spec is not None
-            )
-            committed = known[: span.prefix_len + len(span.tokens)]
-            if not span.sample:
-                verdicts.append(Verdict(span.request_id, len(committed), 0, ()))
-                continue
-            tokens = [*committed]
-            out: list[int] = []
-            for draft in (*span.drafts, None):
-                out.append(next_token(tokens))
-                tokens.append(out[-1])
-                if draft != out[-1]:
-                    break
-            verdicts.append(Verdict(span.request_id, len(committed), len(out) - 1, tuple(out)))
-        return VerifyReply(command.round, tuple(verdicts), Timing(), self.kv.pool.num_free)
+    def renew(self) -> None:
+        """Another handshake: a new epoch, nothing cached."""
+        self.kv = FakeKv(self.info.num_blocks, self.info.block_size)
+        self._log.begin_epoch()
+        self.info = replace(self.info, epoch=self._log.epoch)
+        self.lost, self.lost_error, self.error = asyncio.Event(), None, None
 
-    async def verify(self, command: VerifyCommand) -> VerifyReply:
-        if self.hold is not None:
-            await self.hold()
-        await asyncio.sleep(0)
-        return self.execute(command)
+    def give_up(self, cause: str) -> None:
+        if self.lost_error is None:
+            self.lost_error = self.error = WorkerLost(f"{self.role.value}: {cause}")
+            self.lost.set()
 
     async def release(self, request_ids: Sequence[int]) -> int:
-        await asyncio.sleep(0)
+        await self._arrive()
         self.kv.release(request_ids)
         return self.kv.pool.num_free
 
+    async def close(self) -> None:
+        self.give_up("closed here")
 
-class FakeDrafter:
+    async def _arrive(self) -> None:
+        if self.hold is not None:
+            await self.hold()
+        await asyncio.sleep(0)
+        if isinstance(self.error, WorkerLost):
+            self.give_up(str(self.error))
+        if self.error is not None:
+            raise self.error
+
+    def _once(self, method: str, command: DraftCommand | VerifyCommand) -> None:
+        assert self._log.find(method, command.round) is None, "the pipeline sends each round once"
+        self._log.store(method, command.round, True)
+
+
+class FakeVerifier(_FakeWorker):
+    """Executes verify commands at once; `hold` makes the async forms wait for permission."""
+
+    role = Role.VERIFIER
+
+    def __init__(
+        self, num_blocks: int = 64, block_size: int = 4, max_model_len: int = 128, vocab_size: int = VOCAB_SIZE
+    ) -> None:
+        super().__init__(num_blocks, block_size, max_model_len, vocab_size)
+        self.commands: list[VerifyCommand] = []
+
+    def execute(self, command: VerifyCommand) -> VerifyReply:
+        self._once("verify", command)
+        return deliver_verify(command, self.info, self.run)
+
+    def run(self, command: VerifyCommand) -> VerifyReply:
+        """What the device thread does; raises one of REFUSALS."""
+        self.refuse(command)
+        self.commands.append(command)
+        self.kv.release(command.released)
+        states = self.kv.append([(span, span.drafts) for span in command.spans])
+        verdicts = [self._judge(state, span) for state, span in zip(states, command.spans, strict=True)]
+        return VerifyReply(command.round, tuple(verdicts), Timing(), self.kv.pool.num_free)
+
+    def _judge(self, state: SequenceState, span: VerifySpan) -> Verdict:
+        committed_len = len(state.tokens)
+        if not span.sample:
+            return Verdict(span.request_id, committed_len, 0, ())
+        tokens = list(state.tokens)
+        for draft in (*span.drafts, None):
+            tokens.append(next_token(tokens))
+            if draft != tokens[-1]:
+                break
+        state.tokens.extend(tokens[committed_len:-1])
+        return Verdict(span.request_id, committed_len, len(tokens) - committed_len - 1, tuple(tokens[committed_len:]))
+
+    async def verify(self, command: VerifyCommand) -> VerifyReply:
+        await self._arrive()
+        return self.execute(command)
+
+
+class FakeDrafter(_FakeWorker):
     """Proposes the target's own next tokens, but errs where `is_right(prefix_len)` says so."""
+
+    role = Role.DRAFTER
 
     def __init__(
         self,
@@ -125,39 +194,41 @@ class FakeDrafter:
         block_size: int = 4,
         max_model_len: int = 128,
         is_right: Callable[[int], bool] = lambda prefix_len: prefix_len % 3 != 0,
+        vocab_size: int = VOCAB_SIZE,
     ) -> None:
-        self.info = _info(Role.DRAFTER, num_blocks, block_size, max_model_len)
-        self.kv = FakeKv(num_blocks, block_size)
+        super().__init__(num_blocks, block_size, max_model_len, vocab_size)
         self.is_right = is_right
         self.commands: list[DraftCommand] = []
-        self.error: Exception | None = None
 
-    def execute(self, command: DraftCommand) -> DraftReply:
+    def execute(self, command: DraftCommand, method: str = "draft") -> DraftReply:
+        self._once(method, command)
+        return deliver_draft(command, self.info, self.run)
+
+    def run(self, command: DraftCommand) -> DraftReply:
+        """What the device thread does; raises one of REFUSALS."""
+        self.refuse(command)
         self.commands.append(command)
         self.kv.release(command.released)
+        states = self.kv.append([(span, range(span.draft_len - 1)) for span in command.spans])
         proposals = []
-        for span in command.spans:
-            known = self.kv.append(span.request_id, span.prefix_len, span.tokens, introduced=span.spec is not None)
-            tokens = list(known)
+        for state, span in zip(states, command.spans, strict=True):
+            committed_len = len(state.tokens)
             for _ in range(span.draft_len):
-                token = next_token(tokens)
-                tokens.append(token if self.is_right(len(tokens)) else (token + 1) % VOCAB_SIZE)
-            drafts = tokens[len(known) :]
-            if drafts:
-                proposals.append(Proposal(span.request_id, len(known), tuple(drafts)))
-                known.extend(drafts[:-1])
-                self.kv.pool.resize(span.request_id, len(known))
+                state.tokens.append(self._propose(state.tokens))
+            if span.draft_len:
+                proposals.append(Proposal(span.request_id, committed_len, tuple(state.tokens[committed_len:])))
+                state.tokens.pop()  # the last draft is never fed back
         return DraftReply(command.round, tuple(proposals), Timing(), self.kv.pool.num_free)
 
+    def _propose(self, tokens: Sequence[int]) -> int:
+        """A token that both know: a real drafter is told in the handshake how many the target has."""
+        right = next_token(tokens)
+        return (right if self.is_right(len(tokens)) else right + 1) % min(VOCAB_SIZE, self.info.vocab_size)
+
     async def draft(self, command: DraftCommand) -> DraftReply:
-        await asyncio.sleep(0)
-        if self.error is not None:
-            raise self.error
-        return self.execute(command)
+        await self._arrive()
+        return self.execute(command, "draft")
 
-    prefill = draft
-
-    async def release(self, request_ids: Sequence[int]) -> int:
-        await asyncio.sleep(0)
-        self.kv.release(request_ids)
-        return self.kv.pool.num_free
+    async def prefill(self, command: DraftCommand) -> DraftReply:
+        await self._arrive()
+        return self.execute(command, "prefill")

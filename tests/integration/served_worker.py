@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 from minedraft_workers.runtime import Work, WorkerRuntime
@@ -15,7 +16,9 @@ from minedraft_workers.server import start
 from minedraft_workers.servicer import drafter_handler, verifier_handler
 
 from minedraft.address import Address
+from minedraft.rpc.channel import EPOCH_KEY
 from minedraft.types import (
+    PROTOCOL_VERSION,
     Batch,
     DraftCommand,
     Proposal,
@@ -25,6 +28,7 @@ from minedraft.types import (
     VerifyCommand,
     VerifySpan,
 )
+from minedraft.v1 import worker_pb2
 from minedraft.worker_client import GrpcVerifier
 from tests.fakes.null_worker import NullActor
 
@@ -32,7 +36,8 @@ from tests.fakes.null_worker import NullActor
 class GatedActor(NullActor):
     """Waits at a gate inside every command, and remembers what it has executed.
 
-    `failure` is raised behind the gate; `spoil` changes the verdicts before they are sent.
+    `work` is done behind the gate, then `failure` is raised; `spoil` changes the verdicts before they
+    are sent.
     """
 
     def __init__(self, role: Role) -> None:
@@ -41,6 +46,7 @@ class GatedActor(NullActor):
         self.gate.set()
         self.entered = threading.Event()
         self.executed: list[str] = []
+        self.work: Callable[[], object] = lambda: None
         self.failure: Exception | None = None
         self.spoil: dict[str, object] = {}
 
@@ -48,6 +54,7 @@ class GatedActor(NullActor):
         self.entered.set()
         self.gate.wait()
         self.executed.append(what)
+        self.work()
         if self.failure is not None:
             raise self.failure
 
@@ -60,7 +67,7 @@ class GatedActor(NullActor):
         verdicts = super().verify(command).rows
         return Work(tuple(replace(verdict, **self.spoil) for verdict in verdicts))  # type: ignore[arg-type]
 
-    def reset(self) -> None:
+    def reset(self, target_vocab_size: int) -> None:
         self.executed.append("reset")
 
 
@@ -99,3 +106,23 @@ async def served(role: Role, folder: Path, mailbox_size: int = 32) -> AsyncItera
 def command(link: GrpcVerifier, number: int, batch: Batch = Batch.A, **changes: object) -> VerifyCommand:
     span = replace(VerifySpan(1, 4, (5,), drafts=(6, 7)), **changes)  # type: ignore[arg-type]
     return VerifyCommand(RoundId(link.info.epoch, batch, number), (span,))
+
+
+def raw_channel(worker: Served) -> grpc.aio.Channel:
+    """A channel without the product's link on it, with no limit on what it sends."""
+    options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    return grpc.aio.insecure_channel(worker.address.target, options=options)
+
+
+async def shake_hands(channel: grpc.aio.Channel) -> worker_pb2.HandshakeReply:
+    call = channel.unary_unary(
+        "/minedraft.v1.Verifier/Handshake",
+        request_serializer=worker_pb2.HandshakeRequest.SerializeToString,
+        response_deserializer=worker_pb2.HandshakeReply.FromString,
+    )
+    return await call(worker_pb2.HandshakeRequest(protocol_version=PROTOCOL_VERSION, client_name="a test"))
+
+
+def open_stream(channel: grpc.aio.Channel, epoch: int) -> Any:
+    """A stream of raw bytes to the worker, for the epoch of a handshake."""
+    return channel.stream_stream("/minedraft.v1.Verifier/Run")(metadata=((EPOCH_KEY, str(epoch)),))

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,7 @@ async def test_generate_prints_the_answer_of_its_argument_or_of_what_is_piped_in
 
 
 async def test_generate_as_json_gives_pieces_and_usage_of_every_sample(service):
-    flags = ("--max-new-tokens", "12", "--n", "2", "--logit-bias", "3:-1")
+    flags = ("--max-new-tokens", "12", "--n", "2", "--logit-bias", "3:-1", "--keep-special-tokens")
     done = await minedraft("generate", "--server", service.address, "--json", *flags, PROMPT)
     pieces = [json.loads(line) for line in done.out.splitlines()]
     for index in (0, 1):
@@ -84,7 +86,7 @@ async def test_status_as_json_has_the_documented_keys(service):
 
 async def test_chat_sends_the_whole_conversation_each_time(service):
     flags = ("--server", service.address, "--max-new-tokens", "6", "--system", "be brief")
-    done = await minedraft("chat", *flags, typed="hi\n/undo\nhello\nbye\n")
+    done = await minedraft("chat", *flags, typed="hi\n/undo\nhello\n\nbye\n/quit\nnever\n")
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
     first = service.tokenizer.decode(continuation(service.tokenizer.encode_chat(messages), 6))
     messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "bye"}]
@@ -92,6 +94,7 @@ async def test_chat_sends_the_whole_conversation_each_time(service):
     assert done.code == 0
     assert first in done.out
     assert second in done.out
+    assert done.out.count("6 tokens,") == 3
 
 
 async def test_ctrl_c_ends_an_answer_in_a_chat_and_the_chat_goes_on(service):
@@ -102,7 +105,7 @@ async def test_ctrl_c_ends_an_answer_in_a_chat_and_the_chat_goes_on(service):
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert process.stdin is not None
-    process.stdin.write(b"hi\n")
+    process.stdin.write(b"hi\n\n")
     pipeline = service.server.pipeline
     await service.until(lambda: any(request.output_len > 20 for request in pipeline.scheduler.requests.values()))
     process.send_signal(signal.SIGINT)
@@ -112,10 +115,50 @@ async def test_ctrl_c_ends_an_answer_in_a_chat_and_the_chat_goes_on(service):
     assert "(stopped)" in out.decode(), said
 
 
+async def test_what_is_pasted_into_a_chat_is_one_message(service):
+    terminal, its_end = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "minedraft.cli.main", "chat", "--server", service.address, "--max-new-tokens", "6",
+        stdin=its_end, stdout=its_end, stderr=its_end,
+        cwd=Path(__file__).parents[2], env=os.environ | {"TERM": "xterm"},
+    )  # fmt: skip
+    os.close(its_end)
+    os.write(terminal, b"\x1b[200~one\n\ntwo\x1b[201~\n/nothing\n/exit\n")
+    shown = await asyncio.to_thread(read_all, terminal)
+    os.close(terminal)
+    assert await process.wait() == 0
+    assert "\x1b[?2004h" in shown, "the terminal is asked to mark what is pasted"
+    messages = [{"role": "user", "content": "one\n\ntwo"}]
+    assert service.tokenizer.decode(continuation(service.tokenizer.encode_chat(messages), 6)) in shown
+    assert shown.count("6 tokens,") == 1
+    assert "there is no /nothing" in shown
+    assert "/undo  take the last exchange back" in shown
+
+
+def read_all(terminal: int) -> str:
+    """What a program shows on its terminal until it ends."""
+    shown = b""
+    with suppress(OSError):  # how a terminal says that nobody is left
+        while piece := os.read(terminal, 4096):
+            shown += piece
+    return shown.decode()
+
+
+async def test_a_chat_that_fills_the_context_says_what_to_do(service):
+    service.server.pipeline.scheduler.limits = replace(service.server.pipeline.scheduler.limits, max_model_len=300)
+    typed = "good day\n\n" + "x" * 200 + "\n"
+    done = await minedraft("chat", "--server", service.address, typed=typed)
+    assert "the context is full: /undo takes the last exchange back" in done.out
+    assert "prompt is" in done.out
+    assert "the conversation has become too long: /undo takes" in done.out
+    assert done.code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
         (("generate", "--temperature", "-1", PROMPT), 1, "temperature is -1.0: must be in [0, 100]"),
+        (("generate", "--max-new-tokens", "0", PROMPT), 1, "max_new_tokens is 0: must be in [1, 1048576]"),
         (("generate", "--logit-bias", "many", PROMPT), 1, "logit_bias is 'many': must be ID:VALUE"),
         (("generate", ""), 1, "prompt is '': must not be empty"),
         (("generate", "--token-ids", "1 x"), EXIT_CONFIG, "--token-ids"),

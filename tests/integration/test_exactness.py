@@ -10,8 +10,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from minedraft.errors import MineDraftError
@@ -19,11 +21,11 @@ from minedraft.pipeline import Pipeline
 from minedraft.request import NewRequest
 from minedraft.sampling_params import SamplingParams
 from minedraft.scheduler import SchedulerLimits
-from minedraft.types import FinishReason, Mode, TokenLogprobs
+from minedraft.types import DraftCommand, DraftReply, FinishReason, Mode, Proposal, TokenLogprobs
 from minedraft.usage import RequestUsage
 from tests.fakes.in_process import InProcessDrafter, InProcessVerifier, load_executor
 from tests.fakes.stepping import until
-from tests.tiny_models import add_noise, make_tiny_model
+from tests.tiny_models import add_noise, make_tiny_model, resize_rows
 
 pytestmark = pytest.mark.slow
 
@@ -126,6 +128,79 @@ async def test_prompt_lookup_drafts_leave_the_tokens_unchanged(
     async with Pipeline(limits(Mode.MINEDRAFT, 3), verifier, drafter) as pipeline:
         answers = await answer(pipeline, prompts, SamplingParams(max_new_tokens=NUM_NEW))
         assert [a.tokens for a in answers] == truth
+
+
+@pytest.mark.parametrize("draft_rows", [300, 384])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_a_draft_model_with_fewer_or_more_rows_leaves_the_tokens_unchanged(
+    temperature: float,
+    draft_rows: int,
+    target_dir: Path,
+    prompts: list[tuple[int, ...]],
+    truth: list[list[int]],
+    tmp_path: Path,
+) -> None:
+    padded = resize_rows(add_noise(make_tiny_model(tmp_path / "model", seed=1), 0.05), draft_rows)
+    with_high_ids = [*prompts, (318, 319, 5), (7, 310)]
+    params = SamplingParams(temperature=temperature, max_new_tokens=NUM_NEW, seed=11, logit_bias={319: -1.0})
+    outputs = []
+    for has_drafter in (False, True):
+        verifier = InProcessVerifier(load_executor(target_dir))
+        drafter = InProcessDrafter(load_executor(padded), verifier) if has_drafter else None
+        async with Pipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter) as pipeline:
+            outputs.append([a.tokens for a in await answer(pipeline, with_high_ids, params)])
+            assert pipeline.drafter is drafter
+            assert pipeline.scheduler.counters.failed_commands == 0
+            if has_drafter:
+                assert pipeline.scheduler.counters.accepted_drafts > 0
+            if temperature == 0.0:
+                plain = await answer(pipeline, prompts, SamplingParams(max_new_tokens=NUM_NEW))
+                assert [a.tokens for a in plain] == truth
+    assert outputs[0] == outputs[1]
+
+
+async def test_unseeded_drafts_of_padding_rows_are_never_proposed(target_dir: Path, tmp_path: Path) -> None:
+    """Under rejection sampling q itself must be without them: cutting a proposal at such an id would
+    change the law of what follows."""
+    padded = resize_rows(make_tiny_model(tmp_path / "model", seed=1), 384)
+    verifier = InProcessVerifier(load_executor(target_dir))
+    drafter = InProcessDrafter(load_executor(padded), verifier)
+    seen: list[Proposal] = []
+    ask = drafter.draft
+
+    async def draft(command: DraftCommand) -> DraftReply:
+        reply = await ask(command)
+        seen.extend(reply.proposals)
+        return reply
+
+    drafter.draft = draft  # type: ignore[method-assign]
+    async with Pipeline(limits(Mode.SD, 8), verifier, drafter) as pipeline:
+        params = SamplingParams(temperature=1.5, max_new_tokens=20, ignore_eos=True)
+        await answer(pipeline, [(n,) for n in range(3, 11)], params, seeds=range(8))
+    ids = [id_ for p in seen if p.q for id_ in np.frombuffer(p.q.ids.data, "<i4").tolist()]
+    assert len(ids) > 1000
+    assert max(ids) < 320
+    assert all(len(p.tokens) > 0 for p in seen)
+
+
+async def test_a_draft_model_that_computes_nan_is_said_a_few_times_and_costs_only_drafts(
+    target_dir: Path,
+    prompts: list[tuple[int, ...]],
+    truth: list[list[int]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken = make_tiny_model(tmp_path / "model", seed=1)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.embed_tokens.weight"][60:] = torch.nan  # the load's own check uses the first ids
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    verifier = InProcessVerifier(load_executor(target_dir))
+    drafter = InProcessDrafter(load_executor(broken), verifier)
+    async with Pipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter) as pipeline:
+        answers = await answer(pipeline, prompts, SamplingParams(max_new_tokens=NUM_NEW))
+    assert [a.tokens for a in answers] == truth
+    said = [record for record in caplog.records if "not finite" in record.message]
+    assert 1 <= len(said) <= 10
 
 
 async def test_preemption_and_aborted_neighbours_leave_the_tokens_unchanged(

@@ -15,6 +15,7 @@ import pytest
 
 from minedraft import Client, SamplingParams
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, MineDraftError, Unavailable
+from minedraft.tokenizer import Tokenizer
 from tests.fakes.workers import VOCAB_SIZE, continuation
 from tests.tiny_models import make_tiny_model, write_tiny_tokenizer
 
@@ -73,7 +74,7 @@ def start(tmp_path, monkeypatch) -> Iterator[Callable[..., Launched]]:
     """Starts launchers with fake workers; checks afterwards that nothing is left of them."""
     (tmp_path / "run").mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    write_tiny_tokenizer(tmp_path / "model", vocab_size=VOCAB_SIZE)
+    write_tiny_tokenizer(tmp_path / "model", vocab_size=VOCAB_SIZE, eos=None)
     trees: list[tuple[Launched, list[psutil.Process]]] = []
 
     def start(
@@ -238,6 +239,21 @@ def is_serving(client: Client) -> bool:
         return False
 
 
+def test_a_drafter_that_was_stopped_for_a_while_is_taken_back(start):
+    launched = start()
+    with Client(launched.address, timeout_s=20) as client:
+        drafter = launched.child("drafter")
+        drafter.suspend()
+        until(lambda: client.status().state == "degraded", 20, "pings are not answered")
+        assert list(client.complete(PROMPT, greedy(9)).token_ids) == continuation(PROMPT, 9)
+        drafter.resume()
+        until(lambda: client.status().state == "serving", 20, "taken back")
+        answer = client.complete(PROMPT, greedy(30))
+        assert list(answer.token_ids) == continuation(PROMPT, 30)
+        assert answer.usage.accepted_tokens > 0
+    assert launched.end(signal.SIGTERM)[0] == 0
+
+
 @pytest.mark.parametrize(("role", "child_code", "code"), [("drafter", 1, EXIT_INTERNAL), ("verifier", 78, EXIT_CONFIG)])
 def test_a_worker_that_dies_while_loading_is_named_and_its_reason_told_once(start, tmp_path, role, child_code, code):
     (tmp_path / "model" / "behaviour").write_text(f"{role} {child_code}")
@@ -286,26 +302,45 @@ def test_a_second_service_on_the_same_socket_is_refused_and_the_first_goes_on(st
         assert client.complete(PROMPT, greedy(3)).token_ids
 
 
-def test_workers_that_run_already_are_used_and_left_running(start, tmp_path):
+@pytest.fixture
+def external(tmp_path) -> Iterator[list[str]]:
+    """Flags that name two workers which run already; they must still run at the end."""
     (tmp_path / "ext").mkdir()
     addresses = {role: f"unix:{tmp_path}/ext/{role}.sock" for role in ("verifier", "drafter")}
     argv = [sys.executable, "-m", "tests.fakes.fake_worker"]
     model = ["--model", str(tmp_path / "model")]
     workers = [subprocess.Popen([*argv, role, *model, "--listen", at], cwd=ROOT) for role, at in addresses.items()]
     try:
-        for _ in range(2):  # a second scheduler starts a new epoch on the same workers
-            launched = start(
-                "--target", str(tmp_path / "model"), "--target-address", addresses["verifier"],
-                "--draft-address", addresses["drafter"],
-            )  # fmt: skip
-            with Client(launched.address, timeout_s=20) as client:
-                assert list(client.complete(PROMPT, greedy(12)).token_ids) == continuation(PROMPT, 12)
-            assert launched.end(signal.SIGTERM)[0] == 0
+        yield [
+            "--target", str(tmp_path / "model"), "--target-address", addresses["verifier"],
+            "--draft-address", addresses["drafter"],
+        ]  # fmt: skip
         assert [worker.poll() for worker in workers] == [None, None]
     finally:
         for worker in workers:
             worker.terminate()
             worker.wait(10)
+
+
+def test_workers_that_run_already_are_used_and_left_running(start, external):
+    for _ in range(2):  # a second scheduler starts a new epoch on the same workers
+        launched = start(*external)
+        with Client(launched.address, timeout_s=20) as client:
+            assert list(client.complete(PROMPT, greedy(12)).token_ids) == continuation(PROMPT, 12)
+        assert launched.end(signal.SIGTERM)[0] == 0
+
+
+def test_a_second_service_on_the_same_workers_is_refused_and_the_first_goes_on(start, external, tmp_path):
+    first = start(*external)
+    with Client(first.address, timeout_s=20) as client:
+        stream = client.generate(PROMPT, greedy(2000))
+        tokens = list(next(stream).token_ids)
+        code, said = start(*external, "--listen", f"unix:{tmp_path}/run/n.sock", is_ready=False).end()
+        assert code == EXIT_CONFIG
+        assert re.search(r"verifier address is .*in use by the scheduler with process id \d+", said), said
+        tokens += [token_id for piece in stream for token_id in piece.token_ids]
+        assert tokens == continuation(PROMPT, 2000)
+    assert first.end(signal.SIGTERM)[0] == 0
 
 
 def test_real_workers_with_a_real_model_answer_what_the_target_says(start, tmp_path):
@@ -320,14 +355,14 @@ def test_real_workers_with_a_real_model_answer_what_the_target_says(start, tmp_p
         assert answers[0].token_ids == answers[1].token_ids == _reference(target, "The small model drafts", 24)
         seeded = SamplingParams(max_new_tokens=24, temperature=1.0, seed=5)
         assert client.complete("Hello", seeded).token_ids == client.complete("Hello", seeded).token_ids
+        *begun, last = Tokenizer.load(target).encode("🎉")
+        assert client.complete(begun, SamplingParams(max_new_tokens=1, logit_bias={last: 100.0})).text == "🎉"
     assert launched.end(signal.SIGTERM)[0] == 0
 
 
 def _reference(folder: Path, prompt: str, num_tokens: int) -> tuple[int, ...]:
     import torch
     from transformers import AutoModelForCausalLM
-
-    from minedraft.tokenizer import Tokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     prompt_ids = torch.tensor([Tokenizer.load(folder).encode(prompt)])

@@ -276,6 +276,22 @@ async def test_a_lost_drafter_degrades_the_service_and_no_request_fails(client, 
     assert [worker.state for worker in status.workers] == ["lost", "ready"]
 
 
+async def test_a_drafter_that_answers_again_is_taken_back_and_drafts(client, service):
+    service.drafter.give_up("stopped for a while")
+    await service.until(lambda: service.server.pipeline.drafter is None)
+    assert (await client.status()).state == "degraded"
+    first = await client.complete(PROMPT, greedy(30))
+    assert first.usage.drafted_tokens == 0
+    service.drafter.is_back = True
+    await service.until(lambda: service.server.pipeline.drafter is not None)
+    status = await client.status()
+    assert status.state == "serving"
+    assert [worker.state for worker in status.workers] == ["ready", "ready"]
+    again = await client.complete(PROMPT, greedy(30))
+    assert again.token_ids == first.token_ids
+    assert again.usage.accepted_tokens > 0
+
+
 async def test_a_lost_verifier_fails_every_waiter_at_once_and_ends_the_server(tmp_path):
     async with fake_service(tmp_path) as service, AsyncClient(service.address, timeout_s=20) as client:
         gate = Gate(service.verifier)

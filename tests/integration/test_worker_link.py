@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from minedraft.blocks import BlocksExhausted
-from minedraft.errors import ConfigError, ProtocolError, StaleRound
-from minedraft.types import (
-    Batch,
-    Role,
-)
+from minedraft.errors import ConfigError, ProtocolError, StaleRound, WorkerLost
+from minedraft.types import Batch, Role
 from minedraft.worker_client import GrpcDrafter, GrpcVerifier
-from tests.integration.served_worker import Served, command, served
+from tests.fakes.stepping import until
+from tests.integration.served_worker import Served, command, open_stream, raw_channel, served, shake_hands
 
 
 async def test_a_handshake_says_who_answers_and_every_one_starts_a_new_epoch(worker: Served) -> None:
@@ -78,43 +77,78 @@ async def test_an_older_round_is_stale_and_nothing_is_executed(worker: Served, v
 
 
 async def test_a_command_of_another_epoch_is_stale(worker: Served, verifier: GrpcVerifier) -> None:
-    async with await GrpcVerifier.connect(worker.address) as newer:
-        with pytest.raises(StaleRound, match="epoch"):
-            await verifier.verify(command(verifier, 1))
-        with pytest.raises(StaleRound, match="epoch"):
-            await verifier.release([1])
-        assert (await newer.verify(command(newer, 1))).round.epoch == newer.info.epoch
+    verifier.info = replace(verifier.info, epoch=verifier.info.epoch - 1)
+    with pytest.raises(StaleRound, match="epoch"):
+        await verifier.verify(command(verifier, 1))
+    with pytest.raises(StaleRound, match="epoch"):
+        await verifier.release([1])
     assert verifier.num_stale == 2
+    assert worker.actor.executed == ["reset"]
 
 
-async def test_handshake_and_health_answer_during_a_forward(worker: Served, verifier: GrpcVerifier) -> None:
+async def test_a_second_scheduler_is_told_who_has_the_worker_and_the_first_goes_on(
+    worker: Served, verifier: GrpcVerifier
+) -> None:
+    await verifier.verify(command(verifier, 1))
+    with pytest.raises(ConfigError, match=rf"in use by the scheduler with process id {os.getpid()} on "):
+        await GrpcVerifier.connect(worker.address, connect_timeout_s=0.1)
+    await verifier.verify(command(verifier, 2))
+    assert worker.actor.executed == ["reset", "verify 1", "verify 2"]
+
+
+async def test_a_scheduler_that_waits_gets_the_worker_when_the_first_one_goes(
+    worker: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = await GrpcVerifier.connect(worker.address)
+    second = asyncio.create_task(GrpcVerifier.connect(worker.address))
+    await until(lambda: "handshake refused: in use by" in caplog.text)
+    await first.close()
+    async with await second as link:
+        await link.verify(command(link, 1))
+        assert link.info.epoch != first.info.epoch
+
+
+async def test_of_two_handshakes_the_later_one_has_the_worker_and_the_other_hears_who(
+    worker: Served,
+) -> None:
+    async with raw_channel(worker) as channel:
+        early = await shake_hands(channel)
+        async with await GrpcVerifier.connect(worker.address) as link:
+            await link.verify(command(link, 1))
+            with pytest.raises(grpc.aio.AioRpcError, match=f"in use by the scheduler with process id {os.getpid()}"):
+                await open_stream(channel, early.epoch).read()
+        await until(lambda: worker.runtime.tenancy.tenant is None)
+        with pytest.raises(grpc.aio.AioRpcError, match=f"process id {os.getpid()} .* has taken this worker"):
+            await open_stream(channel, early.epoch).read()
+
+
+async def test_health_and_the_refusal_of_a_handshake_come_during_a_forward(
+    worker: Served, verifier: GrpcVerifier
+) -> None:
     worker.actor.gate.clear()
     call = asyncio.create_task(verifier.verify(command(verifier, 1)))
     await worker.entered()
     async with grpc.aio.insecure_channel(worker.address.target) as channel:
         reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=5)
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
-    async with await GrpcVerifier.connect(worker.address, connect_timeout_s=5) as newer:
-        assert newer.info.epoch != verifier.info.epoch
-        assert worker.actor.executed == ["reset"]
-        worker.actor.gate.set()
-        await call
-        await newer.verify(command(newer, 1))
-    assert worker.actor.executed == ["reset", "verify 1", "reset", "verify 1"]
+    with pytest.raises(ConfigError, match="in use"):
+        await GrpcVerifier.connect(worker.address, connect_timeout_s=0.1)
+    worker.actor.gate.set()
+    await call
 
 
-async def test_a_new_epoch_drops_what_is_queued(worker: Served, verifier: GrpcVerifier) -> None:
+async def test_a_new_epoch_drops_what_is_queued(worker: Served) -> None:
     worker.actor.gate.clear()
-    running = asyncio.create_task(verifier.verify(command(verifier, 1)))
-    await worker.entered()
-    queued = asyncio.create_task(verifier.verify(command(verifier, 1, Batch.B)))
-    await worker.taken_in(2)
-    async with await GrpcVerifier.connect(worker.address):
-        with pytest.raises(StaleRound):
-            await queued
+    async with await GrpcVerifier.connect(worker.address) as old:
+        calls = [asyncio.create_task(old.verify(command(old, 1)))]
+        await worker.entered()
+        calls.append(asyncio.create_task(old.verify(command(old, 1, Batch.B))))
+        await worker.taken_in(2)
+    async with await GrpcVerifier.connect(worker.address) as link:
         worker.actor.gate.set()
-        await running
-    assert worker.actor.executed == ["reset", "verify 1", "reset"]
+        await link.verify(command(link, 2))
+    assert worker.actor.executed == ["reset", "verify 1", "reset", "verify 2"]
+    assert all(isinstance(error, WorkerLost) for error in await asyncio.gather(*calls, return_exceptions=True))
 
 
 async def test_the_reply_says_how_long_it_waited_and_worked(worker: Served, verifier: GrpcVerifier) -> None:
@@ -147,10 +181,31 @@ async def test_a_full_mailbox_refuses_at_once(tmp_path: Path) -> None:
 
 
 async def test_a_bad_command_is_refused_by_name_and_not_executed(worker: Served, verifier: GrpcVerifier) -> None:
-    with pytest.raises(ProtocolError, match=r"verifier at unix:.* refused a command: tokens of request 1 is 50000"):
+    with pytest.raises(
+        ProtocolError, match=r"verifier at unix:.* refused a command: tokens of request 1 is 50000"
+    ) as caught:
         await verifier.verify(command(verifier, 1, tokens=(50_000,)))
+    assert caught.value.request_id == 1
     assert worker.actor.executed == ["reset"]
     await verifier.verify(command(verifier, 1))
+
+
+async def test_a_command_that_cannot_even_be_written_costs_only_itself(worker: Served, verifier: GrpcVerifier) -> None:
+    with pytest.raises(ProtocolError, match="a VerifyCommand cannot be sent"):
+        await verifier.verify(command(verifier, 1, tokens=(-1,)))
+    await verifier.verify(command(verifier, 2))
+
+
+async def test_a_command_that_takes_long_is_said_once_and_waited_for(
+    worker: Served, verifier: GrpcVerifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("minedraft.worker_client._SLOW_COMMAND_S", 0.01)
+    worker.actor.gate.clear()
+    call = asyncio.create_task(verifier.verify(command(verifier, 1)))
+    await until(lambda: "still waiting" in caplog.text)
+    worker.actor.gate.set()
+    await call
+    assert caplog.text.count("still waiting") == 1
 
 
 async def test_a_command_that_does_not_fit_the_kv_is_refused_and_the_worker_lives(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from minedraft.errors import ConfigError, ProtocolError, WorkerLost
 from minedraft.rpc.channel import MAX_WORKER_MESSAGE_BYTES
 from minedraft.rpc.codec_verify import verify_command_to_pb
 from minedraft.types import (
+    PROTOCOL_VERSION,
     Batch,
     DraftCommand,
     DraftSpan,
@@ -24,7 +26,7 @@ from minedraft.types import (
 )
 from minedraft.v1 import worker_pb2
 from minedraft.worker_client import GrpcDrafter, GrpcVerifier
-from tests.integration.served_worker import Served, command, served
+from tests.integration.served_worker import Served, command, open_stream, raw_channel, served, shake_hands
 
 
 async def test_an_unexpected_failure_in_the_device_thread_ends_the_worker(
@@ -67,13 +69,38 @@ async def test_an_idle_link_notices_the_loss_by_itself(worker: Served, verifier:
     assert re.match("verifier at unix:.* is lost: .", str(verifier.lost_error))
 
 
-async def test_a_worker_that_hangs_is_lost_at_the_deadline_with_all_its_calls(worker: Served) -> None:
-    async with await GrpcVerifier.connect(worker.address, command_timeout_s=0.2) as link:
-        worker.actor.gate.clear()
-        calls = [link.verify(command(link, 1, batch)) for batch in Batch]
-        for error in await asyncio.gather(*calls, return_exceptions=True):
-            assert isinstance(error, WorkerLost)
-            assert "no reply within 0.2 s" in str(error)
+async def test_a_device_thread_that_neither_answers_nor_computes_ends_the_worker(
+    worker: Served, verifier: GrpcVerifier
+) -> None:
+    worker.actor.gate.clear()
+    calls = [asyncio.create_task(verifier.verify(command(verifier, 1, batch))) for batch in Batch]
+    await worker.entered()
+    await worker.taken_in(2)
+    await worker.runtime.watch(hang_s=0.1)
+    assert worker.runtime.crashed.is_set()
+    for error in await asyncio.gather(*calls, return_exceptions=True):
+        assert isinstance(error, WorkerLost)
+        assert "the device hangs" in str(error)
+
+
+async def test_a_device_thread_that_computes_for_long_is_left_alone(worker: Served, verifier: GrpcVerifier) -> None:
+    done = threading.Event()
+    worker.actor.work = lambda: [None for _ in iter(done.is_set, True)]
+    call = asyncio.create_task(verifier.verify(command(verifier, 1)))
+    await worker.entered()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.4):
+            await worker.runtime.watch(hang_s=0.1)
+    done.set()
+    await call
+    assert not worker.runtime.crashed.is_set()
+
+
+async def test_an_idle_device_thread_is_left_alone(worker: Served, verifier: GrpcVerifier) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await worker.runtime.watch(hang_s=0.02)
+    await verifier.verify(command(verifier, 1))
 
 
 async def test_closing_the_link_fails_what_waits_on_it(worker: Served) -> None:
@@ -100,12 +127,12 @@ async def test_the_other_role_s_address_is_a_configuration_error(worker: Served)
 async def test_another_protocol_version_is_a_configuration_error(
     worker: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minedraft_workers.servicer.PROTOCOL_VERSION", 2)
-    with pytest.raises(ConfigError, match="protocol version 1 was asked for, this worker speaks 2"):
+    monkeypatch.setattr("minedraft_workers.servicer.PROTOCOL_VERSION", 99)
+    with pytest.raises(ConfigError, match=f"protocol version {PROTOCOL_VERSION} was asked for, this worker speaks 99"):
         await GrpcVerifier.connect(worker.address)
     monkeypatch.undo()
-    worker.runtime.info = replace(worker.runtime.info, protocol_version=2)
-    with pytest.raises(ConfigError, match="speaks protocol version 1, the worker 2"):
+    worker.runtime.info = replace(worker.runtime.info, protocol_version=99)
+    with pytest.raises(ConfigError, match=f"speaks protocol version {PROTOCOL_VERSION}, the worker 99"):
         await GrpcVerifier.connect(worker.address)
 
 
@@ -136,16 +163,14 @@ async def test_a_message_over_the_cap_is_refused_before_it_is_sent(worker: Serve
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 100, bytes(MAX_WORKER_MESSAGE_BYTES + 1)], ids=["garbage", "too large"])
-async def test_bytes_that_are_no_command_end_their_own_stream_only(
-    worker: Served, verifier: GrpcVerifier, data: bytes
-) -> None:
-    options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(worker.address.target, options=options) as channel:
-        stream = channel.stream_stream("/minedraft.v1.Verifier/Run")()
+async def test_bytes_that_are_no_command_end_their_stream_and_not_the_worker(worker: Served, data: bytes) -> None:
+    async with raw_channel(worker) as channel:
+        stream = open_stream(channel, (await shake_hands(channel)).epoch)
         await stream.write(data)
         assert await stream.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
-    await verifier.verify(command(verifier, 1))
-    assert worker.actor.executed == ["reset", "verify 1"]
+    async with await GrpcVerifier.connect(worker.address) as verifier:
+        await verifier.verify(command(verifier, 1))
+    assert worker.actor.executed == ["reset", "reset", "verify 1"]
 
 
 async def test_a_worker_that_sends_bytes_that_are_no_reply_is_lost(
@@ -172,12 +197,18 @@ async def test_a_reply_that_nobody_waits_for_is_counted_and_dropped(
     assert not verifier.lost.is_set()
 
 
-async def test_a_command_for_the_other_role_is_refused(worker: Served, verifier: GrpcVerifier) -> None:
-    async with grpc.aio.insecure_channel(worker.address.target) as channel:
-        stream = channel.stream_stream(
-            "/minedraft.v1.Verifier/Run", response_deserializer=worker_pb2.Reply.FromString
-        )()
+async def test_a_command_for_the_other_role_is_refused(worker: Served) -> None:
+    async with raw_channel(worker) as channel:
+        stream = open_stream(channel, (await shake_hands(channel)).epoch)
         await stream.write(worker_pb2.Command(call=5, draft=worker_pb2.DraftRequest()).SerializeToString())
-        reply = await stream.read()
+        reply = worker_pb2.Reply.FromString(await stream.read())
         assert (reply.call, reply.refusal.reason) == (5, "PROTOCOL")
         assert "a draft command is not for this worker" in reply.refusal.message
+
+
+async def test_a_stream_without_a_handshake_is_refused(worker: Served) -> None:
+    async with raw_channel(worker) as channel:
+        for metadata in ((), (("minedraft-epoch", "x"),), (("minedraft-epoch", "7"),)):
+            stream = channel.stream_stream("/minedraft.v1.Verifier/Run")(metadata=metadata)
+            with pytest.raises(grpc.aio.AioRpcError, match="nobody has taken this worker"):
+                await stream.read()

@@ -21,7 +21,7 @@ def floats(low: float, high: float) -> st.SearchStrategy[float]:
 
 @st.composite
 def sampling_params(draw: st.DrawFn) -> SamplingParams:
-    max_new_tokens = draw(st.integers(1, 1 << 20))
+    max_new_tokens = draw(st.none() | st.integers(1, 1 << 20))
     token_ids = st.integers(0, (1 << 31) - 1)
     return SamplingParams(
         temperature=draw(floats(0, 100)),
@@ -33,13 +33,14 @@ def sampling_params(draw: st.DrawFn) -> SamplingParams:
         frequency_penalty=draw(floats(-2, 2)),
         logit_bias=draw(st.dictionaries(token_ids, floats(-100, 100), max_size=8)),
         max_new_tokens=max_new_tokens,
-        min_new_tokens=draw(st.integers(0, max_new_tokens)),
+        min_new_tokens=draw(st.integers(0, max_new_tokens or 1 << 20)),
         stop=tuple(draw(st.lists(st.text(min_size=1, max_size=16), max_size=4))),
         stop_token_ids=tuple(draw(st.lists(token_ids, max_size=4))),
         seed=draw(st.none() | st.integers(0, (1 << 63) - 1)),
         n=draw(st.integers(1, 64)),
         ignore_eos=draw(st.booleans()),
         logprobs=draw(st.none() | st.integers(0, 20)),
+        skip_special_tokens=draw(st.booleans()),
     )
 
 

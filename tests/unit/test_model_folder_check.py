@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from minedraft.errors import EXIT_CONFIG, ModelError
+from minedraft.generation_config import describe_unapplied
 from minedraft.model_folder import check_model_folder, check_pair
 from tests.tiny_models import write_tiny_tokenizer
 
@@ -94,6 +95,26 @@ def test_what_is_null_is_not_given_and_code_that_is_not_run_does_not_matter(fold
     assert check_model_folder(folder, "target").max_context == 512
 
 
+def test_a_folder_need_not_say_what_ends_an_answer(folder: Path):
+    (folder / "generation_config.json").unlink()
+    _edit_json(folder / "config.json", eos_token_id=None)
+    assert check_model_folder(folder, "target").eos_ids == ()
+
+
+def test_defaults_that_change_answers_and_are_not_applied_are_named(folder: Path):
+    file = folder / "generation_config.json"
+    _write_json(file, {"eos_token_id": 2, "repetition_penalty": 1.0, "temperature": 0.7, "suppress_tokens": None})
+    assert describe_unapplied(folder) == ""
+    _edit_json(file, repetition_penalty=1.3, no_repeat_ngram_size=2)
+    assert describe_unapplied(folder) == (
+        f"{file}: repetition_penalty 1.3, no_repeat_ngram_size 2 are not applied: each request says how to sample"
+    )
+    _write_json(file, {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 1.0})
+    assert "do_sample True, temperature 0.7, top_k 20 are not applied" in describe_unapplied(folder)
+    file.unlink()
+    assert describe_unapplied(folder) == ""
+
+
 def _shard(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     weight_map = dict.fromkeys(("a", "b", "empty"), "model-00001-of-00001.safetensors")
@@ -127,6 +148,10 @@ def _remove(*names: str) -> Callable[[Path], None]:
 
 def _config(**changes: object) -> Callable[[Path], None]:
     return lambda folder: _edit_json(folder / "config.json", **changes)
+
+
+def _generation(value: object) -> Callable[[Path], None]:
+    return lambda folder: _write_json(folder / "generation_config.json", value)
 
 
 def _only(*others: str) -> Callable[[Path], None]:
@@ -194,11 +219,6 @@ BROKEN = {
     "model type no text": (_config(model_type=["llama"]), "model_type must be a string"),
     "text model no object": (_config(text_config=5), "text_config must be an object, not 5"),
     "wrong type in the text model": (_config(text_config={"hidden_size": "8"}), "hidden_size must be a positive"),
-    "truncated generation config": (
-        _replace_by("generation_config.json", b'{"eos_token_id": 2, "do'),
-        "generation_config.json.*not a JSON object",
-    ),
-    "truncated tokenizer config": (_cut("tokenizer_config.json", 9), "tokenizer_config.json.*not a JSON object"),
     "no weights": (_only(), "no weights in it"),
     "pickles only": (_only("pytorch_model.bin"), "only pytorch_model.bin: pickled weights can run code"),
     "old checkpoint": (_only("model.pt"), "only model.pt: pickled"),
@@ -225,6 +245,13 @@ BROKEN = {
     "truncated tokenizer": (_cut("tokenizer.json", 5000), "tokenizer.json.*not a JSON object"),
     "unreadable": (_unreadable, "tokenizer.json.*cannot be read"),
     "link out": (_link_out, "a link that leads out of the model folder"),
+    "end token without a row": (_generation({"eos_token_id": [2, 400]}), r"eos_token_id 400 .*\[0, 320\)"),
+    "negative end token": (_generation({"eos_token_id": -1}), r"generation_config.json.*eos_token_id -1 .*\[0, 320\)"),
+    "end token as text": (_config(eos_token_id="2"), r"config.json.*eos_token_id '2' must be an integer"),
+    "end token true": (_config(eos_token_id=[True]), r"config.json.*eos_token_id True must be an integer"),
+    "truncated generation config": (_cut("generation_config.json", 9), "generation_config.json.*not a JSON object"),
+    "generation config is a list": (_generation([2]), "generation_config.json.*not a JSON object"),
+    "tokens without a row": (_config(vocab_size=314), "it has 314 token rows, the tokenizer needs 320"),
     "draft vocabulary": (_replace_by("draft_vocab.safetensors", _header({})), "tensor 'ids', int32"),
 }
 

@@ -42,21 +42,30 @@ def test_a_context_that_no_worker_would_serve_is_refused(tmp_path):
     assert found == {"max_model_len": "max_model_len is 256: the target's context has 128 tokens"}
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "field"),
-    [("tokenizer.json", "{}", "tokenizer"), ("chat_template.jinja", "{% for %}", "chat_template")],
-)
-def test_a_tokenizer_that_cannot_be_used_is_refused(tmp_path, file, content, field):
-    folder = write_folder(tmp_path / "t")
-    (folder / file).write_text(content)
-    assert list(problems(target=folder, mode="ar", listen=f"unix:{tmp_path / 'm.sock'}")) == [field]
-
-
 def test_weights_that_could_run_code_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 9, "max_position_embeddings": 64}')
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
     found = problems(target=tmp_path, draft_method="ngram", listen=f"unix:{tmp_path / 'm.sock'}")
     assert "safetensors" in found["target"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "field"),
+    [
+        ("chat_template.jinja", b"\xff\xfe", "chat_template"),
+        ("chat_template.jinja", b"{% if %}", "chat_template"),
+        ("tokenizer.json", b"{}", "tokenizer"),
+        ("tokenizer_config.json", b"{", "tokenizer"),
+        ("generation_config.json", b'{"eos_token_id": [2, 400]}', "target"),
+    ],
+)
+def test_what_belongs_to_the_text_of_the_target_is_checked_too(tmp_path, name, content, field):
+    folder = write_folder(tmp_path / "model")
+    check_machine(load_settings({"target": folder, "draft_method": "ngram", "listen": f"unix:{tmp_path / 'm.sock'}"}))
+    (folder / name).write_bytes(content)
+    found = problems(target=folder, draft_method="ngram", listen=f"unix:{tmp_path / 'm.sock'}")
+    assert list(found) == [field]
+    assert str(folder / name) in found[field]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
-"""Random schedules of adds, aborts, stops, drafter loss and rounds of both batches in any order,
-against workers that check every KV claim. Thousands of steps, no clock, no I/O."""
+"""Random schedules of adds, aborts, stops, refusals, loss and return of the drafter, and rounds of both
+batches in any order, against workers that check every claim. Thousands of steps, no clock, no I/O."""
 
 from __future__ import annotations
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from minedraft.errors import InvalidRequest, Overloaded
+from minedraft.draft_book import DraftBook
+from minedraft.drafting import make_ledger
+from minedraft.errors import InternalError, InvalidRequest, Overloaded, ProtocolError
 from minedraft.ledger import KvLedger
 from minedraft.request import NewRequest, Progress
 from minedraft.rounds import RoundPlan
@@ -17,7 +19,7 @@ from minedraft.scheduler import Scheduler, SchedulerLimits
 from minedraft.types import (
     Batch,
     DraftCommand,
-    DraftReply,
+    DraftSpan,
     FinishReason,
     Mode,
     Proposal,
@@ -25,7 +27,7 @@ from minedraft.types import (
     VerifyCommand,
     VerifyReply,
 )
-from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
+from tests.fakes.workers import EPOCH, VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
 
 
 class InFlight:
@@ -34,10 +36,30 @@ class InFlight:
     def __init__(self, plan: RoundPlan) -> None:
         self.plan = plan
         self.proposals: tuple[Proposal, ...] | None = None
-        self.draft_command: DraftCommand | None = None
         self.verify_command: VerifyCommand | None = None
-        self.prefill_command: DraftCommand | None = None
         self.reply: VerifyReply | None = None
+
+
+class Refusal:
+    """Makes a worker refuse its next command, naming one of its requests or none."""
+
+    def __init__(self, names_a_request: bool) -> None:
+        self.names_a_request = names_a_request
+        self.is_spent = False
+
+    def __call__(self, command: DraftCommand | VerifyCommand) -> None:
+        if not self.is_spent:
+            self.is_spent = True
+            error = InvalidRequest("tokens", "odd", "refused for the test")
+            error.request_id = command.spans[-1].request_id if self.names_a_request else None
+            raise error
+
+
+RARELY = st.integers(0, 9).map(lambda n: n == 9)
+# Prompts of one and two tokens, and answers of one, use one worker's budget and not the other's.
+PROMPT_LENS = st.one_of(st.integers(1, 10), st.integers(1, 58))
+OUTPUT_LENS = st.one_of(st.integers(1, 2), st.integers(3, 30))
+SALTS = st.integers(1, VOCAB_SIZE - 1)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -46,9 +68,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_batch_size=st.integers(1, 4),
         draft_len=st.integers(1, 5),
         prefill_chunk=st.sampled_from([3, 8, 64]),
-        verifier_blocks=st.integers(16, 40),
+        verifier_blocks=st.integers(4, 40),
         drafter_blocks=st.integers(2, 40),
         drafter_context=st.sampled_from([24, 64]),
+        drafter_vocab=st.sampled_from([VOCAB_SIZE, VOCAB_SIZE - 7, VOCAB_SIZE + 31]),
         error_period=st.integers(1, 5),
     )
     def start(
@@ -60,31 +83,29 @@ class SchedulerMachine(RuleBasedStateMachine):
         verifier_blocks: int,
         drafter_blocks: int,
         drafter_context: int,
+        drafter_vocab: int,
         error_period: int,
     ) -> None:
         self.verifier = FakeVerifier(verifier_blocks, 4, 64)
-        self.drafter = FakeDrafter(drafter_blocks, 4, drafter_context, lambda n: n % error_period != 0)
-        limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, max_waiting=6, max_model_len=64)
-        self.scheduler = Scheduler(
-            limits, KvLedger(verifier_blocks, 4, 64), KvLedger(drafter_blocks, 4, drafter_context)
+        self.make_drafter = lambda: FakeDrafter(
+            drafter_blocks, 4, drafter_context, lambda n: n % error_period != 0, drafter_vocab
         )
+        limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, max_waiting=6, max_model_len=64)
+        self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None)
         self.in_flight: dict[Batch, InFlight] = {}
         self.output: dict[int, list[int]] = {}
         self.wanted: dict[int, NewRequest] = {}
         self.ended: dict[int, Progress] = {}
+        self.refusal = Refusal(names_a_request=False)
+        self.refusal.is_spent = True
+        self.gain_drafter()
 
     # What clients do
 
-    @rule(prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=30), max_new=st.integers(1, 30))
-    def add(self, prompt: list[int], max_new: int) -> None:
-        new = NewRequest(tuple(prompt), SamplingParams(max_new_tokens=max_new), stop_ids=(0,))
-        try:
-            request = self.scheduler.add(new)
-        except Overloaded:
-            assert len(self.scheduler.waiting) >= self.scheduler.limits.max_waiting
-            return
-        self.wanted[request.id] = new
-        self.output[request.id] = []
+    @rule(burst=st.lists(st.tuples(PROMPT_LENS, OUTPUT_LENS, SALTS), min_size=1, max_size=5))
+    def add(self, burst: list[tuple[int, int, int]]) -> None:
+        for prompt_len, max_new, salt in burst:
+            self._add(tuple((salt * i) % VOCAB_SIZE for i in range(1, prompt_len + 1)), max_new)
 
     @rule(choice=st.integers(0, 10))
     def abort(self, choice: int) -> None:
@@ -92,11 +113,27 @@ class SchedulerMachine(RuleBasedStateMachine):
         if live:
             self._take([p] if (p := self.scheduler.abort(live[choice % len(live)])) else [])
 
-    @precondition(lambda self: self.scheduler.drafter is not None)
-    @rule(really=st.integers(0, 30))
-    def lose_drafter(self, really: int) -> None:
-        if really == 0:
-            self.scheduler.lose_drafter()
+    # What happens to workers
+
+    @precondition(lambda self: self.scheduler.book is not None)
+    @rule(really=RARELY)
+    def lose_drafter(self, really: bool) -> None:
+        if really:
+            self.scheduler.book = None
+
+    @precondition(lambda self: self.scheduler.book is None)
+    @rule()
+    def gain_drafter(self) -> None:
+        self.drafter = self.make_drafter()
+        info = self.drafter.info
+        self.scheduler.book = DraftBook(make_ledger(info), info.vocab_size)
+
+    @precondition(lambda self: self.refusal.is_spent)
+    @rule(really=RARELY, of_drafter=st.booleans(), names_a_request=st.booleans())
+    def refuse_next_command(self, really: bool, of_drafter: bool, names_a_request: bool) -> None:
+        if really:
+            self.refusal = Refusal(names_a_request)
+            (self.drafter if of_drafter else self.verifier).refuse = self.refusal
 
     # What the pipeline does, one hop at a time
 
@@ -110,14 +147,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             else:
                 self.in_flight[batch] = InFlight(plan)
         elif flight.proposals is None:
-            flight.proposals = self._draft(flight.plan, flight.plan.drafts).proposals if flight.plan.drafts else ()
+            flight.proposals = self._ask_drafter(flight.plan, flight.plan.drafts, "draft")
         elif flight.verify_command is None:
             spans = self.scheduler.assemble(flight.plan, flight.proposals)
             released = self.scheduler.verifier.take_releases() if spans else ()
-            flight.verify_command = VerifyCommand(RoundId(7, batch, flight.plan.number), spans, released)
+            flight.verify_command = VerifyCommand(RoundId(EPOCH, batch, flight.plan.number), spans, released)
         elif flight.reply is None and flight.verify_command.spans:
-            flight.reply = self.verifier.execute(flight.verify_command)
-            self.scheduler.verifier.acknowledge(flight.verify_command.released)
+            self._verify(batch, flight)
         else:
             self._commit(batch, flight)
 
@@ -131,7 +167,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.scheduler.requests, "a request is stuck"
         self._flush()
         assert self.verifier.kv.pool.num_free == self.verifier.info.num_blocks
-        if self.scheduler.drafter is not None:
+        if self.scheduler.book is not None:
             assert self.drafter.kv.pool.num_free == self.drafter.info.num_blocks
 
     def teardown(self) -> None:
@@ -154,8 +190,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         pairs = [(self.scheduler.verifier, self.verifier.kv)]
-        if self.scheduler.drafter is not None:
-            pairs.append((self.scheduler.drafter, self.drafter.kv))
+        if self.scheduler.book is not None:
+            pairs.append((self.scheduler.book.kv, self.drafter.kv))
         for ledger, kv in pairs:
             assert ledger.pool.num_free <= kv.pool.num_free
             for owner in kv.pool.owners:
@@ -163,22 +199,58 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # Inside
 
-    def _draft(self, plan: RoundPlan, spans: tuple) -> DraftReply:
-        ledger = self.scheduler.drafter
-        if ledger is None:
-            return DraftReply(RoundId(7, plan.batch, plan.number), (), None, 0)
-        command = DraftCommand(RoundId(7, plan.batch, plan.number), spans, ledger.take_releases())
-        reply = self.drafter.execute(command)
-        ledger.acknowledge(command.released)
-        return reply
+    def _add(self, prompt: tuple[int, ...], max_new: int) -> None:
+        new = NewRequest(prompt, SamplingParams(max_new_tokens=max_new), stop_ids=(0, VOCAB_SIZE - 1))
+        try:
+            request = self.scheduler.add(new)
+        except Overloaded:
+            assert len(self.scheduler.waiting) >= self.scheduler.limits.max_waiting
+            return
+        except InvalidRequest:
+            assert not self.scheduler.verifier.fits(len(prompt) + max_new), "refused though it fits"
+            return
+        self.wanted[request.id] = new
+        self.output[request.id] = []
+
+    def _ask_drafter(self, plan: RoundPlan, spans: tuple[DraftSpan, ...], method: str) -> tuple[Proposal, ...]:
+        book = plan.book
+        if not spans or book is None or book is not self.scheduler.book:
+            return ()
+        released = book.kv.take_releases()
+        command = DraftCommand(RoundId(EPOCH, plan.batch, plan.number), spans, released)
+        drafter = self.drafter
+        before = self.refusal.is_spent
+        try:
+            reply = drafter.execute(command, method)
+        except ProtocolError as error:
+            if self.refusal.is_spent is before:  # not told to: the scheduler sent what it must not
+                raise
+            book.kv.return_releases(released)
+            book.refused(spans, error.request_id)
+            return ()
+        book.executed(spans)
+        book.kv.acknowledge(released)
+        return reply.proposals
+
+    def _verify(self, batch: Batch, flight: InFlight) -> None:
+        command, verifier = flight.verify_command, self.verifier
+        before = self.refusal.is_spent
+        try:
+            flight.reply = verifier.execute(command)
+        except ProtocolError as error:
+            if self.refusal.is_spent is before:
+                raise
+            self.scheduler.verifier.return_releases(command.released)
+            del self.in_flight[batch]
+            self._take(self.scheduler.abandon(flight.plan, error.request_id, InternalError(str(error))))
+            return
+        self.scheduler.verifier.acknowledge(command.released)
 
     def _commit(self, batch: Batch, flight: InFlight) -> None:
-        prefilled = bool(flight.plan.prefills) and self.scheduler.drafter is not None
-        if prefilled:
-            self._draft(flight.plan, flight.plan.prefills)
+        self._ask_drafter(flight.plan, flight.plan.prefills, "prefill")
         verdicts = flight.reply.verdicts if flight.reply else ()
         del self.in_flight[batch]
-        self._take(self.scheduler.commit(flight.plan, flight.verify_command.spans, verdicts, prefilled=prefilled))
+        self._take(self.scheduler.commit(flight.plan, flight.verify_command.spans, verdicts))
         if len(self.scheduler.batches.batches) == 2:
             surplus = self.scheduler.batches.size(batch) - self.scheduler.batches.size(batch.other)
             assert surplus <= 1, "a batch that has ended its round gives away what it has too many of"
@@ -187,9 +259,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         if released := self.scheduler.verifier.take_releases():
             self.verifier.kv.release(released)
             self.scheduler.verifier.acknowledge(released)
-        if self.scheduler.drafter and (released := self.scheduler.drafter.take_releases()):
+        if self.scheduler.book and (released := self.scheduler.book.kv.take_releases()):
             self.drafter.kv.release(released)
-            self.scheduler.drafter.acknowledge(released)
+            self.scheduler.book.kv.acknowledge(released)
 
     def _take(self, progress: list[Progress]) -> None:
         for item in progress:
@@ -198,18 +270,26 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.output[request_id].extend(item.token_ids)
             truth = continuation(self.wanted[request_id].prompt_token_ids, len(self.output[request_id]))
             assert self.output[request_id] == truth, "every committed token is the target's own"
-            assert 0 not in self.output[request_id][:-1], "nothing follows a stop token"
+            stop_ids = self.wanted[request_id].stop_ids
+            assert not set(stop_ids) & set(self.output[request_id][:-1]), "nothing follows a stop token"
             if item.is_final:
                 self.ended[request_id] = item
+                assert item.error is None or "refused for the test" in str(item.error)
                 wanted = self.wanted[request_id].sampling.max_new_tokens
                 if item.finish_reason is FinishReason.LENGTH:
                     assert len(self.output[request_id]) == wanted
                 elif item.finish_reason is FinishReason.STOP:
-                    assert self.output[request_id][-1] == 0
+                    assert self.output[request_id][-1] in stop_ids
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=60, deadline=None, derandomize=True)
+TestSchedulerMachine.settings = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    phases=(Phase.generate,),  # shrinking takes longer than a test may; the schedule is printed as it is
+)
 
 
 def test_a_request_that_can_never_fit_is_refused_with_the_numbers() -> None:

@@ -111,9 +111,41 @@ def test_malformed_messages_are_refused_by_field(messages, field: str):
         _render("x", messages)
 
 
+PARTS_ONLY = (
+    "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ c['text'] }}{% endfor %}{% endfor %}"
+)
+EITHER = "{% for m in messages %}{{ m.content if m.content is string else m.content[0].text ~ '!' }}{% endfor %}"
+SYSTEM_FIRST = (
+    "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[1].content }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "expected"),
+    [
+        (PARTS_ONLY, HELLO, "user: hello"),
+        (EITHER, HELLO, "hello"),
+        ("{{ messages[0].content[0].text }}", HELLO, "hello"),
+        ("{{ messages[0].content.strip() }}", HELLO, "hello"),
+        (SYSTEM_FIRST, [{"role": "system", "content": "be brief"}, *HELLO], "hello"),
+    ],
+)
+def test_content_comes_in_the_form_that_the_template_reads(source: str, messages, expected: str):
+    assert _render(source, messages) == expected
+
+
 def test_a_template_with_a_syntax_error_is_the_models_fault():
     with pytest.raises(ModelError, match="chat_template"):
         _render("{% if %}")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"{% if %}"])
+def test_a_template_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes):
+    write_tiny_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(content)
+    with pytest.raises(ModelError, match=r"chat_template is '.*chat_template\.jinja': "):
+        Tokenizer.load(tmp_path)
 
 
 def test_a_tokenizer_that_cannot_be_read_names_its_file(tmp_path: Path):
@@ -122,6 +154,50 @@ def test_a_tokenizer_that_cannot_be_read_names_its_file(tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text('{"version": 1')
     with pytest.raises(ModelError, match=r"tokenizer\.json.*cannot be read"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("eos_token", ["<|im_start|>", {"content": "<|im_start|>"}])
+def test_the_tokenizers_own_end_token_ends_answers_too(tmp_path: Path, eos_token: object):
+    write_tiny_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"eos_token_id": 0, "vocab_size": 320}')
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos_token}))
+    assert Tokenizer.load(tmp_path).eos_ids == (0, 1)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<no such token>"}')
+    assert Tokenizer.load(tmp_path).eos_ids == (0,)
+    (tmp_path / "config.json").write_text('{"eos_token_id": [0, 320], "vocab_size": 320}')
+    with pytest.raises(ModelError, match=r"config.json': eos_token_id 320 .*\[0, 320\)"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_text_that_begins_with_the_bos_has_one(tmp_path: Path):
+    write_tiny_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    plain = Tokenizer.load(tmp_path)
+    assert plain.encode("<|im_start|>the") == [1, *plain.encode("the")]
+    template = [{"SpecialToken": {"id": token, "type_id": 0}} for token in ("<|endoftext|>", "<|im_start|>")]
+    processor = {
+        "type": "TemplateProcessing",
+        "single": [*template, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {
+            token: {"id": token, "ids": [i], "tokens": [token]}
+            for i, token in enumerate(("<|endoftext|>", "<|im_start|>"))
+        },
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": processor}))
+    tokenizer = Tokenizer.load(tmp_path)
+    the = plain.encode("the")
+    assert tokenizer.encode("the") == tokenizer.encode("<|endoftext|><|im_start|>the") == [0, 1, *the]
+    assert tokenizer.encode("<|im_start|>the") == [0, 1, 1, *the]
+    assert tokenizer.encode("<|endoftext|><|im_start|>the", add_special_tokens=False) == [0, 1, *the]
+
+
+def test_a_stop_string_with_a_special_token_in_it_is_that_token_or_refused(tmp_path: Path):
+    write_tiny_tokenizer(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.stop_ids(("END", "<|im_end|>", "<|im_", "<|im_start|>")) == (2, 1)
+    with pytest.raises(InvalidRequest, match=r"stop is .*special token <\|im_end\|> .*use stop_token_ids 2"):
+        tokenizer.stop_ids(("\n<|im_end|>",))
 
 
 def test_encoding_ignores_a_length_the_file_was_saved_with(tmp_path: Path):

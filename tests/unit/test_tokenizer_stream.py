@@ -93,17 +93,76 @@ def test_byte_fallback_text_joins_to_the_one_shot_decode(byte_fallback, parts, s
     assert _stream(decoder, ids, sizes) == byte_fallback.decode(ids)
 
 
-def test_only_the_first_word_loses_its_leading_space(byte_fallback):
+def test_an_answer_without_a_prompt_loses_the_space_of_its_first_word(byte_fallback):
     decoder = make_stream_decoder(byte_fallback, frozenset({1}))
     assert [decoder.push([i]) for i in (1, 3, 4, 1, 7, 6)] == ["", "the", " cat", "", " run", "ing"]
 
 
-def test_bytes_that_never_become_text_do_not_hold_back_the_answer(byte_fallback):
+def test_the_first_word_behind_a_prompt_keeps_its_space(byte_fallback):
+    decoder = make_stream_decoder(byte_fallback, frozenset({1}), prompt_ids=[1, 3, 1])
+    assert [decoder.push([i]) for i in (1, 4, 7)] == ["", " cat", " run"]
+    only_special = make_stream_decoder(byte_fallback, frozenset({1}), prompt_ids=[1])
+    assert only_special.push([3]) == "the"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    parts=st.lists(st.one_of(st.integers(2, 8).map(lambda i: [i]), st.characters(codec="utf-8")), max_size=40),
+    cut=st.integers(0, 200),
+)
+def test_prompt_and_answer_read_as_the_decode_of_both_wherever_the_prompt_ends(byte_fallback, parts, cut):
+    ids: list[int] = []
+    for part in parts:
+        ids += part if isinstance(part, list) else [10 + byte for byte in part.encode()]
+    before = make_stream_decoder(byte_fallback, frozenset()).push(ids[:cut])
+    text = _stream(make_stream_decoder(byte_fallback, frozenset(), ids[:cut]), ids[cut:], [1] * 40)
+    assert before + text == byte_fallback.decode(ids)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=40), cut=st.integers(0, 100))
+def test_a_character_that_the_prompt_begins_is_completed_by_the_answer(byte_level, text, cut):
+    ids = byte_level.encode(text)
+    before = byte_level.stream_decoder().push(ids[:cut])
+    answer = _stream(byte_level.stream_decoder(prompt_ids=ids[:cut]), ids[cut:], [1] * 40)
+    assert before + answer == byte_level.decode(ids)
+
+
+def _wrapped(byte_level: Tokenizer, *others: decoders.Decoder) -> RawTokenizer:
+    raw = RawTokenizer.from_str(byte_level._raw.to_str())
+    raw.decoder = decoders.Sequence([decoders.ByteLevel(), *others])
+    return raw
+
+
+@pytest.mark.parametrize("others", [(), (decoders.Fuse(),), (decoders.Strip("x", 1, 0),)])
+def test_no_decoder_shows_half_a_character(byte_level, others):
+    raw = _wrapped(byte_level, *others)
+    ids = byte_level.encode("é🎉")
+    decoder = make_stream_decoder(raw, frozenset())
+    assert [piece for token_id in ids if (piece := decoder.push([token_id]))] == ["é", "🎉"]
+    broken_first = byte_level.encode("🎉")[:2] * 3
+    decoder = make_stream_decoder(raw, frozenset())
+    pieces = [decoder.push([token_id]) for token_id in [*broken_first, *ids]]
+    assert "".join(pieces) == "\ufffd" * 3 + "é🎉"
+
+
+@settings(max_examples=100, deadline=None)
+@given(ids=st.lists(st.integers(0, 330), max_size=40), sizes=st.lists(st.integers(0, 5), max_size=20))
+def test_any_ids_join_to_the_one_shot_decode_of_a_decoder_in_a_sequence(byte_level, ids, sizes):
+    raw = _wrapped(byte_level)
+    assert _stream(make_stream_decoder(raw, frozenset()), ids, sizes) == raw.decode(ids, skip_special_tokens=False)
+
+
+def test_bytes_that_never_become_text_do_not_hold_back_the_answer(byte_level, byte_fallback):
     decoder = make_stream_decoder(byte_fallback, frozenset())
     shown = "".join(decoder.push([10 + 0xFF]) for _ in range(40))
     assert len(shown) == 40
     assert set(shown) == {"\ufffd"}
     assert decoder.push([3]).endswith(" the")
+    in_sequence, broken = _wrapped(byte_level), byte_level.encode("🎉")[:1]
+    decoder = make_stream_decoder(in_sequence, frozenset())
+    shown = "".join(decoder.push(broken) for _ in range(1000))
+    assert len(shown) >= 1000 - 3  # as many as may belong to an unfinished character
 
 
 def test_ids_that_no_token_has_give_no_text(byte_level, byte_fallback):
