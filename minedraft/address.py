@@ -136,10 +136,14 @@ class ListenClaim:
             raise ConfigError(self._field, self.address.target, f"{by} is listening there") from None
         except OSError as error:
             raise ConfigError(self._field, self.address.target, f"cannot be used: {error.strerror}") from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
         self._lock_fd = fd
-        path.unlink(missing_ok=True)  # stale: its owner would hold the lock
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+            path.unlink(missing_ok=True)  # stale: its owner would hold the lock
+        except OSError as error:  # the disk is full
+            self.release()
+            raise ConfigError(self._field, self.address.target, f"cannot be used: {error.strerror}") from None
 
     def _probe_port(self) -> None:
         try:

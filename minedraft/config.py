@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from minedraft.address import Address, default_listen
 from minedraft.errors import ConfigError
 from minedraft.scheduler import MAX_BATCH_SIZE, MAX_DRAFT_LEN
 from minedraft.types import Mode
 
+_TOKENS_BESIDE_DRAFTS = 3  # of a shortest request with one whole round: its prompt, the first token, the bonus token
 _DEVICE = re.compile(r"cpu(:\d{1,4}(-\d{1,4})?)?|cuda(:\d{1,2})?")
 
 
@@ -47,15 +48,23 @@ def _default_draft_device() -> str:
     return f"cpu:{min(os.sched_getaffinity(0))}"
 
 
+def _expand_home(path: Path | None) -> Path | None:
+    """`~` as the home folder: a TOML file and `--flag=~/x` come without a shell's help."""
+    return None if path is None else Path(os.path.expanduser(path))
+
+
+_Folder = Annotated[Path | None, Field(strict=False), AfterValidator(_expand_home)]
+
+
 class Settings(BaseModel):
     """The settings, checked. Frozen: a running service never changes them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    target: Annotated[Path | None, Field(strict=False)] = Field(
+    target: _Folder = Field(
         None, description="Folder of the target model; without it the default pair is used.", examples=["DIR"]
     )
-    draft: Annotated[Path | None, Field(strict=False)] = Field(
+    draft: _Folder = Field(
         None, description="Folder of the draft model, with the target's tokenizer.", examples=["DIR"]
     )
     mode: Annotated[Mode, Field(strict=False)] = Field(
@@ -92,10 +101,13 @@ class Settings(BaseModel):
         None, ge=16, le=1 << 20, description="Tokens of prompt and answer together; the target's own limit by default."
     )
     prefill_chunk: int = Field(
-        256, ge=16, le=8192, description="Prompt tokens that ride along in one verify round, over all newcomers."
+        256, ge=16, le=8192, description="Prompt tokens in one verify round, over all newcomers; at most max_model_len."
     )
     num_blocks: int | None = Field(
-        None, ge=8, le=1 << 24, description="Blocks of KV cache in each worker; by default sized from free memory."
+        None,
+        ge=8,
+        le=1 << 24,
+        description="Blocks of KV cache in each worker; by default an eighth of the free memory (CUDA: 0.8).",
     )
     block_size: int = Field(16, ge=1, le=256, description="Tokens in a block of KV cache.")
     max_waiting: int = Field(
@@ -173,10 +185,19 @@ def load_settings(flags: Mapping[str, Any] | None = None, file: Path | None = No
         # The defaults stand in for broken values, so that contradictions among the others show too.
         rest = {name: value for name, value in values.items() if name not in broken}
         settings = Settings.model_validate(rest)
+    settings = _shrink_defaults(settings)
     errors += [error for error in _contradictions(settings) if not _is_named(error.field, errors)]
     if errors:
         raise ConfigErrors(errors)
     return settings
+
+
+def _shrink_defaults(settings: Settings) -> Settings:
+    """A limit that nobody gave shrinks to what fits; one that was given is refused by `_contradictions`."""
+    limit = settings.max_model_len
+    if limit is None or "prefill_chunk" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"prefill_chunk": min(settings.prefill_chunk, limit)})
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -210,8 +231,7 @@ def _contradictions(settings: Settings) -> list[ConfigError]:
         and settings.needs_drafter
     ):
         reject("draft", None, "target needs a draft model: give draft, or draft_method ngram, or mode ar")
-    if settings.max_model_len is not None and settings.prefill_chunk > settings.max_model_len:
-        reject("prefill_chunk", settings.prefill_chunk, f"must not exceed max_model_len {settings.max_model_len}")
+    errors += _misfits(settings)
     for field in ("target_device", "draft_device"):
         device = getattr(settings, field)
         if _DEVICE.fullmatch(device) is None:
@@ -231,6 +251,28 @@ def _contradictions(settings: Settings) -> list[ConfigError]:
         addresses[address.target] = field
         if field == "listen" and not address.is_local and not settings.insecure_public:
             reject(field, text, "other hosts could connect, unencrypted; --insecure-public says that is meant")
+    return errors
+
+
+def _misfits(settings: Settings) -> list[ConfigError]:
+    """Lengths that were given and do not fit into each other."""
+    errors: list[ConfigError] = []
+    holders: list[tuple[int, str]] = []  # what bounds a request: tokens, and the settings that say so
+    if settings.num_blocks is not None:
+        kv = f"num_blocks {settings.num_blocks} of block_size {settings.block_size}"
+        holders.append((settings.num_blocks * settings.block_size, kv))
+        if settings.max_model_len is not None and settings.max_model_len > holders[0][0]:
+            errors.append(ConfigError("max_model_len", settings.max_model_len, f"{kv} hold {holders[0][0]} tokens"))
+    if settings.max_model_len is not None:
+        holders.append((settings.max_model_len, "max_model_len"))
+        if settings.prefill_chunk > settings.max_model_len:
+            limit = f"must not exceed max_model_len {settings.max_model_len}"
+            errors.append(ConfigError("prefill_chunk", settings.prefill_chunk, limit))
+    num_tokens = settings.draft_len + _TOKENS_BESIDE_DRAFTS
+    if holders and settings.needs_drafter and num_tokens > min(holders)[0]:
+        held, holder = min(holders)
+        limit = f"a prompt and one round of it need {num_tokens} tokens, {holder} gives {held}"
+        errors.append(ConfigError("draft_len", settings.draft_len, limit))
     return errors
 
 

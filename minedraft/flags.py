@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 from collections.abc import Callable
 from enum import Enum
@@ -14,6 +15,16 @@ from pydantic.fields import FieldInfo
 from minedraft.config import Settings
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class UserPath(click.Path):
+    """A path whose `~` is the home folder, also in `--flag=~/x`, which shells leave alone."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        return super().convert(os.path.expanduser(value), param, ctx)
 
 
 def settings_flags(function: _F) -> _F:

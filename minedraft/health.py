@@ -6,8 +6,7 @@ import asyncio
 from typing import Any
 
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import _async, health_pb2, health_pb2_grpc
 
 from minedraft.address import Address
 from minedraft.errors import ConfigError
@@ -23,6 +22,28 @@ READY = "minedraft.v1.Inference"
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class HealthServicer(_async.HealthServicer):  # type: ignore[misc]
+    """grpc.health.v1, whose watchers can be sent away: a stream left open when the server has stopped is
+    cut by the end of the event loop, and gRPC logs that as an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._closed = asyncio.Event()
+
+    def close(self) -> None:
+        """End every Watch, now and to come."""
+        self._closed.set()
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: ANN401
+        ends = [asyncio.create_task(super().Watch(request, context)), asyncio.create_task(self._closed.wait())]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
 
 
 async def add_health(server: grpc.aio.Server) -> HealthServicer:

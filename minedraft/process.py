@@ -33,21 +33,25 @@ def exit_with_parent(parent_pid: int, signum: int = signal.SIGKILL) -> None:
         os._exit(EXIT_INTERNAL)
 
 
+OnLine = Callable[[str, str], bool]
+
+
 class Child:
     """One supervised process. Its stderr is passed on line by line, and the last lines kept."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, on_line: Callable[[str, str], None]) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, on_line: OnLine) -> None:
         self.name = name
         self.stderr_tail: deque[str] = deque(maxlen=_STDERR_LINES)
         self._process = process
         self._on_line = on_line
+        self._has_spoken = False
 
     @classmethod
-    async def start(cls, name: str, argv: Sequence[str], on_line: Callable[[str, str], None]) -> Child:
+    async def start(cls, name: str, argv: Sequence[str], on_line: OnLine) -> Child:
         """Start `argv` in a process group of its own, so that a terminal's Ctrl-C reaches only the parent.
 
         Args:
-            on_line: called with the name and each line of stderr.
+            on_line: called with the name and each line of stderr; returns whether it has shown the line.
         """
         environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
         process = await asyncio.create_subprocess_exec(
@@ -80,7 +84,7 @@ class Child:
                 break
             text = line.decode(errors="replace").rstrip()
             self.stderr_tail.append(text)
-            self._on_line(self.name, text)
+            self._has_spoken |= self._on_line(self.name, text)
         return await self._process.wait()
 
     def signal(self, signum: int) -> None:
@@ -88,12 +92,12 @@ class Child:
             self._process.send_signal(signum)
 
     def describe_end(self) -> str:
-        """'verifier: exit code 70; its last words: ...' or 'verifier: killed by SIGKILL'."""
+        """'verifier: exit code 70' or 'verifier: killed by SIGKILL'; with its last lines if none has been shown."""
         code = self._process.returncode
         if code is None:
             return f"{self.name}: still running"
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        words = "\n  ".join(line for line in self.stderr_tail if line)
+        words = "" if self._has_spoken else "\n  ".join(line for line in self.stderr_tail if line)
         return f"{self.name}: {how}" + (f"; its last words:\n  {words}" if words else "")
 
 
@@ -106,17 +110,28 @@ class RunFolder:
 
     def __init__(self) -> None:
         base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-        _remove_stale(base)
         try:
+            _remove_stale(base)
             self.path = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX, dir=base))  # mkdtemp makes it 0700
-            self._lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                self._lock_fd = _make_lock(self.path / "lock")
+            except OSError:
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise
         except OSError as error:
             raise ConfigError("XDG_RUNTIME_DIR", str(base), f"cannot hold the workers' sockets: {error}") from None
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock_fd)
+
+
+def _make_lock(path: Path) -> int:
+    """A locked file with our process id in it: a disk without room for that has none for the sockets either."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    os.write(fd, str(os.getpid()).encode())
+    return fd
 
 
 def _remove_stale(base: Path) -> None:

@@ -32,7 +32,7 @@ from minedraft.errors import (
     MineDraftError,
     ModelError,
 )
-from minedraft.flags import settings_flags
+from minedraft.flags import UserPath, settings_flags
 from minedraft.health import READY, SERVING, HealthServicer, add_health
 from minedraft.pipeline import Pipeline
 from minedraft.process import exit_with_parent
@@ -96,6 +96,7 @@ class Server:
                     await self._serve(service, health, stack)
             finally:
                 service.end_all(Draining("the service has stopped"))
+                health.close()
                 await self._server.stop(_FLUSH_S)
 
     async def _serve(self, service: InferenceService, health: HealthServicer, stack: AsyncExitStack) -> None:
@@ -159,13 +160,24 @@ def _check_tokenizer(tokenizer: Tokenizer, verifier: WorkerInfo) -> None:
 
 
 def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:
+    """What requests may ask for.
+
+    Raises:
+        ConfigError: a context was asked for that the verifier does not serve (one that was started elsewhere).
+    """
+    max_model_len = min(verifier.max_model_len, verifier.num_blocks * verifier.block_size)
+    if settings.max_model_len is not None:
+        if settings.max_model_len > max_model_len:
+            limit = f"the verifier at {settings.target_address} serves {max_model_len} tokens"
+            raise ConfigError("max_model_len", settings.max_model_len, limit)
+        max_model_len = settings.max_model_len
     return SchedulerLimits(
         mode=settings.mode,
         max_batch_size=settings.max_batch_size,
         draft_len=settings.draft_len,
         prefill_chunk=settings.prefill_chunk,
         max_waiting=settings.max_waiting,
-        max_model_len=min(settings.max_model_len or verifier.max_model_len, verifier.max_model_len),
+        max_model_len=max_model_len,
     )
 
 
@@ -215,7 +227,7 @@ async def _main(settings: Settings, parent_pid: int | None, run_folder: Path | N
 
 @click.command()
 @settings_flags
-@click.option("--config", type=click.Path(path_type=Path), default=None, help="TOML file with the same settings.")
+@click.option("--config", type=UserPath(), default=None, help="TOML file with the same settings.")
 @click.option("--exit-with-parent", type=int, default=None, hidden=True)
 @click.option("--run-folder", type=click.Path(path_type=Path), default=None, hidden=True)
 def main(config: Path | None, exit_with_parent: int | None, run_folder: Path | None, **flags: object) -> NoReturn:

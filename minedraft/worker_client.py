@@ -238,8 +238,11 @@ class _WorkerLink:
         return info
 
     def _handshake_error(self, error: grpc.aio.AioRpcError, timeout_s: float) -> MineDraftError:
-        settings_errors = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.ABORTED)
-        if error.code() in settings_errors:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            other = Role.DRAFTER if self.role is Role.VERIFIER else Role.VERIFIER
+            limit = f"no {self.role.value} answers there but a {other.value}, or another service"
+            return ConfigError(f"{self.role.value} address", str(self.address), limit)
+        if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED):
             return ConfigError(f"{self.role.value} address", str(self.address), str(error.details()))
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return WorkerLost(f"{self._name} does not answer within {timeout_s:g} s")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from rich.console import Console
 
 from minedraft import AsyncClient, SamplingParams
 from minedraft.benchmark import Prompt, default_configs, load_prompts
+from minedraft.child import child_command, child_environment
 from minedraft.cli.bench import render, run_with_progress, write_report
 from minedraft.cli.console import progress_printer, run
 from minedraft.errors import Unavailable
@@ -57,7 +57,7 @@ def tour(pair: str, draft_method: str, max_new_tokens: int, repeats: int, json_p
 
 @contextmanager
 def _launched(flags: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    launcher = subprocess.Popen([sys.executable, "-m", "minedraft.cli.launch", *flags])
+    launcher = subprocess.Popen(child_command("minedraft.cli.launch", *flags), env=child_environment())
     try:
         yield launcher
     finally:

@@ -20,8 +20,7 @@ from minedraft.errors import ConfigError, ModelError
 from minedraft.model_folder import DRAFT_VOCAB_NAME, check_model_folder
 
 _KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
-# Their frequencies change for the whole forward once any sequence in it is longer than this.
-_LENGTH_DEPENDENT_ROPES = frozenset({"dynamic", "longrope"})
+_MAX_CAUSE_CHARS = 400
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -43,7 +42,9 @@ class LoadedModel:
 
 
 AttentionInterface.register(ATTENTION_NAME, attend)
-transformers.utils.logging.disable_progress_bar()  # a worker's log is no terminal
+# A worker's log is no terminal, and what keeps a model from being loaded is said by us, once.
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -65,12 +66,14 @@ def read_config(model_dir: Path) -> PretrainedConfig:
     Raises:
         ModelError: the folder or this kind of model cannot be used; says which and why.
     """
-    check_model_folder(model_dir, "model")
+    kind = check_model_folder(model_dir, "model").model_type
+    if kind not in transformers.CONFIG_MAPPING:
+        limit = f"transformers {transformers.__version__} has no {kind} model, and code from a folder is never run"
+        raise ModelError("model", str(model_dir), limit)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError("model", str(model_dir), f"transformers {transformers.__version__}: {error}") from error
-    kind = config.model_type
+    except Exception as error:  # its checks raise what they like
+        raise ModelError("model", str(model_dir / "config.json"), f"transformers refuses it: {_say(error)}") from error
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError("model", str(model_dir), f"transformers has no causal language model for {kind}")
     text_config = config.get_text_config()
@@ -96,15 +99,20 @@ def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, de
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError("model", str(model_dir), f"its weights do not load: {error}") from error
+    except Exception as error:  # of any kind: a model's constructor trusts its configuration
+        raise ModelError("model", str(model_dir), f"transformers cannot load it: {_say(error)}") from error
     model: Any = loaded[0]
     report: dict[str, Any] = loaded[1]
     # transformers would fill what is missing with random numbers, and only warn.
-    absent = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
-    if absent:
-        raise ModelError("model", str(model_dir), f"weights missing or of the wrong shape: {', '.join(absent[:3])}")
+    wrong = [str(name) for name in report["missing_keys"]]
+    for name, found, wanted in report["mismatched_keys"]:
+        wrong.append(f"{name} {list(found)} (config.json wants {list(wanted)})")
+    if wrong:
+        raise ModelError(
+            "model", str(model_dir), f"weights missing or of the wrong shape: {', '.join(sorted(wrong)[:3])}"
+        )
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise ModelError("model", str(model_dir), f"{config.model_type} cannot compute single rows of logits")
     model = model.eval().requires_grad_(False).to(device)
@@ -122,15 +130,10 @@ def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, de
     return LoadedModel(model, num_bytes, read_bytes, num_multiplied, None if ids is None else ids.to(device))
 
 
-def max_context(config: PretrainedConfig) -> int | None:
-    """The longest sequence, in tokens, whose tokens all see the same position encoding."""
-    text_config = config.get_text_config()
-    limit: int | None = getattr(text_config, "max_position_embeddings", None)
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPES:
-        lengths = (rope.get("original_max_position_embeddings"), limit)
-        return min((length for length in lengths if length), default=None)
-    return limit
+def _say(error: Exception) -> str:
+    """The error in one line of a log."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= _MAX_CAUSE_CHARS else f"{text[: _MAX_CAUSE_CHARS - 1]}…"
 
 
 def _load_draft_vocab(model_dir: Path, config: PretrainedConfig) -> torch.Tensor | None:

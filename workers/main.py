@@ -107,7 +107,7 @@ def command(
         device=Device.parse(device, "device"),
         address=address,
         dtype=dtype,
-        max_model_len=_cap_context(Role(role), folder, max_model_len),
+        max_model_len=_cap_context(Role(role), folder, max_model_len, num_blocks, block_size),
         num_blocks=num_blocks,
         block_size=block_size,
         draft_method=draft_method if role == Role.DRAFTER.value else "",
@@ -184,6 +184,7 @@ def _load(settings: WorkerSettings, logger: logging.Logger) -> DrafterActor | Ve
     )
     info = _make_info(settings, executor)
     if settings.role is Role.VERIFIER:
+        _check_kv_memory(settings, executor, logger)
         return VerifierActor(executor, info)
     return DrafterActor(ModelProposer(executor), info)
 
@@ -225,7 +226,7 @@ def _make_info(settings: WorkerSettings, executor: Executor | None) -> WorkerInf
         vocab_fingerprint=vocab_fingerprint(folder.path),
         num_blocks=executor.num_blocks if executor else _UNLIMITED_BLOCKS,
         block_size=executor.block_size if executor else settings.block_size,
-        max_model_len=executor.max_model_len if executor else settings.max_model_len or folder.max_position_embeddings,
+        max_model_len=executor.max_model_len if executor else settings.max_model_len or folder.max_context,
         model_name=executor.model_name if executor else "ngram",
         device=str(settings.device),
         dtype=executor.dtype_name if executor else "none",
@@ -234,15 +235,34 @@ def _make_info(settings: WorkerSettings, executor: Executor | None) -> WorkerInf
     )
 
 
-def _cap_context(role: Role, folder: FolderInfo, max_model_len: int | None) -> int | None:
+def _cap_context(
+    role: Role, folder: FolderInfo, max_model_len: int | None, num_blocks: int | None, block_size: int
+) -> int | None:
     """The drafter serves what it can of a longer context (near its end nothing is drafted); the
     verifier must serve all of it."""
-    limit = folder.max_position_embeddings
+    limit, why = folder.max_context, f"the context of {folder.name} is {folder.max_context} tokens"
+    if num_blocks is not None and num_blocks * block_size < limit:
+        limit = num_blocks * block_size
+        why = f"num_blocks {num_blocks} of block_size {block_size} hold {limit} tokens"
     if max_model_len is None or max_model_len <= limit:
         return max_model_len
     if role is Role.DRAFTER:
         return limit
-    raise ConfigError("max_model_len", max_model_len, f"the context of {folder.name} is {limit} tokens")
+    raise ConfigError("max_model_len", max_model_len, why)
+
+
+def _check_kv_memory(settings: WorkerSettings, executor: Executor, logger: logging.Logger) -> None:
+    """A context that was asked for must fit the KV memory; the model's own shrinks to it, and that is said."""
+    holds = f"the KV memory holds {executor.num_blocks * executor.block_size} tokens"
+    if settings.max_model_len is not None and executor.max_model_len < settings.max_model_len:
+        raise ConfigError("max_model_len", settings.max_model_len, holds)
+    if settings.max_model_len is None and executor.max_model_len < settings.folder.max_context:
+        logger.warning(
+            "the context is %d tokens, less than the model's %d: %s",
+            executor.max_model_len,
+            settings.folder.max_context,
+            holds,
+        )
 
 
 if __name__ == "__main__":

@@ -10,16 +10,19 @@ import torch
 from minedraft_workers.attention import CONTEXT_KEYWORD, ForwardContext, QuerySpan, Scratch, pack_order
 from minedraft_workers.device import Device
 from minedraft_workers.kvcache import KVCache, LayerShape, to_device
-from minedraft_workers.loading import LoadedModel, choose_dtype, load_model, max_context, read_config
+from minedraft_workers.loading import LoadedModel, choose_dtype, load_model, read_config
+from minedraft_workers.memory import available_memory
 from minedraft_workers.selfcheck import check_packed_forward, record_layers
 from minedraft_workers.spans import ForwardSpan as ForwardSpan
 from transformers import PreTrainedModel
 
 from minedraft.errors import ConfigError, ProtocolError
+from minedraft.model_config import max_context
 
-_DEFAULT_CPU_KV_BYTES = 1 << 30
-# Of the CUDA memory that is free once the weights are there; the rest is for activations.
+# Of the memory that is free once the weights are there. On a GPU the rest is for activations; on the CPU
+# two workers may look at the same memory, one of them before the other has loaded its weights.
 _CUDA_KV_SHARE = 0.8
+_CPU_KV_SHARE = 0.125
 
 
 class Executor:
@@ -74,15 +77,16 @@ class Executor:
     ) -> Executor:
         """Load a local folder, make the KV cache and check one small forward against the model's own.
 
-        The cache has `num_blocks` blocks, or as many as fit in `kv_bytes`, or in 1 GiB on the CPU and
-        0.8 of the free memory on CUDA. `device.pin()` is up to the caller.
+        The cache has `num_blocks` blocks, or as many as fit in `kv_bytes`, or in a share of the free
+        memory: an eighth on the CPU, where it is taken as it is used, and 0.8 on CUDA. `device.pin()`
+        is up to the caller.
 
         Raises:
             ModelError: the folder cannot be used, or this kind of model cannot run here.
             ConfigError: another argument cannot be used.
         """
         config = read_config(model_dir)
-        limit = max_context(config)
+        limit = max_context(config.get_text_config().to_dict())
         if max_model_len is not None and (max_model_len < 1 or (limit is not None and max_model_len > limit)):
             raise ConfigError("max_model_len", max_model_len, f"the model's context is {limit} tokens")
         target = device.torch_device
@@ -93,7 +97,7 @@ class Executor:
             num_blocks = _fit_blocks(layers, block_size, torch_dtype, target, kv_bytes)
         if num_blocks < 1:
             raise ConfigError("num_blocks", num_blocks, "must be 1 or more")
-        cache = KVCache(layers, num_blocks=num_blocks, block_size=block_size, dtype=torch_dtype, device=target)
+        cache = _make_cache(layers, num_blocks, block_size, torch_dtype, target)
         executor = cls(
             cache,
             model_name=model_dir.resolve().name,
@@ -194,12 +198,25 @@ def _logit_rows(spans: Sequence[ForwardSpan], order: Sequence[int]) -> np.ndarra
     return np.concatenate([np.arange(end - span.num_logits, end) for span, end in zip(spans, ends, strict=True)])
 
 
+def _make_cache(
+    layers: Sequence[LayerShape], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> KVCache:
+    try:
+        return KVCache(layers, num_blocks=num_blocks, block_size=block_size, dtype=dtype, device=device)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        size_gb = num_blocks * KVCache.block_bytes(layers, block_size, dtype) / 1e9
+        limit = f"{size_gb:.0f} GB of KV cache are more than this device has"
+        raise ConfigError("num_blocks", num_blocks, limit) from error
+
+
 def _fit_blocks(
     layers: Sequence[LayerShape], block_size: int, dtype: torch.dtype, device: torch.device, kv_bytes: int | None
 ) -> int:
     if kv_bytes is None:
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-        kv_bytes = int(free * _CUDA_KV_SHARE) if device.type == "cuda" else _DEFAULT_CPU_KV_BYTES
+        if device.type == "cuda":
+            kv_bytes = int(torch.cuda.mem_get_info(device)[0] * _CUDA_KV_SHARE)
+        else:
+            kv_bytes = int(available_memory() * _CPU_KV_SHARE)
     block_bytes = KVCache.block_bytes(layers, block_size, dtype)
     if kv_bytes < block_bytes:
         raise ConfigError("kv_bytes", kv_bytes, f"one block of {block_size} tokens takes {block_bytes} bytes")

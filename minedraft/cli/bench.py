@@ -29,6 +29,7 @@ from minedraft.benchmark import (
 from minedraft.cli.console import say
 from minedraft.client import AsyncClient
 from minedraft.errors import ConfigError
+from minedraft.flags import UserPath
 from minedraft.loan import AsyncLoan
 from minedraft.output import ServiceStatus
 from minedraft.sampling_params import SamplingParams
@@ -44,8 +45,8 @@ from minedraft.types import Mode
 @click.option("--max-new-tokens", default=64, type=click.IntRange(1), help="Tokens a prompt, exactly. Default 64.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--repeats", default=3, type=click.IntRange(1), help="Runs of each row; medians are shown. Default 3.")
-@click.option("--prompts", "prompts_path", default=None, type=click.Path(path_type=Path), help="JSON list of prompts.")
-@click.option("--json", "json_path", default=None, type=click.Path(path_type=Path), help="Write everything here too.")
+@click.option("--prompts", "prompts_path", default=None, type=UserPath(), help="JSON list of prompts.")
+@click.option("--json", "json_path", default=None, type=UserPath(), help="Write everything here too.")
 def bench(
     server: str | None,
     sizes: str,

@@ -10,6 +10,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
@@ -62,11 +63,18 @@ def _run(command: click.Command, name: str) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
         return EXIT_REQUEST
+    except OSError as error:  # the output's disk is full, or a file named on the command line
+        say(f"{name}: {error}")
+        return EXIT_REQUEST
 
 
 def say(text: str) -> None:
-    """One line for the person at the terminal, apart from the output."""
-    click.echo(text, err=True)
+    """One line for the person at the terminal, apart from the output.
+
+    A line that cannot be written is dropped: no work ends because nobody can read how it goes.
+    """
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def show(text: str) -> None:

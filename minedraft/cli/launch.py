@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,7 +13,8 @@ import click
 from minedraft.cli.console import progress_printer, run, say
 from minedraft.config import Settings, load_settings
 from minedraft.errors import EXIT_OK
-from minedraft.flags import settings_flags
+from minedraft.flags import UserPath, settings_flags
+from minedraft.models import Pair, default_pair, find_pair
 from minedraft.preflight import check_machine
 
 _EPILOG = """
@@ -26,6 +28,7 @@ Examples:
 Then, in another terminal:
   minedraft chat
 Stop with Ctrl-C: running requests finish first; a second Ctrl-C stops at once.
+Started under nohup, it outlives its terminal.
 Exit codes: 0 fine, 70 a process failed, 78 configuration.
 """
 
@@ -34,7 +37,7 @@ Exit codes: 0 fine, 70 a process failed, 78 configuration.
 @settings_flags
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default=None,
     metavar="FILE.toml",
     help="Settings by the same names; flags go before it.",
@@ -56,32 +59,33 @@ def main() -> NoReturn:
 
 def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, object]) -> int:
     settings = load_settings(flags, config)
-    if settings.target is None and not check:
-        settings = _with_default_pair(settings)
+    if settings.target is None:
+        pair = find_pair() if check else default_pair(progress_printer())
+        if pair is not None:
+            settings = _with_pair(settings, pair)
     check_machine(settings)
     if check:
         click.echo("everything is in order")
         return EXIT_OK
     from minedraft.launch import Launcher  # brings gRPC; problems above are told without it
 
-    launcher = Launcher(settings, say, lambda seconds: _announce(settings, seconds), is_verbose=verbose)
+    launcher = Launcher(settings, say, lambda seconds: announce(settings, seconds), is_verbose=verbose)
     return asyncio.run(launcher.run())
 
 
-def _with_default_pair(settings: Settings) -> Settings:
-    from minedraft.models import default_pair
-
-    pair = default_pair(progress_printer())
+def _with_pair(settings: Settings, pair: Pair) -> Settings:
     update: dict[str, object] = {"target": pair.target}
     if settings.needs_drafter and settings.draft_method == "model" and settings.draft_address is None:
         update |= {"draft": pair.draft} if pair.draft is not None else {"draft_method": "ngram"}
     return settings.model_copy(update=update)
 
 
-def _announce(settings: Settings, seconds: float) -> None:
+def announce(settings: Settings, seconds: float) -> None:
+    """Say on standard output that requests are accepted; dropped, as in `say`, when it cannot be written."""
     address = settings.listen_address.target
-    click.echo(f"ready on {address} after {seconds:.1f} s (mode {settings.mode.value}); stop with Ctrl-C")
-    click.echo(f'  minedraft generate --server {shlex.quote(address)} "Why is the sky blue?"')
+    with suppress(OSError):
+        click.echo(f"ready on {address} after {seconds:.1f} s (mode {settings.mode.value}); stop with Ctrl-C")
+        click.echo(f'  minedraft generate --server {shlex.quote(address)} "Why is the sky blue?"')
 
 
 if __name__ == "__main__":

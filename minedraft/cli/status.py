@@ -24,7 +24,13 @@ _COLOURS = {"serving": "green", "degraded": "yellow", "draining": "yellow", "sta
 @click.option("--server", metavar="ADDR", default=None, help="unix:PATH or HOST:PORT of the service.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
 @click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
-@click.option("--interval-s", type=float, default=1.0, metavar="SECONDS", help="Between two views. [default: 1]")
+@click.option(
+    "--interval-s",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    metavar="SECONDS",
+    help="Between two views. [default: 1]",
+)
 def status(server: str | None, as_json: bool, watch: bool, interval_s: float) -> None:
     """Show what the service is doing: batches, workers, acceptance, overlap, KV use."""
     with Client(server, timeout_s=_TIMEOUT_S) as client:

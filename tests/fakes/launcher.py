@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from minedraft.cli.console import say
+from minedraft.cli.launch import announce
 from minedraft.config import load_settings
 from minedraft.flags import settings_flags
 from minedraft.launch import Launcher
@@ -16,10 +18,11 @@ from minedraft.launch import Launcher
 @click.command()
 @settings_flags
 def main(**flags: Any) -> None:
+    settings = load_settings(flags)
     launcher = Launcher(
-        load_settings(flags),
-        lambda line: click.echo(line, err=True),
-        lambda seconds: click.echo("ready"),
+        settings,
+        say,
+        lambda seconds: announce(settings, seconds),
         worker_command=(sys.executable, "-m", "tests.fakes.fake_worker"),
     )
     sys.exit(asyncio.run(launcher.run()))

@@ -238,3 +238,10 @@ async def test_models_as_json_has_the_folders_of_the_default_pair(tmp_path, monk
     assert set(models["default"]) == {"target", "draft"}
     assert models["default"]["target"].startswith(str(tmp_path))
     assert {entry["name"] for entry in models["models"]} >= {"smollm2-135m-instruct"}
+
+
+def test_output_that_cannot_be_written_is_told_in_one_line():
+    command = [sys.executable, "-m", "minedraft.cli.main", "models", "--json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stderr) == (1, "minedraft: [Errno 28] No space left on device\n")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -76,12 +77,18 @@ def start(tmp_path, monkeypatch) -> Iterator[Callable[..., Launched]]:
     write_tiny_tokenizer(tmp_path / "model", vocab_size=VOCAB_SIZE, eos=None)
     trees: list[tuple[Launched, list[psutil.Process]]] = []
 
-    def start(*flags: str, module: str = "tests.fakes.launcher", is_ready: bool = True) -> Launched:
+    def start(
+        *flags: str,
+        module: str = "tests.fakes.launcher",
+        is_ready: bool = True,
+        prefix: tuple[str, ...] = (),
+        stdout: int | IO[str] = subprocess.PIPE,
+    ) -> Launched:
         model = str(tmp_path / "model")
-        argv = [sys.executable, "-m", module, "--listen", f"unix:{tmp_path}/run/m.sock"]
+        argv = [*prefix, sys.executable, "-m", module, "--listen", f"unix:{tmp_path}/run/m.sock"]
         if "--target" not in flags:
             argv += ["--target", model, "--draft", model]
-        process = subprocess.Popen([*argv, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*argv, *flags], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True)
         launched = Launched(process, tmp_path)
         if is_ready:
             launched.wait_ready()
@@ -124,6 +131,19 @@ def test_the_first_signal_lets_live_answers_finish(start):
         tokens += [token_id for piece in stream for token_id in piece.token_ids]
     assert tokens == continuation(PROMPT, 200)
     assert launched.end()[0] == 0
+
+
+def test_under_nohup_a_hang_up_changes_nothing(start):
+    launched = start(prefix=("nohup",))
+    with Client(launched.address, timeout_s=20) as client:
+        stream = client.generate(PROMPT, greedy(200))
+        next(stream)
+        launched.process.send_signal(signal.SIGHUP)
+        for _ in stream:
+            pass
+        assert client.status().state == "serving"
+        assert client.complete(PROMPT, greedy(3)).token_ids
+    assert launched.end(signal.SIGTERM)[0] == 0
 
 
 def test_the_second_signal_ends_live_answers_within_two_seconds(start):
@@ -199,6 +219,26 @@ def test_a_killed_drafter_is_reported_and_no_answer_fails(start):
     assert "goes on without drafts" in said
 
 
+def test_a_log_that_cannot_be_written_ends_nothing(start):
+    with Path("/dev/full").open("w") as full:
+        launched = start(is_ready=False, stdout=full)
+    launched.process.stderr.close()  # the reader of its log has gone
+    with Client(launched.address, timeout_s=20) as client:
+        until(lambda: is_serving(client), 20, "serving")
+        launched.child("drafter").kill()
+        until(lambda: client.status().state == "degraded", 5, "degraded")
+        assert list(client.complete(PROMPT, greedy(9)).token_ids) == continuation(PROMPT, 9)
+    launched.process.terminate()
+    assert launched.process.wait(20) == 0
+
+
+def is_serving(client: Client) -> bool:
+    try:
+        return client.status().state == "serving"
+    except Unavailable:
+        return False
+
+
 def test_a_drafter_that_was_stopped_for_a_while_is_taken_back(start):
     launched = start()
     with Client(launched.address, timeout_s=20) as client:
@@ -215,12 +255,32 @@ def test_a_drafter_that_was_stopped_for_a_while_is_taken_back(start):
 
 
 @pytest.mark.parametrize(("role", "child_code", "code"), [("drafter", 1, EXIT_INTERNAL), ("verifier", 78, EXIT_CONFIG)])
-def test_a_worker_that_dies_while_loading_is_named_with_its_last_words(start, tmp_path, role, child_code, code):
+def test_a_worker_that_dies_while_loading_is_named_and_its_reason_told_once(start, tmp_path, role, child_code, code):
     (tmp_path / "model" / "behaviour").write_text(f"{role} {child_code}")
     launched = start(is_ready=False)
     got, said = launched.end()
     assert got == code
-    assert f"{role}: exit code {child_code}; its last words:\n  the dog ate the weights" in said
+    assert f"{role} | the dog ate the weights\n" in said
+    assert f"{role}: exit code {child_code}\n" in said
+    assert said.count("the dog ate the weights") == 1
+
+
+def test_a_start_that_fails_with_the_workers_up_tells_its_reason_once(start):
+    launched = start("--max-model-len", "8192", is_ready=False)
+    code, said = launched.end()
+    assert code == EXIT_CONFIG
+    assert said.count("max_model_len is 8192") == said.count("scheduler |") == 1
+
+
+def test_a_worker_that_was_named_and_is_not_there_is_told_while_waiting(start, tmp_path):
+    model = str(tmp_path / "model")
+    launched = start(
+        "--target", model, "--draft", model, "--target-address", "127.0.0.1:1", "--load-timeout-s", "1",
+        is_ready=False,
+    )  # fmt: skip
+    code, said = launched.end()
+    assert code == EXIT_INTERNAL
+    assert "verifier: nobody answers at 127.0.0.1:1 yet" in said
 
 
 def test_a_signal_while_loading_ends_it_within_two_seconds(start):

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from minedraft.blocks import BlocksExhausted
 from minedraft.errors import ConfigError, ProtocolError, StaleRound, WorkerLost
 from minedraft.types import Batch, Role
-from minedraft.worker_client import GrpcVerifier
+from minedraft.worker_client import GrpcDrafter, GrpcVerifier
 from tests.fakes.stepping import until
 from tests.integration.served_worker import Served, command, open_stream, raw_channel, served, shake_hands
 
@@ -28,6 +28,12 @@ async def test_a_handshake_says_who_answers_and_every_one_starts_a_new_epoch(wor
             epochs.add(link.info.epoch)
     assert len(epochs) == 3
     assert 0 not in epochs
+
+
+async def test_the_other_role_s_address_is_refused_without_a_new_epoch(worker: Served) -> None:
+    with pytest.raises(ConfigError, match=r"drafter address is .* no drafter answers there but a verifier"):
+        await GrpcDrafter.connect(worker.address)
+    assert worker.actor.executed == []
 
 
 async def test_a_repeated_round_gets_the_stored_reply_and_is_executed_once(

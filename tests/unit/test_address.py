@@ -8,6 +8,7 @@ import pytest
 
 from minedraft.address import Address, ListenClaim, default_listen
 from minedraft.errors import ConfigError
+from tests.full_disk import full_disk
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,7 @@ from minedraft.errors import ConfigError
     [
         ("unix:/run/m.sock", "unix:/run/m.sock", True),
         ("unix:///run/m.sock", "unix:/run/m.sock", True),
+        ("unix:~nobody-of-that-name/m.sock", f"unix:{os.getcwd()}/~nobody-of-that-name/m.sock", True),
         ("127.0.0.1:50051", "127.0.0.1:50051", True),
         ("localhost:1", "localhost:1", True),
         ("[::1]:50051", "[::1]:50051", True),
@@ -100,6 +102,12 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be used: File exists"):
         ListenClaim(Address(path=tmp_path / "file" / "m.sock"))
+
+
+def test_a_full_disk_is_told_and_nothing_is_left_on_it(tmp_path):
+    with full_disk(), pytest.raises(ConfigError, match=r"listen is .*m\.sock': cannot be used: File too large"):
+        ListenClaim(Address(path=tmp_path / "m.sock"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_default_address_is_private_to_the_user(monkeypatch):

@@ -47,7 +47,10 @@ def test_every_problem_of_a_file_is_listed_at_once(tmp_path):
         ({"target": "t", "draft": "d", "draft_address": "unix:/a"}, "draft", "leave one of them out"),
         ({"draft": "d"}, "draft", "needs target"),
         ({"target": "t"}, "draft", "needs a draft model"),
-        ({"max_model_len": 64}, "prefill_chunk", "must not exceed max_model_len 64"),
+        ({"max_model_len": 64, "prefill_chunk": 65}, "prefill_chunk", "must not exceed max_model_len 64"),
+        ({"max_model_len": 513, "num_blocks": 32}, "max_model_len", "num_blocks 32 of block_size 16 hold 512 tokens"),
+        ({"max_model_len": 18, "draft_len": 16}, "draft_len", "one round of it need 19 tokens, max_model_len gives 18"),
+        ({"num_blocks": 9, "block_size": 2, "draft_len": 16}, "draft_len", "num_blocks 9 of block_size 2 gives 18"),
         ({"target_device": "tpu:0"}, "target_device", "must be cpu"),
         ({"listen": "somewhere"}, "listen", "unix:PATH or host:port"),
         ({"listen": "0.0.0.0:50051"}, "listen", "--insecure-public"),
@@ -60,6 +63,24 @@ def test_a_setting_that_cannot_work_is_refused_by_name(flags, field, limit):
     error = rejected(flags)
     assert fields_of(error) == [field]
     assert limit in str(error)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"max_model_len": 512, "num_blocks": 32, "prefill_chunk": 512},
+        {"max_model_len": 19, "draft_len": 16},
+        {"max_model_len": 16, "draft_len": 16, "mode": "ar"},
+        {"num_blocks": 8, "block_size": 1},
+    ],
+)
+def test_lengths_that_just_fit_are_taken(flags):
+    load_settings(flags)
+
+
+def test_a_prompt_chunk_that_nobody_gave_shrinks_to_the_context():
+    assert load_settings({"max_model_len": 128}).prefill_chunk == 128
+    assert load_settings({"max_model_len": 4096}).prefill_chunk == load_settings().prefill_chunk == 256
 
 
 def test_other_hosts_may_connect_when_that_is_said():
@@ -92,6 +113,22 @@ def test_settings_survive_the_way_through_the_command_line():
 
     click.command()(settings_flags(remember)).main(flags, standalone_mode=False)
     assert load_settings(seen) == settings
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_comes_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m.toml").write_text('target = "~/t"\n')
+    settings = load_settings({"draft": Path("~/d"), "listen": "unix:~/s.sock"}, tmp_path / "m.toml")
+    assert (settings.target, settings.draft) == (tmp_path / "t", tmp_path / "d")
+    assert settings.listen_address.path == tmp_path / "s.sock"
+    assert str(tmp_path / "t") in to_flags(settings), "the processes that are started get the folder itself"
+    said = CliRunner().invoke(command, ["--config=~/m.toml", "--mode", "ar", "--check"])
+    assert f"'{tmp_path}/t': no such folder" in str(said.exception)
+
+
+def test_a_tilde_that_is_nobodys_home_stays_as_it_is():
+    settings = load_settings({"target": "~nobody-of-that-name/t", "mode": "ar", "listen": "unix:/~nobody/s.sock"})
+    assert settings.target == Path("~nobody-of-that-name/t")
 
 
 def test_help_has_every_setting_with_its_one_text():

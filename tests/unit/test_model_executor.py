@@ -252,13 +252,27 @@ def test_a_new_epoch_starts_empty(llama: Checked) -> None:
     assert llama.executor.cached_len(1) == 0
 
 
-def test_capacity_follows_bytes_and_context_follows_the_model(llama_dir: Path) -> None:
+def test_a_context_stretched_by_yarn_is_computed_as_the_model_does(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    path = make_tiny_model(tmp_path, "qwen2", max_position_embeddings=64, rope_parameters=yarn)
+    checked = Checked(load(path), Reference(path))
+    assert checked.executor.max_model_len == 256
+    checked.forward(ForwardSpan(1, 0, tokens(200), 200), ForwardSpan(2, 0, tokens(30, 1), 30))
+    checked.forward(ForwardSpan(2, 30, tokens(3, 2), 3), ForwardSpan(1, 200, tokens(56, 3), 56))
+
+
+def test_capacity_follows_memory_and_context_follows_the_model(
+    llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # 2 layers x 2 heads x (8 + 8) float32 a token, 16 tokens a block.
     assert load(llama_dir, num_blocks=None, kv_bytes=10 * 4096 + 5).num_blocks == 10
-    assert load(llama_dir, num_blocks=None).num_blocks == (1 << 30) // 4096
+    monkeypatch.setattr("minedraft_workers.model.available_memory", lambda: 8 * 20 * 4096)
+    assert load(llama_dir, num_blocks=None).num_blocks == 20
     assert load(llama_dir, max_model_len=100).max_model_len == 100
     with pytest.raises(ConfigError, match="max_model_len is 513: the model's context is 512 tokens"):
         load(llama_dir, max_model_len=513)
+    with pytest.raises(ConfigError, match=r"num_blocks is \d+: 1125900 GB of KV cache are more than this device has"):
+        load(llama_dir, num_blocks=1 << 38)
     with pytest.raises(ConfigError, match="one block of 16 tokens takes 4096 bytes"):
         load(llama_dir, num_blocks=None, kv_bytes=100)
 

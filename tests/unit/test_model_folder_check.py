@@ -48,7 +48,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 def test_a_good_folder_says_what_it_holds(folder: Path):
     info = check_model_folder(folder, "target")
-    assert (info.name, info.model_type, info.vocab_size, info.max_position_embeddings) == ("tiny", "llama", 320, 512)
+    assert (info.name, info.model_type, info.vocab_size, info.max_context) == ("tiny", "llama", 320, 512)
     assert info.eos_ids == (1, 2)
     assert (info.dtype, info.num_parameters, info.weights_bytes) == ("float16", 1283, 2572)
     assert not info.has_draft_vocab
@@ -71,7 +71,39 @@ def test_a_multimodal_config_is_read_where_its_text_model_is(folder: Path):
         {"model_type": "gemma3", "text_config": {"vocab_size": 320, "max_position_embeddings": 64, "eos_token_id": 7}},
     )
     info = check_model_folder(folder, "target")
-    assert (info.max_position_embeddings, info.eos_ids) == (64, (1, 2, 7))
+    assert (info.max_context, info.eos_ids) == (64, (1, 2, 7))
+
+
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+LONG = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 128}
+
+
+@pytest.mark.parametrize(
+    ("changes", "max_context"),
+    [
+        ({}, 512),
+        ({"rope_parameters": {"rope_type": "default"}}, 512),
+        ({"rope_parameters": LONG}, 128),
+        ({"rope_scaling": {"type": "su"}, "original_max_position_embeddings": 64}, 64),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 512),
+        ({"rope_parameters": {"full_attention": LONG, "sliding_attention": {"rope_type": "default"}}}, 128),
+        ({"rope_scaling": YARN}, 1024),
+        ({"rope_scaling": YARN, "max_position_embeddings": 1024}, 1024),
+        ({"rope_scaling": YARN, "max_position_embeddings": 2048}, 2048),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, 1024),
+    ],
+)
+def test_the_context_ends_where_the_position_encoding_would_change(folder: Path, changes, max_context: int):
+    _edit_json(folder / "config.json", **changes)
+    assert check_model_folder(folder, "target").max_context == max_context
+
+
+def test_what_is_null_is_not_given_and_code_that_is_not_run_does_not_matter(folder: Path):
+    _edit_json(
+        folder / "config.json", text_config=None, rope_scaling=None, head_dim=None, auto_map={"AutoModel": "x.Y"}
+    )
+    _edit_json(folder / "tokenizer_config.json", auto_map={})
+    assert check_model_folder(folder, "target").max_context == 512
 
 
 def test_a_folder_need_not_say_what_ends_an_answer(folder: Path):
@@ -189,11 +221,15 @@ BROKEN = {
     "t5": (_config(model_type="t5"), "encoder-decoder"),
     "not generative": (_config(architectures=["BertForMaskedLM"]), "BertForMaskedLM does not generate text"),
     "quantised": (_config(quantization_config={"quant_method": "awq"}), r"quantised weights \(awq\)"),
-    "code in the model": (_config(auto_map={"AutoModel": "x.Y"}), "code from a model folder is never run"),
-    "code in the tokenizer": (
-        lambda folder: _edit_json(folder / "tokenizer_config.json", auto_map={}),
-        "tokenizer_config.json.*code from a model folder",
-    ),
+    "layers as text": (_config(num_hidden_layers="2"), "num_hidden_layers must be a positive integer, not '2'"),
+    "no layers": (_config(num_hidden_layers=0), "num_hidden_layers must be a positive integer, not 0"),
+    "heads as a switch": (_config(num_attention_heads=True), "num_attention_heads must be a positive integer"),
+    "rope no object": (_config(rope_parameters=5), "rope_parameters must be an object, not 5"),
+    "tying as text": (_config(tie_word_embeddings="yes"), "tie_word_embeddings must be true or false, not 'yes'"),
+    "architecture no list": (_config(architectures="LlamaForCausalLM"), "architectures must be a list"),
+    "model type no text": (_config(model_type=["llama"]), "model_type must be a string"),
+    "text model no object": (_config(text_config=5), "text_config must be an object, not 5"),
+    "wrong type in the text model": (_config(text_config={"hidden_size": "8"}), "hidden_size must be a positive"),
     "no weights": (_only(), "no weights in it"),
     "pickles only": (_only("pytorch_model.bin"), "only pytorch_model.bin: pickled weights can run code"),
     "old checkpoint": (_only("model.pt"), "only model.pt: pickled"),

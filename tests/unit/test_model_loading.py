@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from minedraft_workers.device import Device
-from minedraft_workers.loading import max_context
+from minedraft_workers.main import WorkerSettings, _load
 from minedraft_workers.model import Executor, ForwardSpan
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
+from minedraft.address import Address
 from minedraft.errors import ConfigError, ModelError
+from minedraft.model_config import max_context
+from minedraft.model_folder import check_model_folder
+from minedraft.types import Role
 from tests.tiny_models import make_tiny_model
 
 
@@ -37,10 +43,47 @@ def test_a_model_that_would_answer_wrongly_is_refused(
 ) -> None:
     path = make_tiny_model(tmp_path, kind, **overrides)
     if kind == "mpt":  # it counts its context under another name
-        config = json.loads((path / "config.json").read_text())
-        (path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
+        change_config(path, max_position_embeddings=512)
     with pytest.raises(ModelError, match=message):
         load(path)
+
+
+def change_config(path: Path, **changes: Any) -> None:
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"initializer_range": "0.02"}, "config.json': transformers refuses it: .*initializer_range.* expected float"),
+        ({"num_attention_heads": 3}, "config.json': transformers refuses it: .*not a multiple of"),
+        ({"dtype": "float99"}, "config.json': transformers refuses it: AttributeError: .*float99"),
+        ({"pad_token_id": 400}, "transformers cannot load it: AssertionError: Padding_idx must be within"),
+        ({"hidden_act": "nope"}, "transformers cannot load it: KeyError: 'nope'"),
+        ({"vocab_size": 321}, r"lm_head.weight \[320, 32\] \(config.json wants \[321, 32\]\)"),
+        ({"model_type": "nope"}, "has no nope model, and code from a folder is never run"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_transformers_cannot_use_is_told_in_one_line(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = make_tiny_model(tmp_path)
+    change_config(path, **changes)
+    with pytest.raises(ModelError, match=rf"^model is '.*{message}.*$") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_that_a_folder_brings_along_is_not_run_where_transformers_has_the_model(tmp_path: Path) -> None:
+    path = make_tiny_model(tmp_path / "model")
+    tokens = ForwardSpan(1, 0, [5, 6, 7], 3)
+    want = load(path).forward([tokens])
+    change_config(path, auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    (path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    torch.testing.assert_close(load(path).forward([tokens]), want)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_missing_weights_are_refused_not_made_up(tmp_path: Path) -> None:
@@ -83,10 +126,35 @@ def test_a_broken_draft_vocabulary_is_refused(ids: list[int], tmp_path: Path) ->
         load(path)
 
 
-def test_a_rope_that_changes_with_length_limits_the_context_to_where_it_does_not() -> None:
-    plain = LlamaConfig(max_position_embeddings=4096)
-    assert max_context(plain) == 4096
-    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    assert max_context(LlamaConfig(max_position_embeddings=4096, rope_parameters=dynamic)) == 4096
-    dynamic["original_max_position_embeddings"] = 1024
-    assert max_context(LlamaConfig(max_position_embeddings=4096, rope_parameters=dynamic)) == 1024
+@pytest.mark.parametrize(
+    "ropes",
+    [
+        {},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+        {
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 4.0},
+            "original_max_position_embeddings": 1024,
+        },
+    ],
+    ids=str,
+)
+def test_the_context_of_a_folder_is_the_one_of_the_loaded_configuration(ropes: dict[str, Any]) -> None:
+    written = {"max_position_embeddings": 4096, "head_dim": 8} | ropes
+    assert max_context(LlamaConfig(**written).to_dict()) == max_context(written)
+
+
+def test_a_context_that_the_kv_memory_cannot_hold_is_refused_or_shrinks_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = check_model_folder(make_tiny_model(tmp_path), "model")
+    address, device = Address.parse("unix:/tmp/m.sock"), Device.parse("cpu")
+    settings = WorkerSettings(Role.VERIFIER, folder, device, address, "float32", None, 8, 16, "")
+    logger = logging.getLogger("minedraft.worker")
+    assert _load(settings, logger).info.max_model_len == 128
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "the context is 128 tokens, less than the model's 512: the KV memory holds 128 tokens"
+    ]
+    with pytest.raises(ConfigError, match="max_model_len is 129: the KV memory holds 128 tokens"):
+        _load(replace(settings, max_model_len=129), logger)

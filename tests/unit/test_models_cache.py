@@ -9,21 +9,46 @@ import pytest
 from minedraft import models
 from minedraft.errors import ConfigError
 from minedraft.model_cache import cache_root, is_intact, locked, publish, staging, write_manifest
-from minedraft.models import NOT_FETCHED, PAIRS, UNAVAILABLE, ensure_model, ensure_pair, is_available, list_models
+from minedraft.models import (
+    NOT_FETCHED,
+    PAIRS,
+    UNAVAILABLE,
+    check_fetch,
+    ensure_model,
+    ensure_pair,
+    find_pair,
+    is_available,
+    list_models,
+)
 from minedraft.progress import Progress, as_lines
 
 
 def test_the_cache_is_where_the_environment_says():
     assert cache_root({"MINEDRAFT_CACHE": "/a", "XDG_CACHE_HOME": "/b", "HOME": "/h"}) == Path("/a")
     assert cache_root({"XDG_CACHE_HOME": "/b", "HOME": "/h"}) == Path("/b/minedraft")
+    assert cache_root({"XDG_CACHE_HOME": "~/b"}) == Path.home() / "b/minedraft"
     assert cache_root({"HOME": "/h"}) == Path("/h/.cache/minedraft")
 
 
 def test_a_cache_that_cannot_be_made_is_a_configuration_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MINEDRAFT_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(ConfigError, match=r"cache is .*cannot be created"):
+    with pytest.raises(ConfigError, match=r"cache is .*cannot be written \(Not a directory\); set MINEDRAFT_CACHE"):
         ensure_model("smollm2-135m-instruct")
+
+
+def test_a_cache_that_cannot_be_used_is_found_without_writing_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MINEDRAFT_CACHE", str(tmp_path / "cache"))
+    assert find_pair() is None
+    check_fetch()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(ConfigError, match=r"cache is .*cannot be created \(.*/cache is not a folder\)"):
+        check_fetch()
+    (tmp_path / "cache").unlink()
+    monkeypatch.setattr(models, "_CONVERT_MODULES", ("no_such_module",))
+    with pytest.raises(ConfigError, match="needs no_such_module"):
+        check_fetch()
 
 
 def test_the_lock_keeps_other_processes_out_and_ends_with_its_holder(tmp_path: Path):

@@ -30,8 +30,12 @@ def test_the_folder_of_a_dead_owner_is_removed_and_that_of_a_live_one_stays(base
     other.remove()
 
 
-async def run_child(program: str, lines: list[str]) -> Child:
-    child = await Child.start("worker", [sys.executable, "-c", program], lambda name, line: lines.append(line))
+async def run_child(program: str, lines: list[str], shown: str = "") -> Child:
+    def on_line(name: str, line: str) -> bool:
+        lines.append(line)
+        return line == shown
+
+    child = await Child.start("worker", [sys.executable, "-c", program], on_line)
     await child.run()
     return child
 
@@ -45,6 +49,12 @@ async def test_a_childs_last_words_and_exit_code_are_told():
 
 
 @pytest.mark.slow
+async def test_what_a_child_said_is_not_repeated():
+    child = await run_child("import sys; print('a\\nb', file=sys.stderr); sys.exit(7)", [], shown="a")
+    assert child.describe_end() == "worker: exit code 7"
+
+
+@pytest.mark.slow
 async def test_only_the_last_lines_are_kept_and_a_huge_line_harms_nothing():
     lines: list[str] = []
     program = "import sys; print('x' * 300_000, file=sys.stderr); [print(i, file=sys.stderr) for i in range(50)]"
@@ -54,7 +64,7 @@ async def test_only_the_last_lines_are_kept_and_a_huge_line_harms_nothing():
 
 @pytest.mark.slow
 async def test_a_child_that_was_killed_is_told_by_its_signal():
-    child = await Child.start("worker", [sys.executable, "-c", "import time; time.sleep(60)"], lambda *_: None)
+    child = await Child.start("worker", [sys.executable, "-c", "import time; time.sleep(60)"], lambda *_: True)
     child.signal(9)
     async with asyncio.timeout(10):
         await child.run()

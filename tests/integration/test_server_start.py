@@ -1,0 +1,34 @@
+"""The scheduler's server from its start to its end, with workers that have no model behind it."""
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from minedraft.errors import ConfigError
+from minedraft.health import READY, SERVING
+from tests.fakes.service import fake_service
+from tests.fakes.workers import FakeDrafter, FakeVerifier
+
+
+async def test_a_context_that_the_verifier_does_not_serve_is_refused(tmp_path):
+    async with fake_service(tmp_path, verifier=FakeVerifier(num_blocks=8), max_model_len=4096) as service:
+        with pytest.raises(ConfigError, match=r"max_model_len is 4096: the verifier at .* serves \d+ tokens"):
+            await service.task
+
+
+@pytest.mark.parametrize(("context_len", "draft_len"), [(8, 3), (19, 16)])
+async def test_the_first_generation_fits_the_smallest_memory_and_drafts(tmp_path, context_len, draft_len):
+    verifier, drafter = FakeVerifier(context_len, 1, 4096), FakeDrafter(context_len, 1, 4096)
+    async with fake_service(tmp_path, verifier=verifier, drafter=drafter, draft_len=draft_len) as service:
+        assert service.server.service.state == "serving"
+        assert max(len(span.drafts) for command in verifier.commands for span in command.spans) == draft_len
+
+
+async def test_who_watches_the_health_is_sent_away_when_the_service_ends(tmp_path):
+    async with fake_service(tmp_path) as service, grpc.aio.insecure_channel(service.address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=READY))
+        async for reply in watch:
+            if reply.status == SERVING:
+                service.server.on_signal()
+        assert await watch.code() is grpc.StatusCode.OK
