@@ -169,8 +169,14 @@ def _adjusting(rng: random.Random, vocab_size: int) -> dict[str, Any]:
         "min_new_tokens": rng.randint(1, 20),
     }
     params = {name: choices[name] for name in rng.sample(list(choices), rng.randint(1, 3))}
+    if rng.random() < 0.5:
+        # Few tokens that contend: what comes depends on what was said, and drafted, just before.
+        params["logit_bias"] = {rng.randrange(3, vocab_size): rng.uniform(6, 8) for _ in range(4)}
+        params["frequency_penalty"] = rng.uniform(0.3, 1.5)
     if "min_new_tokens" in params:
-        params["stop_token_ids"] = tuple(rng.sample(range(3, vocab_size), 12))
+        # Some that would come often, were it not for the minimum.
+        likely = [token_id for token_id, bias in params.get("logit_bias", {}).items() if bias > 0]
+        params["stop_token_ids"] = (*likely[:2], *rng.sample(range(3, vocab_size), 10))
     return params
 
 
