@@ -106,7 +106,7 @@ class Run:
     async def _run_phase(self, phase: Phase, clients: Sequence[AsyncClient], stop: asyncio.Event) -> None:
         stopped = asyncio.create_task(stop.wait())
         asks = [asyncio.create_task(self._serve(clients[ask.number % len(clients)], ask)) for ask in phase.asks]
-        tasks = {stopped, *asks}
+        tasks: set[asyncio.Task[Any]] = {stopped, *asks}
         try:
             while not stopped.done() and not all(task.done() for task in asks):
                 await asyncio.wait({task for task in tasks if not task.done()}, return_when=asyncio.FIRST_COMPLETED)

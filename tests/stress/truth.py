@@ -169,12 +169,18 @@ def _adjusting(rng: random.Random, vocab_size: int) -> dict[str, Any]:
         "min_new_tokens": rng.randint(1, 20),
     }
     params = {name: choices[name] for name in rng.sample(list(choices), rng.randint(1, 3))}
+    if rng.random() < 0.5:
+        # Few tokens that contend: what comes depends on what was said, and drafted, just before.
+        params["logit_bias"] = {rng.randrange(3, vocab_size): rng.uniform(6, 8) for _ in range(4)}
+        params["frequency_penalty"] = rng.uniform(0.3, 1.5)
     if "min_new_tokens" in params:
-        params["stop_token_ids"] = tuple(rng.sample(range(3, vocab_size), 12))
+        # Some that would come often, were it not for the minimum.
+        likely = [token_id for token_id, bias in params.get("logit_bias", {}).items() if bias > 0]
+        params["stop_token_ids"] = (*likely[:2], *rng.sample(range(3, vocab_size), 10))
     return params
 
 
-class _Adjust(LogitsProcessor):  # type: ignore[misc] - transformers is not followed
+class _Adjust(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow transformers
     """Penalties, bias and minimum length, in the order that the product documents."""
 
     def __init__(self, asked: Sequence[tuple[PoolPrompt, Mapping[str, Any]]], width: int) -> None:
@@ -191,7 +197,7 @@ class _Adjust(LogitsProcessor):  # type: ignore[misc] - transformers is not foll
     def _adjust(
         self, row: torch.Tensor, prompt: Sequence[int], output: torch.Tensor, params: Mapping[str, Any]
     ) -> None:
-        seen = torch.cat([torch.tensor(prompt), output]).unique()
+        seen = torch.tensor(sorted({*prompt, *output.tolist()}))
         penalty = params.get("repetition_penalty", 1.0)
         row[seen] = torch.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
         times = torch.bincount(output, minlength=len(row))
