@@ -178,7 +178,9 @@ def _parse_path(text: str, field: str) -> Path:
         if not path.name:
             raise refuse("a path must follow unix:")
         path = Path(os.path.abspath(path))
-    except (RuntimeError, OSError) as error:  # ~somebody who is unknown here; a working directory that is gone
+    except RuntimeError:  # ~somebody
+        raise refuse("there is no user of that name, so no home folder") from None
+    except OSError as error:  # the working directory is gone
         raise refuse(str(error)) from None
     if "," in str(path):
         raise refuse("gRPC takes what a comma separates for several addresses")

@@ -25,7 +25,7 @@ from minedraft.types import DraftCommand, DraftReply, FinishReason, Mode, Propos
 from minedraft.usage import RequestUsage
 from tests.fakes.in_process import InProcessDrafter, InProcessVerifier, load_executor
 from tests.fakes.stepping import until
-from tests.tiny_models import add_noise, make_tiny_model, resize_rows
+from tests.tiny_models import add_noise, make_tiny_model, resize_rows, write_tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -141,6 +141,7 @@ async def test_a_draft_model_with_fewer_or_more_rows_leaves_the_tokens_unchanged
     tmp_path: Path,
 ) -> None:
     padded = resize_rows(add_noise(make_tiny_model(tmp_path / "model", seed=1), 0.05), draft_rows)
+    write_tiny_tokenizer(padded, vocab_size=280)  # all rows beyond it are padding, in both models
     with_high_ids = [*prompts, (318, 319, 5), (7, 310)]
     params = SamplingParams(temperature=temperature, max_new_tokens=NUM_NEW, seed=11, logit_bias={319: -1.0})
     outputs = []

@@ -32,9 +32,9 @@ PRESETS = {
         Preset(
             "tiny-kv",
             "KV for one context of 32 tokens: waiting and preemption all the time",
-            {"num_blocks": 8, "block_size": 4, "prefill_chunk": 16},
+            {"num_blocks": 8, "block_size": 4, "max_model_len": 32, "prefill_chunk": 16},
         ),
-        Preset("small-kv", "KV for hardly two long requests", {"num_blocks": 28}),
+        Preset("small-kv", "KV for hardly two long requests", {"num_blocks": 28, "max_model_len": 448}),
         Preset("small-chunk", "little KV, and prompts in many small chunks", {"num_blocks": 40, "prefill_chunk": 16}),
         Preset("big-chunk", "every prompt in one piece", {"num_blocks": 200, "prefill_chunk": 4096, "draft_len": 5}),
         Preset(

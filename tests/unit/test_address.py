@@ -16,7 +16,6 @@ from tests.full_disk import full_disk
     [
         ("unix:/run/m.sock", "unix:/run/m.sock", True),
         ("unix:///run/m.sock", "unix:/run/m.sock", True),
-        ("unix:~nobody-of-that-name/m.sock", f"unix:{os.getcwd()}/~nobody-of-that-name/m.sock", True),
         ("127.0.0.1:50051", "127.0.0.1:50051", True),
         ("localhost:1", "localhost:1", True),
         ("[::1]:50051", "[::1]:50051", True),
@@ -45,7 +44,7 @@ def test_an_address_is_read_and_written(text, target, is_local):
         ("host:" + "9" * 5000, "port"),
         ("http://127.0.0.1:50051", "unix:PATH or host:port"),
         ("a host:50051", "unix:PATH or host:port"),
-        ("unix:~nobody-of-that-name/m.sock", "home directory"),
+        ("unix:~nobody-of-that-name/m.sock", "no user of that name"),
         ("unix:/a\0b", "without zeros"),
         ("unix:/\udcff", "Unicode text"),
         ("unix:/a,b/m.sock", "comma"),
