@@ -14,6 +14,8 @@ from minedraft.rpc.channel import client_channel
 
 __all__ = ["LIVE", "NOT_SERVING", "READY", "SERVING", "HealthServicer", "add_health", "wait_serving"]
 
+_CLOSE_S = 0.5  # more than enough to send a status; a connection that takes none is left to the server's stop
+
 LIVE = ""
 """Serving while the process answers."""
 
@@ -31,12 +33,19 @@ class HealthServicer(_async.HealthServicer):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._closed = asyncio.Event()
+        self._watches: set[asyncio.Task[Any]] = set()
 
-    def close(self) -> None:
-        """End every Watch, now and to come."""
+    async def close(self) -> None:
+        """End every Watch, now and to come; returns when they have ended."""
         self._closed.set()
+        if self._watches:
+            await asyncio.wait(self._watches, timeout=_CLOSE_S)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: ANN401
+        call = asyncio.current_task()
+        assert call is not None, "a coroutine that runs belongs to a task"
+        self._watches.add(call)
+        call.add_done_callback(self._watches.discard)
         ends = [asyncio.create_task(super().Watch(request, context)), asyncio.create_task(self._closed.wait())]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

@@ -96,7 +96,7 @@ class Server:
                     await self._serve(service, health, stack)
             finally:
                 service.end_all(Draining("the service has stopped"))
-                health.close()
+                await health.close()
                 await self._server.stop(_FLUSH_S)
 
     async def _serve(self, service: InferenceService, health: HealthServicer, stack: AsyncExitStack) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from minedraft_workers.runtime import WorkerRuntime
 
 from minedraft.address import Address
 from minedraft.errors import EXIT_INTERNAL, EXIT_OK, ConfigError
+from minedraft.health import HealthServicer
 from minedraft.rpc.channel import worker_server
 
 logger = logging.getLogger("minedraft.worker")
@@ -71,6 +71,7 @@ async def serve(
         task.cancel()
     has_crashed = runtime.crashed.is_set()
     await health.enter_graceful_shutdown()
+    await health.close()
     # The stream of an idle scheduler would only make it wait.
     grace_s = _CRASH_GRACE_S if has_crashed else _STOP_GRACE_S if runtime.num_open else None
     await server.stop(grace_s)

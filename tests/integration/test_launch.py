@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -219,24 +220,21 @@ def test_a_killed_drafter_is_reported_and_no_answer_fails(start):
     assert "goes on without drafts" in said
 
 
-def test_a_log_that_cannot_be_written_ends_nothing(start):
-    with Path("/dev/full").open("w") as full:
+def test_a_log_that_cannot_be_written_ends_nothing(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))  # as systemd would: it says "ready" here too
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified, Path("/dev/full").open("w") as full:
+        notified.bind(str(tmp_path / "notify"))
+        notified.settimeout(20)
         launched = start(is_ready=False, stdout=full)
-    launched.process.stderr.close()  # the reader of its log has gone
+        launched.process.stderr.close()  # the reader of its log has gone
+        while notified.recv(100) != b"READY=1":
+            pass
     with Client(launched.address, timeout_s=20) as client:
-        until(lambda: is_serving(client), 20, "serving")
         launched.child("drafter").kill()
         until(lambda: client.status().state == "degraded", 5, "degraded")
         assert list(client.complete(PROMPT, greedy(9)).token_ids) == continuation(PROMPT, 9)
     launched.process.terminate()
     assert launched.process.wait(20) == 0
-
-
-def is_serving(client: Client) -> bool:
-    try:
-        return client.status().state == "serving"
-    except Unavailable:
-        return False
 
 
 def test_a_drafter_that_was_stopped_for_a_while_is_taken_back(start):

@@ -14,7 +14,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from minedraft.errors import EXIT_CONFIG, EXIT_OK, WorkerLost
 from minedraft.types import Batch, RoundId, VerifyCommand, VerifySpan
@@ -127,6 +130,18 @@ async def test_a_signal_ends_it_cleanly_and_its_socket_goes(tmp_path: Path, sign
             process.send_signal(signum)
             assert await asyncio.to_thread(process.wait, 5) == EXIT_OK
     assert os.listdir(tmp_path) == ["verifier.log"]
+
+
+async def test_who_watches_its_health_is_sent_away_and_nothing_is_said(tmp_path: Path) -> None:
+    with worker("verifier", tmp_path, program=NULL) as process:
+        async with grpc.aio.insecure_channel(process.address) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True)
+            async for reply in watch:
+                if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                    process.send_signal(signal.SIGTERM)
+            assert await watch.code() is grpc.StatusCode.OK
+            assert await asyncio.to_thread(process.wait, 5) == EXIT_OK
+    assert process.said == ""
 
 
 async def test_the_product_worker_says_when_it_is_ready_and_stops_on_a_signal(model: Path, tmp_path: Path) -> None:

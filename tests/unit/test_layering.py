@@ -28,8 +28,8 @@ MAY_IMPORT_HEAVY = frozenset({"minedraft/assemble.py", "minedraft/convert_gguf.p
 # What workers may know of the package: values, wire, model folders. Never the scheduler's side.
 OPEN_TO_WORKERS = frozenset(
     {
-        "actor", "address", "blocks", "errors", "model_config", "model_folder", "process", "rpc", "sampling_params",
-        "tokenizer", "types", "v1", "vocabulary", "weight_files",
+        "actor", "address", "blocks", "errors", "health", "model_config", "model_folder", "process", "rpc",
+        "sampling_params", "tokenizer", "types", "v1", "vocabulary", "weight_files",
     }
 )  # fmt: skip
 # Only the codec reads and writes message fields; these pass whole messages from and to gRPC.
