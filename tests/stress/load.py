@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import count
@@ -74,33 +74,50 @@ class Load:
         self._rng = random.Random(seed)
         self._context = preset.context
         self._truth = truth
-        self._num_clients = num_clients
+        self._is_tight = preset.is_tight
+        self._num_most = num_clients * (_MAX_BURST // 2 if preset.is_tight else _MAX_BURST)
         self._numbers = count(1)
         self._plain = [known for known in truth.plain if self._room(known.prompt) > 0]
         self._adjusted = [known for known in truth.adjusted if self._limit(known) > 0]
         self._seeded = [seeded for seeded in truth.seeded if self._room(seeded.prompt) > 0]
-        # Where the KV holds one context, two or three of these fit at first, and no longer when they grow.
-        self._halves = [known for known in self._plain if 0.3 <= len(known.prompt.token_ids) / self._context <= 0.6]
+        # Two or three of these fit tight KV at first, and no longer when they grow.
+        self._growing = self._of_length(0.1, 0.45)
+        # Two of these do not fit a round's budget for prompts, and one does.
+        self._chunky = self._of_length(0.3, 0.6)
 
     def phases(self) -> Iterator[Phase]:
-        """Crowds that trickle in, bursts, a few at once (of any size; long; half of them for one token), one alone."""
+        """Crowds that trickle in, bursts, a few at once, long answers, prompts of many lengths, one alone."""
+        makers: tuple[Callable[[], list[Ask]], ...]
+        makers = (self._crowd, self._burst, self._few, self._long, self._uneven, self._alone)
+        # What is over soon comes more often, and where KV is tight, that which fills it.
+        weights = (1, 1, 3, 20, 4, 1) if self._is_tight else (2, 2, 3, 4, 8, 1)
         while True:
-            kind = self._rng.choices(("crowd", "burst", "few", "long", "uneven", "alone"), (2, 2, 3, 4, 5, 1))[0]
-            num_most = _MAX_BURST * self._num_clients
-            if kind == "crowd":
-                asks = [self._ask(self._rng.uniform(0, 1)) for _ in range(self._rng.randint(2, num_most))]
-            elif kind == "burst":
-                asks = [self._ask() for _ in range(self._rng.randint(2, num_most))]
-            elif kind == "few":
-                asks = [self._ask(self._rng.choice((0, 0.01))) for _ in range(self._rng.randint(2, 4))]
-            elif kind == "long" and self._halves:
-                asks = [self._half(self._rng.randint(30, 96)) for _ in range(self._rng.choice((2, 2, 3)))]
-            elif kind == "uneven" and self._halves:
-                asks = [self._half(self._rng.choice((1, 16))) for _ in range(self._rng.randint(4, 12))]
-            else:
-                asks = [self._ask()]
+            asks = self._rng.choices(makers, weights)[0]()
             asks += [self._twin(ask) for ask in asks if ask.way is Way.TWIN]
             yield Phase(tuple(asks), self._rng.choice((0, 0, 0.02, 0.3)))
+
+    def _crowd(self) -> list[Ask]:
+        return [self._ask(self._rng.uniform(0, 1)) for _ in range(self._rng.randint(2, self._num_most))]
+
+    def _burst(self) -> list[Ask]:
+        return [self._ask() for _ in range(self._rng.randint(2, self._num_most))]
+
+    def _few(self) -> list[Ask]:
+        return [self._ask(self._rng.choice((0, 0.01))) for _ in range(self._rng.randint(2, 4))]
+
+    def _long(self) -> list[Ask]:
+        known = self._rng.choices(self._growing, k=self._rng.choice((2, 2, 3)))
+        return [
+            self._of_known(k, {"max_new_tokens": self._rng.randint(1 + self._limit(k) // 3, self._limit(k))})
+            for k in known
+        ]
+
+    def _uneven(self) -> list[Ask]:
+        known = self._rng.choices(self._chunky, k=self._rng.randint(6, 16))
+        return [self._of_known(k, {"max_new_tokens": min(self._rng.choice((1, 16)), self._limit(k))}) for k in known]
+
+    def _alone(self) -> list[Ask]:
+        return [self._ask()]
 
     def _ask(self, start_s: float = 0.0) -> Ask:
         makers = (self._greedy, self._top_one, self._changed, self._from_seed, self._sampled, self._invalid)
@@ -115,11 +132,7 @@ class Load:
     def _twin(self, ask: Ask) -> Ask:
         return replace(ask, number=next(self._numbers), start_s=ask.start_s + self._rng.choice((0, 0.005)))
 
-    def _half(self, num_new: int) -> Ask:
-        known = self._rng.choice(self._halves)
-        return self._of_known(known, {"max_new_tokens": min(num_new, self._limit(known))})
-
-    # Kinds of requests
+    # Kinds of one request
 
     def _greedy(self) -> Ask:
         known = self._rng.choice(self._plain)
@@ -220,6 +233,10 @@ class Load:
         """New tokens that fit, and are known; 0 when there are fewer than the minimum length."""
         limit = min(len(known.tokens), self._room(known.prompt))
         return limit if limit >= known.params.get("min_new_tokens", 1) else 0
+
+    def _of_length(self, low: float, high: float) -> list[Known]:
+        """Prompts with at least and at most these shares of the context."""
+        return [known for known in self._plain if low <= len(known.prompt.token_ids) / self._context <= high]
 
     def _room(self, prompt: PoolPrompt) -> int:
         return self._context - len(prompt.token_ids)

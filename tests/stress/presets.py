@@ -24,6 +24,11 @@ class Preset:
         flags = {"max_model_len": CONTEXT, "block_size": 16} | dict(self.flags)
         return min(int(flags["max_model_len"]), int(flags["num_blocks"]) * int(flags["block_size"]))
 
+    @property
+    def is_tight(self) -> bool:
+        """The KV holds hardly more than one request of full length."""
+        return int(self.flags["num_blocks"]) * int(self.flags.get("block_size", 16)) < 1.5 * self.context
+
 
 PRESETS = {
     preset.name: preset
