@@ -290,7 +290,7 @@ class Scheduler:
 
     def _draft_len(self, request: Request) -> int:
         """Drafts to ask for: fewer near a limit, for the bonus token takes one place."""
-        if self.book is None:
+        if self.book is None or not self.limits.effective_draft_len:
             return 0
         room = min(request.remaining_len, self.limits.max_model_len - len(request.tokens)) - 1
         return self.book.draft_len(request, min(self.limits.effective_draft_len, room))
