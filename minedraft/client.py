@@ -102,7 +102,8 @@ class AsyncClient:
         call = self._stub.Generate(message, timeout=self._deadline_s(timeout_s), metadata=self._metadata)
         try:
             async with self._typed_errors():
-                async for reply in call:
+                # Not `async for`: left early, its iterator would keep the connection open after `close`.
+                while (reply := await call.read()) is not grpc.aio.EOF:
                     yield output_from_pb(reply)
         finally:
             call.cancel()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -173,3 +175,17 @@ async def test_clients_may_ping_as_often_as_they_like(tmp_path: Path) -> None:
 
 def h2_frame(kind: int, payload: bytes = b"") -> bytes:
     return len(payload).to_bytes(3) + bytes([kind, 0]) + bytes(4) + payload
+
+
+async def test_a_closed_client_that_left_a_stream_early_keeps_no_connection_open(served: FakeService) -> None:
+    """It must not wait for the garbage collector: a program that opens many clients would run out of files."""
+    before = len(os.listdir("/proc/self/fd"))
+    gc.disable()
+    try:
+        for _ in range(8):
+            async with AsyncClient(served.address, timeout_s=20) as client:
+                async for _ in client.generate(PROMPT, SamplingParams(max_new_tokens=100)):
+                    break
+        await served.until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+    finally:
+        gc.enable()

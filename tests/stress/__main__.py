@@ -41,7 +41,13 @@ Examples:
     show_default=True,
     help="Mode of the services; all: each preset in each mode.",
 )
-@click.option("--preset", "names", multiple=True, metavar="NAME", help="Only this preset; may be given several times.")
+@click.option(
+    "--preset",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Only this preset (--list shows them); may be given several times.",
+)
 @click.option("--clients", default=8, show_default=True, type=click.IntRange(1, 256), help="Connections.")
 @click.option(
     "--hang-s", default=30.0, show_default=True, help="A request that gets nothing for so long is taken to hang."
@@ -68,7 +74,7 @@ def main(
     stays on; all KV, files and memory come back; stopping leaves nothing.
 
     Ctrl-C ends the load; the checks are made and the summary shown all the same.
-    Exit codes: 0 all held, 1 something did not.
+    Exit codes: 0 all held, 1 something did not, 2 command line.
     """
     from minedraft.types import Mode
     from tests.stress.presets import PRESETS
@@ -91,7 +97,7 @@ def main(
         outcomes = asyncio.run(
             run_all(plan, Path(folder), seed, minutes * 60 / len(plan), clients, Patience(hang_s, stall_s))
         )
-    sys.exit(summarise(outcomes, seed))
+    sys.exit(summarise(outcomes, seed, clients))
 
 
 async def run_all(
@@ -134,7 +140,7 @@ async def run_all(
     return outcomes
 
 
-def summarise(outcomes: list[Outcome], seed: int) -> int:
+def summarise(outcomes: list[Outcome], seed: int, num_clients: int) -> int:
     """Show what came of it; returns the exit code."""
     broken = [outcome for outcome in outcomes if outcome.problem]
     click.echo()
@@ -146,7 +152,7 @@ def summarise(outcomes: list[Outcome], seed: int) -> int:
     click.echo(f"{num_requests} requests, {num_tokens} tokens; {num_exact} whole answers equal generate's")
     for outcome in broken:
         click.echo(f"\n{outcome.name}, after {outcome.load_s:.1f} s of load: {outcome.problem}")
-        again = f"--seed {seed} --preset {outcome.preset.name} --mode {outcome.mode.value}"
+        again = f"--seed {seed} --clients {num_clients} --preset {outcome.preset.name} --mode {outcome.mode.value}"
         click.echo(f"again: scripts/stress {again}")
     return 1 if broken else 0
 

@@ -64,6 +64,8 @@ def judge(ask: Ask, answer: Answer, truth: Truth, preset: Preset) -> str:
         Broken: not as it should have.
     """
     error = answer.error
+    if isinstance(error, Overloaded) and preset.may_overload:
+        return "overloaded"
     if ask.is_invalid:
         if not isinstance(error, InvalidRequest):
             raise Broken(f"{ask} must be refused; got {error!r} and {answer.pieces}")
@@ -73,8 +75,6 @@ def judge(ask: Ask, answer: Answer, truth: Truth, preset: Preset) -> str:
         if problem is not None:
             raise Broken(f"{ask}, sample {index}: {problem}\n  got {sample}")
     if error is not None:
-        if isinstance(error, Overloaded) and preset.may_overload:
-            return "overloaded"
         if not isinstance(error, _ALLOWED.get(ask.way, ())):
             raise Broken(f"{ask} failed: {type(error).__name__}: {error}")
         return ask.way.value

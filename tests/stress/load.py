@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from itertools import count
+from itertools import accumulate, count
 from typing import Any
 
 from tests.stress.presets import Preset
 from tests.stress.truth import Known, PoolPrompt, Seeded, Truth, sampling
 
 _MAX_BURST = 4  # requests a client at once
+_MAX_PHASE_TOKENS = 1200  # of answers: the last in the queue must not wait so long that it seems to hang
 _CLOSE_MAX_PIECES = 5
 
 
@@ -49,6 +50,11 @@ class Ask:
     known: Known | None = None
     seeded: Seeded | None = None
     is_invalid: bool = False
+
+    @property
+    def max_tokens(self) -> int:
+        """Of all its samples together."""
+        return 0 if self.is_invalid else int(self.params["max_new_tokens"] * self.params.get("n", 1))
 
     def __str__(self) -> str:
         return f"#{self.number} ({len(self.prompt.token_ids)} tokens, {dict(self.params)}, {self.way.value})"
@@ -93,6 +99,8 @@ class Load:
         weights = (1, 1, 3, 20, 4, 1) if self._is_tight else (2, 2, 3, 4, 8, 1)
         while True:
             asks = self._rng.choices(makers, weights)[0]()
+            sizes = accumulate(ask.max_tokens for ask in asks)
+            asks = [ask for ask, size in zip(asks, sizes, strict=True) if size <= _MAX_PHASE_TOKENS] or asks[:1]
             asks += [self._twin(ask) for ask in asks if ask.way is Way.TWIN]
             yield Phase(tuple(asks), self._rng.choice((0, 0, 0.02, 0.3)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -206,7 +205,6 @@ async def _run_load(
         async with AsyncExitStack() as crowd:
             clients = [await crowd.enter_async_context(AsyncClient(service.address)) for _ in range(num_clients)]
             await run.drive(clients, seconds, stop)
-        gc.collect()  # calls that were left refer to themselves, and keep their connections open until then
         await check_idle(watcher, outcome.mode)
         outcome.status = await _status(watcher)
         service.check()
