@@ -103,7 +103,7 @@ class AsyncClient:
         try:
             async with self._typed_errors():
                 # Not `async for`: left early, its iterator would keep the connection open after `close`.
-                while (reply := await call.read()) is not grpc.aio.EOF:
+                while (reply := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
                     yield output_from_pb(reply)
         finally:
             call.cancel()

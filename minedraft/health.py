@@ -75,8 +75,10 @@ async def wait_serving(address: Address, service: str) -> None:
     async with client_channel(address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         while True:
+            call = stub.Watch(health_pb2.HealthCheckRequest(service=service), wait_for_ready=True)
             try:
-                async for reply in stub.Watch(health_pb2.HealthCheckRequest(service=service), wait_for_ready=True):
+                # Not `async for`: left early, its iterator would keep the connection open.
+                while (reply := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
                     if reply.status == SERVING:
                         return
             except grpc.aio.AioRpcError as error:
@@ -84,4 +86,6 @@ async def wait_serving(address: Address, service: str) -> None:
                     raise ConfigError(
                         "address", str(address), f"no MineDraft answers there: {error.details()}"
                     ) from None
+            finally:
+                call.cancel()
             await asyncio.sleep(0.05)  # the peer is there but went away: not a hot loop
