@@ -18,7 +18,11 @@ from minedraft.json_file import read_json_object
 
 Message = Mapping[str, str]
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_MARKER = "MineDraft"
+# Some templates want a system message first, and some refuse one.
+_PROBES = (
+    ({"role": "user", "content": "a question"},),
+    ({"role": "system", "content": "an instruction"}, {"role": "user", "content": "a question"}),
+)
 _TEMPLATE_ERRORS = (
     TemplateError,
     TypeError,
@@ -59,10 +63,12 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda format: now().strftime(format)
         try:
             self._template = environment.from_string(source) if source is not None else None
-        except TemplateError as error:
+        except (TemplateError, RecursionError) as error:
             limit = f"the template cannot be read ({error})"
             raise ModelError("chat_template", str(origin or model_name), limit) from error
-        self._reads_parts = self._loses_text() and not self._loses_text(as_parts=True)
+        as_text, as_parts = self._probe(as_parts=False), self._probe(as_parts=True)
+        self._reads_parts = _rank(as_parts) > _rank(as_text)
+        self._is_deaf = False in as_text + as_parts and True not in as_text + as_parts
 
     @classmethod
     def load(cls, model_dir: Path) -> ChatTemplate:
@@ -90,13 +96,16 @@ class ChatTemplate:
 
         Raises:
             InvalidRequest: malformed messages, no template, or the template refuses them (roles that
-                do not alternate, for example).
+                do not alternate, for example) or leaves out what they say.
         """
         if self._template is None:
             raise InvalidRequest(
                 "messages", f"{len(messages)} messages", f"the model {self._model_name} has no chat template; send text"
             )
         _check_messages(messages)
+        if self._is_deaf:
+            limit = f"the chat template of {self._model_name} leaves out what messages say; send text"
+            raise InvalidRequest("messages", f"{len(messages)} messages", limit)
         try:
             return self._render(self._template, messages, add_generation_prompt, self._reads_parts)
         except _TEMPLATE_ERRORS as error:
@@ -117,15 +126,25 @@ class ChatTemplate:
             **self._special_tokens,
         )
 
-    def _loses_text(self, *, as_parts: bool = False) -> bool:
-        """Say whether what a user writes is missing from the prompt when content is given in this form: text, or
-        a list of typed parts, as the templates of models that also see pictures want it."""
-        if self._template is None:
-            return False
-        try:
-            return _MARKER not in self._render(self._template, [{"role": "user", "content": _MARKER}], True, as_parts)
-        except _TEMPLATE_ERRORS:
-            return True
+    def _probe(self, *, as_parts: bool) -> list[bool]:
+        """Whether what is written shows in the prompt when content is given in this form: text, or a list of
+        typed parts, as the templates of models that also see pictures want it. One answer for each chat
+        that the template does not refuse."""
+        shown: list[bool] = []
+        for chat in _PROBES if self._template is not None else ():
+            assert self._template is not None, "looked at in the line above"
+            try:
+                prompt = self._render(self._template, chat, True, as_parts).casefold()
+            except _TEMPLATE_ERRORS:
+                continue
+            is_there = chat[-1]["content"].casefold() in prompt
+            shown.append(is_there and "'type': 'text'" not in prompt)  # else a list was printed as it is
+        return shown
+
+
+def _rank(shown: Sequence[bool]) -> int:
+    """2: the text shows in every chat, 1: in some, 0: in none, or nothing is known."""
+    return any(shown) + (bool(shown) and all(shown))
 
 
 def read_special_tokens(model_dir: Path) -> dict[str, str]:

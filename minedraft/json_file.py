@@ -21,7 +21,7 @@ def read_json_object(file: Path, field: str) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise ModelError(field, str(file), f"cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(field, str(file), "not a JSON object (truncated or overwritten?)") from error
     if not isinstance(value, dict):
         raise ModelError(field, str(file), "not a JSON object (truncated or overwritten?)")

@@ -30,6 +30,10 @@ _STOP_SLACK_S = 15.0  # beyond drain_timeout_s
 _EXIT_OF_SIGNAL = 128
 _INFO_LINE = " INFO minedraft."
 
+# -P: a file of the folder that the operator happens to be in must not pass for a module.
+PYTHON = (sys.executable, "-P", "-m")
+WORKER_COMMAND = (*PYTHON, "minedraft_workers.main")
+
 Report = Callable[[str], None]
 
 
@@ -61,7 +65,7 @@ class Launcher:
         report: Report,
         announce: Callable[[float], None],
         *,
-        worker_command: Sequence[str] = (sys.executable, "-m", "minedraft_workers.main"),
+        worker_command: Sequence[str] = WORKER_COMMAND,
         is_verbose: bool = False,
     ) -> None:
         self._settings = settings
@@ -149,13 +153,13 @@ class Launcher:
         if settings.needs_drafter:
             self._peers["drafter"] = (Address.parse(drafter, "draft_address"), LIVE)
         if settings.target_address is None:
-            await self._start_child("verifier", [*self._worker_command, *_worker_flags(settings, "verifier", verifier)])
+            await self._start_child("verifier", [*self._worker_command, *worker_flags(settings, "verifier", verifier)])
         if settings.needs_drafter and settings.draft_address is None:
-            await self._start_child("drafter", [*self._worker_command, *_worker_flags(settings, "drafter", drafter)])
+            await self._start_child("drafter", [*self._worker_command, *worker_flags(settings, "drafter", drafter)])
         addresses: dict[str, Any] = {"target_address": verifier}
         if settings.needs_drafter:
             addresses |= {"draft_address": drafter, "draft": None}
-        argv = [sys.executable, "-m", "minedraft.server", *to_flags(settings.model_copy(update=addresses))]
+        argv = [*PYTHON, "minedraft.server", *to_flags(settings.model_copy(update=addresses))]
         await self._start_child("scheduler", [*argv, "--run-folder", str(folder.path), *_parent_flag()])
 
     async def _start_child(self, name: str, argv: list[str]) -> None:
@@ -291,7 +295,8 @@ def _stop_signals() -> list[signal.Signals]:
     return signals
 
 
-def _worker_flags(settings: Settings, role: str, address: str) -> list[str]:
+def worker_flags(settings: Settings, role: str, address: str) -> list[str]:
+    """The command line of a worker that serves at `address`."""
     is_verifier = role == "verifier"
     model = settings.target if is_verifier or settings.draft_method == "ngram" else settings.draft
     argv = [role, "--model", str(model), "--listen", address]

@@ -130,10 +130,21 @@ def _check_types(config: Mapping[str, Any], file: Path, field: str) -> None:
         expect(key, isinstance(config[key], bool), "true or false")
     for key in given & {"rope_parameters", "rope_scaling"}:
         expect(key, isinstance(config[key], dict), "an object")
+    for rope in (config[key] for key in given & {"rope_parameters", "rope_scaling"}):
+        _check_rope(rope, file, field)
     for key in given & {"model_type"}:
         expect(key, isinstance(config[key], str), "a string")
     for key in given & {"architectures", "layer_types"}:
         expect(key, isinstance(config[key], list), "a list")
+
+
+def _check_rope(rope: Mapping[str, Any], file: Path, field: str) -> None:
+    """A factor that is no positive number would make every logit NaN."""
+    for each in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        factor = each.get("factor")
+        is_number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
+        if factor is not None and not (is_number and math.isfinite(factor) and factor > 0):
+            raise ModelError(field, str(file), f"the rope's factor must be a positive number, not {factor!r}")
 
 
 def _first_positive(*values: object) -> int | None:

@@ -83,6 +83,21 @@ def read_config(model_dir: Path) -> PretrainedConfig:
     return config
 
 
+def check_model(model_dir: Path) -> None:
+    """Build the model without weights or memory for them.
+
+    Raises:
+        ModelError: as `read_config`, or the model's constructor refuses the configuration.
+    """
+    config = read_config(model_dir)
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION_NAME)
+    except Exception as error:  # of any kind: a model's constructor trusts its configuration
+        limit = f"transformers cannot build the model: {_say(error)}"
+        raise ModelError("model", str(model_dir / "config.json"), limit) from error
+
+
 def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Load the weights; on the CPU also lay them out for its matmul.
 

@@ -16,7 +16,7 @@ import click
 from minedraft_workers.device import Device
 
 from minedraft.address import Address, ListenClaim
-from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, ConfigError, MineDraftError
+from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError, MineDraftError
 from minedraft.model_folder import FolderInfo, check_model_folder
 from minedraft.process import exit_with_parent
 from minedraft.types import PROTOCOL_VERSION, Role, WorkerInfo
@@ -59,7 +59,9 @@ class WorkerSettings:
 )
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
 @click.option(
-    "--max-model-len", type=click.IntRange(16, 1 << 20), help="Longest sequence in tokens; the model's limit."
+    "--max-model-len",
+    type=click.IntRange(16, 1 << 20),
+    help="Longest sequence in tokens; the model's limit by default.",
 )
 @click.option("--num-blocks", type=click.IntRange(1, 1 << 24), help="KV blocks; by default what memory allows.")
 @click.option("--block-size", type=click.IntRange(1, 256), default=16, show_default=True, help="Tokens in a KV block.")
@@ -75,6 +77,7 @@ class WorkerSettings:
     is_flag=True,
     help="Listen beyond this host though nothing protects it: no encryption, no login.",
 )
+@click.option("--check", is_flag=True, help="Look at settings and model folder, without the weights, then exit.")
 @click.option(
     "--exit-with-parent", "parent_pid", type=int, metavar="PID", help="End at once when process PID, the parent, ends."
 )
@@ -89,6 +92,7 @@ def command(
     block_size: int,
     draft_method: str,
     insecure_public: bool,
+    check: bool,
     parent_pid: int | None,
 ) -> int:
     """Run one worker process: the drafter (draft model) or the verifier (target model)."""
@@ -112,6 +116,8 @@ def command(
         block_size=block_size,
         draft_method=draft_method if role == Role.DRAFTER.value else "",
     )
+    if check:
+        return _check(settings)
     with ListenClaim(address):
         return _run(settings)
 
@@ -144,6 +150,14 @@ def main() -> None:
     logging.shutdown()
     # Not sys.exit: the device thread may still be inside a forward, which nothing can interrupt.
     os._exit(int(code or 0))
+
+
+def _check(settings: WorkerSettings) -> int:
+    if settings.has_model:
+        from minedraft_workers.loading import check_model
+
+        check_model(settings.folder.path)
+    return EXIT_OK
 
 
 def _run(settings: WorkerSettings) -> int:

@@ -40,7 +40,7 @@ def split_paragraphs(lines: Iterable[str]) -> Iterator[str]:
     """Yield what stands between empty lines; a command on a line of its own stands for itself."""
     paragraph: list[str] = []
     for line in lines:
-        is_own = line.strip() in COMMANDS
+        is_own = line.rstrip() in COMMANDS
         if line.strip() and not is_own:
             paragraph.append(line.rstrip("\r\n"))
             continue
@@ -48,7 +48,7 @@ def split_paragraphs(lines: Iterable[str]) -> Iterator[str]:
             yield "\n".join(paragraph)
             paragraph = []
         if is_own:
-            yield line.strip()
+            yield line.rstrip()
     if paragraph:
         yield "\n".join(paragraph)
 

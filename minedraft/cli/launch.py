@@ -65,6 +65,11 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
             settings = _with_pair(settings, pair)
     check_machine(settings)
     if check:
+        if settings.target is not None:
+            from minedraft.worker_check import check_workers
+
+            say("the settings are in order; asking the workers about the model folders")
+            check_workers(settings)
         click.echo("everything is in order")
         return EXIT_OK
     from minedraft.launch import Launcher  # brings gRPC; problems above are told without it

@@ -58,12 +58,16 @@ def test_the_template_is_read_from_either_file_and_the_list_form(tmp_path: Path)
     write_tiny_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     config = {"eos_token": {"content": "<end>"}}
-    listed = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "listed {{ eos_token }}"}]
-    for template, expected in (("plain {{ eos_token }}", "plain <end>"), (listed, "listed <end>")):
+    listed = [
+        {"name": "tool_use", "template": "no"},
+        {"name": "default", "template": "listed {{ messages[0].content }}{{ eos_token }}"},
+    ]
+    plain = "plain {{ messages[0].content }}{{ eos_token }}"
+    for template, expected in ((plain, "plain hello<end>"), (listed, "listed hello<end>")):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
         assert Tokenizer.load(tmp_path).render_chat(HELLO) == expected
-    (tmp_path / "chat_template.jinja").write_text("file")
-    assert Tokenizer.load(tmp_path).render_chat(HELLO) == "file"
+    (tmp_path / "chat_template.jinja").write_text("file {{ messages[0].content }}")
+    assert Tokenizer.load(tmp_path).render_chat(HELLO) == "file hello"
 
 
 def test_a_model_without_a_template_refuses_chat_by_name(tmp_path: Path):
@@ -77,9 +81,20 @@ def test_a_model_without_a_template_refuses_chat_by_name(tmp_path: Path):
 
 
 def test_the_template_can_refuse_messages_and_know_the_date():
-    assert _render("{{ strftime_now('%d %b %Y') }}") == "31 Jan 2026"
+    assert _render("{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}") == "31 Jan 2026 hello"
     with pytest.raises(InvalidRequest, match="roles must alternate"):
         _render("{{ raise_exception('roles must alternate') }}")
+
+
+@pytest.mark.parametrize("source", ["constant", "{% for m in messages %}{{ m.text }}{% endfor %}"])
+def test_a_template_that_leaves_out_what_messages_say_is_refused(source: str):
+    with pytest.raises(InvalidRequest, match="leaves out what messages say; send text"):
+        _render(source)
+
+
+def test_a_template_nested_beyond_reason_is_one_error():
+    with pytest.raises(ModelError, match="template cannot be read"):
+        _render("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}")
 
 
 @pytest.mark.parametrize(
@@ -116,6 +131,11 @@ PARTS_ONLY = (
     "{{ c['text'] }}{% endfor %}{% endfor %}"
 )
 EITHER = "{% for m in messages %}{{ m.content if m.content is string else m.content[0].text ~ '!' }}{% endfor %}"
+PARTS_AFTER_A_SYSTEM = (
+    "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{{ messages[1].content[0].text }}"
+)
+LOWER_PARTS = "{% for m in messages %}{% for c in m.content %}{{ c.text | lower }}{% endfor %}{% endfor %}"
 SYSTEM_FIRST = (
     "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[1].content }}"
 )
@@ -129,6 +149,8 @@ SYSTEM_FIRST = (
         ("{{ messages[0].content[0].text }}", HELLO, "hello"),
         ("{{ messages[0].content.strip() }}", HELLO, "hello"),
         (SYSTEM_FIRST, [{"role": "system", "content": "be brief"}, *HELLO], "hello"),
+        (PARTS_AFTER_A_SYSTEM, [{"role": "system", "content": "be brief"}, *HELLO], "hello"),
+        (LOWER_PARTS, [{"role": "user", "content": "HELLO"}], "hello"),
     ],
 )
 def test_content_comes_in_the_form_that_the_template_reads(source: str, messages, expected: str):
