@@ -148,6 +148,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self._own_limits = pipeline.scheduler.limits
         if self._settings.target is not None and (unapplied := describe_unapplied(self._settings.target)):
             logger.warning("%s", unapplied)
+        if not self.tokenizer.eos_ids:
+            logger.warning("the model names no end-of-sequence token: an answer ends at its length or a stop")
         call = _warm_up(self.tokenizer, self._settings.draft_len, _context_len(pipeline.scheduler))
         async with aclosing(self._answer(pipeline, call, "warm-up")) as outputs:
             async for _ in outputs:

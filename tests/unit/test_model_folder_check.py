@@ -221,6 +221,15 @@ BROKEN = {
     "t5": (_config(model_type="t5"), "encoder-decoder"),
     "not generative": (_config(architectures=["BertForMaskedLM"]), "BertForMaskedLM does not generate text"),
     "quantised": (_config(quantization_config={"quant_method": "awq"}), r"quantised weights \(awq\)"),
+    "nested beyond reason": (_replace_by("config.json", b"[" * 100_000), "not a JSON object"),
+    "rope factor 0": (
+        _config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 0}),
+        "the rope's factor must be a positive number, not 0",
+    ),
+    "rope factor as text": (
+        _config(rope_scaling={"rope_type": "linear", "factor": "4"}),
+        "the rope's factor must be a positive number, not '4'",
+    ),
     "layers as text": (_config(num_hidden_layers="2"), "num_hidden_layers must be a positive integer, not '2'"),
     "no layers": (_config(num_hidden_layers=0), "num_hidden_layers must be a positive integer, not 0"),
     "heads as a switch": (_config(num_attention_heads=True), "num_attention_heads must be a positive integer"),
