@@ -21,7 +21,6 @@ from minedraft.errors import ConfigError
 from minedraft.scheduler import MAX_BATCH_SIZE, MAX_DRAFT_LEN
 from minedraft.types import Mode
 
-_LEAST_CHUNK = 16
 _TOKENS_BESIDE_DRAFTS = 3  # of a shortest request with one whole round: its prompt, the first token, the bonus token
 _DEVICE = re.compile(r"cpu(:\d{1,4}(-\d{1,4})?)?|cuda(:\d{1,2})?")
 
@@ -103,7 +102,7 @@ class Settings(BaseModel):
     )
     prefill_chunk: int = Field(
         256,
-        ge=_LEAST_CHUNK,
+        ge=16,
         le=8192,
         description="Prompt tokens in one verify round, over all newcomers; at most max_model_len.",
     )
@@ -198,16 +197,10 @@ def load_settings(flags: Mapping[str, Any] | None = None, file: Path | None = No
 
 def _shrink_defaults(settings: Settings) -> Settings:
     """A limit that nobody gave shrinks to what fits; one that was given is refused by `_contradictions`."""
-    held = _kv_tokens(settings)
-    limit = min((limit for limit in (settings.max_model_len, held) if limit is not None), default=None)
+    limit = settings.max_model_len
     if limit is None or "prefill_chunk" in settings.model_fields_set:
         return settings
-    return settings.model_copy(update={"prefill_chunk": max(min(settings.prefill_chunk, limit), _LEAST_CHUNK)})
-
-
-def _kv_tokens(settings: Settings) -> int | None:
-    """Tokens that the KV memory holds, where that was given."""
-    return None if settings.num_blocks is None else settings.num_blocks * settings.block_size
+    return settings.model_copy(update={"prefill_chunk": min(settings.prefill_chunk, limit)})
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -268,16 +261,16 @@ def _misfits(settings: Settings) -> list[ConfigError]:
     """Lengths that were given and do not fit into each other."""
     errors: list[ConfigError] = []
     holders: list[tuple[int, str]] = []  # what bounds a request: tokens, and the settings that say so
-    if (held := _kv_tokens(settings)) is not None:
+    if settings.num_blocks is not None:
         kv = f"num_blocks {settings.num_blocks} of block_size {settings.block_size}"
-        holders.append((held, kv))
-        if settings.max_model_len is not None and settings.max_model_len > held:
-            errors.append(ConfigError("max_model_len", settings.max_model_len, f"{kv} hold {held} tokens"))
+        holders.append((settings.num_blocks * settings.block_size, kv))
+        if settings.max_model_len is not None and settings.max_model_len > holders[0][0]:
+            errors.append(ConfigError("max_model_len", settings.max_model_len, f"{kv} hold {holders[0][0]} tokens"))
     if settings.max_model_len is not None:
-        holders.append((settings.max_model_len, f"max_model_len {settings.max_model_len}"))
-    if holders and settings.prefill_chunk > max(min(holders)[0], _LEAST_CHUNK):
-        limit = f"must not exceed the {min(holders)[0]} tokens of {min(holders)[1]}"
-        errors.append(ConfigError("prefill_chunk", settings.prefill_chunk, limit))
+        holders.append((settings.max_model_len, "max_model_len"))
+        if settings.prefill_chunk > settings.max_model_len:
+            limit = f"must not exceed max_model_len {settings.max_model_len}"
+            errors.append(ConfigError("prefill_chunk", settings.prefill_chunk, limit))
     num_tokens = settings.draft_len + _TOKENS_BESIDE_DRAFTS
     if holders and settings.needs_drafter and num_tokens > min(holders)[0]:
         held, holder = min(holders)

@@ -50,10 +50,10 @@ def test_every_problem_of_a_file_is_listed_at_once(tmp_path):
         (
             {"max_model_len": 64, "prefill_chunk": 65},
             "prefill_chunk",
-            "the 64 tokens of max_model_len 64",
+            "must not exceed max_model_len 64",
         ),
         ({"max_model_len": 513, "num_blocks": 32}, "max_model_len", "num_blocks 32 of block_size 16 hold 512 tokens"),
-        ({"max_model_len": 18, "draft_len": 16}, "draft_len", "round of it need 19 tokens, max_model_len 18"),
+        ({"max_model_len": 18, "draft_len": 16}, "draft_len", "one round of it need 19 tokens, max_model_len gives 18"),
         ({"num_blocks": 9, "block_size": 2, "draft_len": 16}, "draft_len", "num_blocks 9 of block_size 2 gives 18"),
         ({"target_device": "tpu:0"}, "target_device", "must be cpu"),
         ({"listen": "somewhere"}, "listen", "unix:PATH or host:port"),
