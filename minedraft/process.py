@@ -119,7 +119,9 @@ class RunFolder:
                 shutil.rmtree(self.path, ignore_errors=True)
                 raise
         except OSError as error:
-            raise ConfigError("XDG_RUNTIME_DIR", str(base), f"cannot hold the workers' sockets: {error}") from None
+            raise ConfigError(
+                "XDG_RUNTIME_DIR", str(base), f"cannot hold the workers' sockets: {error.strerror}"
+            ) from None
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -131,6 +131,8 @@ def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) 
         epoch, request_ids = codec.release_from_pb(message.release)
         return runtime.submit_release(epoch, request_ids), _encode_release
 
+    last_refusal = ""
+
     async def handshake(message: worker_pb2.HandshakeRequest, context: _Context) -> worker_pb2.HandshakeReply:
         try:
             version = codec.protocol_version_from_pb(message)
@@ -141,7 +143,10 @@ def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) 
             runtime.tenancy.check_free()
             info = runtime.start_epoch(target_vocab_size)
         except MineDraftError as error:
-            logger.warning("handshake refused: %s", error)
+            nonlocal last_refusal
+            if str(error) != last_refusal:  # who waits for the worker asks five times a second
+                logger.warning("handshake refused: %s", error)
+                last_refusal = str(error)
             is_in_use = isinstance(error, WorkerInUse)
             code = grpc.StatusCode.ABORTED if is_in_use else grpc.StatusCode.FAILED_PRECONDITION
             await status.abort(context, error, code)
