@@ -1,6 +1,5 @@
 """The launcher as a real process tree: starts, answers, stops, and leaves nothing, however it ends."""
 
-import json
 import re
 import signal
 import socket
@@ -357,44 +356,6 @@ def test_real_workers_with_a_real_model_answer_what_the_target_says(start, tmp_p
         *begun, last = Tokenizer.load(target).encode("🎉")
         assert client.complete(begun, SamplingParams(max_new_tokens=1, logit_bias={last: 100.0})).text == "🎉"
     assert launched.end(signal.SIGTERM)[0] == 0
-
-
-def test_check_says_what_only_the_workers_can_tell(tmp_path):
-    whole, broken = make_tiny_model(tmp_path / "whole"), make_tiny_model(tmp_path / "broken")
-    config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps(config | {"pad_token_id": 400}))
-    checks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "minedraft.cli.launch", "--check", "--listen", f"unix:{tmp_path}/m.sock",
-             "--target", str(whole), "--draft", str(draft)],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for draft in (whole, broken)
-    ]  # fmt: skip
-    (good, _), (_, said) = (check.communicate(timeout=120) for check in checks)
-    assert [check.returncode for check in checks] == [0, EXIT_CONFIG]
-    assert "everything is in order" in good
-    assert re.search(r"minedraft-launch: drafter: model is '.*broken/config.json': .*Padding_idx", said), said
-    assert "Traceback" not in said
-
-
-def test_files_of_the_folder_one_happens_to_be_in_are_not_taken_for_modules(tmp_path):
-    """The children are started with `-m`, which looks there first."""
-    target = make_tiny_model(tmp_path / "target")
-    here = tmp_path / "here"
-    here.mkdir()
-    for name in ("h11", "uuid", "queue", "random", "secrets"):
-        (here / f"{name}.py").write_text("raise SystemExit('ran a file of the current folder')")
-    launcher = subprocess.Popen(
-        [Path(sys.executable).with_name("minedraft-launch"), "--target", target, "--mode", "ar",
-         "--dtype", "float32", "--num-blocks", "64", "--target-device", "cpu", "--listen", "unix:../m.sock"],
-        cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    launched = Launched(launcher, tmp_path)
-    launched.wait_ready()
-    code, said = launched.end(signal.SIGTERM)
-    assert code == 0
-    assert "current folder" not in said
 
 
 def _reference(folder: Path, prompt: str, num_tokens: int) -> tuple[int, ...]:
