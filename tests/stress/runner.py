@@ -201,12 +201,12 @@ async def _run_load(
 ) -> None:
     async with AsyncExitStack() as stack:
         watcher = await stack.enter_async_context(AsyncClient(service.address))
-        gc.collect()  # errors refer to the calls they came from, and those keep their connections open
         await check_idle(watcher, outcome.mode)
         before = service.held()
         async with AsyncExitStack() as crowd:
             clients = [await crowd.enter_async_context(AsyncClient(service.address)) for _ in range(num_clients)]
             await run.drive(clients, seconds, stop)
+        gc.collect()  # errors refer to the calls they came from, and those keep their connections open
         await check_idle(watcher, outcome.mode)
         outcome.status = await _status(watcher)
         service.check()
