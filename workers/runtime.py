@@ -127,7 +127,7 @@ class DeviceThread:
         self._crash: InternalError | None = None
         self._current: _Item | None = None  # written by the device thread, as is its clock
         self._cpu_clock: int | None = None
-        self._last_progress = (0.0, 0.0)  # monotonic time, and the thread's CPU time then
+        self._last_look = (0.0, 0.0, 0.0)  # monotonic time, the thread's CPU time, seconds without progress
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
@@ -171,12 +171,15 @@ class DeviceThread:
             cpu_s = time.clock_gettime(self._cpu_clock)
         except OSError:  # the thread has ended
             return False
-        since_s, cpu_before_s = self._last_progress
+        last_look_s, cpu_before_s, stalled_s = self._last_look
         item = self._current
         if item is None or cpu_s - cpu_before_s > _LEAST_PROGRESS_S:
-            self._last_progress = (now_s, cpu_s)
-        elif now_s - since_s >= hang_s:
-            self._fail(item, TimeoutError(f"it has not computed for {now_s - since_s:.0f} s: the device hangs"))
+            stalled_s, cpu_before_s = 0.0, cpu_s
+        else:  # while the whole process was stopped (a debugger, SIGSTOP) nothing could compute
+            stalled_s += min(now_s - last_look_s, hang_s / 4)
+        self._last_look = (now_s, cpu_before_s, stalled_s)
+        if item is not None and stalled_s >= hang_s:
+            self._fail(item, TimeoutError(f"it has not computed for {stalled_s:.0f} s: the device hangs"))
         return self._crash is not None
 
     def stop(self, timeout_s: float) -> bool:

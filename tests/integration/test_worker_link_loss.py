@@ -96,6 +96,25 @@ async def test_a_device_thread_that_computes_for_long_is_left_alone(worker: Serv
     assert not worker.runtime.crashed.is_set()
 
 
+async def test_a_process_that_was_stopped_inside_a_forward_is_not_taken_to_hang(
+    worker: Served, verifier: GrpcVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.actor.gate.clear()
+    call = asyncio.create_task(verifier.verify(command(verifier, 1)))
+    await worker.entered()
+    now_s = 1000.0
+    monkeypatch.setattr("minedraft_workers.runtime.time.monotonic", lambda: now_s)
+    device = worker.runtime._device
+    assert not device.end_if_hung(120.0)
+    now_s += 3600.0  # stopped for an hour, and continued
+    assert not device.end_if_hung(120.0)
+    now_s += 15.0
+    assert not device.end_if_hung(120.0)
+    monkeypatch.undo()
+    worker.actor.gate.set()
+    await call
+
+
 async def test_an_idle_device_thread_is_left_alone(worker: Served, verifier: GrpcVerifier) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
