@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from minedraft.errors import MineDraftError
-from minedraft.output import Output, join_outputs
+from minedraft.output import Output, RequestUsage, join_outputs
 from minedraft.sampling_params import SamplingParams
 from minedraft.tokenizer import StopFinder, StreamDecoder
 from minedraft.types import FinishReason, TokenLogprobs
-from minedraft.usage import RequestUsage
 
 MAX_MESSAGE_TOKENS = 512
 """Tokens in one reply: with 20 alternatives each, about 100 KB."""

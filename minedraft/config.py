@@ -18,8 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from minedraft.address import Address, default_listen
 from minedraft.errors import ConfigError
-from minedraft.scheduler import MAX_BATCH_SIZE, MAX_DRAFT_LEN
-from minedraft.types import Mode
+from minedraft.types import MAX_BATCH_SIZE, MAX_DRAFT_LEN, Mode
 
 _TOKENS_BESIDE_DRAFTS = 3  # of a shortest request with one whole round: its prompt, the first token, the bonus token
 _DEVICE = re.compile(r"cpu(:\d{1,4}(-\d{1,4})?)?|cuda(:\d{1,2})?")

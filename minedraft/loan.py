@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from minedraft.errors import Unavailable
 from minedraft.rpc.codec_inference import borrow_to_pb
-from minedraft.types import Mode
+from minedraft.types import LoanTerms, Mode
 
 _ENDED = "the service has ended the loan"
 
@@ -65,7 +65,7 @@ class AsyncLoan:
         Raises:
             InvalidRequest: a value out of range. Unavailable: the loan has ended; the subclass says why.
         """
-        message = borrow_to_pb(mode, max_batch_size, draft_len)
+        message = borrow_to_pb(LoanTerms.check(mode, max_batch_size, draft_len))
         with suppress(asyncio.InvalidStateError):  # the stream has ended: reading says why
             async with self._typed_errors():
                 await self._call.write(message)
@@ -116,7 +116,7 @@ class Loan:
 
     def configure(self, mode: Mode | str, max_batch_size: int, draft_len: int) -> None:
         """See `AsyncLoan.configure`."""
-        self._requests.put(borrow_to_pb(mode, max_batch_size, draft_len))
+        self._requests.put(borrow_to_pb(LoanTerms.check(mode, max_batch_size, draft_len)))
         self._read_reply()
 
     def _read_reply(self) -> None:

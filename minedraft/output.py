@@ -6,7 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from minedraft.types import FinishReason, TokenLogprobs
-from minedraft.usage import RequestUsage
+
+
+@dataclass(frozen=True, slots=True)
+class RequestUsage:
+    """Final account of a request. Seconds are since its arrival."""
+
+    prompt_tokens: int
+    output_tokens: int
+    rounds: int  # verify rounds that sampled for it
+    drafted_tokens: int
+    accepted_tokens: int
+    queue_s: float
+    first_token_s: float
+    total_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from minedraft.errors import (
     Unavailable,
 )
 from minedraft.ledger import KvLedger
+from minedraft.output import RequestUsage
 from minedraft.request import NewRequest, Progress
 from minedraft.round_stats import RoundStats
 from minedraft.rounds import RoundPlan
@@ -41,7 +42,7 @@ from minedraft.types import (
     VerifySpan,
     WorkerInfo,
 )
-from minedraft.usage import RequestUsage, UsageClock
+from minedraft.usage import UsageClock
 from minedraft.workers import Drafter, Verifier
 
 logger = logging.getLogger("minedraft.pipeline")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from minedraft.batches import BatchManager
 from minedraft.draft_book import DraftBook
@@ -17,10 +17,7 @@ from minedraft.errors import InvalidRequest, MineDraftError, NumericError, Overl
 from minedraft.ledger import KvLedger
 from minedraft.request import NewRequest, Progress, Request
 from minedraft.rounds import PlannedSpan, RoundPlan, cut, to_verify_span
-from minedraft.types import Batch, FinishReason, Mode, Proposal, Verdict, VerifySpan
-
-MAX_BATCH_SIZE = 256
-MAX_DRAFT_LEN = 16
+from minedraft.types import Batch, FinishReason, LoanTerms, Mode, Proposal, Verdict, VerifySpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +36,10 @@ class SchedulerLimits:
     @property
     def num_batches(self) -> int:
         return 2 if self.mode is Mode.MINEDRAFT else 1
+
+    def lent(self, terms: LoanTerms) -> SchedulerLimits:
+        """These limits, with what a borrower of the service sets."""
+        return replace(self, mode=terms.mode, max_batch_size=terms.max_batch_size, draft_len=terms.draft_len)
 
     @property
     def effective_draft_len(self) -> int:

@@ -34,18 +34,10 @@ from minedraft.generation_config import describe_unapplied
 from minedraft.metrics import Metrics
 from minedraft.output import Output
 from minedraft.pipeline import Pipeline
+from minedraft.prompts import ChatPrompt, GenerateCall, TokenPrompt
 from minedraft.request import NewRequest
 from minedraft.rpc import status
-from minedraft.rpc.codec_inference import (
-    CLIENT_KEY,
-    ChatPrompt,
-    GenerateCall,
-    TokenPrompt,
-    borrow_from_pb,
-    generate_from_pb,
-    output_to_pb,
-    status_to_pb,
-)
+from minedraft.rpc.codec_inference import CLIENT_KEY, borrow_from_pb, generate_from_pb, output_to_pb, status_to_pb
 from minedraft.sampling_params import DEFAULT_CHAT_TOKENS, DEFAULT_NEW_TOKENS, SamplingParams
 from minedraft.scheduler import Scheduler, SchedulerLimits
 from minedraft.tokenizer import Tokenizer
@@ -216,7 +208,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             async with self._lent(pipeline) as own:
                 await context.write(inference_pb2.BorrowReply())
                 async for request in requests:
-                    pipeline.reconfigure(borrow_from_pb(request, own))
+                    terms = borrow_from_pb(request)
+                    pipeline.reconfigure(own.lent(terms))
                     await pipeline.settled()
                     await context.write(inference_pb2.BorrowReply())
             await pipeline.settled()

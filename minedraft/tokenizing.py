@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from minedraft.errors import InvalidRequest, Overloaded
-from minedraft.rpc.codec_inference import AnyPrompt, ChatPrompt, TextPrompt, TokenPrompt
+from minedraft.prompts import AnyPrompt, ChatPrompt, TextPrompt, TokenPrompt
 from minedraft.tokenizer import Tokenizer
 
 MAX_WAITING_CHARS = 4 << 20  # of one client: four prompts of the largest size, or hundreds of usual ones

@@ -12,12 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
+from minedraft.errors import InvalidRequest
 from minedraft.sampling_params import SamplingParams
 
 PROTOCOL_VERSION = 2
 MAX_SPANS = 1024  # requests in one worker command
-MAX_DRAFT_LEN = 64  # draft tokens for one request in one round
+MAX_SPAN_DRAFTS = 64  # draft tokens that one span of a worker command can carry
 MAX_TOP_M = 1024  # entries of a truncated draft distribution
+MAX_BATCH_SIZE = 256  # the largest m that a service can be set to
+MAX_DRAFT_LEN = 16  # the largest k that a service can be set to
 
 
 class Batch(IntEnum):
@@ -37,6 +40,24 @@ class Mode(str, Enum):
     AR = "ar"
     SD = "sd"
     MINEDRAFT = "minedraft"
+
+
+@dataclass(frozen=True, slots=True)
+class LoanTerms:
+    """What a client that has borrowed the service sets: mode, requests a batch (m), drafts a request (k)."""
+
+    mode: Mode
+    max_batch_size: int
+    draft_len: int
+
+    @classmethod
+    def check(cls, mode: object, max_batch_size: object, draft_len: object) -> LoanTerms:
+        """Raises InvalidRequest: an unknown mode, or a size out of range."""
+        modes = [mode.value for mode in Mode]
+        if mode not in modes:
+            raise InvalidRequest("mode", mode, f"one of {', '.join(modes)}")
+        m = _check_int("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
+        return cls(Mode(mode), m, _check_int("draft_len", draft_len, 0, MAX_DRAFT_LEN))
 
 
 class Role(str, Enum):
@@ -247,3 +268,9 @@ class WorkerInfo:
     dtype: str
     draft_method: str = ""  # drafter only: "model" or "ngram"
     weights_bytes: int = 0
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidRequest(name, value, f"must be an integer in [{low}, {high}]")
+    return value

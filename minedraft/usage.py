@@ -1,24 +1,9 @@
-"""What one request cost: counted by the scheduler, timed by the pipeline."""
+"""The times of a live request, for the account that its client gets at the end."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from minedraft.output import RequestUsage
 from minedraft.request import Request
-
-
-@dataclass(frozen=True, slots=True)
-class RequestUsage:
-    """Final account of a request. Seconds are since its arrival."""
-
-    prompt_tokens: int
-    output_tokens: int
-    rounds: int  # verify rounds that sampled for it
-    drafted_tokens: int
-    accepted_tokens: int
-    queue_s: float
-    first_token_s: float
-    total_s: float
 
 
 class UsageClock:

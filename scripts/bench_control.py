@@ -31,11 +31,11 @@ from minedraft.address import Address
 from minedraft.cli.bench import machine_facts
 from minedraft.errors import MineDraftError, Unavailable
 from minedraft.health import LIVE, wait_serving
+from minedraft.output import RequestUsage
 from minedraft.pipeline import Pipeline
 from minedraft.request import NewRequest
 from minedraft.scheduler import SchedulerLimits
 from minedraft.types import FinishReason, Mode, TokenLogprobs
-from minedraft.usage import RequestUsage
 from minedraft.worker_client import GrpcDrafter, GrpcVerifier
 
 ROOT = Path(__file__).resolve().parents[1]

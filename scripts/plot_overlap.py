@@ -27,6 +27,7 @@ from minedraft.benchmark import load_prompts
 from minedraft.cli.bench import machine_facts
 from minedraft.errors import MineDraftError
 from minedraft.health import LIVE, wait_serving
+from minedraft.output import RequestUsage
 from minedraft.pipeline import Pipeline
 from minedraft.request import NewRequest
 from minedraft.sampling_params import SamplingParams
@@ -43,7 +44,6 @@ from minedraft.types import (
     VerifyCommand,
     VerifyReply,
 )
-from minedraft.usage import RequestUsage
 from minedraft.worker_client import GrpcDrafter, GrpcVerifier
 from minedraft.workers import Drafter, Verifier
 

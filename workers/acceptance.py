@@ -16,15 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from minedraft.errors import NumericError
+from minedraft.types import Acceptance, TokenLogprobs
 from minedraft_workers.columns import Columns, columns_of
 from minedraft_workers.processors import ProcessedRow, adjust, is_greedy, needs_adjusting, process
 from minedraft_workers.randomness import Purpose, uniform
 from minedraft_workers.sampling import coupled_choice, draw
 from minedraft_workers.search import SearchedRow, argmax_rows
 from minedraft_workers.sequence import SequenceState
-
-from minedraft.errors import NumericError
-from minedraft.types import Acceptance, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from minedraft_workers.kvcache import KVCache, LayerShape, to_device
 from torch import nn
+
+from minedraft_workers.kvcache import KVCache, LayerShape, to_device
 
 # Under this name transformers' models find `attend`. No mask function is registered beside it: then
 # the models build no mask at all (what may attend to what is known here).

@@ -7,8 +7,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import torch
-from minedraft_workers.randomness import TokenNoise
 from torch.utils.weak import WeakIdKeyDictionary
+
+from minedraft_workers.randomness import TokenNoise
 
 _reduced: WeakIdKeyDictionary = WeakIdKeyDictionary()
 

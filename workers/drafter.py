@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+
+from minedraft.types import DraftCommand, Proposal, TruncatedQ, WorkerInfo
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.runtime import Work
 from minedraft_workers.sequence import SequenceState
 from minedraft_workers.transport import InlineChannel, TokenChannel
-
-from minedraft.types import DraftCommand, Proposal, TruncatedQ, WorkerInfo
 
 logger = logging.getLogger("minedraft.drafter")
 

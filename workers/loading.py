@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 import transformers
-from minedraft_workers.attention import ATTENTION_NAME, attend
-from minedraft_workers.linear import fastest_dtype, pack_linears
-from minedraft_workers.norm import replace_rms_norms
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from minedraft.errors import ConfigError, ModelError
 from minedraft.model_folder import DRAFT_VOCAB_NAME, check_model_folder
+from minedraft_workers.attention import ATTENTION_NAME, attend
+from minedraft_workers.linear import fastest_dtype, pack_linears
+from minedraft_workers.norm import replace_rms_norms
 
 _KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _MAX_CAUSE_CHARS = 400

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from minedraft_workers.device import Device
 
 from minedraft.address import Address, ListenClaim
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError, MineDraftError
@@ -21,6 +20,7 @@ from minedraft.model_folder import FolderInfo, check_model_folder
 from minedraft.process import exit_with_parent
 from minedraft.types import PROTOCOL_VERSION, Role, WorkerInfo
 from minedraft.vocabulary import vocab_fingerprint
+from minedraft_workers.device import Device
 
 if TYPE_CHECKING:
     from minedraft_workers.drafter import DrafterActor

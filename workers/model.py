@@ -7,6 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
+
+from minedraft.errors import ConfigError, ProtocolError
+from minedraft.model_config import max_context
 from minedraft_workers.attention import CONTEXT_KEYWORD, ForwardContext, QuerySpan, Scratch, pack_order
 from minedraft_workers.device import Device
 from minedraft_workers.kvcache import KVCache, LayerShape, to_device
@@ -14,10 +18,6 @@ from minedraft_workers.loading import LoadedModel, choose_dtype, load_model, rea
 from minedraft_workers.memory import available_memory
 from minedraft_workers.selfcheck import check_packed_forward, record_layers
 from minedraft_workers.spans import ForwardSpan as ForwardSpan
-from transformers import PreTrainedModel
-
-from minedraft.errors import ConfigError, ProtocolError
-from minedraft.model_config import max_context
 
 # Of the memory that is free once the weights are there. On a GPU the rest is for activations; on the CPU
 # two workers may look at the same memory, one of them before the other has loaded its weights.

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from minedraft.types import Acceptance
 from minedraft_workers.columns import Columns
 from minedraft_workers.search import SearchedRow
 from minedraft_workers.sequence import SequenceState
-
-from minedraft.types import Acceptance
 
 _MIN_TEMPERATURE = 1e-30  # float32 has nothing useful below; the result is the argmax long before
 _NUCLEUS_GUESS = 256

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from minedraft_workers.sequence import SequenceState
-
 from minedraft.errors import InvalidRequest
 from minedraft.types import DraftSpan, VerifySpan
+from minedraft_workers.sequence import SequenceState
 
 
 class RequestTable:

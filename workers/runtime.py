@@ -17,9 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from minedraft_workers.round_log import RoundLog
-from minedraft_workers.tenancy import Tenancy
-
 from minedraft.blocks import BlocksExhausted
 from minedraft.errors import InternalError, InvalidRequest, MineDraftError, Overloaded, ProtocolError, StaleRound
 from minedraft.types import (
@@ -31,6 +28,8 @@ from minedraft.types import (
     VerifyCommand,
     WorkerInfo,
 )
+from minedraft_workers.round_log import RoundLog
+from minedraft_workers.tenancy import Tenancy
 
 logger = logging.getLogger("minedraft.worker")
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from minedraft.types import Acceptance
 from minedraft_workers.columns import Columns, columns_of
 from minedraft_workers.processors import ProcessedRow, adjust, is_greedy, needs_adjusting, process
 from minedraft_workers.randomness import (
@@ -24,8 +26,6 @@ from minedraft_workers.randomness import (
 )
 from minedraft_workers.search import SearchedRow, argmax_rows
 from minedraft_workers.sequence import SequenceState
-
-from minedraft.types import Acceptance
 
 __all__ = ["DraftChoice", "SequenceState", "choose_drafts", "coupled_choice", "draw", "truncate_q"]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from minedraft_workers.attention import ATTENTION_NAME, CONTEXT_KEYWORD, ShapeRecorder
-from minedraft_workers.kvcache import LayerShape
-from minedraft_workers.spans import ForwardSpan
 from transformers import PreTrainedModel
 
 from minedraft.errors import ModelError
+from minedraft_workers.attention import ATTENTION_NAME, CONTEXT_KEYWORD, ShapeRecorder
+from minedraft_workers.kvcache import LayerShape
+from minedraft_workers.spans import ForwardSpan
 
 if TYPE_CHECKING:
     from minedraft_workers.model import Executor

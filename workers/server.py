@@ -13,12 +13,12 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
-from minedraft_workers.runtime import WorkerRuntime
 
 from minedraft.address import Address
 from minedraft.errors import EXIT_INTERNAL, EXIT_OK, ConfigError
 from minedraft.health import HealthServicer
 from minedraft.rpc.channel import worker_server
+from minedraft_workers.runtime import WorkerRuntime
 
 logger = logging.getLogger("minedraft.worker")
 

@@ -16,7 +16,6 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
-from minedraft_workers.runtime import DraftingActor, Executed, Outcome, VerifyingActor, WorkerRuntime
 
 from minedraft.errors import MineDraftError, ProtocolError, WorkerInUse
 from minedraft.rpc import codec, status
@@ -26,6 +25,7 @@ from minedraft.rpc.codec_link import envelope_to_bytes, refusal_to_pb
 from minedraft.rpc.codec_verify import verify_command_from_pb, verify_reply_to_pb
 from minedraft.types import PROTOCOL_VERSION, DraftReply, RoundId, VerifyReply
 from minedraft.v1 import worker_pb2
+from minedraft_workers.runtime import DraftingActor, Executed, Outcome, VerifyingActor, WorkerRuntime
 
 logger = logging.getLogger("minedraft.worker")
 

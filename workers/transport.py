@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from minedraft.errors import InvalidRequest
-from minedraft.types import MAX_DRAFT_LEN, MAX_TOP_M, Tensor
+from minedraft.types import MAX_SPAN_DRAFTS, MAX_TOP_M, Tensor
 
 _NUMPY_DTYPES = {"int32": np.dtype("<i4"), "float32": np.dtype("<f4")}
 _DTYPE_NAMES = {torch.int32: "int32", torch.float32: "float32"}
@@ -48,7 +48,7 @@ class InlineChannel:
         dtype = _NUMPY_DTYPES.get(tensor.dtype)
         if dtype is None:
             raise InvalidRequest("tensor.dtype", tensor.dtype, f"must be one of {', '.join(_NUMPY_DTYPES)}")
-        limits = (MAX_DRAFT_LEN, MAX_TOP_M)
+        limits = (MAX_SPAN_DRAFTS, MAX_TOP_M)
         if len(tensor.shape) != len(limits) or any(
             not 0 < size <= limit for size, limit in zip(tensor.shape, limits, strict=True)
         ):

@@ -13,7 +13,7 @@ from minedraft.cli.console import print_json, show
 from minedraft.cli.sampling_flags import sampling_flags, to_sampling_params
 from minedraft.client import Client
 from minedraft.output import Output
-from minedraft.rpc.codec_inference import Prompt
+from minedraft.prompts import Prompt
 
 _EPILOG = """
 \b

@@ -14,7 +14,7 @@ from typing import TypeVar
 from minedraft.errors import InvalidRequest
 from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
 from minedraft.types import (
-    MAX_DRAFT_LEN,
+    MAX_SPAN_DRAFTS,
     MAX_SPANS,
     MAX_TOP_M,
     PROTOCOL_VERSION,
@@ -141,8 +141,8 @@ def check_span(request_id: int, prefix_len: int, num_tokens: int, num_drafts: in
     """A span adds at least one token and stays inside the context."""
     if num_tokens < 1:
         raise InvalidRequest(name_of(request_id, "tokens"), "empty", "at least one token")
-    if num_drafts > MAX_DRAFT_LEN:
-        raise InvalidRequest(name_of(request_id, "drafts"), f"{num_drafts} tokens", f"at most {MAX_DRAFT_LEN}")
+    if num_drafts > MAX_SPAN_DRAFTS:
+        raise InvalidRequest(name_of(request_id, "drafts"), f"{num_drafts} tokens", f"at most {MAX_SPAN_DRAFTS}")
     if prefix_len + num_tokens + num_drafts > info.max_model_len:
         total = f"{prefix_len} + {num_tokens} + {num_drafts}"
         limit = f"at most {info.max_model_len} fit the context"

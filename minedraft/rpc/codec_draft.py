@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minedraft.errors import InvalidRequest, ProtocolError, StaleRound
 from minedraft.rpc import codec
-from minedraft.types import MAX_DRAFT_LEN, DraftCommand, DraftReply, DraftSpan, Proposal, WorkerInfo
+from minedraft.types import MAX_SPAN_DRAFTS, DraftCommand, DraftReply, DraftSpan, Proposal, WorkerInfo
 from minedraft.v1 import worker_pb2
 
 
@@ -74,8 +74,8 @@ def _span_from_pb(message: worker_pb2.DraftSpan, info: WorkerInfo) -> DraftSpan:
     request_id, prefix_len, draft_len = message.request_id, message.prefix_len, message.draft_len
     tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, "tokens", request_id)
     codec.check_span(request_id, prefix_len, len(tokens), 0, info)
-    if draft_len > MAX_DRAFT_LEN:
-        raise InvalidRequest(codec.name_of(request_id, "draft_len"), draft_len, f"at most {MAX_DRAFT_LEN}")
+    if draft_len > MAX_SPAN_DRAFTS:
+        raise InvalidRequest(codec.name_of(request_id, "draft_len"), draft_len, f"at most {MAX_SPAN_DRAFTS}")
     spec = None
     if message.HasField("spec"):
         spec = codec.introduction_from_pb(message.spec, request_id, prefix_len, info)

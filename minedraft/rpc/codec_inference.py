@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import operator
-import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, fields, replace
-from numbers import Real
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import fields
 
 from minedraft.errors import InvalidRequest
-from minedraft.output import BatchState, Output, ServiceStatus, WorkerState
+from minedraft.output import BatchState, Output, RequestUsage, ServiceStatus, WorkerState
+from minedraft.prompts import (
+    MAX_CHAT_MESSAGES,
+    MAX_PROMPT_TOKENS,
+    AnyPrompt,
+    ChatPrompt,
+    GenerateCall,
+    TextPrompt,
+    TokenPrompt,
+    check_chat,
+    check_request_id,
+    check_text,
+    too_many_messages,
+    too_many_tokens,
+)
 from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
-from minedraft.sampling_params import MAX_TOKEN_ID, SamplingParams
-from minedraft.scheduler import MAX_BATCH_SIZE, MAX_DRAFT_LEN, SchedulerLimits
-from minedraft.types import FinishReason, Mode, TokenLogprobs
-from minedraft.usage import RequestUsage
+from minedraft.sampling_params import MAX_TOKEN_ID
+from minedraft.types import FinishReason, LoanTerms, TokenLogprobs
 from minedraft.v1 import common_pb2, inference_pb2
 
-MAX_PROMPT_BYTES = 1 << 20
-MAX_PROMPT_TOKENS = 1 << 18
-MAX_CHAT_MESSAGES = 1024
-MAX_REQUEST_ID_CHARS = 64
-MAX_ROLE_CHARS = 64
-MAX_TIMEOUT_S = 1e9  # gRPC takes a deadline beyond what its clock can hold for one that has passed
 CLIENT_KEY = "minedraft-client"  # in a call's metadata: a name that the client drew when it was made
-
-_TOKEN_ID_LIMIT = f"each token id is an integer in [0, {MAX_TOKEN_ID}]"
-
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
-"""Text, token ids, or chat messages with the keys "role" and "content"."""
 
 _FINISH_TO_PB = {
     FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
@@ -38,89 +34,6 @@ _FINISH_TO_PB = {
     FinishReason.ABORT: inference_pb2.FINISH_REASON_ABORT,
 }
 _FINISH_FROM_PB = {value: reason for reason, value in _FINISH_TO_PB.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class TextPrompt:
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class TokenPrompt:
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
-    messages: tuple[dict[str, str], ...]
-
-
-AnyPrompt = TextPrompt | TokenPrompt | ChatPrompt
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateCall:
-    """One Generate request; `request_id` is empty when the server shall choose."""
-
-    prompt: AnyPrompt
-    sampling: SamplingParams
-    request_id: str = ""
-
-
-def to_call(prompt: Prompt, params: SamplingParams | None, request_id: str | None) -> GenerateCall:
-    """What a client gives, checked as far as that needs no model.
-
-    Args:
-        params: None for the defaults.
-        request_id: None or empty for a random one.
-
-    Raises:
-        InvalidRequest: naming field, value and limit.
-    """
-    if params is None:
-        params = SamplingParams()
-    if not isinstance(params, SamplingParams):
-        raise InvalidRequest("params", params, "must be SamplingParams, or None for the defaults")
-    request_id = check_request_id(request_id) if request_id is not None else ""
-    return GenerateCall(to_prompt(prompt), params, request_id or uuid.uuid4().hex)
-
-
-def check_request_id(request_id: str) -> str:
-    """The id, if it can be one. Raises InvalidRequest."""
-    if (
-        not isinstance(request_id, str)
-        or len(request_id) > MAX_REQUEST_ID_CHARS
-        or not request_id.isprintable()  # what is no Unicode text is not printable either
-    ):
-        raise InvalidRequest(
-            "request_id", request_id, f"must be text of at most {MAX_REQUEST_ID_CHARS} printable characters"
-        )
-    return request_id
-
-
-def check_timeout(timeout_s: float | None) -> float | None:
-    """Seconds until a deadline, as gRPC takes them; None for no deadline. Raises InvalidRequest."""
-    if timeout_s is None:
-        return None
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, Real) or not timeout_s >= 0:
-        raise InvalidRequest("timeout_s", timeout_s, "must be a number of seconds, 0 or more, or None for no deadline")
-    return float(min(timeout_s, MAX_TIMEOUT_S))
-
-
-def to_prompt(prompt: Prompt) -> AnyPrompt:
-    """Tell the three kinds of prompt apart, and check the limits that need no model.
-
-    Raises:
-        InvalidRequest: empty, too large, or a mixture.
-    """
-    if isinstance(prompt, str):
-        return _check_text(TextPrompt(prompt))
-    entries = _to_list(prompt)
-    if not entries:
-        raise InvalidRequest("prompt", [], "must not be empty")
-    if isinstance(entries[0], Mapping):
-        return _check_chat(ChatPrompt(tuple(_to_message(message) for message in entries)))
-    return _check_token_ids(TokenPrompt(tuple(_to_token_id(token_id) for token_id in entries)))
 
 
 def generate_to_pb(call: GenerateCall) -> inference_pb2.GenerateRequest:
@@ -147,14 +60,14 @@ def generate_from_pb(message: inference_pb2.GenerateRequest) -> GenerateCall:
     prompt: AnyPrompt
     match message.WhichOneof("prompt"):
         case "text":
-            prompt = _check_text(TextPrompt(message.text))
+            prompt = check_text(TextPrompt(message.text))
         case "token_ids":
             prompt = TokenPrompt(_ids_from_pb(message.token_ids.ids))
         case "chat":
             if len(message.chat.messages) > MAX_CHAT_MESSAGES:
-                raise _too_many_messages(len(message.chat.messages))
+                raise too_many_messages(len(message.chat.messages))
             entries = tuple({"role": entry.role, "content": entry.content} for entry in message.chat.messages)
-            prompt = _check_chat(ChatPrompt(entries))
+            prompt = check_chat(ChatPrompt(entries))
         case _:
             raise InvalidRequest("prompt", None, "must be text, token_ids or chat")
     return GenerateCall(prompt=prompt, sampling=sampling_from_pb(message.sampling), request_id=request_id)
@@ -221,54 +134,19 @@ def status_from_pb(message: inference_pb2.GetStatusReply) -> ServiceStatus:
     )
 
 
-def borrow_to_pb(mode: Mode | str, max_batch_size: int, draft_len: int) -> inference_pb2.BorrowRequest:
+def borrow_to_pb(terms: LoanTerms) -> inference_pb2.BorrowRequest:
+    return inference_pb2.BorrowRequest(
+        mode=terms.mode.value, max_batch_size=terms.max_batch_size, draft_len=terms.draft_len
+    )
+
+
+def borrow_from_pb(message: inference_pb2.BorrowRequest) -> LoanTerms:
     """Raises InvalidRequest: an unknown mode, or a size out of range."""
-    _check_limits(mode, max_batch_size, draft_len)
-    return inference_pb2.BorrowRequest(mode=Mode(mode).value, max_batch_size=max_batch_size, draft_len=draft_len)
-
-
-def borrow_from_pb(message: inference_pb2.BorrowRequest, own: SchedulerLimits) -> SchedulerLimits:
-    """The limits a borrower asks for; what it cannot set is the service's own.
-
-    Raises:
-        InvalidRequest: an unknown mode, or a size out of range.
-    """
-    _check_limits(message.mode, message.max_batch_size, message.draft_len)
-    return replace(own, mode=Mode(message.mode), max_batch_size=message.max_batch_size, draft_len=message.draft_len)
-
-
-def _check_limits(mode: object, max_batch_size: object, draft_len: object) -> None:
-    modes = [mode.value for mode in Mode]
-    if mode not in modes:
-        raise InvalidRequest("mode", mode, f"one of {', '.join(modes)}")
-    for name, value, low, high in (
-        ("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE),
-        ("draft_len", draft_len, 0, MAX_DRAFT_LEN),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise InvalidRequest(name, value, f"must be an integer in [{low}, {high}]")
+    return LoanTerms.check(message.mode, message.max_batch_size, message.draft_len)
 
 
 def _names(kind: type[RequestUsage | BatchState | WorkerState | ServiceStatus]) -> set[str]:
     return {field.name for field in fields(kind)}
-
-
-def _check_text(prompt: TextPrompt) -> TextPrompt:
-    if not prompt.text:
-        raise InvalidRequest("prompt", "", "must not be empty")
-    _check_bytes(_num_bytes(prompt.text))
-    return prompt
-
-
-def _check_token_ids(prompt: TokenPrompt) -> TokenPrompt:
-    if not prompt.token_ids:
-        raise InvalidRequest("prompt", [], "must not be empty")
-    if len(prompt.token_ids) > MAX_PROMPT_TOKENS:
-        raise _too_many_tokens(len(prompt.token_ids))
-    for token_id in prompt.token_ids:
-        if not 0 <= token_id <= MAX_TOKEN_ID:
-            raise InvalidRequest("prompt", token_id, _TOKEN_ID_LIMIT)
-    return prompt
 
 
 def _ids_from_pb(ids: Sequence[int]) -> tuple[int, ...]:
@@ -277,68 +155,8 @@ def _ids_from_pb(ids: Sequence[int]) -> tuple[int, ...]:
     if not ids:
         raise InvalidRequest("prompt", [], "must not be empty")
     if len(ids) > MAX_PROMPT_TOKENS:
-        raise _too_many_tokens(len(ids))
+        raise too_many_tokens(len(ids))
     token_ids = tuple(ids)
     if (least := min(token_ids)) < 0:
         raise InvalidRequest("prompt", least, f"each token id is an integer in [0, {MAX_TOKEN_ID}]")
     return token_ids
-
-
-def _check_chat(prompt: ChatPrompt) -> ChatPrompt:
-    if not prompt.messages:
-        raise InvalidRequest("prompt", [], "must not be empty")
-    if len(prompt.messages) > MAX_CHAT_MESSAGES:
-        raise _too_many_messages(len(prompt.messages))
-    for message in prompt.messages:
-        if not 1 <= len(message["role"]) <= MAX_ROLE_CHARS:
-            raise InvalidRequest("prompt", message["role"], f"a message's role has 1 to {MAX_ROLE_CHARS} characters")
-        _num_bytes(message["role"])
-    _check_bytes(sum(_num_bytes(message["content"]) for message in prompt.messages))
-    return prompt
-
-
-def _num_bytes(text: str) -> int:
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidRequest("prompt", text[error.start : error.end], "is not valid Unicode text") from None
-
-
-def _check_bytes(num_bytes: int) -> None:
-    if num_bytes > MAX_PROMPT_BYTES:
-        raise InvalidRequest("prompt", f"{num_bytes} bytes", f"at most {MAX_PROMPT_BYTES} bytes are allowed")
-
-
-def _to_list(prompt: Any) -> list[Any]:  # noqa: ANN401 - whatever a caller gives
-    """The entries of any list, and of other libraries' arrays, which are no `Sequence`."""
-    if not isinstance(prompt, (bytes, bytearray, memoryview, Mapping)) and hasattr(prompt, "__getitem__"):
-        with suppress(TypeError):  # a number in an array's clothes has no length
-            if (count := len(prompt)) > MAX_PROMPT_TOKENS:
-                raise _too_many_tokens(count)
-            return list(prompt)
-    raise InvalidRequest("prompt", prompt, "must be a string, a list of token ids or a list of messages")
-
-
-def _to_token_id(value: object) -> int:
-    """Other libraries' integers are taken as well; true and false are none."""
-    if not isinstance(value, bool):
-        with suppress(TypeError):
-            return operator.index(value)  # type: ignore[arg-type]
-    raise InvalidRequest("prompt", value, _TOKEN_ID_LIMIT)
-
-
-def _to_message(message: object) -> dict[str, str]:
-    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        raise InvalidRequest("prompt", message, 'each message has exactly the keys "role" and "content"')
-    for key in ("role", "content"):
-        if not isinstance(message[key], str):
-            raise InvalidRequest("prompt", message[key], f"a message's {key} is a string")
-    return dict(message)
-
-
-def _too_many_tokens(count: int) -> InvalidRequest:
-    return InvalidRequest("prompt", f"{count} tokens", f"at most {MAX_PROMPT_TOKENS} tokens are allowed")
-
-
-def _too_many_messages(count: int) -> InvalidRequest:
-    return InvalidRequest("prompt", f"{count} messages", f"at most {MAX_CHAT_MESSAGES} messages are allowed")

@@ -14,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-from minedraft_workers.runtime import Work, WorkerRuntime
-from minedraft_workers.server import serve
-from minedraft_workers.servicer import drafter_handler, verifier_handler
 
 from minedraft.address import Address, ListenClaim
 from minedraft.process import exit_with_parent
 from minedraft.types import DraftCommand, Proposal, Role, Verdict, VerifyCommand
 from minedraft.vocabulary import vocab_fingerprint
+from minedraft_workers.runtime import Work, WorkerRuntime
+from minedraft_workers.server import serve
+from minedraft_workers.servicer import drafter_handler, verifier_handler
 from tests.fakes.workers import FakeDrafter, FakeVerifier
 
 NUM_BLOCKS = 4096

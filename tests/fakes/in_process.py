@@ -6,13 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from minedraft_workers.device import Device
-from minedraft_workers.drafter import DrafterActor
-from minedraft_workers.model import Executor
-from minedraft_workers.model_proposer import ModelProposer
-from minedraft_workers.ngram_proposer import NgramProposer
-from minedraft_workers.verifier import VerifierActor
-
 from minedraft.errors import WorkerLost
 from minedraft.types import (
     PROTOCOL_VERSION,
@@ -24,6 +17,12 @@ from minedraft.types import (
     VerifyReply,
     WorkerInfo,
 )
+from minedraft_workers.device import Device
+from minedraft_workers.drafter import DrafterActor
+from minedraft_workers.model import Executor
+from minedraft_workers.model_proposer import ModelProposer
+from minedraft_workers.ngram_proposer import NgramProposer
+from minedraft_workers.verifier import VerifierActor
 from tests.fakes.loopback import deliver_draft, deliver_verify
 
 

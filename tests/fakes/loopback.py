@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minedraft_workers.runtime import REFUSALS
-
 from minedraft.errors import MineDraftError, ProtocolError
 from minedraft.rpc.codec_draft import (
     draft_command_from_pb,
@@ -21,6 +19,7 @@ from minedraft.rpc.codec_verify import (
     verify_reply_to_pb,
 )
 from minedraft.types import DraftCommand, DraftReply, VerifyCommand, VerifyReply, WorkerInfo
+from minedraft_workers.runtime import REFUSALS
 
 
 def deliver_draft(command: DraftCommand, info: WorkerInfo, run: Callable[[DraftCommand], DraftReply]) -> DraftReply:

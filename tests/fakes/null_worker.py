@@ -10,9 +10,6 @@ import os
 from collections.abc import Sequence
 
 import click
-from minedraft_workers.runtime import Work, WorkerRuntime
-from minedraft_workers.server import serve
-from minedraft_workers.servicer import drafter_handler, verifier_handler
 
 from minedraft.address import Address, ListenClaim
 from minedraft.types import (
@@ -24,6 +21,9 @@ from minedraft.types import (
     VerifyCommand,
     WorkerInfo,
 )
+from minedraft_workers.runtime import Work, WorkerRuntime
+from minedraft_workers.server import serve
+from minedraft_workers.servicer import drafter_handler, verifier_handler
 
 
 def null_info(role: Role) -> WorkerInfo:

@@ -11,10 +11,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from minedraft_workers.request_table import RequestTable
-from minedraft_workers.round_log import RoundLog
-from minedraft_workers.sequence import SequenceState
-
 from minedraft.blocks import BlockPool, BlocksExhausted
 from minedraft.errors import MineDraftError, WorkerLost
 from minedraft.types import (
@@ -31,6 +27,9 @@ from minedraft.types import (
     VerifySpan,
     WorkerInfo,
 )
+from minedraft_workers.request_table import RequestTable
+from minedraft_workers.round_log import RoundLog
+from minedraft_workers.sequence import SequenceState
 from tests.fakes.loopback import deliver_draft, deliver_verify
 
 VOCAB_SIZE = 97

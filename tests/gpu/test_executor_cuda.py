@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from minedraft_workers.device import Device
-from minedraft_workers.model import Executor, ForwardSpan
 
 from minedraft.errors import ConfigError
+from minedraft_workers.device import Device
+from minedraft_workers.model import Executor, ForwardSpan
 from tests.tiny_models import KINDS, make_tiny_model
 
 pytestmark = [

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-from minedraft_workers.runtime import Work, WorkerRuntime
-from minedraft_workers.server import start
-from minedraft_workers.servicer import drafter_handler, verifier_handler
 
 from minedraft.address import Address
 from minedraft.rpc.channel import EPOCH_KEY
@@ -30,6 +27,9 @@ from minedraft.types import (
 )
 from minedraft.v1 import worker_pb2
 from minedraft.worker_client import GrpcVerifier
+from minedraft_workers.runtime import Work, WorkerRuntime
+from minedraft_workers.server import start
+from minedraft_workers.servicer import drafter_handler, verifier_handler
 from tests.fakes.null_worker import NullActor
 
 

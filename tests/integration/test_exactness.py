@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from minedraft.errors import MineDraftError
+from minedraft.output import RequestUsage
 from minedraft.pipeline import Pipeline
 from minedraft.request import NewRequest
 from minedraft.sampling_params import SamplingParams
 from minedraft.scheduler import SchedulerLimits
 from minedraft.types import DraftCommand, DraftReply, FinishReason, Mode, Proposal, TokenLogprobs
-from minedraft.usage import RequestUsage
 from tests.fakes.in_process import InProcessDrafter, InProcessVerifier, load_executor
 from tests.fakes.stepping import until
 from tests.tiny_models import add_noise, make_tiny_model, resize_rows, write_tiny_tokenizer

@@ -18,7 +18,7 @@ from minedraft.errors import (
     Unavailable,
     WorkerLost,
 )
-from minedraft.rpc.codec_inference import MAX_PROMPT_BYTES
+from minedraft.prompts import MAX_PROMPT_BYTES
 from minedraft.types import FinishReason
 from minedraft.v1 import inference_pb2, inference_pb2_grpc
 from tests.fakes.service import FakeService, fake_service

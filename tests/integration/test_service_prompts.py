@@ -10,7 +10,7 @@ import pytest
 
 from minedraft import AsyncClient, SamplingParams
 from minedraft.errors import InvalidRequest, ModelError, Overloaded
-from minedraft.rpc.codec_inference import MAX_PROMPT_BYTES
+from minedraft.prompts import MAX_PROMPT_BYTES
 from minedraft.tokenizer import Tokenizer
 from minedraft.types import FinishReason
 from tests.fakes.service import FakeService, fake_service

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
+
+from minedraft.sampling_params import SamplingParams
+from minedraft.types import Acceptance, SequenceSpec
 from minedraft_workers.acceptance import SparseQ, accept_prob, distribution, read_q, residual
 from minedraft_workers.columns import columns_of
 from minedraft_workers.ngram import propose
 from minedraft_workers.processors import process
 from minedraft_workers.sampling import truncate_q
 from minedraft_workers.sequence import SequenceState
-
-from minedraft.sampling_params import SamplingParams
-from minedraft.types import Acceptance, SequenceSpec
 
 CPU = torch.device("cpu")
 VOCAB = 5

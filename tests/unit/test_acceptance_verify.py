@@ -9,15 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from minedraft.sampling_params import SamplingParams
+from minedraft.types import Acceptance, SequenceSpec
 from minedraft_workers.acceptance import Outcome, VerifyRow, accept_prob, distribution, read_q, residual, verify
 from minedraft_workers.columns import columns_of
 from minedraft_workers.processors import process
 from minedraft_workers.randomness import Purpose, uniform
 from minedraft_workers.sampling import choose_drafts, draw
 from minedraft_workers.sequence import SequenceState
-
-from minedraft.sampling_params import SamplingParams
-from minedraft.types import Acceptance, SequenceSpec
 
 CPU = torch.device("cpu")
 PROMPT = [1, 2, 3]

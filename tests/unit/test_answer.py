@@ -3,11 +3,10 @@ from collections.abc import Iterable
 import pytest
 
 from minedraft.answer import MAX_MESSAGE_TOKENS, Answer
-from minedraft.output import join_outputs
+from minedraft.output import RequestUsage, join_outputs
 from minedraft.sampling_params import SamplingParams
 from minedraft.service import derive_seed
 from minedraft.types import FinishReason, TokenLogprobs
-from minedraft.usage import RequestUsage
 
 USAGE = RequestUsage(1, 99, 1, 0, 0, 0.0, 0.0, 0.0)
 

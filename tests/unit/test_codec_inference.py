@@ -7,30 +7,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minedraft.errors import InvalidRequest
-from minedraft.output import BatchState, Output, ServiceStatus, WorkerState, join_outputs
-from minedraft.rpc.codec_inference import (
+from minedraft.output import BatchState, Output, RequestUsage, ServiceStatus, WorkerState, join_outputs
+from minedraft.prompts import (
     MAX_PROMPT_BYTES,
     MAX_TIMEOUT_S,
     ChatPrompt,
     GenerateCall,
     TextPrompt,
     TokenPrompt,
+    check_timeout,
+    to_call,
+    to_prompt,
+)
+from minedraft.rpc.codec_inference import (
     borrow_from_pb,
     borrow_to_pb,
-    check_timeout,
     generate_from_pb,
     generate_to_pb,
     output_from_pb,
     output_to_pb,
     status_from_pb,
     status_to_pb,
-    to_call,
-    to_prompt,
 )
 from minedraft.sampling_params import SamplingParams
 from minedraft.scheduler import SchedulerLimits
-from minedraft.types import FinishReason, Mode, TokenLogprobs
-from minedraft.usage import RequestUsage
+from minedraft.types import FinishReason, LoanTerms, Mode, TokenLogprobs
 from minedraft.v1 import inference_pb2
 
 prompts = st.one_of(
@@ -170,8 +171,13 @@ def test_a_deadline_may_be_any_number_and_as_far_away_as_one_likes(timeout_s, ex
 
 def test_limits_survive_the_wire_and_keep_what_a_borrower_cannot_set():
     own = SchedulerLimits(max_model_len=77)
-    asked = borrow_from_pb(borrow_to_pb("sd", 2, 5), own)
+    asked = own.lent(borrow_from_pb(borrow_to_pb(LoanTerms(Mode.SD, 2, 5))))
     assert asked == replace(own, mode=Mode.SD, max_batch_size=2, draft_len=5)
+
+
+def test_terms_out_of_range_are_refused_on_both_ends_of_the_wire():
+    with pytest.raises(InvalidRequest, match="max_batch_size"):
+        borrow_from_pb(inference_pb2.BorrowRequest(mode="sd", max_batch_size=257, draft_len=1))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +189,7 @@ def test_limits_survive_the_wire_and_keep_what_a_borrower_cannot_set():
 )  # fmt: skip
 def test_limits_out_of_range_are_refused(limits, field):
     with pytest.raises(InvalidRequest) as caught:
-        borrow_to_pb(*limits)
+        LoanTerms.check(*limits)
     assert caught.value.field == field
 
 

@@ -26,7 +26,7 @@ from minedraft.rpc.codec_verify import (
 )
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import (
-    MAX_DRAFT_LEN,
+    MAX_SPAN_DRAFTS,
     Acceptance,
     Batch,
     DraftCommand,
@@ -90,7 +90,7 @@ def draft_commands(draw: st.DrawFn) -> DraftCommand:
                 request_id=request_id,
                 prefix_len=0 if is_new else draw(st.integers(0, 200)),
                 tokens=draw(tokens(20, min_size=1)),
-                draft_len=draw(st.integers(0, MAX_DRAFT_LEN)),
+                draft_len=draw(st.integers(0, MAX_SPAN_DRAFTS)),
                 spec=SPEC if is_new else None,
             )
         )

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from minedraft_workers.device import Device, format_cores
 
 from minedraft.errors import ConfigError
+from minedraft_workers.device import Device, format_cores
 
 CORES = sorted(os.sched_getaffinity(0))
 

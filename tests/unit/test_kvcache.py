@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from minedraft_workers.kvcache import KVCache, LayerShape
 
 from minedraft.blocks import BlocksExhausted
+from minedraft_workers.kvcache import KVCache, LayerShape
 
 SHAPES = [LayerShape(2, 4, 6), LayerShape(1, 3, 3)]
 

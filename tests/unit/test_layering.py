@@ -15,7 +15,7 @@ MAX_LINES = 400
 # Pure policy and plain values: the same input gives the same output, on any machine, at any time.
 PURE_CORE = frozenset(
     {
-        "batches", "blocks", "draft_book", "errors", "ledger", "output", "request", "round_stats", "rounds",
+        "batches", "blocks", "draft_book", "errors", "ledger", "output", "prompts", "request", "round_stats", "rounds",
         "sampling_params", "scheduler", "types", "usage",
     }
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from minedraft_workers.memory import available_memory
 
 GB = 1_000_000_000

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from minedraft_workers.device import Device
-from minedraft_workers.model import Executor, ForwardSpan
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from minedraft.blocks import BlocksExhausted
 from minedraft.errors import ConfigError, ProtocolError
+from minedraft_workers.device import Device
+from minedraft_workers.model import Executor, ForwardSpan
 from tests.tiny_models import make_tiny_model
 
 # Kind and what makes it worth a row of its own.

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
 from minedraft_workers.linear import (
     HalfStoredLinear,
     PackedLinear,
@@ -13,9 +17,6 @@ from minedraft_workers.linear import (
     pack_linears,
 )
 from minedraft_workers.norm import FastRMSNorm, replace_rms_norms
-from torch import nn
-from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 needs_packing = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch build has no packed linears")
 

@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from minedraft_workers.device import Device
-from minedraft_workers.main import WorkerSettings, _load
-from minedraft_workers.model import Executor, ForwardSpan
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
@@ -21,6 +18,9 @@ from minedraft.errors import ConfigError, ModelError
 from minedraft.model_config import max_context
 from minedraft.model_folder import check_model_folder
 from minedraft.types import Role
+from minedraft_workers.device import Device
+from minedraft_workers.main import WorkerSettings, _load
+from minedraft_workers.model import Executor, ForwardSpan
 from tests.tiny_models import make_tiny_model
 
 

@@ -17,12 +17,12 @@ from minedraft.errors import (
     Unavailable,
     WorkerLost,
 )
+from minedraft.output import RequestUsage
 from minedraft.pipeline import Pipeline
 from minedraft.request import NewRequest
 from minedraft.sampling_params import SamplingParams
 from minedraft.scheduler import SchedulerLimits
 from minedraft.types import Batch, DraftCommand, FinishReason, Mode, TokenLogprobs, VerifyCommand, VerifyReply
-from minedraft.usage import RequestUsage
 from tests.fakes.stepping import until
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
 

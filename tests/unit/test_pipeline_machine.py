@@ -16,12 +16,12 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from minedraft.errors import InvalidRequest, MineDraftError, Overloaded, WorkerLost
+from minedraft.output import RequestUsage
 from minedraft.pipeline import Pipeline
 from minedraft.request import NewRequest
 from minedraft.sampling_params import SamplingParams
 from minedraft.scheduler import SchedulerLimits
 from minedraft.types import FinishReason, Mode, TokenLogprobs
-from minedraft.usage import RequestUsage
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
 
 RARELY = st.integers(0, 9).map(lambda n: n == 9)

@@ -6,15 +6,15 @@ import math
 
 import pytest
 import torch
+
+from minedraft.sampling_params import SamplingParams
+from minedraft.types import Acceptance, SequenceSpec
 from minedraft_workers.columns import columns_of
 from minedraft_workers.processors import ProcessedRow, process
 from minedraft_workers.randomness import Purpose, gumbel, uniform
 from minedraft_workers.sampling import choose_drafts, coupled_choice, draw, truncate_q
 from minedraft_workers.search import SearchedRow, argmax_rows
 from minedraft_workers.sequence import SequenceState
-
-from minedraft.sampling_params import SamplingParams
-from minedraft.types import Acceptance, SequenceSpec
 
 CPU = torch.device("cpu")
 TOKENS = [1, 2, 3, 4]

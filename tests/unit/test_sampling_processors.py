@@ -7,10 +7,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from minedraft_workers.acceptance import distribution
-from minedraft_workers.columns import columns_of
-from minedraft_workers.processors import adjust, process
-from minedraft_workers.sequence import SequenceState
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -22,6 +18,10 @@ from transformers import (
 
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Acceptance, SequenceSpec
+from minedraft_workers.acceptance import distribution
+from minedraft_workers.columns import columns_of
+from minedraft_workers.processors import adjust, process
+from minedraft_workers.sequence import SequenceState
 
 CPU = torch.device("cpu")
 PROMPT = [3, 1, 4, 1, 5]

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from minedraft_workers.randomness import (
     GUMBEL_BOUND_OFFSET,
     GUMBEL_BOUND_UNIT,

@@ -15,7 +15,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
 
 from minedraft.errors import InvalidRequest, Overloaded
-from minedraft.rpc.codec_inference import MAX_PROMPT_BYTES, ChatPrompt, TextPrompt, TokenPrompt
+from minedraft.prompts import MAX_PROMPT_BYTES, ChatPrompt, TextPrompt, TokenPrompt
 from minedraft.tokenizer import Tokenizer
 from minedraft.tokenizing import MAX_WAITING_CHARS, PromptTokenizer
 from tests.tiny_models import write_tiny_tokenizer

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from minedraft_workers.transport import InlineChannel
 
 from minedraft.errors import InvalidRequest
 from minedraft.types import Tensor
+from minedraft_workers.transport import InlineChannel
 
 CHANNEL = InlineChannel()
 CPU = torch.device("cpu")
