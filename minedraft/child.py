@@ -8,7 +8,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from minedraft.process import exit_with_parent
+from minedraft.parent import exit_with_parent
 
 
 def child_command(module: str, *arguments: str) -> list[str]:

@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from minedraft.address import Address, ListenClaim
+from minedraft.address import Address
+from minedraft.claim import ListenClaim
 from minedraft.config import Settings
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError
 from minedraft.flags import to_flags
 from minedraft.health import LIVE, READY, wait_serving
 from minedraft.notify import Notifier
-from minedraft.process import Child, RunFolder
+from minedraft.run_folder import RunFolder
+from minedraft.supervised import Child
 
 _PROGRESS_S = 2.0
 _FORCED_STOP_S = 1.5  # a second signal ends everything within two seconds

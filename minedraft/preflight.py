@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from minedraft.address import ListenClaim
+from minedraft.claim import ListenClaim
 from minedraft.config import ConfigErrors, Settings
 from minedraft.errors import ConfigError
 from minedraft.model_folder import FolderInfo, check_model_folder, check_pair
 from minedraft.models import check_fetch
-from minedraft.process import RunFolder
+from minedraft.run_folder import RunFolder
 from minedraft.tokenizer import Tokenizer
 
 

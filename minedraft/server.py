@@ -20,9 +20,9 @@ from typing import Any, NoReturn
 import click
 import grpc.aio
 
-from minedraft.address import Address, ListenClaim
+from minedraft.address import Address
+from minedraft.claim import ListenClaim
 from minedraft.config import Settings, load_settings
-from minedraft.connector import Connector, DrafterSlot, GrpcConnector, check_drafter, fail_when_lost
 from minedraft.errors import (
     EXIT_CONFIG,
     EXIT_INTERNAL,
@@ -33,12 +33,14 @@ from minedraft.errors import (
     ModelError,
 )
 from minedraft.flags import UserPath, settings_flags
+from minedraft.grpc_connector import GrpcConnector
 from minedraft.health import READY, SERVING, HealthServicer, add_health
+from minedraft.parent import exit_with_parent
 from minedraft.pipeline import Pipeline
-from minedraft.process import exit_with_parent
 from minedraft.rpc.channel import client_server
 from minedraft.scheduler import SchedulerLimits
 from minedraft.service import InferenceService
+from minedraft.slots import Connector, DrafterSlot, check_drafter, fail_when_lost
 from minedraft.tokenizer import Tokenizer
 from minedraft.types import WorkerInfo
 from minedraft.v1 import inference_pb2_grpc
@@ -61,7 +63,7 @@ class Server:
 
     def __init__(self, settings: Settings, connector: Connector | None = None) -> None:
         self._settings = settings
-        self._connector = connector or GrpcConnector(settings)
+        self._connector = connector or _grpc_connector(settings)
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
         self._server = client_server()
@@ -84,7 +86,8 @@ class Server:
             MineDraftError: what ended the service (WorkerLost: the verifier is gone).
         """
         settings = self._settings
-        assert settings.target is not None, "the launcher has filled in the default pair"
+        if settings.target is None:
+            raise ConfigError("target", None, "the scheduler alone needs the folder of the target, for its tokenizer")
         with ListenClaim(settings.listen_address):
             self.service = service = InferenceService(settings, Tokenizer.load(settings.target))
             inference_pb2_grpc.add_InferenceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
@@ -144,6 +147,16 @@ class Server:
         finally:
             for task in (waiting, *tasks):
                 await _cancel(task)
+
+
+def _grpc_connector(settings: Settings) -> GrpcConnector:
+    if settings.target_address is None:
+        raise ConfigError("target_address", None, "the scheduler alone needs the address of a verifier that runs")
+    draft = settings.draft_address
+    return GrpcConnector(
+        Address.parse(settings.target_address, "target_address"),
+        None if draft is None else Address.parse(draft, "draft_address"),
+    )
 
 
 async def _cancel(task: asyncio.Task[Any]) -> None:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from minedraft.address import Address, ListenClaim
+from minedraft.address import Address
+from minedraft.claim import ListenClaim
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError, MineDraftError
 from minedraft.model_folder import FolderInfo, check_model_folder
-from minedraft.process import exit_with_parent
+from minedraft.parent import exit_with_parent
 from minedraft.types import PROTOCOL_VERSION, Role, WorkerInfo
 from minedraft.vocabulary import vocab_fingerprint
 from minedraft_workers.device import Device

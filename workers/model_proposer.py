@@ -15,8 +15,8 @@ import torch
 
 from minedraft.blocks import BlocksExhausted
 from minedraft.types import Acceptance
-from minedraft_workers.drafter import DraftRow
 from minedraft_workers.model import Executor, ForwardSpan
+from minedraft_workers.proposer_base import DraftRow
 from minedraft_workers.sampling import DEFAULT_TOP_M, choose_drafts
 
 logger = logging.getLogger("minedraft.drafter")

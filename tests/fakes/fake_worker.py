@@ -15,8 +15,9 @@ from pathlib import Path
 
 import click
 
-from minedraft.address import Address, ListenClaim
-from minedraft.process import exit_with_parent
+from minedraft.address import Address
+from minedraft.claim import ListenClaim
+from minedraft.parent import exit_with_parent
 from minedraft.types import DraftCommand, Proposal, Role, Verdict, VerifyCommand
 from minedraft.vocabulary import vocab_fingerprint
 from minedraft_workers.runtime import Work, WorkerRuntime

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import click
 
-from minedraft.address import Address, ListenClaim
+from minedraft.address import Address
+from minedraft.claim import ListenClaim
 from minedraft.types import (
     PROTOCOL_VERSION,
     DraftCommand,

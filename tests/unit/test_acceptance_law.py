@@ -15,7 +15,7 @@ from minedraft.sampling_params import SamplingParams
 from minedraft.types import Acceptance, SequenceSpec
 from minedraft_workers.acceptance import SparseQ, accept_prob, distribution, read_q, residual
 from minedraft_workers.columns import columns_of
-from minedraft_workers.ngram import propose
+from minedraft_workers.ngram_proposer import PromptLookup
 from minedraft_workers.processors import process
 from minedraft_workers.sampling import truncate_q
 from minedraft_workers.sequence import SequenceState
@@ -56,7 +56,7 @@ class Enumeration:
     def q(self, committed: Sequence[int], drafts: Sequence[int]) -> SparseQ | None:
         """What the verifier reads from the wire for the draft after `drafts`; None: no proposal."""
         if self.ngram:
-            proposed = propose([*committed, *drafts], 1)
+            proposed = PromptLookup().propose([*committed, *drafts], 1)
             return read_q(torch.tensor(proposed), torch.ones(1), VOCAB) if proposed else None
         row = logits_after([*committed, *drafts], 2, len(self.draft_ids))
         state = SequenceState(1, self.spec, committed)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from minedraft.address import Address, ListenClaim, default_listen
+from minedraft.address import Address, default_listen
+from minedraft.claim import ListenClaim
 from minedraft.errors import ConfigError
 from tests.full_disk import full_disk
 

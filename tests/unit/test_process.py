@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from minedraft.process import Child, RunFolder
+from minedraft.run_folder import RunFolder
+from minedraft.supervised import Child
 
 
 @pytest.fixture

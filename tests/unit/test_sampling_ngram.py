@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minedraft_workers.ngram import PromptLookup, propose
+from minedraft_workers.ngram_proposer import PromptLookup
 
 
 def slow_propose(tokens: Sequence[int], draft_len: int, max_ngram: int, min_ngram: int) -> list[int]:
@@ -19,27 +19,27 @@ def slow_propose(tokens: Sequence[int], draft_len: int, max_ngram: int, min_ngra
 
 
 def test_it_copies_what_followed_the_most_recent_occurrence() -> None:
-    assert propose([1, 2, 3, 7, 1, 2, 3, 8, 9, 1, 2, 3], 2) == [8, 9]
+    assert PromptLookup().propose([1, 2, 3, 7, 1, 2, 3, 8, 9, 1, 2, 3], 2) == [8, 9]
 
 
 def test_a_longer_match_wins_over_a_more_recent_shorter_one() -> None:
-    assert propose([1, 2, 3, 7, 9, 3, 8, 1, 2, 3], 1) == [7]
+    assert PromptLookup().propose([1, 2, 3, 7, 9, 3, 8, 1, 2, 3], 1) == [7]
 
 
 def test_a_match_near_the_end_proposes_fewer_tokens() -> None:
-    assert propose([5, 5], 4) == [5]
-    assert propose([1, 2, 1, 2], 5) == [1, 2]
+    assert PromptLookup().propose([5, 5], 4) == [5]
+    assert PromptLookup().propose([1, 2, 1, 2], 5) == [1, 2]
 
 
 def test_nothing_is_proposed_where_nothing_matches() -> None:
-    assert propose([], 3) == []
-    assert propose([1], 3) == []
-    assert propose([1, 2, 3], 3) == []
-    assert propose([1, 2, 3, 1], 3, min_ngram=2) == []
+    assert PromptLookup().propose([], 3) == []
+    assert PromptLookup().propose([1], 3) == []
+    assert PromptLookup().propose([1, 2, 3], 3) == []
+    assert PromptLookup(min_ngram=2).propose([1, 2, 3, 1], 3) == []
 
 
 def test_bytes_of_two_neighbouring_tokens_are_no_match() -> None:
-    assert propose([0x00020001 << 8, 0, 0x00020001], 2) == []
+    assert PromptLookup().propose([0x00020001 << 8, 0, 0x00020001], 2) == []
 
 
 @settings(deadline=None, max_examples=300)

@@ -1,4 +1,4 @@
-"""Where the links to the workers come from: at the start, and again when a drafter was lost."""
+"""The places of the two workers: a worker comes, is lost, and comes back."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ import asyncio
 import logging
 from typing import Protocol
 
-from minedraft.address import Address
-from minedraft.config import Settings
 from minedraft.errors import MineDraftError, ModelError
-from minedraft.health import LIVE, wait_serving
 from minedraft.pipeline import Pipeline
 from minedraft.types import WorkerInfo
-from minedraft.worker_client import GrpcDrafter, GrpcVerifier
 from minedraft.workers import Drafter, Verifier
 
 logger = logging.getLogger("minedraft.server")
 
 _FIRST_RETRY_S = 0.25
 _LAST_RETRY_S = 5.0
-_RECONNECT_TIMEOUT_S = 3.0
 
 
 class Connector(Protocol):
@@ -38,31 +33,6 @@ class Connector(Protocol):
             MineDraftError: it is not there, or not to be used.
         """
         ...
-
-
-class GrpcConnector:
-    """Links to worker processes, at the addresses of the settings."""
-
-    def __init__(self, settings: Settings) -> None:
-        assert settings.target_address is not None, "a scheduler is told where its verifier is"
-        self._target = Address.parse(settings.target_address, "target_address")
-        self._draft = Address.parse(settings.draft_address, "draft_address") if settings.draft_address else None
-
-    async def connect_verifier(self) -> Verifier:
-        await wait_serving(self._target, LIVE)
-        return await GrpcVerifier.connect(self._target)
-
-    async def connect_drafter(self, verifier: WorkerInfo) -> Drafter | None:
-        if self._draft is None:
-            return None
-        await wait_serving(self._draft, LIVE)
-        return await GrpcDrafter.connect(self._draft, target_vocab_size=verifier.vocab_size)
-
-    async def reconnect_drafter(self, verifier: WorkerInfo) -> Drafter:
-        assert self._draft is not None, "there was one"
-        return await GrpcDrafter.connect(
-            self._draft, target_vocab_size=verifier.vocab_size, connect_timeout_s=_RECONNECT_TIMEOUT_S
-        )
 
 
 def check_drafter(drafter: WorkerInfo, verifier: WorkerInfo) -> None:

@@ -1,37 +1,14 @@
-"""Child processes that die with their parent and leave nothing behind, and the folder they share."""
+"""A process that the launcher has started: its signals, its words, its end."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import fcntl
 import os
-import shutil
 import signal
-import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from minedraft.errors import EXIT_INTERNAL, ConfigError
-
-_PR_SET_PDEATHSIG = 1
 _STDERR_LINES = 20
-_RUN_PREFIX = "minedraft-run-"
-
-
-def exit_with_parent(parent_pid: int, signum: int = signal.SIGKILL) -> None:
-    """Ask the kernel for `signum` when the parent ends; called first thing in a child.
-
-    Must run in the main thread of a child whose parent starts it from a thread that lives as long
-    as the parent does: the kernel watches the thread.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent_pid:  # it ended before the call above
-        os._exit(EXIT_INTERNAL)
-
 
 OnLine = Callable[[str, str], bool]
 
@@ -99,55 +76,3 @@ class Child:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         words = "" if self._has_spoken else "\n  ".join(line for line in self.stderr_tail if line)
         return f"{self.name}: {how}" + (f"; its last words:\n  {words}" if words else "")
-
-
-class RunFolder:
-    """A private folder for the workers' sockets, gone with its owner.
-
-    Its lock is held as long as the owner lives; folders whose owner is gone are removed by the next
-    start of the same user.
-    """
-
-    def __init__(self) -> None:
-        base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-        try:
-            _remove_stale(base)
-            self.path = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX, dir=base))  # mkdtemp makes it 0700
-            try:
-                self._lock_fd = _make_lock(self.path / "lock")
-            except OSError:
-                shutil.rmtree(self.path, ignore_errors=True)
-                raise
-        except OSError as error:
-            raise ConfigError(
-                "XDG_RUNTIME_DIR", str(base), f"cannot hold the workers' sockets: {error.strerror}"
-            ) from None
-
-    def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock_fd)
-
-
-def _make_lock(path: Path) -> int:
-    """A locked file with our process id in it: a disk without room for that has none for the sockets either."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    os.write(fd, str(os.getpid()).encode())
-    return fd
-
-
-def _remove_stale(base: Path) -> None:
-    for folder in base.glob(f"{_RUN_PREFIX}*"):
-        try:
-            if folder.stat().st_uid != os.getuid():
-                continue
-            fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            continue  # another user's, or being made or removed right now
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            pass  # its owner lives
-        finally:
-            os.close(fd)

@@ -1,0 +1,105 @@
+"""The exclusive right to listen on an address."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from minedraft.address import Address
+from minedraft.errors import ConfigError
+
+
+class ListenClaim:
+    """The exclusive right to listen on an address, held until `release`.
+
+    gRPC replaces an existing socket file without a word, so a unix address is guarded by a lock file
+    beside it: a live owner holds the lock, a dead one's socket is reclaimed. A port is probed.
+    """
+
+    def __init__(self, address: Address, field: str = "listen") -> None:
+        """Claim the address.
+
+        Raises:
+            ConfigError: another process listens there, or the folder or host cannot be used.
+        """
+        self.address = address
+        self._field = field
+        self._lock_fd: int | None = None
+        if address.path is None:
+            self._probe_port()
+        else:
+            self._lock_socket(address.path)
+
+    def release(self) -> None:
+        """Remove the socket and the lock; safe to call twice."""
+        if self._lock_fd is None or self.address.path is None:
+            return
+        # Unlinked while the lock is held: nobody else can have claimed the path meanwhile.
+        for path in (self.address.path, _lock_path(self.address.path)):
+            path.unlink(missing_ok=True)
+        os.close(self._lock_fd)
+        self._lock_fd = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _lock_socket(self, path: Path) -> None:
+        lock = _lock_path(path)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if os.lstat(path.parent).st_uid not in (os.getuid(), 0):
+                raise ConfigError(self._field, self.address.target, "its folder belongs to another user")
+            if path.exists() and not path.is_socket():
+                raise ConfigError(self._field, self.address.target, "the file there is not a socket")
+            while True:
+                fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # A releasing owner unlinks its lock file: one opened before that guards nothing.
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(fd), os.stat(lock)):
+                        break
+                os.close(fd)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+            os.close(fd)
+            by = f"process {holder}" if holder else "another process"
+            raise ConfigError(self._field, self.address.target, f"{by} is listening there") from None
+        except OSError as error:
+            raise ConfigError(self._field, self.address.target, f"cannot be used: {error.strerror}") from None
+        self._lock_fd = fd
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+            path.unlink(missing_ok=True)  # stale: its owner would hold the lock
+        except OSError as error:  # the disk is full
+            self.release()
+            raise ConfigError(self._field, self.address.target, f"cannot be used: {error.strerror}") from None
+
+    def _probe_port(self) -> None:
+        try:
+            family, kind, proto, _, sockaddr = socket.getaddrinfo(
+                self.address.host, self.address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            with socket.socket(family, kind, proto) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(sockaddr)
+        except socket.gaierror as error:
+            raise ConfigError(self._field, self.address.target, f"host cannot be resolved: {error.strerror}") from None
+        except OSError as error:
+            why = "another process is listening there" if error.errno == errno.EADDRINUSE else f"{error.strerror}"
+            raise ConfigError(self._field, self.address.target, why) from None
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")

@@ -1,0 +1,24 @@
+"""A child process that ends with its parent, however the parent ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+from minedraft.errors import EXIT_INTERNAL
+
+_PR_SET_PDEATHSIG = 1
+
+
+def exit_with_parent(parent_pid: int, signum: int = signal.SIGKILL) -> None:
+    """Ask the kernel for `signum` when the parent ends; called first thing in a child.
+
+    Must run in the main thread of a child whose parent starts it from a thread that lives as long
+    as the parent does: the kernel watches the thread.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:  # it ended before the call above
+        os._exit(EXIT_INTERNAL)

@@ -1,0 +1,65 @@
+"""The private folder that holds the workers' sockets of one launch."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from minedraft.errors import ConfigError
+
+_RUN_PREFIX = "minedraft-run-"
+
+
+class RunFolder:
+    """A private folder for the workers' sockets, gone with its owner.
+
+    Its lock is held as long as the owner lives; folders whose owner is gone are removed by the next
+    start of the same user.
+    """
+
+    def __init__(self) -> None:
+        base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+        try:
+            _remove_stale(base)
+            self.path = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX, dir=base))  # mkdtemp makes it 0700
+            try:
+                self._lock_fd = _make_lock(self.path / "lock")
+            except OSError:
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise
+        except OSError as error:
+            raise ConfigError(
+                "XDG_RUNTIME_DIR", str(base), f"cannot hold the workers' sockets: {error.strerror}"
+            ) from None
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock_fd)
+
+
+def _make_lock(path: Path) -> int:
+    """A locked file with our process id in it: a disk without room for that has none for the sockets either."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    os.write(fd, str(os.getpid()).encode())
+    return fd
+
+
+def _remove_stale(base: Path) -> None:
+    for folder in base.glob(f"{_RUN_PREFIX}*"):
+        try:
+            if folder.stat().st_uid != os.getuid():
+                continue
+            fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue  # another user's, or being made or removed right now
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            pass  # its owner lives
+        finally:
+            os.close(fd)

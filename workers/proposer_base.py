@@ -1,0 +1,59 @@
+"""Where drafts come from: what every proposer is given, and what it does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from minedraft_workers.sequence import SequenceState
+
+
+@dataclass(slots=True)
+class DraftRow:
+    """One request in the making of a round: `state` still has its old tokens until they are cached.
+
+    drafts: proposed so far. q_ids, q_probs: int32 and float32 [m] of each draft, under REJECTION only.
+    """
+
+    state: SequenceState
+    prefix_len: int
+    tokens: Sequence[int]
+    draft_len: int
+    drafts: list[int] = field(default_factory=list)
+    q_ids: list[torch.Tensor] = field(default_factory=list)
+    q_probs: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def committed_len(self) -> int:
+        return self.prefix_len + len(self.tokens)
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.drafts) >= self.draft_len
+
+
+class Proposer(Protocol):
+    """Where draft tokens come from."""
+
+    @property
+    def num_free_blocks(self) -> int: ...
+
+    def propose(self, rows: Sequence[DraftRow]) -> int:
+        """Cache each row's tokens (also in `state.tokens`) and fill in its drafts, `draft_len` or fewer.
+
+        Returns:
+            Nanoseconds spent in forward passes.
+
+        Raises:
+            BlocksExhausted, ProtocolError: the rows cannot be cached; nothing was changed.
+        """
+        ...
+
+    def release(self, request_id: int) -> None: ...
+
+    def reset(self, target_vocab_size: int) -> None:
+        """Forget every request; propose ids below `target_vocab_size` only (0: any)."""
+        ...
