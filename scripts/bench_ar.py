@@ -25,10 +25,10 @@ import click
 from rich.console import Console
 
 from minedraft import AsyncClient, SamplingParams
-from minedraft.benchmark import load_prompts
+from minedraft.bench.runner import load_prompts
 from minedraft.cli.bench import machine_facts
 from minedraft.errors import Unavailable
-from minedraft.tokenizer import Tokenizer
+from minedraft.text.tokenizer import Tokenizer
 
 
 @click.command()

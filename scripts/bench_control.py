@@ -29,14 +29,14 @@ from rich.progress import Progress
 from minedraft import AsyncClient, SamplingParams
 from minedraft.address import Address
 from minedraft.cli.bench import machine_facts
+from minedraft.core.request import NewRequest
+from minedraft.core.scheduler import SchedulerLimits
+from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import MineDraftError, Unavailable
-from minedraft.health import LIVE, wait_serving
 from minedraft.output import RequestUsage
-from minedraft.pipeline import Pipeline
-from minedraft.request import NewRequest
-from minedraft.scheduler import SchedulerLimits
+from minedraft.rpc.health import LIVE, wait_serving
+from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
 from minedraft.types import FinishReason, Mode, TokenLogprobs
-from minedraft.worker_client import GrpcDrafter, GrpcVerifier
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -112,7 +112,7 @@ async def _measure_steps(folder: Path, mode: Mode, max_batch_size: int, num_toke
 async def _measure_memory(folder: Path, num_requests: int, console: Console) -> list[dict[str, float]]:
     """The scheduler process's resident memory while `num_requests` answers stream through it."""
     from tests.fakes.workers import VOCAB_SIZE
-    from tests.tiny_models import write_tiny_tokenizer
+    from tests.support.tiny_models import write_tiny_tokenizer
 
     write_tiny_tokenizer(folder / "model", vocab_size=VOCAB_SIZE, eos=None)
     model = ["--model", str(folder / "model"), "--device", "cpu"]

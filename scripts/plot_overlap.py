@@ -23,16 +23,18 @@ from typing import Any, cast
 import click
 
 from minedraft.address import Address
-from minedraft.benchmark import load_prompts
+from minedraft.bench.runner import load_prompts
 from minedraft.cli.bench import machine_facts
+from minedraft.core.request import NewRequest
+from minedraft.core.scheduler import SchedulerLimits
+from minedraft.engine.pipeline import Pipeline
+from minedraft.engine.workers import Drafter, Verifier
 from minedraft.errors import MineDraftError
-from minedraft.health import LIVE, wait_serving
 from minedraft.output import RequestUsage
-from minedraft.pipeline import Pipeline
-from minedraft.request import NewRequest
+from minedraft.rpc.health import LIVE, wait_serving
+from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
 from minedraft.sampling_params import SamplingParams
-from minedraft.scheduler import SchedulerLimits
-from minedraft.tokenizer import Tokenizer
+from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import (
     DraftCommand,
     DraftReply,
@@ -44,8 +46,6 @@ from minedraft.types import (
     VerifyCommand,
     VerifyReply,
 )
-from minedraft.worker_client import GrpcDrafter, GrpcVerifier
-from minedraft.workers import Drafter, Verifier
 
 COLOURS = {"A": "#2b6cb0", "B": "#dd6b20"}
 SHOWN_STEPS = 6

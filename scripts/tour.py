@@ -14,12 +14,12 @@ import click
 from rich.console import Console
 
 from minedraft import AsyncClient, SamplingParams
-from minedraft.benchmark import Prompt, default_configs, load_prompts
-from minedraft.child import child_command, child_environment
+from minedraft.bench.runner import Prompt, default_configs, load_prompts
 from minedraft.cli.bench import render, run_with_progress, write_report
 from minedraft.cli.console import progress_printer, run
 from minedraft.errors import Unavailable
-from minedraft.models import PAIRS, ensure_pair
+from minedraft.models.catalogue import PAIRS, ensure_pair
+from minedraft.process.with_parent import child_command, child_environment
 from minedraft.types import Mode
 
 # A draft model this much dearer or cheaper wants another number of drafts; small batches keep it short.

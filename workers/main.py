@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 import click
 
 from minedraft.address import Address
-from minedraft.claim import ListenClaim
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError, MineDraftError
-from minedraft.model_folder import FolderInfo, check_model_folder
-from minedraft.parent import exit_with_parent
+from minedraft.models.folder import FolderInfo, check_model_folder
+from minedraft.models.vocabulary import vocab_fingerprint
+from minedraft.process.claim import ListenClaim
+from minedraft.process.parent import exit_with_parent
 from minedraft.types import PROTOCOL_VERSION, Role, WorkerInfo
-from minedraft.vocabulary import vocab_fingerprint
 from minedraft_workers.device import Device
 
 if TYPE_CHECKING:
     from minedraft_workers.drafter import DrafterActor
-    from minedraft_workers.model import Executor
+    from minedraft_workers.execution.executor import Executor
     from minedraft_workers.verifier import VerifierActor
 
 # An n-gram drafter has no KV; the scheduler's mirror of it must never run out either.
@@ -155,7 +155,7 @@ def main() -> None:
 
 def _check(settings: WorkerSettings) -> int:
     if settings.has_model:
-        from minedraft_workers.loading import check_model
+        from minedraft_workers.execution.loading import check_model
 
         check_model(settings.folder.path)
     return EXIT_OK
@@ -174,11 +174,11 @@ def _load(settings: WorkerSettings, logger: logging.Logger) -> DrafterActor | Ve
     from minedraft_workers.drafter import DrafterActor
 
     if not settings.has_model:
-        from minedraft_workers.ngram_proposer import NgramProposer
+        from minedraft_workers.proposers.ngram import NgramProposer
 
         return DrafterActor(NgramProposer(_UNLIMITED_BLOCKS), _make_info(settings, None))
-    from minedraft_workers.model import Executor
-    from minedraft_workers.model_proposer import ModelProposer
+    from minedraft_workers.execution.executor import Executor
+    from minedraft_workers.proposers.draft_model import ModelProposer
     from minedraft_workers.verifier import VerifierActor
 
     start_s = time.monotonic()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from minedraft.blocks import BlocksExhausted
+from minedraft.core.blocks import BlocksExhausted
 from minedraft.errors import InternalError, InvalidRequest, MineDraftError, Overloaded, ProtocolError, StaleRound
 from minedraft.types import (
     DraftCommand,

@@ -16,8 +16,8 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from minedraft.address import Address
 from minedraft.errors import EXIT_INTERNAL, EXIT_OK, ConfigError
-from minedraft.health import HealthServicer
 from minedraft.rpc.channel import worker_server
+from minedraft.rpc.health import HealthServicer
 from minedraft_workers.runtime import WorkerRuntime
 
 logger = logging.getLogger("minedraft.worker")

@@ -18,7 +18,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from minedraft.errors import MineDraftError, ProtocolError, WorkerInUse
-from minedraft.rpc import codec, status
+from minedraft.rpc import codec, error_status
 from minedraft.rpc.channel import EPOCH_KEY
 from minedraft.rpc.codec_draft import draft_command_from_pb, draft_reply_to_pb
 from minedraft.rpc.codec_link import envelope_to_bytes, refusal_to_pb
@@ -86,7 +86,7 @@ class _CommandStream:
             writer.cancel()
         if error is not None:
             logger.error("stream closed: %s", error)
-            await status.abort(context, error, grpc.StatusCode.INVALID_ARGUMENT)
+            await error_status.abort(context, error, grpc.StatusCode.INVALID_ARGUMENT)
 
     def _take(self, message: worker_pb2.Command) -> None:
         kind = message.WhichOneof("kind")
@@ -149,7 +149,7 @@ def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) 
                 last_refusal = str(error)
             is_in_use = isinstance(error, WorkerInUse)
             code = grpc.StatusCode.ABORTED if is_in_use else grpc.StatusCode.FAILED_PRECONDITION
-            await status.abort(context, error, code)
+            await error_status.abort(context, error, code)
         runtime.tenancy.announce(name, info.epoch)
         logger.info("epoch %d begins, for %s", info.epoch, name)
         return codec.info_to_pb(info)
@@ -159,7 +159,7 @@ def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) 
             runtime.tenancy.move_in(_epoch_of(context))
         except MineDraftError as error:
             logger.warning("stream refused: %s", error)
-            await status.abort(context, error, grpc.StatusCode.ABORTED)
+            await error_status.abort(context, error, grpc.StatusCode.ABORTED)
         try:
             await _CommandStream(submits | {"release": submit_release}).run(requests, context)
         finally:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 
 from minedraft.types import Verdict, VerifyCommand, VerifySpan, WorkerInfo
-from minedraft_workers.acceptance import Outcome, VerifyRow, verify
-from minedraft_workers.model import Executor, ForwardSpan
+from minedraft_workers.channels.inline import InlineChannel, TokenChannel
+from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.runtime import Work
+from minedraft_workers.sampling.acceptance import Outcome, VerifyRow, verify
 from minedraft_workers.sequence import SequenceState
-from minedraft_workers.transport import InlineChannel, TokenChannel
 
 
 class VerifierActor:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from minedraft.benchmark import (
+from minedraft.bench.runner import (
     BenchConfig,
     BenchRow,
     Prompt,

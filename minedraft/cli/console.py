@@ -17,7 +17,7 @@ import click
 
 from minedraft.config import ConfigErrors
 from minedraft.errors import EXIT_CONFIG, ConfigError, MineDraftError
-from minedraft.progress import Progress
+from minedraft.models.progress import Progress
 
 EXIT_REQUEST = 1
 EXIT_INTERRUPTED = 130

@@ -14,8 +14,8 @@ from minedraft.cli.console import progress_printer, run, say
 from minedraft.config import Settings, load_settings
 from minedraft.errors import EXIT_OK
 from minedraft.flags import UserPath, settings_flags
-from minedraft.models import Pair, default_pair, find_pair
-from minedraft.preflight import check_machine
+from minedraft.launch.preflight import check_machine
+from minedraft.models.catalogue import Pair, default_pair, find_pair
 
 _EPILOG = """
 \b
@@ -66,13 +66,13 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
     check_machine(settings)
     if check:
         if settings.target is not None:
-            from minedraft.worker_check import check_workers
+            from minedraft.launch.worker_check import check_workers
 
             say("the settings are in order; asking the workers about the model folders")
             check_workers(settings)
         click.echo("everything is in order")
         return EXIT_OK
-    from minedraft.launch import Launcher  # brings gRPC; problems above are told without it
+    from minedraft.launch.launcher import Launcher
 
     launcher = Launcher(settings, say, lambda seconds: announce(settings, seconds), is_verbose=verbose)
     return asyncio.run(launcher.run())

@@ -12,7 +12,15 @@ from rich.table import Column, Table
 
 from minedraft.cli.console import print_json, progress_printer
 from minedraft.flags import UserPath
-from minedraft.models import DEFAULT_PAIR, PAIRS, ModelEntry, ensure_model, ensure_pair, is_available, list_models
+from minedraft.models.catalogue import (
+    DEFAULT_PAIR,
+    PAIRS,
+    ModelEntry,
+    ensure_model,
+    ensure_pair,
+    is_available,
+    list_models,
+)
 
 
 @click.group(invoke_without_command=True)

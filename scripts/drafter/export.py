@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM
 
-from minedraft.assemble import FORMAT, MANIFEST_NAME, fingerprint_target
+from minedraft.models.shipped_drafter import FORMAT, MANIFEST_NAME, fingerprint_target
 from scripts.drafter.config import Config
 from scripts.drafter.store import save_json, save_tensors, sha256_of, write_atomically
 from scripts.drafter.student import Student

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM
 
-from minedraft.assemble import assemble_drafter
+from minedraft.models.shipped_drafter import assemble_drafter
 from scripts.drafter import stages
 from scripts.drafter.config import Config
 from scripts.drafter.evaluation import Drafter, load_answers, measure, save_plot, timing

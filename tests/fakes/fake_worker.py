@@ -16,10 +16,10 @@ from pathlib import Path
 import click
 
 from minedraft.address import Address
-from minedraft.claim import ListenClaim
-from minedraft.parent import exit_with_parent
+from minedraft.models.vocabulary import vocab_fingerprint
+from minedraft.process.claim import ListenClaim
+from minedraft.process.parent import exit_with_parent
 from minedraft.types import DraftCommand, Proposal, Role, Verdict, VerifyCommand
-from minedraft.vocabulary import vocab_fingerprint
 from minedraft_workers.runtime import Work, WorkerRuntime
 from minedraft_workers.server import serve
 from minedraft_workers.servicer import drafter_handler, verifier_handler

@@ -12,7 +12,7 @@ from minedraft.cli.console import say
 from minedraft.cli.launch import announce
 from minedraft.config import load_settings
 from minedraft.flags import settings_flags
-from minedraft.launch import Launcher
+from minedraft.launch.launcher import Launcher
 
 
 @click.command()

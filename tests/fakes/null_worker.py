@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from minedraft.address import Address
-from minedraft.claim import ListenClaim
+from minedraft.process.claim import ListenClaim
 from minedraft.types import (
     PROTOCOL_VERSION,
     DraftCommand,

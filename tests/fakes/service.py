@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from minedraft.config import Settings, load_settings
+from minedraft.engine.workers import Drafter, Verifier
 from minedraft.errors import WorkerLost
-from minedraft.health import READY, wait_serving
-from minedraft.server import Server
-from minedraft.tokenizer import Tokenizer
+from minedraft.rpc.health import READY, wait_serving
+from minedraft.server.composition import Server
+from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import WorkerInfo
-from minedraft.workers import Drafter, Verifier
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier
-from tests.tiny_models import write_tiny_tokenizer
+from tests.support.tiny_models import write_tiny_tokenizer
 
 
 @dataclass

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from minedraft.blocks import BlockPool, BlocksExhausted
+from minedraft.core.blocks import BlockPool, BlocksExhausted
 from minedraft.errors import MineDraftError, WorkerLost
 from minedraft.types import (
     PROTOCOL_VERSION,

@@ -9,8 +9,8 @@ import torch
 
 from minedraft.errors import ConfigError
 from minedraft_workers.device import Device
-from minedraft_workers.model import Executor, ForwardSpan
-from tests.tiny_models import KINDS, make_tiny_model
+from minedraft_workers.execution.executor import Executor, ForwardSpan
+from tests.support.tiny_models import KINDS, make_tiny_model
 
 pytestmark = [
     pytest.mark.gpu,

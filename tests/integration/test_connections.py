@@ -16,12 +16,12 @@ import pytest
 
 from minedraft import AsyncClient, Client, SamplingParams
 from minedraft.errors import RequestAborted, Unavailable
+from minedraft.rpc.worker_link import GrpcVerifier
 from minedraft.types import Role
 from minedraft.v1 import inference_pb2_grpc
-from minedraft.worker_client import GrpcVerifier
 from tests.fakes.service import FakeService, fake_service
 from tests.fakes.workers import FakeVerifier, continuation
-from tests.integration.served_worker import served as served_worker
+from tests.support.served_worker import served as served_worker
 
 SETTINGS, PING, GOAWAY = 4, 6, 7  # frames of HTTP/2
 PROMPT = [5, 6, 7]

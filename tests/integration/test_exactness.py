@@ -16,16 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from minedraft.core.request import NewRequest
+from minedraft.core.scheduler import SchedulerLimits
+from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import MineDraftError
 from minedraft.output import RequestUsage
-from minedraft.pipeline import Pipeline
-from minedraft.request import NewRequest
 from minedraft.sampling_params import SamplingParams
-from minedraft.scheduler import SchedulerLimits
 from minedraft.types import DraftCommand, DraftReply, FinishReason, Mode, Proposal, TokenLogprobs
-from tests.fakes.in_process import InProcessDrafter, InProcessVerifier, load_executor
-from tests.fakes.stepping import until
-from tests.tiny_models import add_noise, make_tiny_model, resize_rows, write_tiny_tokenizer
+from tests.support.in_process import InProcessDrafter, InProcessVerifier, load_executor
+from tests.support.stepping import until
+from tests.support.tiny_models import add_noise, make_tiny_model, resize_rows, write_tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 

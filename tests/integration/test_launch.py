@@ -16,9 +16,9 @@ import pytest
 
 from minedraft import Client, SamplingParams
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, MineDraftError, Unavailable
-from minedraft.tokenizer import Tokenizer
+from minedraft.text.tokenizer import Tokenizer
 from tests.fakes.workers import VOCAB_SIZE, continuation
-from tests.tiny_models import make_tiny_model, write_tiny_tokenizer
+from tests.support.tiny_models import make_tiny_model, write_tiny_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

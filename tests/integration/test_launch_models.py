@@ -11,7 +11,7 @@ import pytest
 
 from minedraft.errors import EXIT_CONFIG
 from tests.integration.test_launch import ROOT, Launched
-from tests.tiny_models import make_tiny_model
+from tests.support.tiny_models import make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from minedraft import AsyncClient, Client, SamplingParams
+from minedraft.core.scheduler import SchedulerLimits
 from minedraft.errors import Draining, InvalidRequest, Unavailable
-from minedraft.scheduler import SchedulerLimits
 from minedraft.types import Mode
 from minedraft.v1 import inference_pb2
 from tests.fakes.service import FakeService, fake_service

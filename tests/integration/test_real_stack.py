@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from minedraft import AsyncClient, Client, SamplingParams
 from minedraft.types import FinishReason, Mode
-from tests.tiny_models import add_noise, make_tiny_model
+from tests.support.tiny_models import add_noise, make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

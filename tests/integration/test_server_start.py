@@ -6,7 +6,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from minedraft.errors import ConfigError
-from minedraft.health import READY, SERVING
+from minedraft.rpc.health import READY, SERVING
 from tests.fakes.service import fake_service
 from tests.fakes.workers import FakeDrafter, FakeVerifier
 

@@ -11,7 +11,7 @@ import pytest
 from minedraft import AsyncClient, SamplingParams
 from minedraft.errors import InvalidRequest, ModelError, Overloaded
 from minedraft.prompts import MAX_PROMPT_BYTES
-from minedraft.tokenizer import Tokenizer
+from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import FinishReason
 from tests.fakes.service import FakeService, fake_service
 from tests.fakes.workers import FakeDrafter, FakeVerifier, continuation

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from tests.tiny_models import add_noise, make_tiny_model, write_tiny_tokenizer
+from tests.support.tiny_models import add_noise, make_tiny_model, write_tiny_tokenizer
 
 NUM_TOKENS = 320  # of the tokenizer
 NUM_PADDED = 384

@@ -11,8 +11,8 @@ from importlib import import_module
 import pytest
 
 import minedraft
-from minedraft.blocks import BlocksExhausted
 from minedraft.config import ConfigErrors
+from minedraft.core.blocks import BlocksExhausted
 from minedraft.errors import ConfigError, InvalidRequest, MineDraftError, Overloaded
 
 

@@ -24,7 +24,7 @@ IMPURE = frozenset(
 )
 HEAVY = frozenset({"torch", "transformers", "gguf", "accelerate", "numpy", "safetensors"})
 # Programs that run as child processes; they import what they need inside functions.
-MAY_IMPORT_HEAVY = frozenset({"minedraft/assemble.py", "minedraft/convert_gguf.py"})
+MAY_IMPORT_HEAVY = frozenset({"minedraft/models/shipped_drafter.py", "minedraft/models/convert_gguf.py"})
 # What workers may know of the package: values, wire, model folders. Never the scheduler's side.
 OPEN_TO_WORKERS = frozenset(
     {
@@ -36,9 +36,9 @@ OPEN_TO_WORKERS = frozenset(
 MAY_IMPORT_STUBS = frozenset(
     {
         "minedraft/client.py",
-        "minedraft/server.py",
-        "minedraft/service.py",
-        "minedraft/worker_client.py",
+        "minedraft/server/composition.py",
+        "minedraft/server/service.py",
+        "minedraft/rpc/worker_link.py",
         "workers/servicer.py",
     }
 )

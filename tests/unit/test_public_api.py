@@ -30,7 +30,10 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
     [
         ("import minedraft", ("torch", "grpc", "transformers")),
         ("from minedraft import AsyncClient, Client, SamplingParams", ("torch", "transformers")),
-        ("import minedraft.pipeline, minedraft.service, minedraft.models", ("torch", "transformers")),
+        (
+            "import minedraft.engine.pipeline, minedraft.server.service, minedraft.models.catalogue",
+            ("torch", "transformers"),
+        ),
         ("import minedraft.cli.main, minedraft.cli.launch", ("torch", "transformers")),
     ],
 )

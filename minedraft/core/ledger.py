@@ -1,0 +1,82 @@
+"""The scheduler's mirror of one worker's KV blocks.
+
+It never counts fewer blocks than the worker uses: blocks grow here when a round is planned, before
+the worker grows them, and are free here only after the worker has acknowledged the release. So a
+command that fits here fits there, in whatever order two batches' commands arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from minedraft.core.blocks import BlockPool
+
+
+class KvLedger:
+    """Blocks promised to requests on one worker, and releases on their way to it."""
+
+    def __init__(self, num_blocks: int, block_size: int, max_model_len: int) -> None:
+        self.pool = BlockPool(num_blocks, block_size)
+        self.max_model_len = max_model_len
+        self._unsent: dict[int, None] = {}  # an ordered set
+        self._unacknowledged: set[int] = set()
+        self.evicted: set[int] = set()  # requests that must leave when their round ends
+
+    @property
+    def num_free(self) -> int:
+        return self.pool.num_free
+
+    @property
+    def has_unsent_releases(self) -> bool:
+        return bool(self._unsent)
+
+    def fits(self, num_tokens: int) -> bool:
+        """Could a request of this length ever be held, alone?"""
+        return num_tokens <= self.max_model_len and self.pool.num_blocks_for(num_tokens) <= self.pool.num_blocks
+
+    def is_leaving(self, request_id: int) -> bool:
+        """Its release is not acknowledged yet; introducing it again now could free the new KV."""
+        return request_id in self._unsent or request_id in self._unacknowledged
+
+    def can_reserve(self, request_id: int, num_tokens: int, headroom: int = 0) -> bool:
+        """Do `num_tokens` fit now, leaving `headroom` blocks to others?"""
+        return num_tokens <= self.max_model_len and self._num_more(request_id, num_tokens) + headroom <= self.num_free
+
+    def will_fit(self, request_id: int, num_tokens: int) -> bool:
+        """Will they fit once everything released or evicted so far has left?"""
+        on_the_way_out = self._unsent.keys() | self._unacknowledged | self.evicted
+        num_coming = sum(self.pool.num_owned(owner) for owner in on_the_way_out if owner != request_id)
+        return self._num_more(request_id, num_tokens) <= self.num_free + num_coming
+
+    def reserve(self, request_id: int, num_tokens: int) -> None:
+        """Own at least the blocks for `num_tokens`; a rollback keeps its blocks, they are needed again soon."""
+        if self.pool.num_blocks_for(num_tokens) > self.pool.num_owned(request_id):
+            self.pool.resize(request_id, num_tokens)
+
+    def release(self, request_id: int) -> None:
+        """Tell the worker to free the request's KV; the blocks count as owned until it has."""
+        self.evicted.discard(request_id)
+        if self.pool.num_owned(request_id):
+            self._unsent[request_id] = None
+
+    def take_releases(self) -> tuple[int, ...]:
+        """The releases that the next command to the worker must carry."""
+        released = tuple(self._unsent)
+        self._unsent.clear()
+        self._unacknowledged.update(released)
+        return released
+
+    def return_releases(self, request_ids: Iterable[int]) -> None:
+        """The command that carried these releases was not executed; the next one carries them again."""
+        for request_id in request_ids:
+            self._unacknowledged.discard(request_id)
+            self._unsent[request_id] = None
+
+    def acknowledge(self, request_ids: Iterable[int]) -> None:
+        """The worker has executed a command that carried these releases."""
+        for request_id in request_ids:
+            self._unacknowledged.discard(request_id)
+            self.pool.release(request_id)
+
+    def _num_more(self, request_id: int, num_tokens: int) -> int:
+        return max(self.pool.num_blocks_for(num_tokens) - self.pool.num_owned(request_id), 0)

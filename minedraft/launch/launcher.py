@@ -1,0 +1,317 @@
+"""The supervisor: starts drafter, verifier and scheduler, says when they are ready, stops them in order.
+
+However it ends, nothing stays: children die with it (the kernel sees to that), sockets live in a
+private folder that goes with it or, should it be killed, with the scheduler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from minedraft.address import Address
+from minedraft.config import Settings
+from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError
+from minedraft.flags import to_flags
+from minedraft.launch.child import Child
+from minedraft.launch.run_folder import RunFolder
+from minedraft.process.claim import ListenClaim
+from minedraft.process.notify import Notifier
+from minedraft.rpc.health import LIVE, READY, wait_serving
+
+_PROGRESS_S = 2.0
+_FORCED_STOP_S = 1.5  # a second signal ends everything within two seconds
+_WORKER_STOP_S = 5.0
+_STOP_SLACK_S = 15.0  # beyond drain_timeout_s
+_EXIT_OF_SIGNAL = 128
+_INFO_LINE = " INFO minedraft."
+
+# -P: a file of the folder that the operator happens to be in must not pass for a module.
+PYTHON = (sys.executable, "-P", "-m")
+WORKER_COMMAND = (*PYTHON, "minedraft_workers.main")
+
+Report = Callable[[str], None]
+
+
+class _ChildFailed(Exception):
+    """A child ended that should not have."""
+
+    def __init__(self, child: Child) -> None:
+        self.child = child
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CONFIG if self.child.returncode == EXIT_CONFIG else EXIT_INTERNAL
+
+
+class Launcher:
+    """Runs one service.
+
+    Args:
+        settings: checked, with target and draft filled in.
+        report: takes one line of progress or trouble for the operator; must not raise.
+        announce: called once, when requests are accepted, with the seconds it took; must not raise.
+        worker_command: starts a worker when role and flags are appended.
+        is_verbose: also report what the children log at level INFO.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        report: Report,
+        announce: Callable[[float], None],
+        *,
+        worker_command: Sequence[str] = WORKER_COMMAND,
+        is_verbose: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._report = report
+        self._announce = announce
+        self._worker_command = tuple(worker_command)
+        self._is_verbose = is_verbose
+        self._notifier = Notifier()
+        self._signals: asyncio.Queue[int] = asyncio.Queue()
+        self._children: dict[str, Child] = {}
+        self._ends: dict[str, asyncio.Task[int]] = {}
+        self._peers: dict[str, tuple[Address, str]] = {}  # name -> where its health is, and of which service
+        self._reported: set[str] = set()
+        self._started_s = time.monotonic()
+        self._next_progress_s = _PROGRESS_S
+
+    async def run(self) -> int:
+        """Start, serve until a signal or a failure, stop. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for signum in _stop_signals():
+            loop.add_signal_handler(signum, self._signals.put_nowait, signum)
+        folder = RunFolder()
+        try:
+            return await self._run(folder)
+        finally:
+            await self._end_all()
+            folder.remove()
+            with suppress(ConfigError):  # a scheduler that was killed leaves its socket; another service's stays
+                ListenClaim(self._settings.listen_address).release()
+
+    async def _run(self, folder: RunFolder) -> int:
+        signum = asyncio.create_task(self._signals.get())
+        try:
+            await self._start(folder)
+            await self._wait_ready(signum)
+            if signum.done():
+                self._report("stopped while loading")
+                return _EXIT_OF_SIGNAL + signum.result()
+            self._announce(self._elapsed_s)
+            self._notifier.ready()
+            self._notifier.status("serving")
+            while not signum.done():
+                await asyncio.wait({signum, *self._ends.values()}, return_when=asyncio.FIRST_COMPLETED)
+                self._drop_ended_drafter()
+                self._check_children()
+            return await self._stop()
+        except _ChildFailed as failed:
+            self._report(failed.child.describe_end())
+            await self._let_scheduler_end()
+            return failed.exit_code
+        except TimeoutError as error:
+            self._report(f"not ready within load_timeout_s {self._settings.load_timeout_s:g}: {error}")
+            return EXIT_INTERNAL
+        finally:
+            signum.cancel()
+
+    @property
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._started_s
+
+    def _check_children(self) -> None:
+        for name, end in self._ends.items():
+            if end.done():
+                raise _ChildFailed(self._children[name])
+
+    def _drop_ended_drafter(self) -> None:
+        """The drafter makes answers faster, not possible: without it the service goes on."""
+        end = self._ends.get("drafter")
+        if end is not None and end.done():
+            del self._ends["drafter"]
+            self._report(f"{self._children.pop('drafter').describe_end()}")
+            self._report("the service goes on without drafts")
+            self._notifier.status("degraded: no drafter")
+
+    # Start
+
+    async def _start(self, folder: RunFolder) -> None:
+        settings = self._settings
+        verifier = settings.target_address or f"unix:{folder.path / 'verifier.sock'}"
+        drafter = settings.draft_address or f"unix:{folder.path / 'drafter.sock'}"
+        self._peers = {
+            "verifier": (Address.parse(verifier, "target_address"), LIVE),
+            "scheduler": (settings.listen_address, READY),
+        }
+        if settings.needs_drafter:
+            self._peers["drafter"] = (Address.parse(drafter, "draft_address"), LIVE)
+        if settings.target_address is None:
+            await self._start_child("verifier", [*self._worker_command, *worker_flags(settings, "verifier", verifier)])
+        if settings.needs_drafter and settings.draft_address is None:
+            await self._start_child("drafter", [*self._worker_command, *worker_flags(settings, "drafter", drafter)])
+        addresses: dict[str, Any] = {"target_address": verifier}
+        if settings.needs_drafter:
+            addresses |= {"draft_address": drafter, "draft": None}
+        argv = [*PYTHON, "minedraft.server", *to_flags(settings.model_copy(update=addresses))]
+        await self._start_child("scheduler", [*argv, "--run-folder", str(folder.path), *_parent_flag()])
+
+    async def _start_child(self, name: str, argv: list[str]) -> None:
+        child = await Child.start(name, argv, self._pass_on)
+        self._children[name] = child
+        self._ends[name] = asyncio.create_task(child.run(), name=f"wait-{name}")
+
+    def _pass_on(self, name: str, line: str) -> bool:
+        is_shown = self._is_verbose or _INFO_LINE not in line
+        if is_shown:
+            self._report(f"{name} | {line}")
+        return is_shown
+
+    async def _wait_ready(self, signum: asyncio.Task[int]) -> None:
+        """Until the scheduler says that a generation went through both workers, or a signal.
+
+        Raises:
+            _ChildFailed: a child ended. TimeoutError: load_timeout_s is over; says what was waited for.
+        """
+        waits = {
+            name: asyncio.create_task(wait_serving(address, service), name=f"{name}-ready")
+            for name, (address, service) in self._peers.items()
+        }
+
+        def missing() -> list[str]:
+            return [name for name, task in waits.items() if not task.done() or task.exception() is not None]
+
+        try:
+            async with asyncio.timeout(self._settings.load_timeout_s):
+                while not waits["scheduler"].done() and not signum.done():
+                    pending = [task for task in waits.values() if not task.done()]
+                    await asyncio.wait(
+                        {signum, *pending, *self._ends.values()},
+                        timeout=_PROGRESS_S,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                    self._check_children()
+                    self._show_progress(missing())
+                for task in waits.values():
+                    if task.done():
+                        task.result()
+        except TimeoutError:
+            raise TimeoutError(self._describe_wait(missing())) from None
+        finally:
+            for task in waits.values():
+                task.cancel()
+            await asyncio.gather(*waits.values(), return_exceptions=True)
+
+    def _show_progress(self, missing: list[str]) -> None:
+        elapsed_s = self._elapsed_s
+        for name in sorted(self._peers.keys() - set(missing) - self._reported):
+            self._reported.add(name)
+            if name != "scheduler":
+                what = "loaded" if name in self._children else "answers"
+                self._report(f"{name}: {what} after {elapsed_s:.1f} s")
+        if missing and elapsed_s >= self._next_progress_s:
+            self._next_progress_s = elapsed_s + _PROGRESS_S + min(elapsed_s / 4, 8.0)
+            doing = self._describe_wait(missing)
+            self._report(f"{doing}, {elapsed_s:.0f} s")
+            self._notifier.status(doing)
+            self._notifier.extend_timeout(10 * _PROGRESS_S)
+
+    def _describe_wait(self, missing: list[str]) -> str:
+        """What the peers that are not ready are at, as far as can be told from outside."""
+        workers = [name for name in missing if name != "scheduler"]
+        loading = [name for name in workers if name in self._children]
+        waits = [f"{' and '.join(loading)}: loading weights"] if loading else []
+        waits += [
+            f"{name}: nobody answers at {self._peers[name][0]} yet" for name in workers if name not in self._children
+        ]
+        return "; ".join(waits) or "scheduler: first generation"
+
+    # Stop
+
+    async def _stop(self) -> int:
+        """Scheduler first, so that live requests can finish on the workers; a second signal forces."""
+        self._notifier.stopping()
+        settings = self._settings
+        self._report(f"stopping: running requests have {settings.drain_timeout_s:g} s; again to stop at once")
+        forced = asyncio.create_task(self._signals.get())
+        try:
+            self._children["scheduler"].signal(signal.SIGTERM)
+            end = self._ends["scheduler"]
+            await asyncio.wait(
+                {end, forced},
+                timeout=settings.drain_timeout_s + _STOP_SLACK_S,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if forced.done():
+                self._children["scheduler"].signal(signal.SIGTERM)
+                return _EXIT_OF_SIGNAL + forced.result()
+            await self._stop_workers(forced)
+            return EXIT_OK
+        finally:
+            forced.cancel()
+
+    async def _stop_workers(self, forced: asyncio.Task[int]) -> None:
+        workers = {end for name, end in self._ends.items() if name != "scheduler"}
+        for name, child in self._children.items():
+            if name != "scheduler":
+                child.signal(signal.SIGTERM)
+        if workers:
+            ended = asyncio.create_task(asyncio.wait(workers, timeout=_WORKER_STOP_S))
+            await asyncio.wait({ended, forced}, return_when=asyncio.FIRST_COMPLETED)
+            ended.cancel()
+
+    async def _let_scheduler_end(self) -> None:
+        """After a worker's death: the scheduler tells every waiting client, then ends by itself."""
+        end = self._ends.get("scheduler")
+        if end is not None and not end.done():
+            await asyncio.wait({end}, timeout=_FORCED_STOP_S)
+
+    async def _end_all(self) -> None:
+        """The scheduler gets a moment to take its socket away; workers keep nothing that outlives the run folder."""
+        end = self._ends.get("scheduler")
+        if end is not None and not end.done():
+            self._children["scheduler"].signal(signal.SIGTERM)
+            await asyncio.wait({end}, timeout=_FORCED_STOP_S)
+        for child in self._children.values():
+            child.signal(signal.SIGKILL)
+        if self._ends:
+            await asyncio.wait(self._ends.values())
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """The signals that stop the service: not a hang-up that was ignored at the start, as nohup asks for.
+
+    An ignored interrupt is taken all the same: every `command &` of a script comes with one, unasked for.
+    """
+    signals = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
+
+
+def worker_flags(settings: Settings, role: str, address: str) -> list[str]:
+    """The command line of a worker that serves at `address`."""
+    is_verifier = role == "verifier"
+    model = settings.target if is_verifier or settings.draft_method == "ngram" else settings.draft
+    argv = [role, "--model", str(model), "--listen", address]
+    argv += ["--device", settings.target_device if is_verifier else settings.draft_device]
+    argv += ["--dtype", settings.dtype, "--block-size", str(settings.block_size)]
+    if settings.num_blocks is not None:
+        argv += ["--num-blocks", str(settings.num_blocks)]
+    if settings.max_model_len is not None:
+        argv += ["--max-model-len", str(settings.max_model_len)]
+    if not is_verifier:
+        argv += ["--draft-method", settings.draft_method]
+    return [*argv, *_parent_flag()]
+
+
+def _parent_flag() -> list[str]:
+    return ["--exit-with-parent", str(os.getpid())]

@@ -1,0 +1,214 @@
+"""Says whether a folder holds a model that can be served, before torch is imported and within a blink.
+
+Only what is safe to load passes: safetensors, a tokenizer.json, a causal language model, no link out of
+the folder. Code in it (auto_map) is never run: where transformers has the model itself, it is not needed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from minedraft.errors import ModelError
+from minedraft.models.generation_config import read_eos_ids
+from minedraft.models.json_file import read_json_object
+from minedraft.models.model_config import ModelConfig, check_config
+from minedraft.models.vocabulary import check_vocabulary_fits, read_vocabulary, vocab_fingerprint
+from minedraft.models.weight_files import (
+    INDEX_NAME,
+    WEIGHTS_NAME,
+    BadWeights,
+    TensorInfo,
+    read_all_tensors,
+    read_header,
+)
+
+DRAFT_VOCAB_NAME = "draft_vocab.safetensors"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_LOADED_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
+
+
+@dataclass(frozen=True, slots=True)
+class FolderInfo:
+    """What a model folder says of itself.
+
+    Attributes:
+        vocab_size: rows of the output layer; may exceed the tokenizer's size (padding).
+        max_context: the longest sequence, in tokens (see `max_context`).
+        eos_ids: tokens that end an answer, of config.json and generation_config.json together.
+        dtype: of most of the weights, as torch names it ("bfloat16").
+        weights_bytes: on disk.
+        has_draft_vocab: only some rows of the output layer are used (a pruned drafter).
+    """
+
+    path: Path
+    name: str
+    model_type: str
+    vocab_size: int
+    max_context: int
+    eos_ids: tuple[int, ...]
+    dtype: str
+    num_parameters: int
+    weights_bytes: int
+    has_draft_vocab: bool
+
+
+def check_model_folder(path: Path, field: str) -> FolderInfo:
+    """Return what is known of the model in `path`, whose `~` is the home folder.
+
+    Raises:
+        ModelError: naming `field` (the flag or setting the path came from), the path or file, and
+            what it must be instead.
+    """
+    path = Path(path)
+    try:
+        return _check(Path(os.path.expanduser(path)), field)
+    except OSError as error:
+        raise ModelError(field, str(error.filename or path), f"cannot be read ({error.strerror})") from error
+
+
+def check_pair(target: FolderInfo, draft: FolderInfo, field: str = "draft") -> None:
+    """Raise ModelError unless both folders have the same tokens under the same ids.
+
+    The output layers may differ in size (checkpoints pad them).
+    """
+    if vocab_fingerprint(draft.path) != vocab_fingerprint(target.path):
+        raise ModelError(
+            field,
+            str(draft.path),
+            f"its tokenizer must be the target's ({target.path}), but "
+            + _first_difference(read_vocabulary(target.path), read_vocabulary(draft.path)),
+        )
+
+
+def _check(path: Path, field: str) -> FolderInfo:
+    if not path.exists():
+        raise ModelError(field, str(path), "no such folder")
+    if not path.is_dir():
+        what = "a GGUF file" if path.suffix == ".gguf" else "a file"
+        raise ModelError(field, str(path), f"{what}; give the folder that holds config.json and {WEIGHTS_NAME}")
+    _check_links(path, field)
+    config = _read_config(path, field)
+    tensors = _read_tensors(path, field)
+    _check_tokenizer_file(path, field)
+    check_vocabulary_fits(path, config.vocab_size, field)
+    has_draft_vocab = _check_draft_vocab(path, config.vocab_size, field)
+    sizes: dict[str, int] = {}
+    for tensor in tensors.values():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
+    return FolderInfo(
+        path=path,
+        name=path.resolve().name,
+        model_type=config.model_type,
+        vocab_size=config.vocab_size,
+        max_context=config.max_context,
+        eos_ids=read_eos_ids(path, field),
+        dtype=_torch_name(max(sizes, key=lambda dtype: sizes[dtype])),
+        num_parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
+        weights_bytes=sum(sizes.values()),
+        has_draft_vocab=has_draft_vocab,
+    )
+
+
+def _check_links(path: Path, field: str) -> None:
+    """Refuse links that leave the folder or lead nowhere; a hub cache links snapshots/REV/FILE to blobs/HASH."""
+    root = path.resolve()
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
+    for entry in path.iterdir():
+        if entry.is_symlink() and entry.name.endswith(_LOADED_SUFFIXES):
+            real = entry.resolve()
+            if not any(real.is_relative_to(place) for place in allowed):
+                raise ModelError(
+                    field, str(entry), "a link that leads out of the model folder; put the file itself there"
+                )
+            if not real.exists():
+                raise ModelError(field, str(entry), "a link to a file that is not there; fetch the model again")
+
+
+def _read_config(path: Path, field: str) -> ModelConfig:
+    if not (path / "config.json").exists():
+        ggufs = sorted(path.glob("*.gguf"))
+        if ggufs:
+            raise ModelError(field, str(path), _gguf_hint(ggufs[0]))
+        raise ModelError(field, str(path), "no config.json in it; this is not a Hugging Face model folder")
+    return check_config(read_json_object(path / "config.json", field), path / "config.json", field)
+
+
+def _read_tensors(path: Path, field: str) -> dict[str, TensorInfo]:
+    if not (path / WEIGHTS_NAME).exists() and not (path / INDEX_NAME).exists():
+        raise ModelError(field, str(path), _missing_weights(path))
+    try:
+        tensors = read_all_tensors(path)
+    except BadWeights as error:
+        raise ModelError(field, str(path), str(error)) from error
+    if not tensors:
+        raise ModelError(field, str(path / WEIGHTS_NAME), "it holds no tensors")
+    return tensors
+
+
+def _missing_weights(path: Path) -> str:
+    if (path / "adapter_model.safetensors").exists():
+        return f"a LoRA adapter without its model; merge it and save {WEIGHTS_NAME}"
+    pickles = [p for p in _files(path) if p.suffix in _PICKLES]
+    if pickles:
+        return (
+            f"only {pickles[0].name}: pickled weights can run code when loaded and are refused; "
+            "save the model as safetensors (save_pretrained does)"
+        )
+    if ggufs := [p for p in _files(path) if p.suffix == ".gguf"]:
+        return _gguf_hint(ggufs[0])
+    return f"no weights in it; {WEIGHTS_NAME} or {INDEX_NAME} is needed"
+
+
+def _gguf_hint(gguf: Path) -> str:
+    return (
+        f"only GGUF weights ({gguf.name}); safetensors are needed "
+        "(`minedraft models` lists the models it fetches and converts by itself)"
+    )
+
+
+def _check_tokenizer_file(path: Path, field: str) -> None:
+    file = path / "tokenizer.json"
+    if not file.exists():
+        raise ModelError(field, str(path), "no tokenizer.json in it; save the fast tokenizer beside the weights")
+    with file.open("rb") as stream:
+        head = stream.read(64).lstrip()
+        stream.seek(max(0, file.stat().st_size - 64))
+        tail = stream.read().rstrip()
+    if not head.startswith(b"{") or not tail.endswith(b"}"):
+        raise ModelError(field, str(file), "not a JSON object (truncated or overwritten?)")
+
+
+def _check_draft_vocab(path: Path, vocab_size: int, field: str) -> bool:
+    file = path / DRAFT_VOCAB_NAME
+    if not file.exists():
+        return False
+    try:
+        ids = read_header(file).get("ids")
+    except BadWeights as error:
+        raise ModelError(field, str(file), str(error)) from error
+    if ids is None or ids.dtype != "I32" or len(ids.shape) != 1 or not 1 <= ids.shape[0] <= vocab_size:
+        raise ModelError(field, str(file), f"needs a tensor 'ids', int32 [1 to {vocab_size}]")
+    return True
+
+
+def _first_difference(target: Mapping[int, str], draft: Mapping[int, str]) -> str:
+    for token_id in sorted(target.keys() | draft.keys()):
+        if target.get(token_id) != draft.get(token_id):
+            break
+    ours, theirs = (repr(v[token_id]) if token_id in v else "nothing" for v in (draft, target))
+    return f"id {token_id} is {ours} here and {theirs} there ({len(draft)} and {len(target)} tokens)"
+
+
+def _files(path: Path) -> Iterator[Path]:
+    return (entry for entry in sorted(path.iterdir()) if entry.is_file())
+
+
+def _torch_name(dtype: str) -> str:
+    known = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+    return known.get(dtype, dtype.lower())

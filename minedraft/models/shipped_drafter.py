@@ -1,0 +1,223 @@
+"""Puts the shipped drafter together: its own trained layers, and everything else from the target's folder.
+
+The drafter is a pruned copy of the target. Embeddings, output rows, the tokenizer and the first layers are the
+target's own, so the package ships only the layers that were trained, and the folder that transformers loads is
+written once per machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from minedraft.errors import ModelError
+from minedraft.models.vocabulary import vocab_fingerprint
+
+MANIFEST_NAME = "minedraft_draft.json"
+FORMAT = 1
+_TRAINED_NAME = "trained_layers.safetensors"
+_VOCAB_NAME = "draft_vocab.safetensors"
+_CONFIG_NAME = "config.json"
+_CARD_NAME = "README.md"
+_ASSET_NAMES = (_TRAINED_NAME, _VOCAB_NAME, _CONFIG_NAME, _CARD_NAME)
+_TOKENIZER_NAMES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What `minedraft_draft.json` of a shipped drafter says.
+
+    sha256: of every other file of the asset folder.
+    target_fingerprint: of the target's configuration, vocabulary and probe tensors (`fingerprint_target`).
+    copied: for each tensor that is not shipped, its name in the target.
+    """
+
+    target: str
+    target_fingerprint: str
+    sha256: dict[str, str]
+    copied: dict[str, str]
+
+
+def read_manifest(asset_dir: Path) -> Manifest:
+    """Read the manifest of a shipped drafter.
+
+    Raises:
+        ModelError: it is missing, cut short, or of another format.
+    """
+    path = Path(asset_dir) / MANIFEST_NAME
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise ModelError("drafter", str(path), f"format {values['format']}, this version reads format {FORMAT}")
+        return Manifest(
+            str(values["target"]), str(values["target_fingerprint"]), dict(values["sha256"]), dict(values["copied"])
+        )
+    except OSError as error:
+        raise ModelError("drafter", str(path), f"cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError("drafter", str(path), "not a drafter's manifest (cut short?)") from error
+
+
+def verify_asset(asset_dir: Path) -> Manifest:
+    """Check that every shipped file is the one the manifest names, by sha256.
+
+    Raises:
+        ModelError: a file is missing, was cut short or changed.
+    """
+    manifest = read_manifest(asset_dir)
+    for name in _ASSET_NAMES:
+        path = Path(asset_dir) / name
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ModelError("drafter", str(path), f"cannot be read ({error.strerror})") from error
+        if found != manifest.sha256.get(name):
+            raise ModelError("drafter", str(path), "its sha256 is not the manifest's: it was changed or cut short")
+    return manifest
+
+
+def fingerprint_target(target_dir: Path) -> str:
+    """Return a sha256, in hex, that tells a target from any other: sizes, vocabulary and the values of a norm.
+
+    Weights as a whole are not hashed: a conversion on another machine may round differently in the last bit, and
+    the drafter would still fit.
+    """
+    values = _read_config(Path(target_dir))
+    keys = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    sizes = [values.get(key) for key in keys]
+    probe = _probe(Path(target_dir))
+    text = json.dumps([sizes, vocab_fingerprint(Path(target_dir)), probe])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def assemble_drafter(asset_dir: Path, target_dir: Path, out_dir: Path) -> None:
+    """Write the drafter's full folder, which transformers loads as it is.
+
+    Nothing is left at `out_dir` unless everything was written: the folder is made beside it and renamed.
+
+    Args:
+        asset_dir: the shipped files.
+        target_dir: the converted target.
+        out_dir: must not exist, or be an earlier result (it is replaced).
+
+    Raises:
+        ModelError: a shipped file fails its checksum, the target is another model, or the disk is full.
+    """
+    asset_dir, target_dir, out_dir = Path(asset_dir), Path(target_dir), Path(out_dir)
+    manifest = verify_asset(asset_dir)
+    if fingerprint_target(target_dir) != manifest.target_fingerprint:
+        raise ModelError("target", str(target_dir), f"another model than {manifest.target}, which the drafter is for")
+    if out_dir.exists() and not (out_dir / MANIFEST_NAME).is_file():
+        raise ModelError("drafter", str(out_dir), "exists and is not an assembled drafter; it is not replaced")
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.", dir=out_dir.parent) as temporary:
+            folder = Path(temporary) / "folder"
+            folder.mkdir()
+            _fill(folder, asset_dir, target_dir, manifest)
+            if out_dir.exists():
+                out_dir.replace(Path(temporary) / "old")
+            folder.replace(out_dir)
+    except OSError as error:
+        raise ModelError("drafter", str(out_dir), f"cannot be written ({error.strerror or error})") from error
+
+
+def _fill(folder: Path, asset_dir: Path, target_dir: Path, manifest: Manifest) -> None:
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file, save_file
+
+    try:
+        trained = load_file(asset_dir / _TRAINED_NAME)
+        tensors = dict(trained)
+        dtype = next(iter(trained.values())).dtype
+        with safe_open(target_dir / "model.safetensors", "pt") as file:
+            for name, source in manifest.copied.items():
+                tensors[name] = file.get_tensor(source).to(dtype)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "model.safetensors").chmod(0o644)  # the library makes it private to this user
+    except SafetensorError as error:
+        raise ModelError("drafter", str(folder.parent), f"weights cannot be read or written ({error})") from error
+    _check_map(asset_dir / _VOCAB_NAME, len(tensors["model.embed_tokens.weight"]))
+    for name in (_VOCAB_NAME, _CONFIG_NAME, _CARD_NAME):
+        shutil.copyfile(asset_dir / name, folder / name)
+    for name in _TOKENIZER_NAMES:
+        if (target_dir / name).is_file():
+            shutil.copyfile(target_dir / name, folder / name)
+    written = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    values = {
+        "format": FORMAT,
+        "target": manifest.target,
+        "target_fingerprint": manifest.target_fingerprint,
+        "sha256": written,
+    }
+    path = folder / MANIFEST_NAME
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _check_map(path: Path, vocab_size: int) -> None:
+    from safetensors.torch import load_file
+
+    ids = load_file(path)["ids"].tolist()
+    if not ids or ids[0] < 0 or ids[-1] >= vocab_size or any(a >= b for a, b in pairwise(ids)):
+        raise ModelError("drafter", str(path), f"token ids must be sorted, without repeats, and below {vocab_size}")
+
+
+def _probe(target_dir: Path) -> list[str]:
+    # The final norm's values, rounded to three digits: bf16 and fp32 copies of one model agree on these.
+    from safetensors import SafetensorError, safe_open
+
+    path = target_dir / "model.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            values = file.get_tensor("model.norm.weight").float()
+    except (SafetensorError, OSError) as error:
+        raise ModelError("target", str(path), f"cannot be read ({error})") from error
+    return [f"{value:.1e}" for value in values.bfloat16().tolist()[:64]]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError("target", str(folder), f"has no config.json ({error.strerror})") from error
+    except ValueError as error:
+        raise ModelError("target", str(folder / _CONFIG_NAME), "is not JSON (cut short?)") from error
+    return values
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m minedraft.models.shipped_drafter ASSET_DIR TARGET_DIR OUT_DIR`; a failure's last line says why."""
+    try:
+        assemble_drafter(*map(Path, arguments))
+    except ModelError as error:
+        print(error, file=sys.stderr)  # noqa: T201 (a program of its own, started by minedraft.models.catalogue)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        raise SystemExit("usage: python -m minedraft.models.shipped_drafter ASSET_DIR TARGET_DIR OUT_DIR")
+    raise SystemExit(main(sys.argv[1:]))

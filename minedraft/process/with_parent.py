@@ -1,0 +1,28 @@
+"""`python -m minedraft.process.with_parent PID MODULE ARGUMENTS`: runs a module as `python -m` does, and ends at once when
+process PID, its parent, ends. For programs that would otherwise go on without the lock of whoever started them."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+from minedraft.process.parent import exit_with_parent
+
+
+def child_command(module: str, *arguments: str) -> list[str]:
+    """The command line of a child that runs `module`. Whoever starts it must wait for it in the same thread."""
+    return [sys.executable, "-m", "minedraft.process.with_parent", str(os.getpid()), module, *arguments]
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """This process's environment, with `variables`, in which the child finds this very package."""
+    places = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))
+    return os.environ | variables | {"PYTHONPATH": os.pathsep.join(place for place in places if place)}
+
+
+if __name__ == "__main__":
+    exit_with_parent(int(sys.argv[1]))
+    del sys.argv[:2]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

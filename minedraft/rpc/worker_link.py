@@ -1,0 +1,317 @@
+"""The scheduler's end of the worker links: drafter and verifier over gRPC.
+
+A link dies as a whole. When the worker's process ends, its connection drops or it fails, every pending
+and every later call raises `WorkerLost` at once; a new link (handshake, new epoch) is the only way back.
+A reply that breaks the contract raises `ProtocolError`. No command has a deadline: a forward takes as
+long as it takes. Pings tell a host that is silent, and a worker whose device hangs ends itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import ClassVar, Self, TypeAlias
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from minedraft.address import Address
+from minedraft.errors import (
+    ConfigError,
+    InternalError,
+    InvalidRequest,
+    MineDraftError,
+    ProtocolError,
+    StaleRound,
+    WorkerLost,
+)
+from minedraft.rpc import codec
+from minedraft.rpc.channel import EPOCH_KEY, worker_channel
+from minedraft.rpc.codec_draft import draft_command_to_pb, draft_reply_from_pb
+from minedraft.rpc.codec_link import encode, envelope_to_bytes, refusal_from_pb
+from minedraft.rpc.codec_verify import verify_command_to_pb, verify_reply_from_pb
+from minedraft.types import (
+    PROTOCOL_VERSION,
+    DraftCommand,
+    DraftReply,
+    Role,
+    VerifyCommand,
+    VerifyReply,
+    WorkerInfo,
+)
+from minedraft.v1 import worker_pb2
+
+logger = logging.getLogger("minedraft.rpc.worker_link")
+
+_SLOW_COMMAND_S = 60.0  # longer than this is said in the log, once a command
+_IN_USE_POLL_S = 0.2
+_IN_USE_WAIT_S = 3.0  # the scheduler that has the worker may be on its way out: a restart finds it so
+
+_Stream: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
+
+
+class _WorkerLink:
+    """One connection and one epoch of a worker. Made by `connect`, ended by `close` or `async with`.
+
+    Attributes:
+        info: what the worker said in the handshake.
+        wire_bytes: serialised messages so far, both ways.
+        num_stale: commands and replies dropped because they belong to another round or epoch.
+        lost: set when the link is dead; `lost_error` then says which worker and why.
+    """
+
+    role: ClassVar[Role]
+    _service: ClassVar[str]
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.info: WorkerInfo
+        self.wire_bytes = 0
+        self.num_stale = 0
+        self.lost = asyncio.Event()
+        self.lost_error: WorkerLost | None = None
+        self._channel = worker_channel(address)
+        self._stream: _Stream | None = None
+        self._reader: asyncio.Task[None]
+        self._writer: asyncio.Task[None]
+        self._last_call = 0
+        self._pending: dict[int, asyncio.Future[worker_pb2.Reply]] = {}
+        self._outbox: deque[bytes] = deque()
+        self._has_mail = asyncio.Event()
+
+    @classmethod
+    async def connect(
+        cls, address: Address | str, *, target_vocab_size: int = 0, connect_timeout_s: float = 10.0
+    ) -> Self:
+        """Shake hands, which starts a new epoch of the worker: its KV and stored replies are dropped.
+
+        Args:
+            target_vocab_size: for a drafter: the ids it proposes are below it; 0 for all.
+            connect_timeout_s: how long to wait for the worker to be there, and to be free.
+
+        Raises:
+            ConfigError: something else answers there, another version of this protocol, or a worker
+                that another scheduler uses.
+            WorkerLost: nothing answers in time.
+        """
+        link = cls(Address.parse(address) if isinstance(address, str) else address)
+        try:
+            link.info = await link._shake_hands(target_vocab_size, connect_timeout_s)
+        except BaseException:
+            await link.close()
+            raise
+        metadata = ((EPOCH_KEY, str(link.info.epoch)),)
+        run = link._channel.stream_stream(f"/minedraft.v1.{cls._service}/Run", None, None)
+        link._stream = stream = run(None, metadata=metadata)
+        link._reader = asyncio.create_task(link._read_replies(stream), name=f"{cls.role.value}-replies")
+        link._writer = asyncio.create_task(link._write_commands(stream), name=f"{cls.role.value}-commands")
+        return link
+
+    def give_up(self, cause: str) -> None:
+        """Declare the link dead: the worker lives, but it is of no use as it is."""
+        self._lose(cause)
+
+    async def close(self) -> None:
+        """Drop the connection; pending calls raise WorkerLost. Safe to call twice."""
+        self._lose("its link was closed here")
+        if self._stream is not None:
+            # The reader ends by itself, with the stream: an event that comes later finds no event loop.
+            self._stream.cancel()
+            self._writer.cancel()
+            await asyncio.gather(self._reader, self._writer, return_exceptions=True)
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def release(self, request_ids: Sequence[int]) -> int:
+        """Free KV outside a round; returns the number of free blocks after."""
+        reply = await self._call(
+            worker_pb2.Command(release=codec.release_to_pb(self.info.epoch, request_ids)), "release"
+        )
+        try:
+            return codec.release_reply_from_pb(reply.release, self.info)
+        except InvalidRequest as error:
+            raise ProtocolError(f"{self.role.value}'s reply: {error}") from error
+
+    async def _call(self, command: worker_pb2.Command, reply_kind: str) -> worker_pb2.Reply:
+        """Send a command and wait for its reply.
+
+        Raises:
+            WorkerLost: the link is dead, or dies meanwhile. ProtocolError: the worker refused the
+            command, or answered another one. StaleRound: the command's round or epoch has passed.
+        """
+        if self.lost_error is not None:
+            raise WorkerLost(str(self.lost_error))
+        self._last_call += 1
+        command.call = call = self._last_call
+        data = envelope_to_bytes(command)
+        self.wire_bytes += len(data)
+        waiter: asyncio.Future[worker_pb2.Reply] = asyncio.get_running_loop().create_future()
+        self._pending[call] = waiter
+        self._outbox.append(data)
+        self._has_mail.set()
+        slow = asyncio.get_running_loop().call_later(_SLOW_COMMAND_S, self._tell_slow, reply_kind)
+        try:
+            reply = await waiter
+        finally:
+            slow.cancel()
+            self._pending.pop(call, None)
+        kind = reply.WhichOneof("kind")
+        if kind == "refusal":
+            raise self._to_error(refusal_from_pb(reply.refusal))
+        if kind != reply_kind:
+            raise ProtocolError(f"{self._name} answered a {reply_kind} command with {kind}")
+        return reply
+
+    async def _read_replies(self, stream: _Stream) -> None:
+        """Until the stream ends; it lives as long as the connection, so its end is the worker's death."""
+        try:
+            while isinstance(data := await stream.read(), bytes):  # else it is the end
+                self.wire_bytes += len(data)
+                reply = worker_pb2.Reply.FromString(data)
+                waiter = self._pending.get(reply.call)
+                if waiter is None:
+                    self.num_stale += 1
+                elif not waiter.done():
+                    waiter.set_result(reply)
+            self._lose("it ended the stream")
+        except grpc.aio.AioRpcError as error:
+            self._lose(f"{error.code().name}: {error.details()}")
+        except DecodeError as error:
+            self._lose(f"it sent bytes that are no message: {error}")
+
+    async def _write_commands(self, stream: _Stream) -> None:
+        # A task of its own: cancelling a caller inside `write` would end the stream for everybody.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader says why
+            while True:
+                await self._has_mail.wait()
+                self._has_mail.clear()
+                while self._outbox:
+                    await stream.write(self._outbox.popleft())
+
+    def _tell_slow(self, kind: str) -> None:
+        logger.warning("%s has had a %s command for %.0f s; still waiting", self._name, kind, _SLOW_COMMAND_S)
+
+    async def _shake_hands(self, target_vocab_size: int, timeout_s: float) -> WorkerInfo:
+        handshake = self._channel.unary_unary(
+            f"/minedraft.v1.{self._service}/Handshake",
+            request_serializer=worker_pb2.HandshakeRequest.SerializeToString,
+            response_deserializer=worker_pb2.HandshakeReply.FromString,
+        )
+        request = codec.handshake_to_pb(_own_name(), target_vocab_size)
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        in_use_until_s = loop.time() + min(timeout_s, _IN_USE_WAIT_S)
+        while True:
+            try:
+                message = await handshake(request, timeout=deadline_s - loop.time(), wait_for_ready=True)
+                break
+            except grpc.aio.AioRpcError as error:
+                is_in_use = error.code() is grpc.StatusCode.ABORTED
+                if not is_in_use or loop.time() + _IN_USE_POLL_S >= in_use_until_s:
+                    raise self._handshake_error(error, timeout_s) from None
+            await asyncio.sleep(_IN_USE_POLL_S)
+        self.wire_bytes += request.ByteSize() + message.ByteSize()
+        try:
+            info = codec.info_from_pb(message)
+        except InvalidRequest as error:
+            raise ProtocolError(f"{self.role.value}'s handshake: {error}") from error
+        if info.protocol_version != PROTOCOL_VERSION:
+            limit = f"this scheduler speaks protocol version {PROTOCOL_VERSION}, the worker {info.protocol_version}"
+            raise ConfigError(f"{self.role.value} address", str(self.address), limit)
+        if info.role is not self.role:
+            limit = f"a {info.role.value} answers there, not a {self.role.value}"
+            raise ConfigError(f"{self.role.value} address", str(self.address), limit)
+        return info
+
+    def _handshake_error(self, error: grpc.aio.AioRpcError, timeout_s: float) -> MineDraftError:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            other = Role.DRAFTER if self.role is Role.VERIFIER else Role.VERIFIER
+            limit = f"no {self.role.value} answers there but a {other.value}, or another service"
+            return ConfigError(f"{self.role.value} address", str(self.address), limit)
+        if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED):
+            return ConfigError(f"{self.role.value} address", str(self.address), str(error.details()))
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return WorkerLost(f"{self._name} does not answer within {timeout_s:g} s")
+        return WorkerLost(f"{self._name}: {error.details()}")
+
+    def _to_error(self, refusal: InternalError) -> MineDraftError:
+        error: MineDraftError
+        if isinstance(refusal, StaleRound):
+            self.num_stale += 1
+            error = StaleRound(f"{self._name}: {refusal}")
+        elif isinstance(refusal, ProtocolError):
+            error = ProtocolError(f"{self._name} {refusal}")
+        else:
+            return self._lose(str(refusal))
+        error.request_id = refusal.request_id
+        return error
+
+    def _lose(self, cause: str) -> WorkerLost:
+        """Fail every pending call, now, in this one place."""
+        if self.lost_error is None:
+            self.lost_error = WorkerLost(f"{self._name} is lost: {cause}")
+            self.lost.set()
+            for waiter in self._pending.values():
+                if not waiter.done():
+                    waiter.set_exception(WorkerLost(str(self.lost_error)))
+        return WorkerLost(str(self.lost_error))
+
+    @property
+    def _name(self) -> str:
+        return f"{self.role.value} at {self.address}"
+
+
+class GrpcDrafter(_WorkerLink):
+    """A Drafter in another process."""
+
+    role = Role.DRAFTER
+    _service = "Drafter"
+
+    async def draft(self, command: DraftCommand) -> DraftReply:
+        reply = await self._call(worker_pb2.Command(draft=encode(draft_command_to_pb, command)), "draft")
+        return self._decode(reply, command)
+
+    async def prefill(self, command: DraftCommand) -> DraftReply:
+        reply = await self._call(worker_pb2.Command(prefill=encode(draft_command_to_pb, command)), "draft")
+        return self._decode(reply, command)
+
+    def _decode(self, reply: worker_pb2.Reply, command: DraftCommand) -> DraftReply:
+        try:
+            return draft_reply_from_pb(reply.draft, command, self.info)
+        except StaleRound:
+            self.num_stale += 1
+            raise
+
+
+class GrpcVerifier(_WorkerLink):
+    """A Verifier in another process."""
+
+    role = Role.VERIFIER
+    _service = "Verifier"
+
+    async def verify(self, command: VerifyCommand) -> VerifyReply:
+        reply = await self._call(worker_pb2.Command(verify=encode(verify_command_to_pb, command)), "verify")
+        try:
+            return verify_reply_from_pb(reply.verify, command, self.info)
+        except StaleRound:
+            self.num_stale += 1
+            raise
+
+
+def _own_name() -> str:
+    """Who has a worker, as another scheduler that wants it is told."""
+    return f"the scheduler with process id {os.getpid()} on {socket.gethostname()}"

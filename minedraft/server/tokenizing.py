@@ -1,0 +1,195 @@
+"""Prompts become token ids without holding up the answers of others.
+
+Short prompts are tokenised at once. Long ones go through one thread of low priority, so that the cores
+stay the workers', and one prompt of each client in turn, so that a client with many waits for itself. One
+that cannot fit the context is refused after about a context of it, whatever its length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from minedraft.errors import InvalidRequest, Overloaded
+from minedraft.prompts import AnyPrompt, ChatPrompt, TextPrompt, TokenPrompt
+from minedraft.text.tokenizer import Tokenizer
+
+MAX_WAITING_CHARS = 4 << 20  # of one client: four prompts of the largest size, or hundreds of usual ones
+_INLINE_CHARS = 1024  # tokenised within about a millisecond
+_MESSAGE_CHARS = 64  # characters that take as long as rendering a chat message takes besides its content
+_NICENESS = 5
+_PROBABLE_CHARS = 8  # in a token: hardly any text has more
+_MIN_PIECE_CHARS = 4096
+_MAX_PIECE_CHARS = 65536
+_CUT_SLACK = 128
+_BETWEEN_WORDS = re.compile(r"(?<=\S)(?= \S)")
+_ANYWHERE = re.compile(r"(?<=\S)(?=\s{0,32}\S)")
+_CUT_WINDOW = 1024
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """A long prompt that waits for the thread, or is in it."""
+
+    prompt: TextPrompt | ChatPrompt
+    max_tokens: int
+    num_chars: int
+    ids: asyncio.Future[list[int]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def is_wanted(self) -> bool:
+        """False once its request has gone, or it is done."""
+        return not self.ids.done()
+
+
+class PromptTokenizer:
+    """Tokenises the prompts of one service; belongs to its event loop."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._thread = ThreadPoolExecutor(1, "tokenizing", initializer=_lower_priority)
+        self._waiting: dict[Hashable, deque[_Job]] = {}  # in the order of the clients' turns
+        self._is_busy = False
+
+    async def encode(self, prompt: AnyPrompt, client: Hashable, max_tokens: int) -> tuple[int, ...]:
+        """Return the ids of a prompt.
+
+        Args:
+            client: who sent it; prompts of different clients take turns.
+            max_tokens: that the context has room for beside an answer.
+
+        Raises:
+            InvalidRequest: the prompt has more tokens, or none.
+            Overloaded: too much of this client's waits already.
+        """
+        if isinstance(prompt, TokenPrompt):
+            _check_len(len(prompt.token_ids), max_tokens)
+            return prompt.token_ids
+        num_chars = _num_chars(prompt)
+        if num_chars <= _INLINE_CHARS:
+            ids = _encode(self._tokenizer, prompt, max_tokens)
+        else:
+            ids = await self._encode_in_turn(_Job(prompt, max_tokens, num_chars), client)
+        if not ids:
+            raise InvalidRequest("prompt", "0 tokens", "the text must hold at least one token")
+        return tuple(ids)
+
+    async def _encode_in_turn(self, job: _Job, client: Hashable) -> list[int]:
+        waiting = sum(other.num_chars for other in self._waiting.get(client, ()) if other.is_wanted())
+        if waiting + job.num_chars > MAX_WAITING_CHARS:
+            raise Overloaded(
+                f"{waiting} characters of this client's prompts wait to be tokenised, the limit is {MAX_WAITING_CHARS}"
+            )
+        self._waiting.setdefault(client, deque()).append(job)
+        self._start_next()
+        return await job.ids
+
+    def _start_next(self) -> None:
+        while self._waiting and not self._is_busy:
+            client = next(iter(self._waiting))
+            jobs = self._waiting.pop(client)
+            job = jobs.popleft()
+            if jobs:
+                self._waiting[client] = jobs  # behind the others
+            if job.is_wanted():
+                self._start(job)
+
+    def _start(self, job: _Job) -> None:
+        self._is_busy = True
+        loop = asyncio.get_running_loop()
+        work = self._thread.submit(_encode, self._tokenizer, job.prompt, job.max_tokens, job.is_wanted)
+
+        def on_done(work: Future[list[int]]) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and whoever waited with it
+                loop.call_soon_threadsafe(self._finish, job, work)
+
+        work.add_done_callback(on_done)
+
+    def _finish(self, job: _Job, work: Future[list[int]]) -> None:
+        self._is_busy = False
+        if job.is_wanted():
+            error = work.exception()
+            if error is not None:
+                job.ids.set_exception(error)
+            else:
+                job.ids.set_result(work.result())
+        self._start_next()
+
+
+def _encode(
+    tokenizer: Tokenizer,
+    prompt: TextPrompt | ChatPrompt,
+    max_tokens: int,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> list[int]:
+    if isinstance(prompt, ChatPrompt):
+        text, add_special_tokens = tokenizer.render_chat(prompt.messages), False  # the template writes them
+    else:
+        text, add_special_tokens = prompt.text, True
+    if len(text) > max_tokens * _PROBABLE_CHARS:
+        _check_pieces(tokenizer, text, max_tokens, is_wanted)
+    ids = tokenizer.encode(text, add_special_tokens) if is_wanted() else []
+    _check_len(len(ids), max_tokens)
+    return ids
+
+
+def _check_pieces(tokenizer: Tokenizer, text: str, max_tokens: int, is_wanted: Callable[[], bool]) -> None:
+    """Raise InvalidRequest as soon as the pieces of a text so far are surely too many tokens.
+
+    Pieces have more tokens than the whole where a cut divides what would be one: as many more as that has
+    bytes, each a token by itself. What is around the cut may be divided otherwise too; the slack allows
+    for both.
+    """
+    slack = tokenizer.max_token_bytes + _CUT_SLACK
+    num_tokens = 0
+    for piece in _pieces(text, min(max(2 * max_tokens, _MIN_PIECE_CHARS), _MAX_PIECE_CHARS)):
+        if not is_wanted():
+            return
+        num_tokens += max(tokenizer.count_tokens(piece) - slack, 0)
+        if num_tokens > max_tokens:
+            raise _too_long(f"more than {max_tokens} tokens", max_tokens)
+
+
+def _pieces(text: str, num_chars: int) -> Iterator[str]:
+    """Yield a text in pieces of about `num_chars`, cut before a single space if one is near.
+
+    Never in white space, nor before much of it: some tokenizers let a token swallow all that follows.
+    """
+    start = 0
+    while start < len(text):
+        end = start + num_chars
+        while end < len(text):
+            window = end, end + _CUT_WINDOW
+            found = _BETWEEN_WORDS.search(text, *window) or _ANYWHERE.search(text, *window)
+            end = found.start() if found else end + _CUT_WINDOW
+            if found:
+                break
+        yield text[start:end]
+        start = end
+
+
+def _num_chars(prompt: TextPrompt | ChatPrompt) -> int:
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.text)
+    return sum(len(message["content"]) + _MESSAGE_CHARS for message in prompt.messages)
+
+
+def _check_len(num_tokens: int, max_tokens: int) -> None:
+    if num_tokens > max_tokens:
+        raise _too_long(f"{num_tokens} tokens", max_tokens)
+
+
+def _too_long(value: str, max_tokens: int) -> InvalidRequest:
+    return InvalidRequest("prompt", value, f"at most {max_tokens} fit the context beside an answer")
+
+
+def _lower_priority() -> None:
+    thread_id = threading.get_native_id()  # on Linux each thread has a priority of its own
+    with suppress(OSError):  # a sandbox may forbid it; the thread works as well without
+        os.setpriority(os.PRIO_PROCESS, thread_id, os.getpriority(os.PRIO_PROCESS, thread_id) + _NICENESS)

@@ -1,0 +1,208 @@
+"""Renders chat messages with the model's own template, in a sandbox: templates come with model folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from minedraft.errors import InvalidRequest, ModelError
+from minedraft.models.json_file import read_json_object
+
+Message = Mapping[str, str]
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Some templates want a system message first, and some refuse one.
+_PROBES = (
+    ({"role": "user", "content": "a question"},),
+    ({"role": "system", "content": "an instruction"}, {"role": "user", "content": "a question"}),
+)
+_TEMPLATE_ERRORS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+)
+
+
+class ChatTemplate:
+    """A model's chat template.
+
+    Args:
+        origin: the file that `source` is from, for messages.
+
+    Attributes:
+        source: the template's text, None when the model has none.
+    """
+
+    def __init__(
+        self,
+        source: str | None,
+        special_tokens: Mapping[str, str],
+        model_name: str,
+        now: Callable[[], datetime] = datetime.now,
+        origin: Path | None = None,
+    ) -> None:
+        self.source = source
+        self._special_tokens = dict(special_tokens)
+        self._model_name = model_name
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock], autoescape=False
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = lambda format: now().strftime(format)
+        try:
+            self._template = environment.from_string(source) if source is not None else None
+        except (TemplateError, RecursionError) as error:
+            limit = f"the template cannot be read ({error})"
+            raise ModelError("chat_template", str(origin or model_name), limit) from error
+        as_text, as_parts = self._probe(as_parts=False), self._probe(as_parts=True)
+        self._reads_parts = _rank(as_parts) > _rank(as_text)
+        self._is_deaf = False in as_text + as_parts and True not in as_text + as_parts
+
+    @classmethod
+    def load(cls, model_dir: Path) -> ChatTemplate:
+        """Read chat_template.jinja, or the chat_template of tokenizer_config.json (a string, or a list
+        of named ones: the one called "default").
+
+        Raises:
+            ModelError: the template is not valid Jinja, or a file cannot be read.
+        """
+        model_dir = Path(model_dir)
+        file = model_dir / "chat_template.jinja"
+        try:
+            source: str | None = file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            file = model_dir / "tokenizer_config.json"
+            source = _default_of(read_json_object(file, "tokenizer").get("chat_template"))
+        except OSError as error:
+            raise ModelError("chat_template", str(file), f"cannot be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise ModelError("chat_template", str(file), "is not UTF-8 text") from error
+        return cls(source, read_special_tokens(model_dir), model_dir.name, origin=file)
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """Return the prompt text for `messages`, each {"role": ..., "content": ...}.
+
+        Raises:
+            InvalidRequest: malformed messages, no template, or the template refuses them (roles that
+                do not alternate, for example) or leaves out what they say.
+        """
+        if self._template is None:
+            raise InvalidRequest(
+                "messages", f"{len(messages)} messages", f"the model {self._model_name} has no chat template; send text"
+            )
+        _check_messages(messages)
+        if self._is_deaf:
+            limit = f"the chat template of {self._model_name} leaves out what messages say; send text"
+            raise InvalidRequest("messages", f"{len(messages)} messages", limit)
+        try:
+            return self._render(self._template, messages, add_generation_prompt, self._reads_parts)
+        except _TEMPLATE_ERRORS as error:
+            roles = [message["role"] for message in messages]
+            raise InvalidRequest("messages", roles, f"the model's chat template refuses them ({error})") from error
+
+    def _render(
+        self, template: Template, messages: Sequence[Message], add_generation_prompt: bool, as_parts: bool
+    ) -> str:
+        return template.render(
+            messages=[
+                {**message, "content": [{"type": "text", "text": message["content"]}]} if as_parts else dict(message)
+                for message in messages
+            ],
+            add_generation_prompt=add_generation_prompt,
+            tools=None,
+            documents=None,
+            **self._special_tokens,
+        )
+
+    def _probe(self, *, as_parts: bool) -> list[bool]:
+        """Whether what is written shows in the prompt when content is given in this form: text, or a list of
+        typed parts, as the templates of models that also see pictures want it. One answer for each chat
+        that the template does not refuse."""
+        shown: list[bool] = []
+        for chat in _PROBES if self._template is not None else ():
+            assert self._template is not None, "looked at in the line above"
+            try:
+                prompt = self._render(self._template, chat, True, as_parts).casefold()
+            except _TEMPLATE_ERRORS:
+                continue
+            is_there = chat[-1]["content"].casefold() in prompt
+            shown.append(is_there and "'type': 'text'" not in prompt)  # else a list was printed as it is
+        return shown
+
+
+def _rank(shown: Sequence[bool]) -> int:
+    """2: the text shows in every chat, 1: in some, 0: in none, or nothing is known."""
+    return any(shown) + (bool(shown) and all(shown))
+
+
+def read_special_tokens(model_dir: Path) -> dict[str, str]:
+    """Return the texts of a model's special tokens by their names, "eos_token" and the like.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    names: dict[str, Any] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        names |= read_json_object(Path(model_dir) / file, "tokenizer")
+    return {name: text for name in _SPECIAL_TOKENS if (text := _token_text(names.get(name))) is not None}
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}...{% endgeneration %}` marks what the assistant says, for training; here it is
+    just its content."""
+
+    tags = {"generation"}  # noqa: RUF012 - the base class declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise InvalidRequest("messages", [], "at least one message is needed")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InvalidRequest(f"messages[{i}]", message, 'must be {"role": ..., "content": ...}')
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                raise InvalidRequest(f"messages[{i}].{key}", message.get(key), "must be a string")
+
+
+def _default_of(templates: object) -> str | None:
+    if isinstance(templates, list):
+        named = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
+        templates = named.get("default")
+    return templates if isinstance(templates, str) else None
+
+
+def _token_text(token: object) -> str | None:
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes HTML, which would change what the model reads."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)

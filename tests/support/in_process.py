@@ -1,0 +1,106 @@
+"""The real actors with real models, called directly: all of the product but the processes and gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from minedraft.errors import WorkerLost
+from minedraft.types import (
+    PROTOCOL_VERSION,
+    DraftCommand,
+    DraftReply,
+    Role,
+    Timing,
+    VerifyCommand,
+    VerifyReply,
+    WorkerInfo,
+)
+from minedraft_workers.device import Device
+from minedraft_workers.drafter import DrafterActor
+from minedraft_workers.execution.executor import Executor
+from minedraft_workers.proposers.draft_model import ModelProposer
+from minedraft_workers.proposers.ngram import NgramProposer
+from minedraft_workers.verifier import VerifierActor
+from tests.fakes.loopback import deliver_draft, deliver_verify
+
+
+def load_executor(folder: Path, *, num_blocks: int = 256, block_size: int = 4, dtype: str = "float32") -> Executor:
+    return Executor.load(folder, device=Device.parse("cpu"), dtype=dtype, num_blocks=num_blocks, block_size=block_size)
+
+
+def _info(role: Role, executor: Executor) -> WorkerInfo:
+    return WorkerInfo(
+        role=role,
+        epoch=1,
+        protocol_version=PROTOCOL_VERSION,
+        vocab_size=executor.vocab_size,
+        vocab_fingerprint="tiny",
+        num_blocks=executor.num_blocks,
+        block_size=executor.block_size,
+        max_model_len=executor.max_model_len,
+        model_name=executor.model_name,
+        device=executor.device_name,
+        dtype=executor.dtype_name,
+    )
+
+
+class _InProcess:
+    """A link that is never lost."""
+
+    actor: DrafterActor | VerifierActor
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+        self.lost_error: WorkerLost | None = None
+
+    def give_up(self, cause: str) -> None:
+        raise AssertionError(f"given up: {cause}")
+
+    async def close(self) -> None:
+        pass
+
+    async def release(self, request_ids: Sequence[int]) -> int:
+        self.actor.release(request_ids)
+        return self.actor.num_free_blocks
+
+
+class InProcessVerifier(_InProcess):
+    actor: VerifierActor
+
+    def __init__(self, executor: Executor) -> None:
+        super().__init__()
+        self.info = _info(Role.VERIFIER, executor)
+        self.actor = VerifierActor(executor, self.info)
+        self.executor = executor
+
+    async def verify(self, command: VerifyCommand) -> VerifyReply:
+        await asyncio.sleep(0)
+        return deliver_verify(command, self.info, self._run)
+
+    def _run(self, command: VerifyCommand) -> VerifyReply:
+        return VerifyReply(command.round, self.actor.verify(command).rows, Timing(), self.actor.num_free_blocks)
+
+
+class InProcessDrafter(_InProcess):
+    actor: DrafterActor
+
+    def __init__(self, executor: Executor | None, verifier: InProcessVerifier, *, ngram: bool = False) -> None:
+        super().__init__()
+        if executor is None or ngram:
+            self.info = verifier.info
+            self.actor = DrafterActor(NgramProposer(self.info.num_blocks), self.info)
+        else:
+            self.info = _info(Role.DRAFTER, executor)
+            self.actor = DrafterActor(ModelProposer(executor), self.info)
+        self.actor.reset(verifier.info.vocab_size)  # as a handshake does
+
+    async def draft(self, command: DraftCommand) -> DraftReply:
+        await asyncio.sleep(0)
+        return deliver_draft(command, self.info, self._run)
+
+    prefill = draft
+
+    def _run(self, command: DraftCommand) -> DraftReply:
+        return DraftReply(command.round, self.actor.draft(command).rows, Timing(), self.actor.num_free_blocks)

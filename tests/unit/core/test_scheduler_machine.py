@@ -1,0 +1,306 @@
+"""Random schedules of adds, aborts, stops, refusals, loss and return of the drafter, and rounds of both
+batches in any order, against workers that check every claim. Thousands of steps, no clock, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from minedraft.core.draft_book import DraftBook
+from minedraft.core.ledger import KvLedger
+from minedraft.core.request import NewRequest, Progress
+from minedraft.core.rounds import RoundPlan
+from minedraft.core.scheduler import Scheduler, SchedulerLimits
+from minedraft.engine.drafting import make_ledger
+from minedraft.errors import InternalError, InvalidRequest, Overloaded, ProtocolError
+from minedraft.sampling_params import SamplingParams
+from minedraft.types import (
+    Batch,
+    DraftCommand,
+    DraftSpan,
+    FinishReason,
+    Mode,
+    Proposal,
+    RoundId,
+    VerifyCommand,
+    VerifyReply,
+)
+from tests.fakes.workers import EPOCH, VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
+
+
+class InFlight:
+    """A round of one batch, at the point it has reached."""
+
+    def __init__(self, plan: RoundPlan) -> None:
+        self.plan = plan
+        self.proposals: tuple[Proposal, ...] | None = None
+        self.verify_command: VerifyCommand | None = None
+        self.reply: VerifyReply | None = None
+
+
+class Refusal:
+    """Makes a worker refuse its next command, naming one of its requests or none."""
+
+    def __init__(self, names_a_request: bool) -> None:
+        self.names_a_request = names_a_request
+        self.is_spent = False
+
+    def __call__(self, command: DraftCommand | VerifyCommand) -> None:
+        if not self.is_spent:
+            self.is_spent = True
+            error = InvalidRequest("tokens", "odd", "refused for the test")
+            error.request_id = command.spans[-1].request_id if self.names_a_request else None
+            raise error
+
+
+RARELY = st.integers(0, 9).map(lambda n: n == 9)
+# Prompts of one and two tokens, and answers of one, use one worker's budget and not the other's.
+PROMPT_LENS = st.one_of(st.integers(1, 10), st.integers(1, 58))
+OUTPUT_LENS = st.one_of(st.integers(1, 2), st.integers(3, 30))
+SALTS = st.integers(1, VOCAB_SIZE - 1)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(
+        mode=st.sampled_from(Mode),
+        max_batch_size=st.integers(1, 4),
+        draft_len=st.integers(1, 5),
+        prefill_chunk=st.sampled_from([3, 8, 64]),
+        verifier_blocks=st.integers(4, 40),
+        drafter_blocks=st.integers(2, 40),
+        drafter_context=st.sampled_from([24, 64]),
+        drafter_vocab=st.sampled_from([VOCAB_SIZE, VOCAB_SIZE - 7, VOCAB_SIZE + 31]),
+        error_period=st.integers(1, 5),
+    )
+    def start(
+        self,
+        mode: Mode,
+        max_batch_size: int,
+        draft_len: int,
+        prefill_chunk: int,
+        verifier_blocks: int,
+        drafter_blocks: int,
+        drafter_context: int,
+        drafter_vocab: int,
+        error_period: int,
+    ) -> None:
+        self.verifier = FakeVerifier(verifier_blocks, 4, 64)
+        self.make_drafter = lambda: FakeDrafter(
+            drafter_blocks, 4, drafter_context, lambda n: n % error_period != 0, drafter_vocab
+        )
+        limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, max_waiting=6, max_model_len=64)
+        self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None)
+        self.in_flight: dict[Batch, InFlight] = {}
+        self.output: dict[int, list[int]] = {}
+        self.wanted: dict[int, NewRequest] = {}
+        self.ended: dict[int, Progress] = {}
+        self.refusal = Refusal(names_a_request=False)
+        self.refusal.is_spent = True
+        self.gain_drafter()
+
+    # What clients do
+
+    @rule(burst=st.lists(st.tuples(PROMPT_LENS, OUTPUT_LENS, SALTS), min_size=1, max_size=5))
+    def add(self, burst: list[tuple[int, int, int]]) -> None:
+        for prompt_len, max_new, salt in burst:
+            self._add(tuple((salt * i) % VOCAB_SIZE for i in range(1, prompt_len + 1)), max_new)
+
+    @rule(choice=st.integers(0, 10))
+    def abort(self, choice: int) -> None:
+        live = sorted(self.scheduler.requests)
+        if live:
+            self._take([p] if (p := self.scheduler.abort(live[choice % len(live)])) else [])
+
+    # What happens to workers
+
+    @precondition(lambda self: self.scheduler.book is not None)
+    @rule(really=RARELY)
+    def lose_drafter(self, really: bool) -> None:
+        if really:
+            self.scheduler.book = None
+
+    @precondition(lambda self: self.scheduler.book is None)
+    @rule()
+    def gain_drafter(self) -> None:
+        self.drafter = self.make_drafter()
+        info = self.drafter.info
+        self.scheduler.book = DraftBook(make_ledger(info), info.vocab_size)
+
+    @precondition(lambda self: self.refusal.is_spent)
+    @rule(really=RARELY, of_drafter=st.booleans(), names_a_request=st.booleans())
+    def refuse_next_command(self, really: bool, of_drafter: bool, names_a_request: bool) -> None:
+        if really:
+            self.refusal = Refusal(names_a_request)
+            (self.drafter if of_drafter else self.verifier).refuse = self.refusal
+
+    @rule(mode=st.sampled_from(Mode), max_batch_size=st.integers(1, 4), draft_len=st.integers(1, 5))
+    def reconfigure(self, mode: Mode, max_batch_size: int, draft_len: int) -> None:
+        limits = replace(self.scheduler.limits, mode=mode, max_batch_size=max_batch_size, draft_len=draft_len)
+        self.scheduler.reconfigure(limits)
+
+    # What the pipeline does, one hop at a time
+
+    @rule(batch=st.sampled_from(Batch))
+    def advance(self, batch: Batch) -> None:
+        flight = self.in_flight.get(batch)
+        if flight is None:
+            plan = self.scheduler.plan(batch)
+            if plan is None and not self.scheduler.settle():
+                self._flush()
+            elif plan is not None:
+                self.in_flight[batch] = InFlight(plan)
+        elif flight.proposals is None:
+            flight.proposals = self._ask_drafter(flight.plan, flight.plan.drafts, "draft")
+        elif flight.verify_command is None:
+            spans = self.scheduler.assemble(flight.plan, flight.proposals)
+            released = self.scheduler.verifier.take_releases() if spans else ()
+            flight.verify_command = VerifyCommand(RoundId(EPOCH, batch, flight.plan.number), spans, released)
+        elif flight.reply is None and flight.verify_command.spans:
+            self._verify(batch, flight)
+        else:
+            self._commit(batch, flight)
+
+    @rule()
+    def run_until_idle(self) -> None:
+        for _ in range(4000):
+            if not self.scheduler.requests and not self.in_flight:
+                break
+            for batch in Batch:
+                self.advance(batch)
+        assert not self.scheduler.requests, "a request is stuck"
+        self._flush()
+        assert self.verifier.kv.pool.num_free == self.verifier.info.num_blocks
+        if self.scheduler.book is not None:
+            assert self.drafter.kv.pool.num_free == self.drafter.info.num_blocks
+
+    def teardown(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.run_until_idle()
+
+    # Always true
+
+    @invariant()
+    def batches_are_disjoint_and_bounded(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        seated = [r for b in self.scheduler.batches.batches for r in self.scheduler.batches.members(b)]
+        assert len({r.id for r in seated}) == len(seated)
+        assert {r.id for r in seated} | {r.id for r in self.scheduler.waiting} == set(self.scheduler.requests)
+        assert all(self.scheduler.batches.size(b) <= self.scheduler.limits.max_batch_size for b in Batch)
+
+    @invariant()
+    def ledgers_never_count_less_than_the_workers_use(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        pairs = [(self.scheduler.verifier, self.verifier.kv)]
+        if self.scheduler.book is not None:
+            pairs.append((self.scheduler.book.kv, self.drafter.kv))
+        for ledger, kv in pairs:
+            assert ledger.pool.num_free <= kv.pool.num_free
+            for owner in kv.pool.owners:
+                assert ledger.pool.num_owned(owner) >= kv.pool.num_owned(owner)
+
+    # Inside
+
+    def _add(self, prompt: tuple[int, ...], max_new: int) -> None:
+        new = NewRequest(prompt, SamplingParams(max_new_tokens=max_new), stop_ids=(0, VOCAB_SIZE - 1))
+        try:
+            request = self.scheduler.add(new)
+        except Overloaded:
+            assert len(self.scheduler.waiting) >= self.scheduler.limits.max_waiting
+            return
+        except InvalidRequest:
+            assert not self.scheduler.verifier.fits(len(prompt) + max_new), "refused though it fits"
+            return
+        self.wanted[request.id] = new
+        self.output[request.id] = []
+
+    def _ask_drafter(self, plan: RoundPlan, spans: tuple[DraftSpan, ...], method: str) -> tuple[Proposal, ...]:
+        book = plan.book
+        if not spans or book is None or book is not self.scheduler.book:
+            return ()
+        released = book.kv.take_releases()
+        command = DraftCommand(RoundId(EPOCH, plan.batch, plan.number), spans, released)
+        drafter = self.drafter
+        before = self.refusal.is_spent
+        try:
+            reply = drafter.execute(command, method)
+        except ProtocolError as error:
+            if self.refusal.is_spent is before:  # not told to: the scheduler sent what it must not
+                raise
+            book.kv.return_releases(released)
+            book.refused(spans, error.request_id)
+            return ()
+        book.executed(spans)
+        book.kv.acknowledge(released)
+        return reply.proposals
+
+    def _verify(self, batch: Batch, flight: InFlight) -> None:
+        command, verifier = flight.verify_command, self.verifier
+        before = self.refusal.is_spent
+        try:
+            flight.reply = verifier.execute(command)
+        except ProtocolError as error:
+            if self.refusal.is_spent is before:
+                raise
+            self.scheduler.verifier.return_releases(command.released)
+            del self.in_flight[batch]
+            self._take(self.scheduler.abandon(flight.plan, error.request_id, InternalError(str(error))))
+            return
+        self.scheduler.verifier.acknowledge(command.released)
+
+    def _commit(self, batch: Batch, flight: InFlight) -> None:
+        self._ask_drafter(flight.plan, flight.plan.prefills, "prefill")
+        verdicts = flight.reply.verdicts if flight.reply else ()
+        del self.in_flight[batch]
+        self._take(self.scheduler.commit(flight.plan, flight.verify_command.spans, verdicts))
+        if len(self.scheduler.batches.batches) == 2:
+            surplus = self.scheduler.batches.size(batch) - self.scheduler.batches.size(batch.other)
+            assert surplus <= 1, "a batch that has ended its round gives away what it has too many of"
+
+    def _flush(self) -> None:
+        if released := self.scheduler.verifier.take_releases():
+            self.verifier.kv.release(released)
+            self.scheduler.verifier.acknowledge(released)
+        if self.scheduler.book and (released := self.scheduler.book.kv.take_releases()):
+            self.drafter.kv.release(released)
+            self.scheduler.book.kv.acknowledge(released)
+
+    def _take(self, progress: list[Progress]) -> None:
+        for item in progress:
+            request_id = item.request.id
+            assert request_id not in self.ended, "a request ends once"
+            self.output[request_id].extend(item.token_ids)
+            truth = continuation(self.wanted[request_id].prompt_token_ids, len(self.output[request_id]))
+            assert self.output[request_id] == truth, "every committed token is the target's own"
+            stop_ids = self.wanted[request_id].stop_ids
+            assert not set(stop_ids) & set(self.output[request_id][:-1]), "nothing follows a stop token"
+            if item.is_final:
+                self.ended[request_id] = item
+                assert item.error is None or "refused for the test" in str(item.error)
+                wanted = self.wanted[request_id].sampling.max_new_tokens
+                if item.finish_reason is FinishReason.LENGTH:
+                    assert len(self.output[request_id]) == wanted
+                elif item.finish_reason is FinishReason.STOP:
+                    assert self.output[request_id][-1] in stop_ids
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    phases=(Phase.generate,),  # shrinking takes longer than a test may; the schedule is printed as it is
+)
+
+
+def test_a_request_that_can_never_fit_is_refused_with_the_numbers() -> None:
+    scheduler = Scheduler(SchedulerLimits(max_model_len=64), KvLedger(4, 4, 64), None)
+    with pytest.raises(InvalidRequest, match="16 tokens") as caught:
+        scheduler.add(NewRequest(tuple(range(10)), SamplingParams(max_new_tokens=7)))
+    assert caught.value.field == "max_new_tokens"

@@ -1,0 +1,177 @@
+"""The pipeline with workers that answer when the test lets them, one call at a time, in any order.
+
+A machine with a real event loop and no clock: after each step it lets the loop run until nothing moves.
+When no worker has anything to do and a request is still live, somebody was not woken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from minedraft.core.request import NewRequest
+from minedraft.core.scheduler import SchedulerLimits
+from minedraft.engine.pipeline import Pipeline
+from minedraft.errors import InvalidRequest, MineDraftError, Overloaded, WorkerLost
+from minedraft.output import RequestUsage
+from minedraft.sampling_params import SamplingParams
+from minedraft.types import FinishReason, Mode, TokenLogprobs
+from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
+
+RARELY = st.integers(0, 9).map(lambda n: n == 9)
+PROMPT_LENS = st.one_of(st.integers(1, 3), st.integers(4, 20))
+OUTPUT_LENS = st.one_of(st.integers(1, 2), st.integers(10, 20))
+SALTS = st.integers(1, VOCAB_SIZE - 1)
+
+
+class Recorder:
+    """The sink of one request; checks every token as it comes."""
+
+    def __init__(self, prompt: tuple[int, ...]) -> None:
+        self.prompt = prompt
+        self.tokens: list[int] = []
+        self.has_ended = False
+
+    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
+        self.tokens.extend(token_ids)
+        return False
+
+    def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
+        assert not self.has_ended, "a request ends once"
+        assert error is None, f"nothing failed, and yet: {error}"
+        assert self.tokens == continuation(self.prompt, len(self.tokens))
+        self.has_ended = True
+
+
+class PipelineMachine(RuleBasedStateMachine):
+    @initialize(
+        mode=st.sampled_from(Mode),
+        max_batch_size=st.integers(1, 3),
+        draft_len=st.integers(1, 4),
+        prefill_chunk=st.sampled_from([3, 8, 64]),
+        verifier_blocks=st.integers(6, 14),  # one request fits, two or three seldom do
+        drafter_blocks=st.integers(2, 24),
+        has_drafter=st.booleans(),
+        seed=st.integers(0, 1 << 30),
+    )
+    def start(
+        self,
+        mode: Mode,
+        max_batch_size: int,
+        draft_len: int,
+        prefill_chunk: int,
+        verifier_blocks: int,
+        drafter_blocks: int,
+        has_drafter: bool,
+        seed: int,
+    ) -> None:
+        self.order = random.Random(seed)
+        self.loop = asyncio.SelectorEventLoop()
+        self.gates: list[asyncio.Future[None]] = []
+        self.verifier, self.drafter = FakeVerifier(verifier_blocks, 4, 64), FakeDrafter(drafter_blocks, 4, 64)
+        for worker in (self.verifier, self.drafter):
+            worker.hold = self._knock
+        limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, max_waiting=6, max_model_len=64)
+        self.pipeline = Pipeline(limits, self.verifier, self.drafter if has_drafter else None)
+        self.recorders: dict[int, Recorder] = {}
+        self._run(self.pipeline.__aenter__())
+
+    @rule(burst=st.lists(st.tuples(PROMPT_LENS, OUTPUT_LENS, SALTS), min_size=1, max_size=4))
+    def submit(self, burst: list[tuple[int, int, int]]) -> None:
+        for prompt_len, max_new, salt in burst:
+            prompt = tuple((salt * i) % VOCAB_SIZE for i in range(1, prompt_len + 1))
+            recorder = Recorder(prompt)
+            try:
+                request_id = self.pipeline.submit(NewRequest(prompt, SamplingParams(max_new_tokens=max_new)), recorder)
+            except (Overloaded, InvalidRequest):
+                continue
+            self.recorders[request_id] = recorder
+        self._settle()
+
+    @rule(num_calls=st.integers(1, 12))
+    def let_calls_through(self, num_calls: int) -> None:
+        for _ in range(num_calls):
+            if self.gates:
+                self.gates.pop(self.order.randrange(len(self.gates))).set_result(None)
+                self._settle()
+
+    @rule(really=RARELY)
+    def abort(self, really: bool) -> None:
+        live = sorted(self.pipeline.scheduler.requests)
+        if live and really:
+            self.pipeline.abort(self.order.choice(live))
+            self._settle()
+
+    @precondition(lambda self: self.pipeline.drafter is not None)
+    @rule(really=RARELY)
+    def lose_drafter(self, really: bool) -> None:
+        if really:
+            self.drafter.error = WorkerLost("drafter: connection closed")
+            self.pipeline.lose_drafter(self.drafter.error)
+            self._settle()
+
+    @precondition(lambda self: self.pipeline.drafter is None and self.drafter.error is not None)
+    @rule()
+    def gain_drafter(self) -> None:
+        self.drafter = FakeDrafter(self.drafter.info.num_blocks, 4, 64)
+        self.drafter.hold = self._knock
+        self.pipeline.gain_drafter(self.drafter)
+        self._settle()
+
+    @rule()
+    def finish_everything(self) -> None:
+        for _ in range(1000):
+            if not self.gates:
+                break
+            self.let_calls_through(12)
+        self._check_idle()
+
+    def teardown(self) -> None:
+        if hasattr(self, "pipeline"):
+            try:
+                self.finish_everything()
+            finally:
+                self._run(self.pipeline.__aexit__(None, None, None))
+                self.loop.close()
+
+    def _check_idle(self) -> None:
+        live = {r.id: (r.batch, len(r.tokens)) for r in self.pipeline.scheduler.requests.values()}
+        assert self.pipeline.failure is None
+        assert not live, f"no worker has anything to do, and these wait: {live}"
+        assert all(recorder.has_ended for recorder in self.recorders.values())
+        assert self.verifier.kv.pool.num_free == self.verifier.info.num_blocks
+        if self.pipeline.drafter is not None:
+            assert self.drafter.kv.pool.num_free == self.drafter.info.num_blocks
+
+    def _knock(self) -> asyncio.Future[None]:
+        gate = self.loop.create_future()
+        self.gates.append(gate)
+        return gate
+
+    def _settle(self) -> None:
+        async def turns() -> None:
+            while True:
+                await asyncio.sleep(0)
+                if not self.loop._ready:  # nobody but this has anything to run
+                    return
+
+        self._run(turns())
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> None:
+        self.loop.run_until_complete(work)
+
+
+TestPipelineMachine = PipelineMachine.TestCase
+TestPipelineMachine.settings = settings(
+    max_examples=100,
+    stateful_step_count=30,
+    deadline=None,
+    derandomize=True,
+    phases=(Phase.generate,),  # shrinking takes longer than a test may; the schedule is printed as it is
+)

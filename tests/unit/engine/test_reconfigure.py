@@ -1,0 +1,165 @@
+"""Limits change under load: nobody is refused or lost, and nobody is left asleep."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from minedraft.core.request import NewRequest
+from minedraft.core.scheduler import SchedulerLimits
+from minedraft.engine.pipeline import Pipeline
+from minedraft.errors import Unavailable, WorkerLost
+from minedraft.sampling_params import SamplingParams
+from minedraft.types import FinishReason, Mode
+from tests.fakes.workers import FakeDrafter, FakeVerifier, continuation
+from tests.support.stepping import until
+from tests.unit.engine.test_pipeline import Collector
+
+ONE = SchedulerLimits(Mode.SD, 1, 3, max_model_len=128)
+TWO = SchedulerLimits(Mode.MINEDRAFT, 1, 3, max_model_len=128)
+
+
+class Holder:
+    """Holds every verify back until it is let go."""
+
+    def __init__(self, verifier: FakeVerifier) -> None:
+        self.num_held = 0
+        self._gate = asyncio.get_running_loop().create_future()
+        verifier.hold = self._hold
+
+    def _hold(self) -> asyncio.Future[None]:
+        self.num_held += 1
+        return asyncio.shield(self._gate)
+
+    def let_go(self) -> None:
+        self._gate.set_result(None)
+
+
+def submit(pipeline: Pipeline, first_token: int, num_tokens: int = 20) -> tuple[int, Collector]:
+    sink = Collector()
+    new = NewRequest((first_token, 3), SamplingParams(max_new_tokens=num_tokens))
+    return pipeline.submit(new, sink), sink
+
+
+async def test_who_decodes_ends_first_and_who_waits_is_seated_under_the_new_limits() -> None:
+    verifier = FakeVerifier()
+    holder = Holder(verifier)
+    async with Pipeline(ONE, verifier, FakeDrafter()) as pipeline, asyncio.timeout(10):
+        _, running = submit(pipeline, 1)
+        await until(lambda: holder.num_held == 1)
+        waiting = [submit(pipeline, n)[1] for n in (2, 3, 4)]
+        pipeline.reconfigure(TWO)
+        late = submit(pipeline, 5)[1]
+        assert pipeline.scheduler.limits is ONE
+        holder.let_go()
+        await pipeline.settled()
+        assert pipeline.scheduler.limits is TWO
+        assert running.done.is_set()
+        assert not any(sink.tokens for sink in [*waiting, late])
+        assert pipeline.scheduler.counters.finished == 0, "the counters start anew"
+        for n, sink in enumerate([running, *waiting, late], start=1):
+            await sink.done.wait()
+            assert sink.tokens == continuation((n, 3), 20)
+
+
+async def test_both_batches_run_as_soon_as_there_are_two() -> None:
+    """With one batch the second lane sleeps, and the new seats are given out by the first."""
+    verifier = FakeVerifier()
+    holder = Holder(verifier)
+    async with Pipeline(ONE, verifier, FakeDrafter()) as pipeline, asyncio.timeout(10):
+        _, running = submit(pipeline, 1, 1)
+        await until(lambda: holder.num_held == 1)
+        waiting = [submit(pipeline, n)[1] for n in (2, 3)]
+        pipeline.reconfigure(TWO)
+        holder.let_go()
+        holder = Holder(verifier)
+        await running.done.wait()
+        await until(lambda: holder.num_held == 2)
+        holder.let_go()
+        await asyncio.gather(*(sink.done.wait() for sink in waiting))
+
+
+async def test_a_request_that_waits_for_the_change_can_be_aborted() -> None:
+    verifier = FakeVerifier()
+    holder = Holder(verifier)
+    async with Pipeline(ONE, verifier, None) as pipeline, asyncio.timeout(10):
+        submit(pipeline, 1)
+        await until(lambda: holder.num_held == 1)
+        pipeline.reconfigure(TWO)
+        waiting, sink = submit(pipeline, 2)
+        assert pipeline.abort(waiting)
+        assert sink.reason is FinishReason.ABORT
+        holder.let_go()
+        await pipeline.settled()
+        await pipeline.drain()
+
+
+async def test_load_without_end_does_not_hold_the_change_up() -> None:
+    async with Pipeline(ONE, FakeVerifier(), FakeDrafter()) as pipeline, asyncio.timeout(10):
+        sinks: list[Collector] = []
+
+        async def ask_again_and_again() -> None:
+            while pipeline.scheduler.limits is ONE:
+                sinks.append(submit(pipeline, len(sinks) + 1)[1])
+                await sinks[-1].done.wait()
+
+        askers = [asyncio.create_task(ask_again_and_again()) for _ in range(4)]
+        await until(lambda: len(sinks) > 20)
+        pipeline.reconfigure(TWO)
+        await pipeline.settled()
+        await asyncio.gather(*askers)
+        for n, sink in enumerate(sinks, start=1):
+            assert sink.tokens == continuation((n, 3), 20)
+
+
+async def test_a_request_preempted_meanwhile_does_not_hold_the_change_up() -> None:
+    """It waits for memory without a seat, and no command is on its way that would wake anybody."""
+    verifier = FakeVerifier(num_blocks=12, block_size=4)
+    limits = SchedulerLimits(Mode.AR, 2, 0, max_model_len=48)
+    async with Pipeline(limits, verifier, None) as pipeline, asyncio.timeout(10):
+        sinks = [submit(pipeline, n, 40)[1] for n in (1, 2)]
+        await until(lambda: all(sink.tokens for sink in sinks))
+        pipeline.reconfigure(TWO)
+        await pipeline.settled()
+        await asyncio.gather(*(sink.done.wait() for sink in sinks))
+        assert [sink.tokens for sink in sinks] == [continuation((n, 3), 40) for n in (1, 2)]
+
+
+async def test_when_the_verifier_is_lost_nobody_waits_for_the_change() -> None:
+    verifier = FakeVerifier()
+    holder = Holder(verifier)
+    async with Pipeline(ONE, verifier, None) as pipeline, asyncio.timeout(10):
+        submit(pipeline, 1)
+        await until(lambda: holder.num_held == 1)
+        pipeline.reconfigure(TWO)
+        waiting = asyncio.create_task(pipeline.settled())
+        await asyncio.sleep(0)
+        pipeline.fail(WorkerLost("verifier: connection closed"))
+        with pytest.raises(Unavailable, match="connection closed"):
+            await waiting
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_comes_when_everybody_is_answered(seed: int) -> None:
+    rng = random.Random(seed)
+    async with Pipeline(ONE, FakeVerifier(), FakeDrafter()) as pipeline, asyncio.timeout(20):
+        sinks: dict[int, tuple[int, Collector]] = {}
+        for n in range(1, 60):
+            match rng.randrange(5):
+                case 0:
+                    mode, size, draft_len = rng.choice(list(Mode)), rng.randint(1, 3), rng.randint(1, 4)
+                    pipeline.reconfigure(SchedulerLimits(mode, size, draft_len, max_model_len=128))
+                case 1 if sinks:
+                    pipeline.abort(rng.choice(list(sinks)))
+                case _:
+                    request_id, sink = submit(pipeline, n, rng.randint(1, 20))
+                    sinks[request_id] = n, sink
+            for _ in range(rng.choice([0, 0, 1, 3, 30])):
+                await asyncio.sleep(0)
+        await pipeline.settled()
+        await pipeline.drain()
+        for n, sink in sinks.values():
+            assert sink.reason in (FinishReason.LENGTH, FinishReason.ABORT)
+            assert sink.tokens == continuation((n, 3), len(sink.tokens))

@@ -1,0 +1,72 @@
+import asyncio
+import sys
+
+import pytest
+
+from minedraft.launch.child import Child
+from minedraft.launch.run_folder import RunFolder
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_the_run_folder_is_private_and_goes_with_its_owner(base):
+    folder = RunFolder()
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    folder.remove()
+    assert list(base.iterdir()) == []
+
+
+def test_the_folder_of_a_dead_owner_is_removed_and_that_of_a_live_one_stays(base):
+    live = RunFolder()
+    stale = base / "minedraft-run-stale"
+    stale.mkdir()
+    (stale / "lock").touch()
+    other = RunFolder()
+    assert sorted(base.iterdir()) == sorted([live.path, other.path])
+    live.remove()
+    other.remove()
+
+
+async def run_child(program: str, lines: list[str], shown: str = "") -> Child:
+    def on_line(name: str, line: str) -> bool:
+        lines.append(line)
+        return line == shown
+
+    child = await Child.start("worker", [sys.executable, "-c", program], on_line)
+    await child.run()
+    return child
+
+
+@pytest.mark.slow
+async def test_a_childs_last_words_and_exit_code_are_told():
+    lines: list[str] = []
+    child = await run_child("import sys; print('a\\nb', file=sys.stderr); sys.exit(7)", lines)
+    assert lines == ["a", "b"]
+    assert child.describe_end() == "worker: exit code 7; its last words:\n  a\n  b"
+
+
+@pytest.mark.slow
+async def test_what_a_child_said_is_not_repeated():
+    child = await run_child("import sys; print('a\\nb', file=sys.stderr); sys.exit(7)", [], shown="a")
+    assert child.describe_end() == "worker: exit code 7"
+
+
+@pytest.mark.slow
+async def test_only_the_last_lines_are_kept_and_a_huge_line_harms_nothing():
+    lines: list[str] = []
+    program = "import sys; print('x' * 300_000, file=sys.stderr); [print(i, file=sys.stderr) for i in range(50)]"
+    child = await run_child(program, lines)
+    assert list(child.stderr_tail) == [str(i) for i in range(30, 50)]
+
+
+@pytest.mark.slow
+async def test_a_child_that_was_killed_is_told_by_its_signal():
+    child = await Child.start("worker", [sys.executable, "-c", "import time; time.sleep(60)"], lambda *_: True)
+    child.signal(9)
+    async with asyncio.timeout(10):
+        await child.run()
+    assert child.describe_end() == "worker: killed by SIGKILL"

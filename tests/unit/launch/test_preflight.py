@@ -1,0 +1,113 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from minedraft.config import ConfigErrors, load_settings
+from minedraft.launch.preflight import check_machine
+from tests.support.full_disk import full_disk
+from tests.support.tiny_models import write_tiny_tokenizer
+
+
+def write_folder(folder: Path, **config: object) -> Path:
+    """A model folder as far as it is looked at without torch."""
+    write_tiny_tokenizer(folder)
+    known = {"model_type": "llama", "vocab_size": 320, "max_position_embeddings": 512, "eos_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(known | config))
+    save_file({"a": np.zeros((320, 4), np.float16)}, folder / "model.safetensors")
+    return folder
+
+
+def problems(**flags: object) -> dict[str, str]:
+    with pytest.raises(ConfigErrors) as caught:
+        check_machine(load_settings(flags))
+    return {error.field: str(error) for error in caught.value.errors}
+
+
+def test_all_that_is_wrong_with_a_machine_is_told_at_once(tmp_path):
+    found = problems(
+        target=tmp_path / "a", draft=tmp_path / "b", target_device="cpu:4000", listen=f"unix:{tmp_path / 'file' / 'm'}"
+    )
+    assert list(found) == ["target", "draft", "target_device"]
+    assert "no such folder" in found["target"]
+
+
+def test_a_context_that_no_worker_would_serve_is_refused(tmp_path):
+    rope = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 128}
+    folder = write_folder(tmp_path / "t", rope_parameters=rope)
+    found = problems(target=folder, mode="ar", max_model_len=256, listen=f"unix:{tmp_path / 'm.sock'}")
+    assert found == {"max_model_len": "max_model_len is 256: the target's context has 128 tokens"}
+
+
+def test_weights_that_could_run_code_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 9, "max_position_embeddings": 64}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
+    found = problems(target=tmp_path, draft_method="ngram", listen=f"unix:{tmp_path / 'm.sock'}")
+    assert "safetensors" in found["target"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "field"),
+    [
+        ("chat_template.jinja", b"\xff\xfe", "chat_template"),
+        ("chat_template.jinja", b"{% if %}", "chat_template"),
+        ("tokenizer.json", b"{}", "tokenizer"),
+        ("tokenizer_config.json", b"{", "tokenizer"),
+        ("generation_config.json", b'{"eos_token_id": [2, 400]}', "target"),
+    ],
+)
+def test_what_belongs_to_the_text_of_the_target_is_checked_too(tmp_path, name, content, field):
+    folder = write_folder(tmp_path / "model")
+    check_machine(load_settings({"target": folder, "draft_method": "ngram", "listen": f"unix:{tmp_path / 'm.sock'}"}))
+    (folder / name).write_bytes(content)
+    found = problems(target=folder, draft_method="ngram", listen=f"unix:{tmp_path / 'm.sock'}")
+    assert list(found) == [field]
+    assert str(folder / name) in found[field]
+
+
+@pytest.mark.parametrize(
+    ("device", "limit"),
+    [("cpu:3-1", "the first core must not be above the last"), ("cpu:0-4000", "this process may use the cores")],
+)
+def test_a_device_that_is_not_there_is_refused(tmp_path, device, limit):
+    found = problems(draft_device=device, listen=f"unix:{tmp_path / 'm.sock'}")
+    assert limit in found["draft_device"]
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has an NVIDIA device")
+def test_a_gpu_that_is_not_there_is_refused(tmp_path):
+    found = problems(target_device="cuda:0", listen=f"unix:{tmp_path / 'm.sock'}")
+    assert "no NVIDIA device" in found["target_device"]
+
+
+def test_a_default_pair_that_cannot_be_fetched_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MINEDRAFT_CACHE", str(tmp_path / "file" / "cache"))
+    assert "not a folder" in problems(listen=f"unix:{tmp_path / 'm.sock'}")["cache"]
+
+
+def test_a_runtime_folder_without_room_is_told_and_left_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with full_disk():
+        found = problems(target=tmp_path / "t", mode="ar")
+    assert "cannot be used: File too large" in found["listen"]
+    assert "cannot hold the workers' sockets" in found["XDG_RUNTIME_DIR"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_elsewhere_has_its_own_devices(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINEDRAFT_CACHE", str(tmp_path))
+    core = min(os.sched_getaffinity(0))
+    settings = load_settings(
+        {
+            "target_address": "unix:/a",
+            "draft_address": "unix:/b",
+            "target_device": "cuda:0",
+            "draft_device": f"cpu:{core}",
+            "listen": f"unix:{tmp_path / 'm.sock'}",
+        }
+    )
+    check_machine(settings)

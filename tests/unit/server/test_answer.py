@@ -1,0 +1,114 @@
+from collections.abc import Iterable
+
+import pytest
+
+from minedraft.output import RequestUsage, join_outputs
+from minedraft.sampling_params import SamplingParams
+from minedraft.server.answer import MAX_MESSAGE_TOKENS, Answer
+from minedraft.server.service import derive_seed
+from minedraft.types import FinishReason, TokenLogprobs
+
+USAGE = RequestUsage(1, 99, 1, 0, 0, 0.0, 0.0, 0.0)
+
+
+class Letters:
+    """Token i is the letter i; capital letters come out one token late, as unfinished characters do."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def push(self, ids: Iterable[int]) -> str:
+        text = self._held + "".join(map(chr, ids))
+        self._held = text[-1] if text[-1:].isupper() else ""
+        return text.removesuffix(self._held) if self._held else text
+
+    def flush(self) -> str:
+        text, self._held = self._held, ""
+        return text
+
+
+def answer_for(**params: object) -> Answer:
+    return Answer(0, Letters(), SamplingParams(**params), lambda is_end: None, "r")
+
+
+def feed(answer: Answer, text: str) -> bool:
+    return answer.on_tokens(tuple(map(ord, text)), ())
+
+
+def test_what_waits_is_sent_as_one_message_with_the_end_in_it():
+    answer = answer_for()
+    feed(answer, "ab")
+    feed(answer, "cd")
+    answer.on_finish(FinishReason.LENGTH, None, USAGE)
+    (output,) = answer.take()
+    assert (output.text, output.token_ids) == ("abcd", (97, 98, 99, 100))
+    assert output.finish_reason is FinishReason.LENGTH
+    assert output.usage is not None
+    assert output.usage.output_tokens == 4
+    assert list(answer.take()) == []
+
+
+def test_a_message_has_a_bounded_number_of_tokens():
+    answer = answer_for(max_new_tokens=4 * MAX_MESSAGE_TOKENS)
+    for _ in range(3 * MAX_MESSAGE_TOKENS // 8):
+        feed(answer, "abcdefgh")
+    sizes = [len(output.token_ids) for output in answer.take()]
+    assert sizes == [MAX_MESSAGE_TOKENS] * 3
+
+
+@pytest.mark.parametrize("pieces", [["abENDcd"], ["abE", "NDcd"], list("abENDcd")])
+def test_a_stop_string_cuts_text_and_tokens_wherever_it_is_split(pieces):
+    answer = Answer(0, LettersPlain(), SamplingParams(stop=("END",)), lambda is_end: None, "r")
+    stops = [feed(answer, piece) for piece in pieces]
+    assert stops[-1]
+    answer.on_finish(FinishReason.STOP, None, USAGE)
+    whole = join_outputs(list(answer.take()))
+    assert whole.text == "ab"
+    assert whole.token_ids == tuple(map(ord, "abEND"))
+    assert whole.usage is not None
+    assert whole.usage.output_tokens == 5
+
+
+class LettersPlain(Letters):
+    def push(self, ids: Iterable[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+def test_the_logprobs_are_cut_with_the_tokens():
+    answer = Answer(0, LettersPlain(), SamplingParams(stop=("b",), logprobs=0), lambda is_end: None, "r")
+    assert answer.on_tokens((97, 98, 99), tuple(TokenLogprobs(-float(i)) for i in range(3)))
+    (output,) = answer.take()
+    assert [entry.logprob for entry in output.logprobs] == [0.0, -1.0]
+
+
+def test_text_held_back_comes_at_the_end():
+    answer = answer_for(stop=("xyz",))
+    feed(answer, "axyB")
+    assert [output.text for output in answer.take()] == ["a"]
+    answer.on_finish(FinishReason.LENGTH, None, USAGE)
+    (output,) = answer.take()
+    assert output.text == "xyB"
+    assert output.finish_reason is FinishReason.LENGTH
+
+
+def test_a_stop_string_that_only_the_flush_completes_still_stops():
+    answer = answer_for(stop=("aB",))
+    feed(answer, "caB")
+    answer.on_finish(FinishReason.LENGTH, None, USAGE)
+    whole = join_outputs(list(answer.take()))
+    assert (whole.text, whole.finish_reason) == ("c", FinishReason.STOP)
+
+
+def test_stop_strings_wait_for_the_minimum_length():
+    answer = Answer(0, LettersPlain(), SamplingParams(stop=("a",), min_new_tokens=3), lambda is_end: None, "r")
+    assert not feed(answer, "aaa")
+    assert feed(answer, "ba")
+    assert join_outputs(list(answer.take())).text == "aaab"
+
+
+def test_samples_have_seeds_of_their_own_that_follow_from_the_first():
+    seeds = [derive_seed(42, index) for index in range(64)]
+    assert seeds[0] == 42
+    assert len(set(seeds)) == 64
+    assert seeds == [derive_seed(42, index) for index in range(64)]
+    assert all(0 <= seed < 1 << 63 for seed in seeds)

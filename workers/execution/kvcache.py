@@ -1,0 +1,125 @@
+"""Keys and values of every request, in blocks of tokens.
+
+Layout per layer: rows of one head's `block_size` tokens, row number = block * num_heads + head, so
+that the blocks of a sequence are gathered by whole rows (long copies) straight into the shape the
+attention matmul wants, `[sequence, head, token, dim]`.
+
+Invariant: a free block is all zeros. A sequence's last block and the padding of a group are read
+beyond their length (masked to probability 0), and 0 * NaN would be NaN: without this, one request's
+NaN would reach the next owner of its block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from minedraft.core.blocks import BlockPool, BlocksExhausted
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one attention layer caches a token: `num_heads` keys of `key_dim`, values of `value_dim`."""
+
+    num_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def num_elements(self) -> int:
+        return self.num_heads * (self.key_dim + self.value_dim)
+
+
+class KVCache:
+    """The tensors and, through `BlockPool`, who owns which block.
+
+    `keys[layer]` and `values[layer]` are [(num_blocks + 1) * num_heads, block_size * dim]; the block
+    after the last, `padding_block`, belongs to nobody and stays zero.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerShape],
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.pool = BlockPool(num_blocks, block_size)
+        self.layers = tuple(layers)
+        self.padding_block = num_blocks
+        self.dtype = dtype
+        self.device = device
+        self._lengths: dict[int, int] = {}
+
+        def rows(shape: LayerShape, dim: int) -> torch.Tensor:
+            return _zeros((num_blocks + 1) * shape.num_heads, block_size * dim, dtype, device)
+
+        self.keys = [rows(shape, shape.key_dim) for shape in self.layers]
+        self.values = [rows(shape, shape.value_dim) for shape in self.layers]
+        # The same memory by token: row (block * num_heads + head) * block_size + offset.
+        self.token_keys = [keys.view(-1, shape.key_dim) for keys, shape in zip(self.keys, layers, strict=True)]
+        self.token_values = [
+            values.view(-1, shape.value_dim) for values, shape in zip(self.values, layers, strict=True)
+        ]
+
+    @staticmethod
+    def block_bytes(layers: Sequence[LayerShape], block_size: int, dtype: torch.dtype) -> int:
+        """Bytes that one block takes over all layers."""
+        return block_size * dtype.itemsize * sum(shape.num_elements for shape in layers)
+
+    def length(self, request_id: int) -> int:
+        """Tokens cached for this request; 0 for a stranger."""
+        return self._lengths.get(request_id, 0)
+
+    def resize(self, lengths: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """Give each (request id, num_tokens) exactly the blocks it needs; return the block tables.
+
+        Raises:
+            BlocksExhausted: together they do not fit; nothing was changed.
+        """
+        pool = self.pool
+        growth = [pool.num_blocks_for(num_tokens) - pool.num_owned(owner) for owner, num_tokens in lengths]
+        if sum(growth) > pool.num_free:
+            raise BlocksExhausted(lengths[growth.index(max(growth))][0], sum(growth), pool.num_free)
+        freed: list[int] = []
+        for (owner, num_tokens), num_more in zip(lengths, growth, strict=True):
+            if num_more < 0:
+                freed.extend(pool.table(owner)[num_more:])
+                pool.resize(owner, num_tokens)
+        self._clear(freed)
+        tables = [pool.resize(owner, num_tokens) for owner, num_tokens in lengths]
+        self._lengths.update(lengths)
+        return tables
+
+    def release(self, request_id: int) -> None:
+        """Free the request's blocks; a stranger is ignored."""
+        self._clear(self.pool.table(request_id))
+        self.pool.release(request_id)
+        self._lengths.pop(request_id, None)
+
+    def _clear(self, blocks: Sequence[int]) -> None:
+        if not blocks:
+            return
+        ids = to_device(np.array(blocks), self.device)
+        for shape, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            for rows in (keys, values):
+                rows.view(-1, shape.num_heads * rows.shape[1]).index_fill_(0, ids, 0)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy a host array without waiting for the device."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _zeros(num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(num_rows, width, dtype=dtype, device=device)
+    # numpy's zeros come from calloc: memory is taken page by page when a block is first used, not at start.
+    raw = np.zeros(num_rows * width * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(num_rows, width)

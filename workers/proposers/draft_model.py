@@ -1,0 +1,110 @@
+"""Drafting with a small language model.
+
+It is `draft_len` forward passes in a row: the first packs what each request has not cached yet, each
+later one a single token a request. The last draft is never fed back, so after a round the KV holds
+the committed tokens and all drafts but the last.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import torch
+
+from minedraft.core.blocks import BlocksExhausted
+from minedraft.types import Acceptance
+from minedraft_workers.execution.executor import Executor, ForwardSpan
+from minedraft_workers.proposers.base import DraftRow
+from minedraft_workers.sampling.choose import DEFAULT_TOP_M, choose_drafts
+
+logger = logging.getLogger("minedraft.drafter")
+
+
+class ModelProposer:
+    """Drafts with a small language model."""
+
+    def __init__(self, executor: Executor, top_m: int = DEFAULT_TOP_M) -> None:
+        self._executor = executor
+        self._top_m = top_m
+        self._num_columns = executor.num_columns
+        self._draft_vocab_ids = executor.draft_vocab_ids
+        self._num_bad = 0
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self._executor.num_free_blocks
+
+    def propose(self, rows: Sequence[DraftRow]) -> int:
+        start_ns = time.perf_counter_ns()
+        logits = self._executor.forward(
+            [ForwardSpan(row.state.request_id, row.prefix_len, row.tokens, 1 if row.draft_len else 0) for row in rows]
+        )
+        forward_ns = time.perf_counter_ns() - start_ns
+        for row in rows:
+            row.state.replace_from(row.prefix_len, row.tokens)
+            # The KV of draft i lies at committed_len + i - 1; the last draft has none.
+            row.draft_len = min(row.draft_len, self._executor.max_model_len - row.committed_len + 1)
+        active = [row for row in rows if row.draft_len]
+        while active:
+            self._choose(logits, active)
+            active = [row for row in active if not row.is_done]
+            if not active:
+                break
+            start_ns = time.perf_counter_ns()
+            try:
+                logits = self._executor.forward(
+                    [
+                        ForwardSpan(row.state.request_id, row.committed_len + len(row.drafts) - 1, row.drafts[-1:], 1)
+                        for row in active
+                    ]
+                )
+            except BlocksExhausted as error:
+                logger.warning("drafting stopped early: %s", error)
+                break
+            finally:
+                forward_ns += time.perf_counter_ns() - start_ns
+        for row in rows:
+            row.state.tokens.extend(row.drafts[:-1])
+        return forward_ns
+
+    def release(self, request_id: int) -> None:
+        self._executor.release(request_id)
+
+    def reset(self, target_vocab_size: int) -> None:
+        """Forget every request. Columns of ids that the target has no row for are never looked at: under
+        REJECTION a proposal cut at such an id would be one whose law depends on the id."""
+        self._executor.release_all()
+        ids = self._executor.draft_vocab_ids
+        limit = target_vocab_size or self._executor.vocab_size
+        self._num_columns = min(self._executor.num_columns, limit) if ids is None else int((ids < limit).sum())
+        self._draft_vocab_ids = None if ids is None else ids[: self._num_columns]  # they ascend
+
+    def _choose(self, logits: torch.Tensor, rows: Sequence[DraftRow]) -> None:
+        """Add a draft to each row; one whose logits are not finite has had its last."""
+        choice = choose_drafts(
+            logits[:, : self._num_columns],
+            [row.state for row in rows],
+            [row.committed_len + len(row.drafts) for row in rows],
+            [row.drafts for row in rows],
+            self._draft_vocab_ids,
+            self._top_m,
+        )
+        self._count_bad(sum(token is None for token in choice.tokens))
+        for index, (row, token) in enumerate(zip(rows, choice.tokens, strict=True)):
+            if token is None:
+                row.draft_len = len(row.drafts)
+                continue
+            row.drafts.append(token)
+            if row.state.spec.acceptance is Acceptance.REJECTION:
+                assert choice.q_ids is not None, "a row under REJECTION has a q"
+                assert choice.q_probs is not None, "ids and probabilities come together"
+                row.q_ids.append(choice.q_ids[index])
+                row.q_probs.append(choice.q_probs[index])
+
+    def _count_bad(self, num_rows: int) -> None:
+        """Say it the first time and at every power of two: a broken draft model would fill the log."""
+        before, self._num_bad = self._num_bad, self._num_bad + num_rows
+        if before.bit_length() < self._num_bad.bit_length():
+            logger.warning("the draft model's logits are not finite; rows without a draft so far: %d", self._num_bad)

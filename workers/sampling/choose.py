@@ -1,0 +1,184 @@
+"""Choosing tokens from processed rows, and the drafter's step.
+
+GREEDY takes the most probable token, COUPLED the largest logit + noise with noise that the verifier
+shares, REJECTION samples from the renormalised top-m of q and reports exactly what it sampled from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from minedraft.types import Acceptance
+from minedraft_workers.sampling.processors import ProcessedRow, adjust, is_greedy, needs_adjusting, process
+from minedraft_workers.sampling.randomness import (
+    GUMBEL_BOUND_OFFSET,
+    GUMBEL_BOUND_UNIT,
+    Purpose,
+    gumbel,
+    gumbel_bound,
+    gumbel_of,
+    uniform,
+)
+from minedraft_workers.sampling.row_search import SearchedRow, argmax_rows
+from minedraft_workers.sampling.vocab_columns import Columns, columns_of
+from minedraft_workers.sequence import SequenceState
+
+__all__ = ["DraftChoice", "SequenceState", "choose_drafts", "coupled_choice", "draw", "truncate_q"]
+
+DEFAULT_TOP_M = 32
+_DRAW_BLOCK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class DraftChoice:
+    """One draft step of a batch of B requests.
+
+    tokens: B token ids, None where the row has NaN or Inf. q_ids: int32 [B, m] token ids, -1 pads;
+    q_probs: float32 [B, m]; both on the CPU: what the rows under REJECTION were sampled from (other rows
+    and those without a token are all padding), None when no row is under REJECTION.
+    """
+
+    tokens: list[int | None]
+    q_ids: torch.Tensor | None
+    q_probs: torch.Tensor | None
+
+
+def choose_drafts(
+    logits: torch.Tensor,
+    states: Sequence[SequenceState],
+    positions: Sequence[int],
+    extra_tokens: Sequence[Sequence[int]],
+    draft_vocab_ids: torch.Tensor | None = None,
+    top_m: int = DEFAULT_TOP_M,
+) -> DraftChoice:
+    """Choose the next draft token of each request.
+
+    Args:
+        logits: float32 [B, n], of the draft model.
+        positions: B absolute positions (index in prompt + output) of the tokens to choose.
+        extra_tokens: the drafts of this round so far, per request.
+        draft_vocab_ids: integers [n], the token id of each column; None = column j is token j.
+        top_m: how many tokens q is cut down to under REJECTION.
+    """
+    columns = columns_of(logits.shape[-1], logits.device, draft_vocab_ids)
+    chosen: list[_Choice] = [_Choice(None)] * len(states)
+    plain = [
+        index
+        for index, (state, position) in enumerate(zip(states, positions, strict=True))
+        if is_greedy(state) and not needs_adjusting(state, position)
+    ]
+    if plain:
+        peaks, best = argmax_rows(logits if len(plain) == len(states) else logits[plain])
+        for index, peak, column in zip(plain, peaks, best, strict=True):
+            chosen[index] = _Choice(column if math.isfinite(peak) else None)
+    for index in set(range(len(states))).difference(plain):
+        chosen[index] = _choose(logits[index], states[index], positions[index], extra_tokens[index], columns, top_m)
+    tokens = [None if choice.column is None else columns.token_id(choice.column) for choice in chosen]
+    under_rejection = [index for index, state in enumerate(states) if state.spec.acceptance is Acceptance.REJECTION]
+    if not under_rejection:
+        return DraftChoice(tokens, None, None)
+    q_ids = torch.full((len(states), min(top_m, columns.num_columns)), -1, dtype=torch.int32)
+    q_probs = torch.zeros(q_ids.shape)
+    for index in under_rejection:
+        choice, token = chosen[index], tokens[index]
+        if choice.kept is None or choice.probs is None:
+            if token is not None:  # not sampled: all of q is on it
+                q_ids[index, 0], q_probs[index, 0] = token, 1.0
+        else:
+            q_ids[index, : len(choice.kept)] = torch.tensor([columns.token_id(column) for column in choice.kept])
+            q_probs[index, : len(choice.kept)] = choice.probs
+    return DraftChoice(tokens, q_ids, q_probs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The column chosen (None: the row has NaN or Inf) and, if it was sampled, the columns and
+    probabilities that it was sampled from."""
+
+    column: int | None
+    kept: list[int] | None = None
+    probs: torch.Tensor | None = None
+
+
+def _choose(
+    row: torch.Tensor, state: SequenceState, position: int, drafts: Sequence[int], columns: Columns, top_m: int
+) -> _Choice:
+    if is_greedy(state):
+        searched = SearchedRow(adjust(row, state, drafts, columns))
+        return _Choice(searched.argmax() if math.isfinite(searched.peak) else None)
+    processed = process(row, state, drafts, columns)
+    if not processed.is_usable:
+        return _Choice(None)
+    if state.spec.acceptance is Acceptance.COUPLED:
+        return _Choice(coupled_choice(processed, columns, state.spec.seed, position))
+    indices, probs = truncate_q(processed, top_m)
+    kept = (indices if processed.columns is None else processed.columns[indices]).tolist()
+    return _Choice(kept[draw(probs, uniform(state.spec.seed, position, Purpose.DRAFT))], kept, probs)
+
+
+def truncate_q(processed: ProcessedRow, top_m: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The top_m most probable tokens of q, renormalised.
+
+    Returns:
+        Indices into the processed row (int64 [m']) and probabilities (float32 [m'], sum 1 but for
+        rounding), m' <= top_m, most probable first.
+    """
+    logits, kept = SearchedRow(processed.logits).largest(top_m)
+    weights = ((logits.double() - processed.peak) / processed.temperature).exp()
+    return kept, (weights / weights.sum()).float()
+
+
+def draw(weights: torch.Tensor, u: float) -> int:
+    """The index at `u` in [0, 1) of the cumulated weights: index i has probability
+    weights[i] / sum(weights), in float64. An index of weight 0 is never returned.
+
+    Args:
+        weights: [n], finite, not negative, sum > 0.
+    """
+    if len(weights) <= _DRAW_BLOCK:
+        return _find(weights, u)[0]
+    # Cumulating block sums, then inside one block, takes a third of the time for a whole vocabulary.
+    missing = -len(weights) % _DRAW_BLOCK
+    padded = torch.nn.functional.pad(weights, (0, missing)) if missing else weights
+    blocks = padded.view(-1, _DRAW_BLOCK)
+    block, u_inside = _find(blocks.sum(dim=-1, dtype=torch.float64), u)
+    return block * _DRAW_BLOCK + _find(blocks[block], u_inside)[0]
+
+
+def _find(weights: torch.Tensor, u: float) -> tuple[int, float]:
+    """The index at `u` of the cumulated weights, and where in that index's share `u` lies, 0..1."""
+    reached = weights.cumsum(0, dtype=torch.float64)
+    total = float(reached[-1])
+    # A product rounded up to the whole sum must still find the last index that has weight.
+    goal = min(u * total, math.nextafter(total, 0.0))
+    index = int(torch.searchsorted(reached, goal, right=True))
+    before = float(reached[index - 1]) if index else 0.0
+    return index, (goal - before) / (float(reached[index]) - before)
+
+
+def coupled_choice(processed: ProcessedRow, columns: Columns, seed: int, position: int) -> int:
+    """The column with the largest logit / temperature + Gumbel noise of (seed, position, token id): a
+    draw from the row's distribution that is the same for everyone who has the same row."""
+    temperature, logits = processed.temperature, processed.logits
+    bits = columns.noise.bits(seed, position, processed.columns)
+    if processed.columns is not None or logits.device.type != "cpu":
+        return processed.column(int(_noisy(logits, bits, temperature).argmax()))
+    # Two logarithms over a whole vocabulary cost more than all the rest. An upper bound of each score
+    # needs none, and few tokens have one above the exact score of the likeliest winner.
+    bounds = SearchedRow(torch.add(logits, gumbel_bound(bits), alpha=-temperature * GUMBEL_BOUND_UNIT))
+    likeliest = bounds.argmax()
+    score = float(logits[likeliest]) + temperature * gumbel_of(int(bits[likeliest]))
+    rounding = 1e-3 * temperature + 1e-6 * (abs(processed.peak) + abs(score))
+    candidates = bounds.at_least(score - temperature * GUMBEL_BOUND_OFFSET - rounding)
+    if len(candidates) == 1:
+        return likeliest
+    return int(candidates[_noisy(logits[candidates], bits[candidates], temperature).argmax()])
+
+
+def _noisy(logits: torch.Tensor, bits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Scores in units of a logit, float64: exact enough that every device finds the same winner."""
+    return gumbel(bits).mul_(temperature).add_(logits)

@@ -1,0 +1,164 @@
+"""From a row of logits to the distribution a request asked for. Drafter and verifier both use this.
+
+The order is fixed: repetition penalty, frequency and presence penalty, logit bias, minimum length
+mask, temperature, top-k, top-p, min-p; the conventions are those of transformers and vLLM. Each
+position has its own context: the request's tokens plus the drafts before the position.
+
+Truncations keep tokens by value: a token as probable as the last one kept is kept too, so the result
+does not depend on the order of the columns. A row is always processed by itself: its result is
+bit-equal whatever else is in the batch. Work is proportional to what the row asks for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from minedraft.types import Acceptance
+from minedraft_workers.sampling.row_search import SearchedRow
+from minedraft_workers.sampling.vocab_columns import Columns
+from minedraft_workers.sequence import SequenceState
+
+_MIN_TEMPERATURE = 1e-30  # float32 has nothing useful below; the result is the argmax long before
+_NUCLEUS_GUESS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessedRow:
+    """Logits after penalties, bias and mask, cut down to the tokens that truncation keeps.
+
+    logits: float32 [num_kept]. columns: int64 [num_kept], ascending; None = every column is kept.
+    peak: the largest logit; not finite when the row cannot be used (NaN, +Inf, or all -Inf).
+    temperature: what the logits have still to be divided by.
+    """
+
+    logits: torch.Tensor
+    columns: torch.Tensor | None
+    peak: float
+    temperature: float
+
+    @property
+    def is_usable(self) -> bool:
+        return math.isfinite(self.peak)
+
+    def weights(self) -> torch.Tensor:
+        """Unnormalised probabilities, float32 [num_kept]; the most probable has weight 1."""
+        return _weights(self.logits, self.peak, self.temperature)
+
+    def column(self, index: int) -> int:
+        """The column of the index-th kept token."""
+        return index if self.columns is None else int(self.columns[index])
+
+
+def is_greedy(state: SequenceState) -> bool:
+    """Whether the request takes the most probable token."""
+    return state.spec.acceptance is Acceptance.GREEDY or state.spec.sampling.is_greedy
+
+
+def needs_adjusting(state: SequenceState, position: int) -> bool:
+    """Whether penalties, bias or the minimum length change the logits at `position`."""
+    sampling = state.spec.sampling
+    return (
+        sampling.repetition_penalty != 1.0
+        or sampling.frequency_penalty != 0.0
+        or sampling.presence_penalty != 0.0
+        or len(state.bias_ids) > 0
+        or position - state.spec.prompt_len < sampling.min_new_tokens
+    )
+
+
+def adjust(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], columns: Columns) -> torch.Tensor:
+    """Apply penalties, bias and the minimum length mask to the logits of the token after `drafts`.
+
+    Args:
+        row: float32 [num_columns]; not changed.
+        drafts: tokens between the request's known tokens and this position.
+
+    Returns:
+        A new row, or `row` itself when the request asks for none of these here.
+    """
+    position = len(state.tokens) + len(drafts)
+    if not needs_adjusting(state, position):
+        return row
+    row = row.clone()
+    sampling = state.spec.sampling
+    if sampling.repetition_penalty != 1.0 or sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0:
+        ids, counts = state.seen_tokens(drafts)
+        located, known = columns.locate(ids)
+        index = torch.from_numpy(located).to(row.device)
+        times = torch.from_numpy(counts[known]).to(row.device)
+        seen = row[index]
+        penalty = sampling.repetition_penalty
+        seen = torch.where(seen > 0, seen / penalty, seen * penalty)
+        seen -= sampling.frequency_penalty * times + sampling.presence_penalty * (times > 0)
+        row[index] = seen
+    if len(state.bias_ids):
+        located, known = columns.locate(state.bias_ids)
+        bias = torch.from_numpy(state.bias_values[known]).to(row.device)
+        row.index_add_(0, torch.from_numpy(located).to(row.device), bias)
+    if position - state.spec.prompt_len < sampling.min_new_tokens:
+        located, _ = columns.locate(state.stop_ids)
+        row[torch.from_numpy(located).to(row.device)] = float("-inf")
+    return row
+
+
+def process(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], columns: Columns) -> ProcessedRow:
+    """The distribution of the token after `drafts` for a request that samples (temperature > 0).
+
+    Args:
+        row: float32 [num_columns], the model's logits; not changed.
+        drafts: tokens between the request's known tokens and this position.
+    """
+    row = adjust(row, state, drafts, columns)
+    sampling = state.spec.sampling
+    temperature = max(sampling.temperature, _MIN_TEMPERATURE)
+    searched = SearchedRow(row)
+    whole = ProcessedRow(row, None, searched.peak, temperature)
+    if not whole.is_usable:
+        return whole
+    threshold = float("-inf")
+    if 0 < sampling.top_k < columns.num_columns:
+        threshold = float(searched.largest(sampling.top_k)[0][-1])
+    if sampling.top_p < 1.0:
+        threshold = _nucleus_threshold(searched, threshold, temperature, sampling.top_p)
+    if sampling.min_p > 0.0:
+        threshold = max(threshold, searched.peak + temperature * math.log(sampling.min_p))
+    if threshold == float("-inf"):
+        return whole
+    kept = searched.at_least(threshold)
+    return ProcessedRow(row[kept], kept, searched.peak, temperature)
+
+
+def _nucleus_threshold(searched: SearchedRow, threshold: float, temperature: float, top_p: float) -> float:
+    """The logit of the last token of the smallest set, among those >= threshold, that has top_p of
+    their probability."""
+    if threshold > float("-inf"):
+        logits = searched.row[searched.at_least(threshold)].sort(descending=True).values
+        return _last_needed(logits, _weights(logits, searched.peak, temperature), top_p)[0]
+    total = float(_weights(searched.row, searched.peak, temperature).sum(dtype=torch.float64))
+    num_tried = _NUCLEUS_GUESS
+    while True:
+        logits = searched.largest(num_tried)[0]
+        last, is_enough = _last_needed(logits, _weights(logits, searched.peak, temperature), top_p, total)
+        if is_enough or len(logits) == len(searched.row):
+            return last
+        num_tried *= 8
+
+
+def _last_needed(
+    logits: torch.Tensor, weights: torch.Tensor, top_p: float, total: float | None = None
+) -> tuple[float, bool]:
+    """The first of `logits`, largest first, at which their weights reach top_p of `total` (of their own
+    sum if None), and whether they do; the last one if they do not."""
+    reached = weights.cumsum(0, dtype=torch.float64)
+    goal = top_p * (float(reached[-1]) if total is None else total)
+    last = int(torch.searchsorted(reached, goal))
+    return float(logits[min(last, len(logits) - 1)]), last < len(logits)
+
+
+def _weights(logits: torch.Tensor, peak: float, temperature: float) -> torch.Tensor:
+    # The peak goes first: dividing by a tiny temperature then overflows to -inf, never to NaN.
+    return (logits - peak).div_(temperature).exp_()
