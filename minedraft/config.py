@@ -147,11 +147,11 @@ class Settings(BaseModel):
     @property
     def max_in_flight(self) -> int:
         """Requests decoding at the same time over all batches."""
-        return self.max_batch_size * (2 if self.mode is Mode.MINEDRAFT else 1)
+        return self.max_batch_size * self.mode.num_batches
 
     @property
     def needs_drafter(self) -> bool:
-        return self.mode is not Mode.AR
+        return self.mode.has_drafts
 
     def to_toml_values(self) -> dict[str, Any]:
         """Plain values, without the ones that are unset; `load_settings(flags=...)` gives them back."""
@@ -217,7 +217,7 @@ def _contradictions(settings: Settings) -> list[ConfigError]:
     def reject(field: str, value: object, limit: str) -> None:
         errors.append(ConfigError(field, str(value) if isinstance(value, Path) else value, limit))
 
-    if settings.draft_len == 0 and settings.mode is not Mode.AR:
+    if settings.draft_len == 0 and settings.mode.has_drafts:
         reject("draft_len", 0, f"must be at least 1 in mode {settings.mode.value}; without drafts use mode ar")
     if settings.draft is not None and settings.draft_method == "ngram":
         reject("draft", settings.draft, "a draft model is not used with draft_method ngram; leave one of them out")

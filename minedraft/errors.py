@@ -1,6 +1,6 @@
 """Every error a user or an operator can meet, as one tree.
 
-    MineDraftError                      gRPC code            retry?   exit code
+    MineDraftError                      gRPC code            retry    exit code
     ├── ConfigError                     -                    no       78
     │   └── ModelError                  -                    no       78   (a model folder cannot be used)
     ├── InvalidRequest                  INVALID_ARGUMENT     no

@@ -41,6 +41,21 @@ class Mode(str, Enum):
     SD = "sd"
     MINEDRAFT = "minedraft"
 
+    @property
+    def num_batches(self) -> int:
+        return 2 if self is Mode.MINEDRAFT else 1
+
+    @property
+    def has_drafts(self) -> bool:
+        return self is not Mode.AR
+
+
+class DraftMethod(str, Enum):
+    """Where drafts come from: a draft model, or n-grams of the request's own text (no model, no KV)."""
+
+    MODEL = "model"
+    NGRAM = "ngram"
+
 
 @dataclass(frozen=True, slots=True)
 class LoanTerms:
@@ -160,14 +175,14 @@ class DraftCommand:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Draft tokens for one request, starting right after `prefix_len` committed tokens.
+    """Draft tokens for one request, starting right after `committed_len` committed tokens: all that
+    the drafter has of the request (span.prefix_len + len(span.tokens)).
 
-    `prefix_len` here is the whole committed length the drafts continue (span.prefix_len +
-    len(span.tokens)). `q` is there only under REJECTION acceptance.
+    `q` is there only under REJECTION acceptance.
     """
 
     request_id: int
-    prefix_len: int
+    committed_len: int
     tokens: tuple[int, ...]
     q: TruncatedQ | None = None
 
@@ -230,12 +245,12 @@ class Verdict:
     """The target's decision for one request.
 
     tokens: the `accepted_len` accepted drafts followed by exactly one bonus (or replacement) token;
-    empty when the span did not sample or `error` is set. prefix_len: committed length the tokens
+    empty when the span did not sample or `error` is set. committed_len: committed tokens that they
     continue. error: "" or a reason of minedraft.errors (NUMERIC).
     """
 
     request_id: int
-    prefix_len: int
+    committed_len: int
     accepted_len: int
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
@@ -266,7 +281,7 @@ class WorkerInfo:
     model_name: str
     device: str
     dtype: str
-    draft_method: str = ""  # drafter only: "model" or "ngram"
+    draft_method: str = ""  # drafter only: a DraftMethod
     weights_bytes: int = 0
 
 

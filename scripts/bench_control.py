@@ -81,7 +81,7 @@ def main(requests: int, json_path: Path | None) -> None:
 
 async def _measure_steps(folder: Path, mode: Mode, max_batch_size: int, num_tokens: int = 3000) -> dict[str, Any]:
     """16 requests in flight at k = 5, greedy; a step is one round of one batch."""
-    in_flight = max_batch_size * (2 if mode is Mode.MINEDRAFT else 1)
+    in_flight = max_batch_size * mode.num_batches
     with _processes("tests.fakes.null_worker", folder) as (drafter_at, verifier_at):
         async with AsyncExitStack() as stack:
             await wait_serving(verifier_at, LIVE)

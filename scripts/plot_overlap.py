@@ -149,7 +149,7 @@ async def _record(target: Path, draft: Path, max_batch_size: int, draft_len: int
                     bars.clear()
                     pipeline.reconfigure(SchedulerLimits(mode, max_batch_size, draft_len))
                     # As many as have a seat: a newcomer's prompt would stretch a round in the middle.
-                    seated = prompts[: max_batch_size * (2 if mode is Mode.MINEDRAFT else 1)]
+                    seated = prompts[: max_batch_size * mode.num_batches]
                     sinks = [Ignore() for _ in seated]
                     for prompt, sink in zip(seated, sinks, strict=True):
                         params = SamplingParams(max_new_tokens=48, ignore_eos=True)

@@ -14,8 +14,8 @@ import click
 from rich.console import Console
 
 from minedraft import AsyncClient, SamplingParams
-from minedraft.bench.runner import Prompt, default_configs, load_prompts
-from minedraft.cli.bench import render, run_with_progress, write_report
+from minedraft.bench.runner import BenchPrompt, default_configs, load_prompts
+from minedraft.cli.bench import render_rows, run_with_progress, write_report
 from minedraft.cli.console import progress_printer, run
 from minedraft.errors import Unavailable
 from minedraft.models.catalogue import PAIRS, ensure_pair
@@ -90,7 +90,7 @@ async def _show(
         params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
         async with client.borrow() as loan:
             rows = await run_with_progress(console, client, loan, configs, prompts[: 2 * size], params, repeats)
-        console.print(render(rows))
+        console.print(render_rows(rows))
         if json_path is not None:
             write_report(json_path, [(prompts[: 2 * size], params, rows)], await client.status(), repeats)
             console.print(f"written to {json_path}", markup=False)
@@ -110,7 +110,7 @@ async def _until_serving(client: AsyncClient, launcher: subprocess.Popen[bytes])
     raise SystemExit(launcher.returncode or 70)
 
 
-async def _stream(console: Console, client: AsyncClient, prompt: Prompt, max_new_tokens: int) -> None:
+async def _stream(console: Console, client: AsyncClient, prompt: BenchPrompt, max_new_tokens: int) -> None:
     console.print(f"\n[bold]{prompt.kind}:[/bold] {prompt.text}", highlight=False)
     messages = [{"role": "user", "content": prompt.text}]
     async for piece in client.generate(messages, SamplingParams(max_new_tokens=max_new_tokens)):

@@ -98,13 +98,13 @@ class VerifyingActor(Actor, Protocol):
     def verify(self, command: VerifyCommand) -> Work[Verdict]: ...
 
 
-Outcome = Executed[Any] | MineDraftError
+CommandResult = Executed[Any] | MineDraftError
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
     task: Callable[[], Work[Any]]
-    reply: asyncio.Future[Outcome]
+    reply: asyncio.Future[CommandResult]
     received_ns: int
 
 
@@ -130,7 +130,7 @@ class DeviceThread:
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
-    def offer(self, task: Callable[[], Work[Any]]) -> asyncio.Future[Outcome]:
+    def offer(self, task: Callable[[], Work[Any]]) -> asyncio.Future[CommandResult]:
         """Put a task into the mailbox.
 
         Raises:
@@ -140,7 +140,7 @@ class DeviceThread:
             raise self._crash
         if self.num_open >= self._mailbox_size:
             raise Overloaded(f"{self.num_open} commands are in the mailbox, the limit is {self._mailbox_size}")
-        reply: asyncio.Future[Outcome] = self._loop.create_future()
+        reply: asyncio.Future[CommandResult] = self._loop.create_future()
         self.num_open += 1
         self._mailbox.put(_Item(task, reply, time.perf_counter_ns()))
         return reply
@@ -194,7 +194,7 @@ class DeviceThread:
         while (item := self._mailbox.get()) is not None:
             taken_ns = time.perf_counter_ns()
             self._current = item
-            outcome: Outcome
+            outcome: CommandResult
             try:
                 work = item.task()
                 ready_ns = time.perf_counter_ns()
@@ -221,7 +221,7 @@ class DeviceThread:
             if not self._loop.is_closed():  # closed: the process is ending, nobody waits any more
                 raise
 
-    def _answer(self, item: _Item, outcome: Outcome) -> None:
+    def _answer(self, item: _Item, outcome: CommandResult) -> None:
         self.num_open -= 1
         if not item.reply.done():
             item.reply.set_result(outcome)
@@ -251,7 +251,7 @@ class WorkerRuntime:
         self._actor = actor
         self._device = DeviceThread(actor, self.crashed.set, mailbox_size)
         # Random high bits: no epoch of this process is one of an earlier process.
-        self._log: RoundLog[asyncio.Future[Outcome]] = RoundLog((secrets.randbits(43) + 1) << 20)
+        self._log: RoundLog[asyncio.Future[CommandResult]] = RoundLog((secrets.randbits(43) + 1) << 20)
 
     @property
     def epoch(self) -> int:
@@ -270,7 +270,7 @@ class WorkerRuntime:
         self._device.offer(reset)
         return replace(self.info, epoch=self.epoch)
 
-    def submit(self, method: str, round_id: RoundId, task: Callable[[], Work[Any]]) -> asyncio.Future[Outcome]:
+    def submit(self, method: str, round_id: RoundId, task: Callable[[], Work[Any]]) -> asyncio.Future[CommandResult]:
         """Have a command's task run, unless the same round has run or is running; the future holds what
         came of that run, the error that it raised included. Never cancel it: a repeat may need it.
 
@@ -284,7 +284,7 @@ class WorkerRuntime:
             self._log.store(method, round_id, reply)
         return reply
 
-    def submit_release(self, epoch: int, request_ids: Sequence[int]) -> asyncio.Future[Outcome]:
+    def submit_release(self, epoch: int, request_ids: Sequence[int]) -> asyncio.Future[CommandResult]:
         """Free KV outside a round. Raises as `submit`."""
         self._log.check_epoch(epoch)
 

@@ -25,7 +25,7 @@ from minedraft.rpc.codec_link import envelope_to_bytes, refusal_to_pb
 from minedraft.rpc.codec_verify import verify_command_from_pb, verify_reply_to_pb
 from minedraft.types import PROTOCOL_VERSION, DraftReply, RoundId, VerifyReply
 from minedraft.v1 import worker_pb2
-from minedraft_workers.runtime import DraftingActor, Executed, Outcome, VerifyingActor, WorkerRuntime
+from minedraft_workers.runtime import CommandResult, DraftingActor, Executed, VerifyingActor, WorkerRuntime
 
 logger = logging.getLogger("minedraft.worker")
 
@@ -34,7 +34,7 @@ VERIFIER_SERVICE = "minedraft.v1.Verifier"
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Encode = Callable[[int, Executed[Any]], worker_pb2.Reply]
-_Submitted = tuple[asyncio.Future[Outcome], _Encode]
+_Submitted = tuple[asyncio.Future[CommandResult], _Encode]
 _Submit = Callable[[worker_pb2.Command], _Submitted]
 
 
@@ -100,7 +100,7 @@ class _CommandStream:
             return
         reply.add_done_callback(partial(self._answer, message.call, encode))
 
-    def _answer(self, call: int, encode: _Encode, reply: asyncio.Future[Outcome]) -> None:
+    def _answer(self, call: int, encode: _Encode, reply: asyncio.Future[CommandResult]) -> None:
         outcome = reply.result()
         if isinstance(outcome, MineDraftError):
             self._refuse(call, outcome)

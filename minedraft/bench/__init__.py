@@ -1,0 +1,4 @@
+"""Compares modes on a running service.
+
+May import: values, client.
+"""

@@ -25,7 +25,7 @@ from minedraft.types import Mode
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class BenchPrompt:
     """A user message and the kind of task it is."""
 
     kind: str
@@ -42,11 +42,11 @@ class BenchConfig:
 
     @property
     def num_in_flight(self) -> int:
-        return self.max_batch_size * (2 if self.mode is Mode.MINEDRAFT else 1)
+        return self.max_batch_size * self.mode.num_batches
 
     @property
     def label(self) -> str:
-        suffix = "" if self.mode is Mode.AR else f" k={self.draft_len}"
+        suffix = f" k={self.draft_len}" if self.mode.has_drafts else ""
         return f"{self.mode.value} m={self.max_batch_size}{suffix}"
 
 
@@ -96,7 +96,7 @@ class BenchRow:
         }
 
 
-def load_prompts(path: Path | None) -> list[Prompt]:
+def load_prompts(path: Path | None) -> list[BenchPrompt]:
     """The 24 prompts that come with the package, or a file: a JSON list of {"prompt", "kind"?} or the
     same one object a line.
 
@@ -106,7 +106,7 @@ def load_prompts(path: Path | None) -> list[Prompt]:
     try:
         text = (path or files("minedraft") / "assets" / "prompts.json").read_text(encoding="utf-8")
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
-        prompts = [Prompt(str(row.get("kind", "-")), str(row["prompt"])) for row in rows]
+        prompts = [BenchPrompt(str(row.get("kind", "-")), str(row["prompt"])) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError("prompts", str(path), f'must be a readable JSON list of {{"prompt": ...}}: {error}') from None
     if not prompts:
@@ -128,7 +128,7 @@ async def run_benchmark(
     client: AsyncClient,
     loan: AsyncLoan,
     configs: Sequence[BenchConfig],
-    prompts: Sequence[Prompt],
+    prompts: Sequence[BenchPrompt],
     sampling: SamplingParams,
     *,
     num_repeats: int,
@@ -152,7 +152,7 @@ async def run_benchmark(
 
 
 async def measure(
-    client: AsyncClient, loan: AsyncLoan, config: BenchConfig, prompts: Sequence[Prompt], sampling: SamplingParams
+    client: AsyncClient, loan: AsyncLoan, config: BenchConfig, prompts: Sequence[BenchPrompt], sampling: SamplingParams
 ) -> BenchRun:
     """One run: configure, submit all prompts at once, wait for all answers, read the counters."""
     await loan.configure(config.mode, config.max_batch_size, config.draft_len)

@@ -1,1 +1,4 @@
-"""The commands: `minedraft` for users of a running service, `minedraft-launch` for its operator."""
+"""The commands that people type.
+
+May import: values, places, settings, client, rpc, models, text, process, launch, bench, observe.
+"""

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from minedraft.bench.runner import (
     BenchConfig,
+    BenchPrompt,
     BenchRow,
-    Prompt,
     default_configs,
     load_prompts,
     overlap_bound,
@@ -82,7 +82,7 @@ async def _bench(
     server: str | None,
     plan: Sequence[tuple[int, int]],
     modes: set[Mode],
-    prompts: Sequence[Prompt],
+    prompts: Sequence[BenchPrompt],
     num_prompts: int | None,
     params: SamplingParams,
     repeats: int,
@@ -97,7 +97,7 @@ async def _bench(
             rows = await run_with_progress(console, client, loan, configs, chosen, params, repeats)
             tables.append((chosen, params, rows))
             console.print(f"\n{len(chosen)} prompts, {params.max_new_tokens} tokens each")
-            console.print(render(rows))
+            console.print(render_rows(rows))
             if json_path is not None:  # after every table: an interrupted run keeps what it has
                 write_report(json_path, tables, await client.status(), repeats)
     if json_path is not None:
@@ -109,7 +109,7 @@ async def run_with_progress(
     client: AsyncClient,
     loan: AsyncLoan,
     configs: Sequence[BenchConfig],
-    prompts: Sequence[Prompt],
+    prompts: Sequence[BenchPrompt],
     params: SamplingParams,
     repeats: int,
 ) -> list[BenchRow]:
@@ -124,7 +124,7 @@ async def run_with_progress(
         return await run_benchmark(client, loan, configs, prompts, params, num_repeats=repeats, on_run=on_run)
 
 
-def render(rows: Sequence[BenchRow]) -> Table:
+def render_rows(rows: Sequence[BenchRow]) -> Table:
     """The comparison as a table of less than 80 columns; times in milliseconds."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, caption_justify="left")
     base = _first_sd(rows)
@@ -132,7 +132,7 @@ def render(rows: Sequence[BenchRow]) -> Table:
     for name in names[:2] + (["of sd"] if base is not None else []) + names[2:]:
         table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
     for row in rows:
-        has_drafts = row.config.mode is not Mode.AR
+        has_drafts = row.config.mode.has_drafts
         size = row.config.max_batch_size
         in_flight = f"{size}+{size}" if row.config.mode is Mode.MINEDRAFT else str(size)
         cells = [f"{row.config.mode.value} {in_flight}", f"{row.median('tokens_per_s'):.1f}"]
@@ -165,7 +165,7 @@ def _ms(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-BenchTable = tuple[Sequence[Prompt], SamplingParams, Sequence[BenchRow]]
+BenchTable = tuple[Sequence[BenchPrompt], SamplingParams, Sequence[BenchRow]]
 _WORKER_FACTS = ("role", "model", "device", "dtype", "draft_method", "num_blocks", "block_size")
 
 

@@ -20,7 +20,11 @@ class KvLedger:
         self.max_model_len = max_model_len
         self._unsent: dict[int, None] = {}  # an ordered set
         self._unacknowledged: set[int] = set()
-        self.evicted: set[int] = set()  # requests that must leave when their round ends
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that one request can have, alone."""
+        return min(self.pool.num_blocks * self.pool.block_size, self.max_model_len)
 
     @property
     def num_free(self) -> int:
@@ -31,20 +35,20 @@ class KvLedger:
         return bool(self._unsent)
 
     def fits(self, num_tokens: int) -> bool:
-        """Could a request of this length ever be held, alone?"""
-        return num_tokens <= self.max_model_len and self.pool.num_blocks_for(num_tokens) <= self.pool.num_blocks
+        """Whether a request of this length fits an empty cache."""
+        return num_tokens <= self.capacity
 
     def is_leaving(self, request_id: int) -> bool:
         """Its release is not acknowledged yet; introducing it again now could free the new KV."""
         return request_id in self._unsent or request_id in self._unacknowledged
 
     def can_reserve(self, request_id: int, num_tokens: int, headroom: int = 0) -> bool:
-        """Do `num_tokens` fit now, leaving `headroom` blocks to others?"""
+        """Whether `num_tokens` fit now with `headroom` blocks left."""
         return num_tokens <= self.max_model_len and self._num_more(request_id, num_tokens) + headroom <= self.num_free
 
-    def will_fit(self, request_id: int, num_tokens: int) -> bool:
-        """Will they fit once everything released or evicted so far has left?"""
-        on_the_way_out = self._unsent.keys() | self._unacknowledged | self.evicted
+    def will_fit(self, request_id: int, num_tokens: int, leaving: Iterable[int]) -> bool:
+        """Whether `num_tokens` fit once everything released so far and the requests `leaving` are gone."""
+        on_the_way_out = self._unsent.keys() | self._unacknowledged | set(leaving)
         num_coming = sum(self.pool.num_owned(owner) for owner in on_the_way_out if owner != request_id)
         return self._num_more(request_id, num_tokens) <= self.num_free + num_coming
 
@@ -55,7 +59,6 @@ class KvLedger:
 
     def release(self, request_id: int) -> None:
         """Tell the worker to free the request's KV; the blocks count as owned until it has."""
-        self.evicted.discard(request_id)
         if self.pool.num_owned(request_id):
             self._unsent[request_id] = None
 

@@ -42,6 +42,7 @@ class Request:
         verifier_len: leading tokens the verifier's KV holds.
         batch: where it decodes; None while it waits.
         in_round: part of a round that is planned and not committed yet.
+        must_leave: it is preempted when its round ends.
     """
 
     id: int
@@ -49,6 +50,7 @@ class Request:
     spec: SequenceSpec
     batch: Batch | None = None
     in_round: bool = False
+    must_leave: bool = False
     verifier_len: int = 0
     is_aborted: bool = False
     num_rounds: int = 0
@@ -78,10 +80,10 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RequestUpdate:
     """What one event did to one request: new tokens, perhaps the end, perhaps an error.
 
-    A request's last Progress has `finish_reason` or `error`; there is exactly one such.
+    A request's last RequestUpdate has `finish_reason` or `error`; there is exactly one such.
     """
 
     request: Request

@@ -51,7 +51,7 @@ class RoundPlan:
         return tuple(span.prefill for span in self.spans if span.prefill is not None)
 
 
-def cut(tokens: Sequence[int], request: Request) -> tuple[tuple[int, ...], FinishReason | None]:
+def truncate_output(tokens: Sequence[int], request: Request) -> tuple[tuple[int, ...], FinishReason | None]:
     """Output tokens up to the first stop id (kept, as `generate` does) or the length limit."""
     for index, token in enumerate(tokens[: request.remaining_len]):
         if token in request.spec.stop_ids:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from minedraft.core.batches import BatchManager
 from minedraft.core.draft_book import DraftBook
 from minedraft.core.ledger import KvLedger
-from minedraft.core.request import NewRequest, Progress, Request
-from minedraft.core.rounds import PlannedSpan, RoundPlan, cut, to_verify_span
+from minedraft.core.request import NewRequest, Request, RequestUpdate
+from minedraft.core.rounds import PlannedSpan, RoundPlan, to_verify_span, truncate_output
 from minedraft.errors import InvalidRequest, MineDraftError, NumericError, Overloaded, ProtocolError
 from minedraft.types import Batch, FinishReason, LoanTerms, Mode, Proposal, Verdict, VerifySpan
 
@@ -33,17 +33,17 @@ class SchedulerLimits:
     max_waiting: int = 256
     max_model_len: int = 8192
 
+    def __post_init__(self) -> None:
+        if not self.mode.has_drafts:
+            object.__setattr__(self, "draft_len", 0)  # frozen, and one name for k is enough
+
     @property
     def num_batches(self) -> int:
-        return 2 if self.mode is Mode.MINEDRAFT else 1
+        return self.mode.num_batches
 
     def lent(self, terms: LoanTerms) -> SchedulerLimits:
         """These limits, with what a borrower of the service sets."""
         return replace(self, mode=terms.mode, max_batch_size=terms.max_batch_size, draft_len=terms.draft_len)
-
-    @property
-    def effective_draft_len(self) -> int:
-        return 0 if self.mode is Mode.AR else self.draft_len
 
 
 @dataclass(slots=True)
@@ -63,15 +63,15 @@ class Scheduler:
     """Owns every request and decides what each round does.
 
     Args:
-        verifier: mirror of the verifier's KV.
+        verifier_kv: mirror of the verifier's KV.
         book: what the drafter holds; None decodes without drafts. Set it to None when the drafter is
             lost (it is an accelerator, not a dependency) and to a new one when a drafter is there again.
     """
 
-    def __init__(self, limits: SchedulerLimits, verifier: KvLedger, book: DraftBook | None) -> None:
+    def __init__(self, limits: SchedulerLimits, verifier_kv: KvLedger, book: DraftBook | None) -> None:
         self.limits = limits
         self._next_limits: SchedulerLimits | None = None
-        self.verifier = verifier
+        self.verifier_kv = verifier_kv
         self.book = book
         self.batches = BatchManager(limits.num_batches, limits.max_batch_size)
         self.waiting: deque[Request] = deque()
@@ -79,6 +79,7 @@ class Scheduler:
         self.counters = SchedulerCounters()
         self._next_id = 1
         self._round_number = 0
+        self._num_admitted = 0
         self._admission: dict[int, int] = {}  # request id -> when it was first seated; the youngest is preempted
 
     # Requests come and go
@@ -102,7 +103,7 @@ class Scheduler:
         self.waiting.append(request)
         return request
 
-    def abort(self, request_id: int) -> Progress | None:
+    def abort(self, request_id: int) -> RequestUpdate | None:
         """End a request; None when it is unknown or ends with the round it is part of."""
         request = self.requests.get(request_id)
         if request is None or request.is_aborted:
@@ -110,10 +111,10 @@ class Scheduler:
         request.is_aborted = True
         return None if request.in_round else self.finish(request, FinishReason.ABORT)
 
-    def finish(self, request: Request, reason: FinishReason) -> Progress:
+    def finish(self, request: Request, reason: FinishReason) -> RequestUpdate:
         """Forget a request that is in no round and free its KV on both workers."""
         self._remove(request)
-        return Progress(request, finish_reason=reason)
+        return RequestUpdate(request, finish_reason=reason)
 
     def reconfigure(self, limits: SchedulerLimits) -> None:
         """Ask for other limits. They come into force with the first `settle` that finds no request
@@ -163,14 +164,14 @@ class Scheduler:
     def assemble(self, plan: RoundPlan, proposals: Iterable[Proposal]) -> tuple[VerifySpan, ...]:
         """The verify command of a planned round, with the drafts that came for it.
 
-        A proposal is matched by request id and prefix length, never by position; one that does not
+        A proposal is matched by request id and committed length, never by position; one that does not
         match is counted and dropped, and its request decodes without drafts.
         """
         by_id = {span.request.id: span for span in plan.spans}
         matched: dict[int, Proposal] = {}
         for proposal in proposals:
             span = by_id.get(proposal.request_id)
-            if span is None or proposal.prefix_len != span.committed_len or len(proposal.tokens) > span.draft_len:
+            if span is None or proposal.committed_len != span.committed_len or len(proposal.tokens) > span.draft_len:
                 self.counters.stale_proposals += 1
             else:
                 matched[proposal.request_id] = proposal
@@ -178,7 +179,9 @@ class Scheduler:
             to_verify_span(span, matched.get(span.request.id)) for span in plan.spans if not span.request.is_aborted
         )
 
-    def commit(self, plan: RoundPlan, command: Sequence[VerifySpan], verdicts: Iterable[Verdict]) -> list[Progress]:
+    def commit(
+        self, plan: RoundPlan, command: Sequence[VerifySpan], verdicts: Iterable[Verdict]
+    ) -> list[RequestUpdate]:
         """Take a round's verdicts: grow the requests, end those that are done, free their KV.
 
         Args:
@@ -189,7 +192,7 @@ class Scheduler:
         """
         verdict_of = {verdict.request_id: verdict for verdict in verdicts}
         span_of = {span.request_id: span for span in command}
-        progress: list[Progress] = []
+        progress: list[RequestUpdate] = []
         self.counters.rounds[plan.batch] += 1
         for span in plan.spans:
             request = span.request
@@ -197,17 +200,17 @@ class Scheduler:
             if request.is_aborted:
                 progress.append(self.finish(request, FinishReason.ABORT))
                 continue
-            verdict, prefix_len = verdict_of.get(request.id), request.verifier_len + span.num_tokens
-            if verdict is None or verdict.prefix_len != prefix_len:
-                raise ProtocolError(f"no verdict continues request {request.id} at {prefix_len} tokens")
+            verdict, committed_len = verdict_of.get(request.id), request.verifier_len + span.num_tokens
+            if verdict is None or verdict.committed_len != committed_len:
+                raise ProtocolError(f"no verdict continues request {request.id} at {committed_len} tokens")
             progress.extend(self._commit_span(span, span_of[request.id], verdict))
         self._end_round(plan)
         return progress
 
-    def abandon(self, plan: RoundPlan, culprit: int | None, error: MineDraftError) -> list[Progress]:
+    def abandon(self, plan: RoundPlan, culprit: int | None, error: MineDraftError) -> list[RequestUpdate]:
         """The verifier did not execute a round: end the request that it named, or all of the round if it
         named none, with `error`. The others have lost a round and nothing else."""
-        progress: list[Progress] = []
+        progress: list[RequestUpdate] = []
         for span in plan.spans:
             request = span.request
             request.in_round = False
@@ -215,7 +218,7 @@ class Scheduler:
                 progress.append(self.finish(request, FinishReason.ABORT))
             elif culprit is None or request.id == culprit:
                 self._remove(request)
-                progress.append(Progress(request, error=error))
+                progress.append(RequestUpdate(request, error=error))
         self._end_round(plan)
         return progress
 
@@ -224,7 +227,7 @@ class Scheduler:
     def _end_round(self, plan: RoundPlan) -> None:
         """What waits for a round's end: evicted requests leave, and the batches are evened out."""
         for span in plan.spans:
-            if span.request.id in self.verifier.evicted and span.request.batch is not None:
+            if span.request.must_leave and span.request.batch is not None:
                 self._preempt(span.request)
         while self.batches.rebalance(plan.batch):
             pass
@@ -245,28 +248,29 @@ class Scheduler:
                 f"at most {limits.max_model_len - prompt_len} fit after a prompt of {prompt_len} tokens "
                 f"(context {limits.max_model_len})",
             )
-        if not self.verifier.fits(total_len):
-            capacity = min(self.verifier.pool.num_blocks * self.verifier.pool.block_size, self.verifier.max_model_len)
+        if not self.verifier_kv.fits(total_len):
             raise InvalidRequest(
                 "max_new_tokens",
                 new.sampling.output_limit,
-                f"prompt ({prompt_len} tokens) and output must fit the verifier's KV memory of {capacity} tokens",
+                f"prompt ({prompt_len} tokens) and output must fit the verifier's KV memory of "
+                f"{self.verifier_kv.capacity} tokens",
             )
 
     def _admit(self, next_drafted: Batch) -> None:
         while self.waiting and self.batches.has_seat() and self._next_limits is None:
             request = self.waiting[0]
-            if self.verifier.is_leaving(request.id):
+            if self.verifier_kv.is_leaving(request.id):
                 return
             # Room for all of it now, and for every elder's next round besides: a request let in on less
             # would be evicted by them at once, and let in again, for ever.
-            headroom = self.batches.num_requests * self.verifier.pool.num_blocks_for(self.limits.draft_len + 1)
-            if not self.verifier.can_reserve(request.id, len(request.tokens), headroom):
+            headroom = self.batches.num_requests * self.verifier_kv.pool.num_blocks_for(self.limits.draft_len + 1)
+            if not self.verifier_kv.can_reserve(request.id, len(request.tokens), headroom):
                 return
             self.waiting.popleft()
-            self.verifier.reserve(request.id, len(request.tokens))
+            self.verifier_kv.reserve(request.id, len(request.tokens))
             self.batches.join(request, next_drafted)
-            self._admission.setdefault(request.id, len(self._admission) and max(self._admission.values()) + 1)
+            self._num_admitted += 1
+            self._admission.setdefault(request.id, self._num_admitted)
 
     def _plan_span(self, request: Request, verifier_budget: int, drafter_budget: int) -> PlannedSpan | None:
         """What the round does for one request, with KV reserved; None when it must sit this round out."""
@@ -277,11 +281,11 @@ class Scheduler:
             return None
         end = request.verifier_len + num_tokens
         draft_len = self._draft_len(request) if num_tokens == missing else 0
-        if not self.verifier.can_reserve(request.id, end + draft_len):
+        if not self.verifier_kv.can_reserve(request.id, end + draft_len):
             draft_len = 0
             if not self._make_room(request, end):
                 return None
-        self.verifier.reserve(request.id, end + draft_len)
+        self.verifier_kv.reserve(request.id, end + draft_len)
         draft = prefill = None
         if self.book is not None and draft_len:
             draft = self.book.plan_draft(request, draft_len)
@@ -291,14 +295,14 @@ class Scheduler:
 
     def _draft_len(self, request: Request) -> int:
         """Drafts to ask for: fewer near a limit, for the bonus token takes one place."""
-        if self.book is None or not self.limits.effective_draft_len:
+        if self.book is None or not self.limits.draft_len:
             return 0
         room = min(request.remaining_len, self.limits.max_model_len - len(request.tokens)) - 1
-        return self.book.draft_len(request, min(self.limits.effective_draft_len, room))
+        return self.book.draft_len(request, min(self.limits.draft_len, room))
 
     def _prefill_len(self, request: Request, budget: int) -> int:
         """Committed tokens the drafter should cache meanwhile; none where no draft will follow."""
-        if self.book is None or not self.limits.effective_draft_len or request.remaining_len <= 1:
+        if self.book is None or not self.limits.draft_len or request.remaining_len <= 1:
             return 0
         return self.book.prefill_len(request, budget)
 
@@ -309,35 +313,38 @@ class Scheduler:
         acknowledged, so the request mostly sits this round out. One in flight in the other batch is
         marked and leaves with its round.
         """
-        while not self.verifier.will_fit(request.id, num_tokens):
-            candidates = [
-                r for b in self.batches.batches for r in self.batches.members(b) if r.id not in self.verifier.evicted
-            ]
+        while not self._will_fit(request, num_tokens):
+            candidates = [r for b in self.batches.batches for r in self.batches.members(b) if not r.must_leave]
             victim = max(candidates, key=lambda r: self._admission[r.id])
             if victim.in_round:
-                self.verifier.evicted.add(victim.id)
+                victim.must_leave = True
             else:
                 self._preempt(victim)
             if victim is request:
                 return False
-        return self.verifier.can_reserve(request.id, num_tokens)
+        return self.verifier_kv.can_reserve(request.id, num_tokens)
+
+    def _will_fit(self, request: Request, num_tokens: int) -> bool:
+        leaving = [r.id for b in self.batches.batches for r in self.batches.members(b) if r.must_leave]
+        return self.verifier_kv.will_fit(request.id, num_tokens, leaving)
 
     def _preempt(self, request: Request) -> None:
         self.batches.leave(request)
-        self.verifier.release(request.id)
+        self.verifier_kv.release(request.id)
         if self.book is not None:
             self.book.release(request.id)
+        request.must_leave = False
         request.verifier_len = 0
         request.num_preemptions += 1
         self.counters.preemptions += 1
         self.waiting.appendleft(request)
 
-    def _commit_span(self, span: PlannedSpan, command: VerifySpan, verdict: Verdict) -> Iterable[Progress]:
+    def _commit_span(self, span: PlannedSpan, command: VerifySpan, verdict: Verdict) -> Iterable[RequestUpdate]:
         request = span.request
         if verdict.error:
             self._remove(request)
             message = f"the target's logits are not finite after {span.committed_len} tokens"
-            yield Progress(request, error=NumericError(message))
+            yield RequestUpdate(request, error=NumericError(message))
             return
         request.verifier_len += span.num_tokens
         if not span.sample:
@@ -352,19 +359,19 @@ class Scheduler:
         self.counters.verified_drafts += num_drafts
         self.counters.accepted_drafts += verdict.accepted_len
         self.counters.drafted_rows += num_drafts > 0
-        token_ids, reason = cut(verdict.tokens, request)
+        token_ids, reason = truncate_output(verdict.tokens, request)
         request.tokens.extend(token_ids)
         self.counters.output_tokens += len(token_ids)
         if reason is not None:
             self._remove(request)
-        yield Progress(request, token_ids, verdict.logprobs[: len(token_ids)], reason)
+        yield RequestUpdate(request, token_ids, verdict.logprobs[: len(token_ids)], reason)
 
     def _remove(self, request: Request) -> None:
         if request.batch is None:
             self.waiting.remove(request)
         else:
             self.batches.leave(request)
-        self.verifier.release(request.id)
+        self.verifier_kv.release(request.id)
         if self.book is not None:
             self.book.forget(request.id)
         del self.requests[request.id]

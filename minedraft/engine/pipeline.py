@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from minedraft.core.ledger import KvLedger
-from minedraft.core.request import NewRequest, Progress
+from minedraft.core.request import NewRequest, RequestUpdate
 from minedraft.core.round_stats import RoundStats
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler, SchedulerLimits
@@ -211,7 +211,7 @@ class Pipeline:
         """The verdicts; None when the round has been abandoned."""
         if not spans:  # every request of the round was aborted meanwhile
             return (), Timing()
-        ledger = self.scheduler.verifier
+        ledger = self.scheduler.verifier_kv
         released = ledger.take_releases()
         command = VerifyCommand(RoundId(self.verifier.info.epoch, plan.batch, plan.number), spans, released)
         try:
@@ -268,7 +268,7 @@ class Pipeline:
     def _fail_all(self, error: MineDraftError) -> None:
         for request_id in list(self._sinks):
             request = self.scheduler.requests[request_id]
-            self._deliver([Progress(request, error=error)])
+            self._deliver([RequestUpdate(request, error=error)])
         self.scheduler.requests.clear()
 
     def lose_drafter(self, error: MineDraftError) -> None:
@@ -281,7 +281,7 @@ class Pipeline:
 
     async def _flush_releases(self) -> bool:
         """Send releases that no command carries; True when there were any."""
-        ledger = self.scheduler.verifier
+        ledger = self.scheduler.verifier_kv
         if released := ledger.take_releases():
             num_free = await self.verifier.release(released)
             self._acknowledge(ledger, released)
@@ -294,7 +294,7 @@ class Pipeline:
             ledger.acknowledge(released)
             self._wake_lanes()
 
-    def _deliver(self, progress: Sequence[Progress]) -> None:
+    def _deliver(self, progress: Sequence[RequestUpdate]) -> None:
         now_s = self._clock()
         for item in progress:
             request = item.request
@@ -314,7 +314,7 @@ class Pipeline:
         plan: RoundPlan,
         draft: Timing | None,
         verify: Timing,
-        progress: Sequence[Progress],
+        progress: Sequence[RequestUpdate],
         *,
         is_steady: bool,
     ) -> None:

@@ -23,7 +23,7 @@ from minedraft.launch.child import Child
 from minedraft.launch.run_folder import RunFolder
 from minedraft.process.claim import ListenClaim
 from minedraft.process.notify import Notifier
-from minedraft.rpc.health import LIVE, READY, wait_serving
+from minedraft.rpc.health import INFERENCE_SERVICE, LIVE, wait_serving
 
 _PROGRESS_S = 2.0
 _FORCED_STOP_S = 1.5  # a second signal ends everything within two seconds
@@ -150,7 +150,7 @@ class Launcher:
         drafter = settings.draft_address or f"unix:{folder.path / 'drafter.sock'}"
         self._peers = {
             "verifier": (Address.parse(verifier, "target_address"), LIVE),
-            "scheduler": (settings.listen_address, READY),
+            "scheduler": (settings.listen_address, INFERENCE_SERVICE),
         }
         if settings.needs_drafter:
             self._peers["drafter"] = (Address.parse(drafter, "draft_address"), LIVE)

@@ -13,7 +13,7 @@ from pathlib import Path
 from minedraft.errors import ConfigError
 from minedraft.models.wheels import file_sha256
 
-MANIFEST_NAME = "minedraft_manifest.json"
+CACHE_MANIFEST = "minedraft_manifest.json"
 CACHE_VARIABLE = "MINEDRAFT_CACHE"
 
 
@@ -89,13 +89,13 @@ def write_manifest(folder: Path, source: str) -> None:
     """Note what `folder` was made from and what its files are."""
     files = {}
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name != MANIFEST_NAME:
+        if path.is_file() and path.name != CACHE_MANIFEST:
             stat = path.stat()
             files[path.name] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": file_sha256(path)}
     text = json.dumps({"source": source, "files": files}, indent=1)
-    temporary = folder / f"{MANIFEST_NAME}.new"
+    temporary = folder / f"{CACHE_MANIFEST}.new"
     temporary.write_text(text + "\n")
-    temporary.replace(folder / MANIFEST_NAME)
+    temporary.replace(folder / CACHE_MANIFEST)
 
 
 def is_intact(folder: Path, source: str) -> bool:
@@ -104,7 +104,7 @@ def is_intact(folder: Path, source: str) -> bool:
     Size and time of change decide; a file whose time differs (the cache was copied) is hashed.
     """
     try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
+        manifest = json.loads((folder / CACHE_MANIFEST).read_bytes())
         if manifest["source"] != source:
             return False
         return all(_is_unchanged(folder / name, known) for name, known in manifest["files"].items())

@@ -21,7 +21,7 @@ from typing import Any
 from minedraft.errors import ModelError
 from minedraft.models.vocabulary import vocab_fingerprint
 
-MANIFEST_NAME = "minedraft_draft.json"
+DRAFTER_MANIFEST = "minedraft_draft.json"
 FORMAT = 1
 _TRAINED_NAME = "trained_layers.safetensors"
 _VOCAB_NAME = "draft_vocab.safetensors"
@@ -58,7 +58,7 @@ def read_manifest(asset_dir: Path) -> Manifest:
     Raises:
         ModelError: it is missing, cut short, or of another format.
     """
-    path = Path(asset_dir) / MANIFEST_NAME
+    path = Path(asset_dir) / DRAFTER_MANIFEST
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
@@ -122,7 +122,7 @@ def assemble_drafter(asset_dir: Path, target_dir: Path, out_dir: Path) -> None:
     manifest = verify_asset(asset_dir)
     if fingerprint_target(target_dir) != manifest.target_fingerprint:
         raise ModelError("target", str(target_dir), f"another model than {manifest.target}, which the drafter is for")
-    if out_dir.exists() and not (out_dir / MANIFEST_NAME).is_file():
+    if out_dir.exists() and not (out_dir / DRAFTER_MANIFEST).is_file():
         raise ModelError("drafter", str(out_dir), "exists and is not an assembled drafter; it is not replaced")
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def _fill(folder: Path, asset_dir: Path, target_dir: Path, manifest: Manifest) -
         "target_fingerprint": manifest.target_fingerprint,
         "sha256": written,
     }
-    path = folder / MANIFEST_NAME
+    path = folder / DRAFTER_MANIFEST
     path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     with path.open("rb") as file:
         os.fsync(file.fileno())

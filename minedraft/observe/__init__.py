@@ -1,0 +1,4 @@
+"""What is shown of a running service.
+
+May import: values, settings, core, engine.
+"""

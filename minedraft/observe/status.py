@@ -49,7 +49,7 @@ class Metrics:
         return ServiceStatus(
             state=state,
             mode=scheduler.limits.mode.value,
-            draft_len=scheduler.limits.effective_draft_len,
+            draft_len=scheduler.limits.draft_len,
             max_batch_size=scheduler.limits.max_batch_size,
             num_waiting=len(scheduler.waiting),
             num_running=scheduler.batches.num_requests,
@@ -91,7 +91,7 @@ class Metrics:
             _worker(
                 pipeline.verifier.info,
                 pipeline.failure is None,
-                scheduler.verifier.num_free,
+                scheduler.verifier_kv.num_free,
                 summary.verifier_busy,
                 summary.verify_ms,
             )

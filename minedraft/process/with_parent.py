@@ -1,5 +1,7 @@
-"""`python -m minedraft.process.with_parent PID MODULE ARGUMENTS`: runs a module as `python -m` does, and ends at once when
-process PID, its parent, ends. For programs that would otherwise go on without the lock of whoever started them."""
+"""`python -m minedraft.process.with_parent PID MODULE ARGUMENTS`: runs a module as `python -m` does.
+
+The process is killed when process PID, its parent, ends: otherwise it would go on without the lock that its
+parent holds for it."""
 
 from __future__ import annotations
 

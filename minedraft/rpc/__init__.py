@@ -1,1 +1,4 @@
-"""The gRPC edges: codecs are the only readers and writers of protobuf fields."""
+"""All of gRPC and protobuf: channels, codecs, the link to a worker, health.
+
+May import: values, places, v1.
+"""

@@ -84,7 +84,7 @@ def _span_from_pb(message: worker_pb2.DraftSpan, info: WorkerInfo) -> DraftSpan:
 
 def _proposal_to_pb(proposal: Proposal) -> worker_pb2.Proposal:
     message = worker_pb2.Proposal(
-        request_id=proposal.request_id, prefix_len=proposal.prefix_len, tokens=proposal.tokens
+        request_id=proposal.request_id, committed_len=proposal.committed_len, tokens=proposal.tokens
     )
     if proposal.q is not None:
         message.q.CopyFrom(codec.q_to_pb(proposal.q))
@@ -93,9 +93,9 @@ def _proposal_to_pb(proposal: Proposal) -> worker_pb2.Proposal:
 
 def _proposal_from_pb(message: worker_pb2.Proposal, span: DraftSpan, info: WorkerInfo) -> Proposal:
     request_id, committed_len = span.request_id, span.prefix_len + len(span.tokens)
-    if message.prefix_len != committed_len:
-        name = codec.name_of(request_id, "proposals.prefix_len")
-        raise InvalidRequest(name, message.prefix_len, f"must be {committed_len}")
+    if message.committed_len != committed_len:
+        name = codec.name_of(request_id, "proposals.committed_len")
+        raise InvalidRequest(name, message.committed_len, f"must be {committed_len}")
     tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, "proposals.tokens", request_id)
     if len(tokens) > span.draft_len:
         name = codec.name_of(request_id, "proposals.tokens")

@@ -99,7 +99,7 @@ def _span_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> VerifySpa
 def _verdict_to_pb(verdict: Verdict) -> worker_pb2.Verdict:
     message = worker_pb2.Verdict(
         request_id=verdict.request_id,
-        prefix_len=verdict.prefix_len,
+        committed_len=verdict.committed_len,
         accepted_len=verdict.accepted_len,
         tokens=verdict.tokens,
         error=verdict.error,
@@ -117,8 +117,8 @@ def _verdict_from_pb(message: worker_pb2.Verdict, span: VerifySpan, info: Worker
     def refusal(field: str, value: object, limit: str) -> InvalidRequest:
         return InvalidRequest(codec.name_of(request_id, f"verdicts.{field}"), value, limit)
 
-    if message.prefix_len != committed_len:
-        raise refusal("prefix_len", message.prefix_len, f"must be {committed_len}")
+    if message.committed_len != committed_len:
+        raise refusal("committed_len", message.committed_len, f"must be {committed_len}")
     if error not in _VERDICT_ERRORS:
         raise refusal("error", error, f"must be one of {sorted(_VERDICT_ERRORS)}")
     if accepted_len > len(span.drafts):

@@ -12,14 +12,14 @@ from minedraft.address import Address
 from minedraft.errors import ConfigError
 from minedraft.rpc.channel import client_channel
 
-__all__ = ["LIVE", "NOT_SERVING", "READY", "SERVING", "HealthServicer", "add_health", "wait_serving"]
+__all__ = ["INFERENCE_SERVICE", "LIVE", "NOT_SERVING", "SERVING", "HealthServicer", "add_health", "wait_serving"]
 
 _CLOSE_S = 0.5  # more than enough to send a status; a connection that takes none is left to the server's stop
 
 LIVE = ""
 """Serving while the process answers."""
 
-READY = "minedraft.v1.Inference"
+INFERENCE_SERVICE = "minedraft.v1.Inference"
 """Serving once a real generation has gone through both workers, until draining starts."""
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -60,7 +60,7 @@ async def add_health(server: grpc.aio.Server) -> HealthServicer:
     servicer = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     await servicer.set(LIVE, SERVING)
-    await servicer.set(READY, NOT_SERVING)
+    await servicer.set(INFERENCE_SERVICE, NOT_SERVING)
     return servicer
 
 

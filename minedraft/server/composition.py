@@ -39,7 +39,7 @@ from minedraft.process.claim import ListenClaim
 from minedraft.process.parent import exit_with_parent
 from minedraft.rpc.channel import client_server
 from minedraft.rpc.connector import GrpcConnector
-from minedraft.rpc.health import READY, SERVING, HealthServicer, add_health
+from minedraft.rpc.health import INFERENCE_SERVICE, SERVING, HealthServicer, add_health
 from minedraft.server.service import InferenceService
 from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import WorkerInfo
@@ -107,7 +107,7 @@ class Server:
         if not await self._is_done_before(self._stop, opening):
             return
         pipeline = opening.result()
-        await health.set(READY, SERVING)
+        await health.set(INFERENCE_SERVICE, SERVING)
         logger.info("serving on %s", self._settings.listen)
         failed = asyncio.create_task(pipeline.failed.wait())
         if not await self._is_done_before(self._stop, failed):

@@ -1,7 +1,7 @@
 """The Inference service: the edge where clients' requests become the pipeline's, and tokens text.
 
 Every check that needs no model is made before any work; every failure leaves through one mapper as
-a typed error_status; whatever way a call ends, its requests end with it.
+a typed status; whatever way a call ends, its requests end with it.
 """
 
 from __future__ import annotations
@@ -339,8 +339,7 @@ def _check_num_samples(num_samples: int, limits: SchedulerLimits) -> None:
 
 def _context_len(scheduler: Scheduler) -> int:
     """Tokens of prompt and answer together; fewer than the model's where the KV memory is smaller."""
-    ledger = scheduler.verifier
-    return min(scheduler.limits.max_model_len, ledger.max_model_len, ledger.pool.num_blocks * ledger.pool.block_size)
+    return min(scheduler.limits.max_model_len, scheduler.verifier_kv.capacity)
 
 
 def _warm_up(tokenizer: Tokenizer, draft_len: int, context_len: int) -> GenerateCall:

@@ -175,16 +175,16 @@ class Timing(_message.Message):
     def __init__(self, queue_ns: _Optional[int] = ..., forward_ns: _Optional[int] = ..., busy_ns: _Optional[int] = ..., idle_ns: _Optional[int] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("request_id", "prefix_len", "tokens", "q")
+    __slots__ = ("request_id", "committed_len", "tokens", "q")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    PREFIX_LEN_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     Q_FIELD_NUMBER: _ClassVar[int]
     request_id: int
-    prefix_len: int
+    committed_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     q: TruncatedQ
-    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[int] = ..., committed_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ...) -> None: ...
 
 class DraftReply(_message.Message):
     __slots__ = ("round", "proposals", "timing", "num_free_blocks")
@@ -227,20 +227,20 @@ class VerifyRequest(_message.Message):
     def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[VerifySpan, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("request_id", "prefix_len", "accepted_len", "tokens", "logprobs", "error")
+    __slots__ = ("request_id", "committed_len", "accepted_len", "tokens", "logprobs", "error")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    PREFIX_LEN_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     request_id: int
-    prefix_len: int
+    committed_len: int
     accepted_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
     error: str
-    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., accepted_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., error: _Optional[str] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[int] = ..., committed_len: _Optional[int] = ..., accepted_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., error: _Optional[str] = ...) -> None: ...
 
 class VerifyReply(_message.Message):
     __slots__ = ("round", "verdicts", "timing", "num_free_blocks")

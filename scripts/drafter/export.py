@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM
 
-from minedraft.models.shipped_drafter import FORMAT, MANIFEST_NAME, fingerprint_target
+from minedraft.models.shipped_drafter import DRAFTER_MANIFEST, FORMAT, fingerprint_target
 from scripts.drafter.config import Config
 from scripts.drafter.store import save_json, save_tensors, sha256_of, write_atomically
 from scripts.drafter.student import Student
@@ -68,7 +68,7 @@ def export_asset(
         "sha256": {name: sha256_of(output / name) for name in names},
         "copied": copied,
     }
-    save_json(output / MANIFEST_NAME, manifest)
+    save_json(output / DRAFTER_MANIFEST, manifest)
     return {path.name: path.stat().st_size for path in sorted(output.iterdir())}
 
 

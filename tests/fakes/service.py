@@ -12,7 +12,7 @@ from typing import Any
 from minedraft.config import Settings, load_settings
 from minedraft.engine.workers import Drafter, Verifier
 from minedraft.errors import WorkerLost
-from minedraft.rpc.health import READY, wait_serving
+from minedraft.rpc.health import INFERENCE_SERVICE, wait_serving
 from minedraft.server.composition import Server
 from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import WorkerInfo
@@ -94,7 +94,7 @@ async def fake_service(
     task = asyncio.create_task(server.run())
     service = FakeService(server, task, checked, verifier, drafter, tokenizer)
     try:
-        ready = asyncio.create_task(wait_serving(checked.listen_address, READY))
+        ready = asyncio.create_task(wait_serving(checked.listen_address, INFERENCE_SERVICE))
         async with asyncio.timeout(10):
             await asyncio.wait({ready, task}, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()

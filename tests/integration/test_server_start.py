@@ -6,7 +6,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from minedraft.errors import ConfigError
-from minedraft.rpc.health import READY, SERVING
+from minedraft.rpc.health import INFERENCE_SERVICE, SERVING
 from tests.fakes.service import fake_service
 from tests.fakes.workers import FakeDrafter, FakeVerifier
 
@@ -27,7 +27,7 @@ async def test_the_first_generation_fits_the_smallest_memory_and_drafts(tmp_path
 
 async def test_who_watches_the_health_is_sent_away_when_the_service_ends(tmp_path):
     async with fake_service(tmp_path) as service, grpc.aio.insecure_channel(service.address) as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=READY))
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=INFERENCE_SERVICE))
         async for reply in watch:
             if reply.status == SERVING:
                 service.server.on_signal()

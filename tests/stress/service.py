@@ -142,7 +142,7 @@ async def serving(preset: Preset, mode: Mode, pair: Pair, folder: Path) -> Async
         Broken: it does not become ready, or what the block raises of it or of an error of ours, with the log.
     """
     flags: dict[str, object] = {"target": pair.target, "mode": mode.value, "dtype": "float32", **preset.flags}
-    if mode is not Mode.AR and "draft_method" not in flags:
+    if mode.has_drafts and "draft_method" not in flags:
         flags["draft"] = pair.draft
     argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     process = await asyncio.create_subprocess_exec(

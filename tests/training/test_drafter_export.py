@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from minedraft.errors import ModelError
-from minedraft.models.shipped_drafter import MANIFEST_NAME, assemble_drafter, main
+from minedraft.models.shipped_drafter import DRAFTER_MANIFEST, assemble_drafter, main
 from scripts.drafter import reports, stages
 from scripts.drafter.config import Config
 from scripts.drafter.export import export_asset
@@ -90,7 +90,7 @@ def test_another_target_is_refused(config, target, tmp_path):
 
 def test_a_manifest_of_another_format_is_refused(config, target, tmp_path):
     export(config, target, tmp_path / "asset")
-    path = tmp_path / "asset" / MANIFEST_NAME
+    path = tmp_path / "asset" / DRAFTER_MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
     with pytest.raises(ModelError, match="format 2"):
         assemble_drafter(tmp_path / "asset", target, tmp_path / "full")

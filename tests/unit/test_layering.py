@@ -1,65 +1,113 @@
-"""The architecture as a test: who may import whom, and how long a file may be."""
+"""The architecture as a test: which room may import which, and how much a room may hold."""
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
+import tomllib
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 MAX_LINES = 400
+MAX_FUNCTION_LINES = 50
+MAX_FILES = 15
 
-# Pure policy and plain values: the same input gives the same output, on any machine, at any time.
-PURE_CORE = frozenset(
-    {
-        "batches", "blocks", "draft_book", "errors", "ledger", "output", "prompts", "request", "round_stats", "rounds",
-        "sampling_params", "scheduler", "types", "usage",
-    }
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Room:
+    """What the files of a room may import: rooms and third-party packages, besides the standard library.
+
+    A pure room has no I/O, clock, randomness, log or asyncio: the same input gives the same output, on any
+    machine, at any time.
+    """
+
+    rooms: str = ""
+    packages: str = ""
+    is_pure: bool = False
+
+
+# Files on top of minedraft/ form rooms of their own: `types errors ...` is the room "values", and so on.
+TOP = {
+    "values": "types errors sampling_params prompts output",
+    "places": "address device",
+    "settings": "config flags",
+    "client": "__init__ client loan local",
+}
+ROOMS = {
+    "values": Room(is_pure=True),
+    "places": Room("values"),
+    "settings": Room("values places", "pydantic click"),
+    "client": Room("values places rpc v1 process", "grpc"),
+    "core": Room("values", is_pure=True),
+    "engine": Room("values core"),
+    "rpc": Room("values places v1", "grpc google grpc_health grpc_status"),
+    "text": Room("values models", "jinja2 tokenizers"),
+    "models": Room("values process"),
+    "process": Room("values places"),
+    "launch": Room("values places settings process rpc models text"),
+    "server": Room("values places settings core engine rpc v1 text models process observe", "grpc click"),
+    "observe": Room("values settings core engine"),
+    "bench": Room("values client", "rich"),
+    "cli": Room("values places settings client rpc models text process launch bench observe", "click rich"),
+    "v1": Room(packages="grpc google"),
+    # A worker knows values, the wire, model folders and how to be a process; of the core only blocks of KV.
+    "workers": Room(
+        "values places rpc v1 models process core.blocks proposers execution sampling channels",
+        "click grpc grpc_health google torch numpy",
+    ),
+    "proposers": Room("values core.blocks execution sampling workers.sequence", "torch"),
+    "execution": Room(
+        "values places core.blocks models workers.device", "torch numpy transformers safetensors accelerate"
+    ),
+    "sampling": Room("values workers.sequence", "torch numpy"),
+    "channels": Room("values", "torch numpy"),
+}
+WORKER_ROOMS = ("proposers", "execution", "sampling", "channels")
 IMPURE = frozenset(
     {"asyncio", "grpc", "logging", "os", "random", "secrets", "socket", "subprocess", "threading", "time"}
 )
-HEAVY = frozenset({"torch", "transformers", "gguf", "accelerate", "numpy", "safetensors"})
 # Programs that run as child processes; they import what they need inside functions.
+HEAVY = frozenset({"torch", "transformers", "gguf", "accelerate", "numpy", "safetensors"})
 MAY_IMPORT_HEAVY = frozenset({"minedraft/models/shipped_drafter.py", "minedraft/models/convert_gguf.py"})
-# What workers may know of the package: values, wire, model folders. Never the scheduler's side.
-OPEN_TO_WORKERS = frozenset(
-    {
-        "actor", "address", "blocks", "errors", "health", "model_config", "model_folder", "process", "rpc",
-        "sampling_params", "tokenizer", "types", "v1", "vocabulary", "weight_files",
-    }
-)  # fmt: skip
 # Only the codec reads and writes message fields; these pass whole messages from and to gRPC.
 MAY_IMPORT_STUBS = frozenset(
     {
         "minedraft/client.py",
         "minedraft/server/composition.py",
         "minedraft/server/service.py",
-        "minedraft/rpc/worker_link.py",
         "workers/servicer.py",
     }
 )
 # Each can run code from the bytes it reads.
 UNSAFE_MODULES = frozenset({"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"})
 UNSAFE_CALLS = frozenset({"eval", "exec", "compile", "torch.load", "torch.hub.load", "os.system"})
-DECLARED = frozenset(
-    {
-        "accelerate", "click", "gguf", "google", "grpc", "grpc_health", "grpc_status", "jinja2", "numpy", "pydantic",
-        "rich", "safetensors", "tokenizers", "torch", "transformers",
-    }
-)  # fmt: skip
+# Every program has one, and a module's log is its own.
+MAY_REPEAT = frozenset({"main", "command", "logger"})
 
 
 def _product_files() -> list[Path]:
     files = [*ROOT.glob("minedraft/**/*.py"), *ROOT.glob("workers/**/*.py")]
-    return [path for path in files if path.parent != ROOT / "minedraft" / "v1"]
+    return sorted(path for path in files if path.parent != ROOT / "minedraft" / "v1")
 
 
 def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+def _room(parts: tuple[str, ...]) -> str:
+    """Return the room of a module: ("minedraft", "rpc", "codec") is in "rpc"."""
+    if parts[0] in ("workers", "minedraft_workers"):
+        return parts[1] if len(parts) > 1 and parts[1] in WORKER_ROOMS else "workers"
+    below = parts[1] if len(parts) > 1 else "__init__"
+    if below in ROOMS and below not in TOP:
+        return below
+    return next((room for room, files in TOP.items() if below in files.split()), "client")
 
 
 def _imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
@@ -86,33 +134,42 @@ def _imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
             yield from ((f"{module}.{alias.name}", at_import) for alias in node.names)
 
 
-def _part(dotted: str) -> str:
-    """Return the module below the package: `minedraft.rpc.codec` -> `rpc`."""
-    return dotted.split(".")[1] if "." in dotted else ""
-
-
-FILES = [pytest.param(path, id=_name(path)) for path in sorted(_product_files())]
+FILES = [pytest.param(path, id=_name(path)) for path in _product_files()]
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_a_file_imports_only_what_its_layer_may(path: Path):
-    name = _name(path)
+def test_a_file_imports_only_what_its_room_may(path: Path):
+    name, own = _name(path), _room(path.relative_to(ROOT).with_suffix("").parts)
+    room = ROOMS[own]
+    may_import = {own, *room.rooms.split()}
     for dotted, at_import in _imports(ast.parse(path.read_text())):
-        top = dotted.split(".")[0]
-        if name.startswith("minedraft/"):
-            assert top not in {"minedraft_workers", "workers"}, f"{dotted}: workers are started by command line"
-            assert top not in HEAVY or (name in MAY_IMPORT_HEAVY and not at_import), (
-                f"{dotted} in the scheduler process"
+        top, *below = dotted.split(".")
+        if top in ("minedraft", "minedraft_workers"):
+            other = _room((top, *below))
+            allowed = (
+                other in may_import or f"{other}.{below[1] if other in ROOMS and len(below) > 1 else ''}" in may_import
             )
-            if name.removeprefix("minedraft/").removesuffix(".py") in PURE_CORE:
-                assert top not in IMPURE, f"{dotted} in the pure core"
-                assert top != "minedraft" or _part(dotted) in PURE_CORE, f"{dotted} in the pure core"
-        elif top == "minedraft":
-            assert _part(dotted) in OPEN_TO_WORKERS, f"{dotted} is not for workers"
+            allowed = allowed or f"{other}.{below[0] if below else ''}" in may_import
+            assert allowed, f"{dotted}: {own} may not import {other}"
+        elif top in HEAVY and name in MAY_IMPORT_HEAVY:
+            assert not at_import, f"{dotted}: imported where it is used"
+        elif top not in sys.stdlib_module_names:
+            assert top in room.packages.split(), f"{dotted}: {own} may not import {top}"
+        elif room.is_pure:
+            assert top not in IMPURE, f"{dotted} in the pure {own}"
         if dotted.startswith("minedraft.v1"):
-            assert name.startswith("minedraft/rpc/") or name in MAY_IMPORT_STUBS, (
-                f"{dotted}: only the codec knows fields"
-            )
+            assert own == "rpc" or name in MAY_IMPORT_STUBS, f"{dotted}: only the codec knows fields"
+
+
+def test_every_folder_says_what_it_is_and_what_it_may_import():
+    for name, room in ROOMS.items():
+        if name in TOP or name == "v1":
+            continue
+        folder = ROOT / ("workers" if name in ("workers", *WORKER_ROOMS) else "minedraft")
+        path = folder / ("" if name == "workers" else name) / "__init__.py"
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        last = docstring.splitlines()[-1] if docstring else ""
+        assert last == f"May import: {', '.join(room.rooms.split()) or 'nothing'}.", _name(path)
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -139,9 +196,68 @@ def test_channels_and_servers_are_opened_in_one_place_with_the_options_of_their_
             assert call not in {"grpc.server", "grpc.aio.server", "aio.server"}, f"line {node.lineno}"
 
 
+@pytest.mark.parametrize("path", FILES)
+def test_functions_fit_a_screen_and_docstrings_ask_nothing(path: Path):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            num_lines = node.end_lineno - node.lineno + 1
+            assert num_lines <= MAX_FUNCTION_LINES, f"{node.name} has {num_lines} lines"
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node) or ""
+            assert not re.search(r"\w[?](\s|$)", docstring), (
+                f"a question in the docstring of {getattr(node, 'name', path.name)}"
+            )
+
+
+def test_a_public_name_has_one_meaning():
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in _product_files():
+        for node in ast.parse(path.read_text()).body:
+            names: list[str] = []
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                names = [node.name]
+            elif isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names = [node.target.id]
+            for name in names:
+                if not name.startswith("_") and name not in MAY_REPEAT:
+                    places[name].append(_name(path))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def test_no_folder_holds_more_than_a_screen():
+    folders: dict[Path, int] = defaultdict(int)
+    for folder in ("minedraft", "workers", "tests", "scripts"):
+        for path in ROOT.glob(f"{folder}/**/*"):
+            is_ours = path.is_file() and "__pycache__" not in path.parts and ROOT / "minedraft/v1" not in path.parents
+            folders[path.parent] += is_ours and path.name != "__init__.py"
+    assert {_name(folder): count for folder, count in folders.items() if count > MAX_FILES} == {}
+
+
+def test_the_package_has_every_folder():
+    packages = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {path.parent for path in (*ROOT.glob("minedraft/**/*.py"), *ROOT.glob("workers/**/*.py"))}
+    found = {_name(folder).replace("/", ".") for folder in folders}
+    assert packages == {
+        name.replace("workers", "minedraft_workers", 1) if name.startswith("workers") else name for name in found
+    }
+
+
 def test_every_third_party_import_is_a_declared_dependency():
-    used = {dotted.split(".")[0] for path in _product_files() for dotted, _ in _imports(ast.parse(path.read_text()))}
-    assert used - sys.stdlib_module_names - {"minedraft", "minedraft_workers"} <= DECLARED
+    used = {package for room in ROOMS.values() for package in room.packages.split()} | {"gguf"}
+    declared = {
+        "google": "protobuf",
+        "grpc": "grpcio",
+        "grpc_health": "grpcio-health-checking",
+        "grpc_status": "grpcio-status",
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    names = {line.split(">")[0].split("=")[0].strip() for line in lines}
+    assert {declared.get(package, package) for package in used} <= names
 
 
 def test_no_file_is_too_long():

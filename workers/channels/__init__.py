@@ -1,0 +1,4 @@
+"""How tensors travel between the workers.
+
+May import: values.
+"""

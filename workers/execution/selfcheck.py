@@ -1,4 +1,4 @@
-"""At load: does this model give its own numbers when it is run packed over the paged cache?
+"""Checks at load that a model, run packed over the paged cache, gives its own numbers.
 
 Models that bring position or state of their own (ALiBi, recurrent layers, learned offsets, attention
 that goes round transformers' interface) would answer nonsense without any error; they are refused.

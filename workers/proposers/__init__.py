@@ -1,0 +1,4 @@
+"""Where drafts come from.
+
+May import: values, core.blocks, execution, sampling, workers.sequence.
+"""

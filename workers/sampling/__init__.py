@@ -1,0 +1,4 @@
+"""From logits to tokens: processors, draws, acceptance.
+
+May import: values, workers.sequence.
+"""

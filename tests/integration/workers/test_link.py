@@ -224,7 +224,7 @@ async def test_a_command_that_does_not_fit_the_kv_is_refused_and_the_worker_live
         {"tokens": (6, 50_000)},
         {"accepted_len": 3, "tokens": (6, 7, 8, 9)},
         {"tokens": (7, 7)},
-        {"prefix_len": 4},
+        {"committed_len": 4},
         {"request_id": 2},
         {"error": "HACKED"},
     ],

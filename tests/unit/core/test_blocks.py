@@ -41,7 +41,7 @@ def test_released_blocks_count_only_after_the_worker_acknowledged() -> None:
     ledger.reserve(1, 12)
     ledger.release(1)
     assert ledger.num_free == 1
-    assert ledger.will_fit(2, 16)
+    assert ledger.will_fit(2, 16, ())
     assert not ledger.can_reserve(2, 16)
     assert ledger.take_releases() == (1,)
     assert ledger.take_releases() == ()

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from minedraft.core.draft_book import DraftBook
 from minedraft.core.ledger import KvLedger
-from minedraft.core.request import NewRequest, Progress
+from minedraft.core.request import NewRequest, RequestUpdate
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler, SchedulerLimits
 from minedraft.engine.drafting import make_ledger
@@ -97,7 +97,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.in_flight: dict[Batch, InFlight] = {}
         self.output: dict[int, list[int]] = {}
         self.wanted: dict[int, NewRequest] = {}
-        self.ended: dict[int, Progress] = {}
+        self.ended: dict[int, RequestUpdate] = {}
         self.refusal = Refusal(names_a_request=False)
         self.refusal.is_spent = True
         self.gain_drafter()
@@ -157,7 +157,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             flight.proposals = self._ask_drafter(flight.plan, flight.plan.drafts, "draft")
         elif flight.verify_command is None:
             spans = self.scheduler.assemble(flight.plan, flight.proposals)
-            released = self.scheduler.verifier.take_releases() if spans else ()
+            released = self.scheduler.verifier_kv.take_releases() if spans else ()
             flight.verify_command = VerifyCommand(RoundId(EPOCH, batch, flight.plan.number), spans, released)
         elif flight.reply is None and flight.verify_command.spans:
             self._verify(batch, flight)
@@ -196,7 +196,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def ledgers_never_count_less_than_the_workers_use(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        pairs = [(self.scheduler.verifier, self.verifier.kv)]
+        pairs = [(self.scheduler.verifier_kv, self.verifier.kv)]
         if self.scheduler.book is not None:
             pairs.append((self.scheduler.book.kv, self.drafter.kv))
         for ledger, kv in pairs:
@@ -214,7 +214,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert len(self.scheduler.waiting) >= self.scheduler.limits.max_waiting
             return
         except InvalidRequest:
-            assert not self.scheduler.verifier.fits(len(prompt) + max_new), "refused though it fits"
+            assert not self.scheduler.verifier_kv.fits(len(prompt) + max_new), "refused though it fits"
             return
         self.wanted[request.id] = new
         self.output[request.id] = []
@@ -247,11 +247,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         except ProtocolError as error:
             if self.refusal.is_spent is before:
                 raise
-            self.scheduler.verifier.return_releases(command.released)
+            self.scheduler.verifier_kv.return_releases(command.released)
             del self.in_flight[batch]
             self._take(self.scheduler.abandon(flight.plan, error.request_id, InternalError(str(error))))
             return
-        self.scheduler.verifier.acknowledge(command.released)
+        self.scheduler.verifier_kv.acknowledge(command.released)
 
     def _commit(self, batch: Batch, flight: InFlight) -> None:
         self._ask_drafter(flight.plan, flight.plan.prefills, "prefill")
@@ -263,14 +263,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert surplus <= 1, "a batch that has ended its round gives away what it has too many of"
 
     def _flush(self) -> None:
-        if released := self.scheduler.verifier.take_releases():
+        if released := self.scheduler.verifier_kv.take_releases():
             self.verifier.kv.release(released)
-            self.scheduler.verifier.acknowledge(released)
+            self.scheduler.verifier_kv.acknowledge(released)
         if self.scheduler.book and (released := self.scheduler.book.kv.take_releases()):
             self.drafter.kv.release(released)
             self.scheduler.book.kv.acknowledge(released)
 
-    def _take(self, progress: list[Progress]) -> None:
+    def _take(self, progress: list[RequestUpdate]) -> None:
         for item in progress:
             request_id = item.request.id
             assert request_id not in self.ended, "a request ends once"
