@@ -96,6 +96,8 @@ class ServiceStatus:
     verify_ms: float = 0.0
     draft_ms: float = 0.0
     step_ms: float = 0.0
+    verified_drafts: int = 0
+    accepted_drafts: int = 0
     errors: dict[str, int] = field(default_factory=dict)
 
 

@@ -15,7 +15,7 @@ from enum import Enum, IntEnum
 from minedraft.errors import InvalidRequest
 from minedraft.sampling_params import SamplingParams
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_SPANS = 1024  # requests in one worker command
 MAX_SPAN_DRAFTS = 64  # draft tokens that one span of a worker command can carry
 MAX_TOP_M = 1024  # entries of a truncated draft distribution
@@ -189,12 +189,29 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Measured inside the worker, nanoseconds on its monotonic clock."""
+    """Measured inside the worker, in nanoseconds.
+
+    start_ns is a moment: on the worker's monotonic clock in its reply, on the scheduler's once its link has
+    received it (`WorkerInfo.clock_offset_ns`). It is exact to a microsecond, the others to a nanosecond.
+    """
 
     queue_ns: int = 0  # command received -> taken by the device thread
     forward_ns: int = 0  # model forward passes only
     busy_ns: int = 0  # command taken -> reply ready
     idle_ns: int = 0  # device thread idle before it took this command
+    start_ns: int = 0  # when the device thread took it
+
+
+@dataclass(slots=True)
+class LinkStats:
+    """What has gone over a worker's link so far.
+
+    wire_bytes: serialised messages, both ways. num_stale: commands and replies dropped because they
+    belong to another round or epoch.
+    """
+
+    wire_bytes: int = 0
+    num_stale: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +300,7 @@ class WorkerInfo:
     dtype: str
     draft_method: str = ""  # drafter only: a DraftMethod
     weights_bytes: int = 0
+    clock_offset_ns: int = 0  # add it to a moment on the worker's clock; measured by the link, not sent
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> int:

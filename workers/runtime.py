@@ -142,7 +142,7 @@ class DeviceThread:
             raise Overloaded(f"{self.num_open} commands are in the mailbox, the limit is {self._mailbox_size}")
         reply: asyncio.Future[CommandResult] = self._loop.create_future()
         self.num_open += 1
-        self._mailbox.put(_Item(task, reply, time.perf_counter_ns()))
+        self._mailbox.put(_Item(task, reply, time.monotonic_ns()))
         return reply
 
     def drop_queued(self, error: MineDraftError) -> None:
@@ -190,23 +190,24 @@ class DeviceThread:
 
     def _run(self) -> None:
         self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
-        idle_since_ns = time.perf_counter_ns()
+        idle_since_ns = time.monotonic_ns()
         while (item := self._mailbox.get()) is not None:
-            taken_ns = time.perf_counter_ns()
+            taken_ns = time.monotonic_ns()
             self._current = item
             outcome: CommandResult
             try:
                 work = item.task()
-                ready_ns = time.perf_counter_ns()
+                ready_ns = time.monotonic_ns()
                 timing = Timing(
                     queue_ns=taken_ns - item.received_ns,
                     forward_ns=work.forward_ns,
                     busy_ns=ready_ns - taken_ns,
                     idle_ns=taken_ns - idle_since_ns,
+                    start_ns=taken_ns,
                 )
                 outcome = Executed(work.rows, timing, self._actor.num_free_blocks)
             except REFUSALS as error:
-                ready_ns, outcome = time.perf_counter_ns(), error
+                ready_ns, outcome = time.monotonic_ns(), error
             except BaseException as error:  # the process ends with it, see `_fail`
                 self._post(self._fail, item, error)
                 return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -152,7 +153,7 @@ def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) 
             await error_status.abort(context, error, code)
         runtime.tenancy.announce(name, info.epoch)
         logger.info("epoch %d begins, for %s", info.epoch, name)
-        return codec.info_to_pb(info)
+        return codec.info_to_pb(info, time.monotonic_ns())
 
     async def run(requests: AsyncIterator[bytes], context: _Context) -> None:
         try:

@@ -178,7 +178,7 @@ async def measure(
         control_overhead_ms=status.control_overhead_ms,
         verifier_busy=busy.get("verifier", 0.0),
         drafter_busy=busy.get("drafter", 0.0),
-        wire_bytes_per_step=(status.wire_bytes - before.wire_bytes) / max(status.steps, 1),
+        wire_bytes_per_step=(status.wire_bytes - before.wire_bytes) / max(status.steps - before.steps, 1),
         first_token_s=median(output.usage.first_token_s for output in outputs),
         num_output_tokens=num_tokens,
     )

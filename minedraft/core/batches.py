@@ -14,37 +14,66 @@ class BatchManager:
     The paper's rules with one repair: it never moves a running request, so under light load its two
     batches drift apart and it falls back to sequential work; here one moves at a round boundary
     whenever the sizes differ by more than one.
+
+    Number and size of the batches can change at any time. A batch that is closed takes nobody in; its
+    members go on in it until the open one has seats, and move at their own round boundary.
     """
 
     def __init__(self, num_batches: int, max_batch_size: int) -> None:
-        assert num_batches in (1, 2)
-        assert max_batch_size > 0
         self.max_batch_size = max_batch_size
-        self._members: dict[Batch, list[Request]] = {Batch(i): [] for i in range(num_batches)}
+        self._members: dict[Batch, list[Request]] = {batch: [] for batch in Batch}
+        self._open: tuple[Batch, ...] = ()
+        self.resize(num_batches, max_batch_size)
 
     @property
     def batches(self) -> tuple[Batch, ...]:
-        return tuple(self._members)
+        """The open batches, and a closed one while it has members."""
+        return tuple(batch for batch, members in self._members.items() if members or batch in self._open)
 
     @property
     def num_requests(self) -> int:
         return sum(map(len, self._members.values()))
 
+    @property
+    def num_active(self) -> int:
+        """Batches that have members."""
+        return sum(bool(members) for members in self._members.values())
+
+    @property
+    def num_free_seats(self) -> int:
+        return sum(max(self.max_batch_size - len(self._members[batch]), 0) for batch in self._open)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no closed batch has members and no batch has more than its size."""
+        return all(
+            len(members) <= (self.max_batch_size if batch in self._open else 0)
+            for batch, members in self._members.items()
+        )
+
     def members(self, batch: Batch) -> Sequence[Request]:
         return self._members[batch]
 
     def size(self, batch: Batch) -> int:
-        return len(self._members.get(batch, ()))
+        return len(self._members[batch])
 
     def has_seat(self) -> bool:
-        return any(len(members) < self.max_batch_size for members in self._members.values())
+        return any(len(self._members[batch]) < self.max_batch_size for batch in self._open)
+
+    def resize(self, num_batches: int, max_batch_size: int) -> None:
+        """Open `num_batches` batches of at most `max_batch_size` requests. Nobody moves now: members beyond
+        that keep their places until `rebalance` moves them or they end."""
+        assert num_batches in (1, 2)
+        assert max_batch_size > 0
+        self.max_batch_size = max_batch_size
+        self._open = tuple(Batch)[:num_batches]
 
     def join(self, request: Request, next_drafted: Batch) -> Batch:
         """Seat a newcomer in the smaller batch; between equals in the one drafted next, so that it
         starts soonest."""
         assert request.batch is None, f"request {request.id} is in batch {request.batch} already"
         assert self.has_seat(), "no seat is free"
-        batch = min(self._members, key=lambda b: (len(self._members[b]), b != next_drafted))
+        batch = min(self._open, key=lambda b: (len(self._members[b]), b != next_drafted))
         self._members[batch].append(request)
         request.batch = batch
         return batch
@@ -55,14 +84,18 @@ class BatchManager:
         request.batch = None
 
     def rebalance(self, batch: Batch) -> Request | None:
-        """Move one request out of `batch` when it has two or more than the other; called at the
-        batch's round boundary. The newest moves: it has waited least for its place."""
-        members = self._members[batch]
-        if len(self._members) == 1 or len(members) - len(self._members[batch.other]) < 2:
+        """Move one request from `batch` to the other when it has two or more than that, or when `batch` is
+        closed and the other has a seat; called at the round boundary of `batch`. The newest moves: it has
+        waited least for its place."""
+        members, others = self._members[batch], self._members[batch.other]
+        if batch not in self._open:
+            if len(others) >= self.max_batch_size:
+                return None
+        elif batch.other not in self._open or len(members) - len(others) < 2:
             return None
         moved = next((r for r in reversed(members) if not r.in_round), None)
         if moved is not None:
             members.remove(moved)
-            self._members[batch.other].append(moved)
+            others.append(moved)
             moved.batch = batch.other
         return moved

@@ -1,4 +1,4 @@
-"""What recent rounds took: overlap efficiency, control overhead, verifier utilisation. Pure.
+"""What recent rounds took: overlap efficiency, control overhead, utilisation, acceptance. A pure observer.
 
 A *step* is the time between the verify of one round and the verify of the next, of whatever batch:
 with two batches in flight the verifier ideally goes from one to the other without a pause, so the
@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
 
+from minedraft.core import events
 from minedraft.types import Batch, Timing
 
 WINDOW_ROUNDS = 1024
+_NO_TIME = Timing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +34,22 @@ class RoundSample:
     draft_s: float
     verify_s: float
     verifier_idle_s: float
-    num_requests: int
     num_output_tokens: int
     num_active: int
     is_steady: bool
     is_prefill: bool
+    num_drafted_rows: int = 0
+    num_drafts: int = 0
+    num_accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RoundSummary:
-    """Means and medians over the steady rounds of a window; zeros when there were none."""
+    """Means and medians over the steady rounds of a window; zeros when there were none.
+
+    vsr: accepted / verified drafts, and mean_accepted_len: accepted drafts per row that had drafts, both of
+    every round of the window.
+    """
 
     num_rounds: int = 0
     draft_ms: float = 0.0
@@ -51,64 +59,89 @@ class RoundSummary:
     control_overhead_ms: float = 0.0
     verifier_busy: float = 0.0
     drafter_busy: float = 0.0
+    vsr: float = 0.0
+    mean_accepted_len: float = 0.0
 
 
 class RoundStats:
-    """A window of recent rounds."""
+    """A window of recent rounds; it begins anew when mode or sizes change."""
 
     def __init__(self, window: int = WINDOW_ROUNDS) -> None:
         self.samples: deque[RoundSample] = deque(maxlen=window)
         self._last_finished_s: float | None = None
+        self._drafted: dict[Batch, Timing] = {}
+        self._verified: dict[Batch, Timing] = {}
+        self._has_waited = set(Batch)
 
-    def record(
-        self,
-        batch: Batch,
-        draft: Timing | None,
-        verify: Timing,
-        *,
-        now_s: float,
-        num_requests: int,
-        num_output_tokens: int,
-        num_active: int,
-        is_steady: bool,
-        is_prefill: bool,
-    ) -> RoundSample:
-        last_s, self._last_finished_s = self._last_finished_s, now_s
-        sample = RoundSample(
-            batch=batch,
-            finished_s=now_s,
-            step_s=now_s - last_s if last_s is not None else 0.0,
-            draft_s=draft.busy_ns / 1e9 if draft is not None else 0.0,
-            verify_s=verify.busy_ns / 1e9,
-            verifier_idle_s=verify.idle_ns / 1e9,
-            num_requests=num_requests,
-            num_output_tokens=num_output_tokens,
-            num_active=num_active,
-            is_steady=is_steady and last_s is not None,
-            is_prefill=is_prefill,
-        )
-        self.samples.append(sample)
-        return sample
+    def observe(self, event: events.Event, now_s: float) -> None:
+        """Take an event; see `minedraft.core.events.Observer`."""
+        match event:
+            case events.RoundCommitted():
+                self._add(event, now_s)
+            case events.Drafted() if not event.is_prefill:
+                self._drafted[event.batch] = event.timing
+            case events.Verified():
+                self._verified[event.batch] = event.timing
+            case events.RoundAbandoned():
+                self._drafted.pop(event.batch, None)
+                self._verified.pop(event.batch, None)
+            case events.LaneIdle():
+                self._has_waited.add(event.batch)
+            case events.ModeChanged():
+                self.samples.clear()
+                self._last_finished_s = None
+                self._has_waited.update(Batch)
 
     def summary(self) -> RoundSummary:
         return summarise(self.samples)
 
     def tokens_per_s(self, now_s: float, window_s: float = 10.0) -> float:
+        """Output tokens a second over the last `window_s` seconds."""
         recent = [s for s in self.samples if s.finished_s >= now_s - window_s]
         if not recent:
             return 0.0
         span_s = now_s - (recent[0].finished_s - recent[0].step_s)
         return sum(s.num_output_tokens for s in recent) / max(span_s, 1e-9)
 
+    def _add(self, event: events.RoundCommitted, now_s: float) -> None:
+        batch = event.batch
+        last_s, self._last_finished_s = self._last_finished_s, now_s
+        verify = self._verified.pop(batch, _NO_TIME)
+        num_drafts = num_accepted = 0
+        for drafts, accepted_len in event.accepted:
+            num_drafts += drafts
+            num_accepted += accepted_len
+        sample = RoundSample(
+            batch,
+            now_s,
+            now_s - last_s if last_s is not None else 0.0,
+            self._drafted.pop(batch, _NO_TIME).busy_ns / 1e9,
+            verify.busy_ns / 1e9,
+            verify.idle_ns / 1e9,
+            event.num_output_tokens,
+            event.num_active,
+            batch not in self._has_waited and last_s is not None,
+            event.is_prefill,
+            len(event.accepted),
+            num_drafts,
+            num_accepted,
+        )
+        self._has_waited.discard(batch)
+        self.samples.append(sample)
+
 
 def summarise(samples: Iterable[RoundSample]) -> RoundSummary:
     """Summary of the steady decode rounds among `samples`. Left out are rounds that carried a prompt
     chunk and the tail where fewer batches had requests: their times are of another kind."""
+    samples = list(samples)
+    num_drafts, num_accepted = sum(s.num_drafts for s in samples), sum(s.num_accepted for s in samples)
+    vsr = num_accepted / max(num_drafts, 1)
+    mean_accepted_len = num_accepted / max(sum(s.num_drafted_rows for s in samples), 1)
     steady = [s for s in samples if s.is_steady and not s.is_prefill]
     most_active = max((s.num_active for s in steady), default=0)
     steady = [s for s in steady if s.num_active == most_active]
     if not steady:
-        return RoundSummary()
+        return RoundSummary(vsr=vsr, mean_accepted_len=mean_accepted_len)
     draft_s, verify_s = fmean(s.draft_s for s in steady), fmean(s.verify_s for s in steady)
     step_s = fmean(s.step_s for s in steady)
     return RoundSummary(
@@ -120,6 +153,8 @@ def summarise(samples: Iterable[RoundSample]) -> RoundSummary:
         control_overhead_ms=_control_overhead_s(steady) * 1e3,
         verifier_busy=verify_s / max(verify_s + fmean(s.verifier_idle_s for s in steady), 1e-9),
         drafter_busy=min(draft_s / max(step_s, 1e-9), 1.0),
+        vsr=vsr,
+        mean_accepted_len=mean_accepted_len,
     )
 
 

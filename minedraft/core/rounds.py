@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from minedraft.core.draft_book import DraftBook
+from minedraft.core.ledger import KvLedger
 from minedraft.core.request import Request
 from minedraft.types import Batch, DraftSpan, FinishReason, Proposal, VerifySpan
 
@@ -33,22 +34,34 @@ class PlannedSpan:
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
-    """What one round of one batch will do. `drafts` go to the drafter before the verify, `prefills`
-    (prompts the verifier is caching in this very round) while it runs. `book` is of the drafter that
-    they are for: another one would not know these requests."""
+    """What one round of one batch will do.
+
+    Attributes:
+        drafts: for the drafter, before the verify.
+        prefills: for the drafter while the verify runs: prompts that the verifier caches in this very round.
+        verifier_kv, book: of the verifier and the drafter that this is for; others would not know these requests.
+    """
 
     batch: Batch
     number: int
     spans: tuple[PlannedSpan, ...]
+    drafts: tuple[DraftSpan, ...]
+    prefills: tuple[DraftSpan, ...]
+    verifier_kv: KvLedger
     book: DraftBook | None
 
-    @property
-    def drafts(self) -> tuple[DraftSpan, ...]:
-        return tuple(span.draft for span in self.spans if span.draft is not None)
+    @classmethod
+    def of(
+        cls, batch: Batch, number: int, spans: Sequence[PlannedSpan], verifier_kv: KvLedger, book: DraftBook | None
+    ) -> RoundPlan:
+        drafts = tuple([span.draft for span in spans if span.draft is not None])
+        prefills = tuple([span.prefill for span in spans if span.prefill is not None])
+        return cls(batch, number, tuple(spans), drafts, prefills, verifier_kv, book)
 
     @property
-    def prefills(self) -> tuple[DraftSpan, ...]:
-        return tuple(span.prefill for span in self.spans if span.prefill is not None)
+    def is_prefill(self) -> bool:
+        """Whether it carries prompt tokens, for either worker."""
+        return bool(self.prefills) or any(span.num_tokens > 1 for span in self.spans)
 
 
 def truncate_output(tokens: Sequence[int], request: Request) -> tuple[tuple[int, ...], FinishReason | None]:
@@ -60,7 +73,24 @@ def truncate_output(tokens: Sequence[int], request: Request) -> tuple[tuple[int,
     return tuple(tokens[: request.remaining_len]), reason
 
 
+def match_proposals(plan: RoundPlan, proposals: Iterable[Proposal]) -> tuple[list[Proposal], int]:
+    """The proposals that continue a request of the round, by request id and committed length, and the number
+    of those that do not."""
+    span_of = {span.request.id: span for span in plan.spans}
+    fitting: list[Proposal] = []
+    num_others = 0
+    for proposal in proposals:
+        span = span_of.get(proposal.request_id)
+        is_ours = span is not None and proposal.committed_len == span.committed_len
+        if span is not None and is_ours and len(proposal.tokens) <= span.draft_len:
+            fitting.append(proposal)
+        else:
+            num_others += 1
+    return fitting, num_others
+
+
 def to_verify_span(span: PlannedSpan, proposal: Proposal | None) -> VerifySpan:
+    """What the verifier is sent for one request: tokens it has not cached, and the drafts that came."""
     request = span.request
     return VerifySpan(
         request_id=request.id,

@@ -2,61 +2,24 @@
 
 A round of one batch is `plan` -> (draft) -> `assemble` -> (verify) -> `commit`. Both batches go
 through the same calls, interleaved in any order; requests in a planned round are `in_round` and
-nobody else touches them until it is committed.
+nobody else touches them until it is committed. What has happened is in `take_events`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
 
+from minedraft.core import events
 from minedraft.core.batches import BatchManager
 from minedraft.core.draft_book import DraftBook
 from minedraft.core.ledger import KvLedger
+from minedraft.core.limits import SchedulerLimits, check_request
+from minedraft.core.policy.base import DraftPolicy, FixedDraftLen
 from minedraft.core.request import NewRequest, Request, RequestUpdate
-from minedraft.core.rounds import PlannedSpan, RoundPlan, to_verify_span, truncate_output
-from minedraft.errors import InvalidRequest, MineDraftError, NumericError, Overloaded, ProtocolError
-from minedraft.types import Batch, FinishReason, LoanTerms, Mode, Proposal, Verdict, VerifySpan
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
-    """max_batch_size: requests a batch (m). draft_len: tokens proposed per request (k).
-    prefill_chunk: prompt tokens a round may carry beside decoding requests, per worker.
-    max_waiting: requests queued beyond the seats. max_model_len: tokens a request may have."""
-
-    mode: Mode = Mode.MINEDRAFT
-    max_batch_size: int = 8
-    draft_len: int = 3
-    prefill_chunk: int = 256
-    max_waiting: int = 256
-    max_model_len: int = 8192
-
-    def __post_init__(self) -> None:
-        if not self.mode.has_drafts:
-            object.__setattr__(self, "draft_len", 0)  # frozen, and one name for k is enough
-
-    @property
-    def num_batches(self) -> int:
-        return self.mode.num_batches
-
-    def lent(self, terms: LoanTerms) -> SchedulerLimits:
-        """These limits, with what a borrower of the service sets."""
-        return replace(self, mode=terms.mode, max_batch_size=terms.max_batch_size, draft_len=terms.draft_len)
-
-
-@dataclass(slots=True)
-class SchedulerCounters:
-    preemptions: int = 0
-    stale_proposals: int = 0
-    failed_commands: int = 0  # refused by a worker, or answered against the contract
-    verified_drafts: int = 0
-    accepted_drafts: int = 0
-    drafted_rows: int = 0  # sampled rows that had drafts
-    output_tokens: int = 0
-    finished: int = 0
-    rounds: dict[Batch, int] = field(default_factory=lambda: dict.fromkeys(Batch, 0))  # committed
+from minedraft.core.rounds import PlannedSpan, RoundPlan, match_proposals, to_verify_span, truncate_output
+from minedraft.errors import InternalError, MineDraftError, NumericError, Overloaded, ProtocolError
+from minedraft.types import Batch, FinishReason, Proposal, Verdict, VerifySpan
 
 
 class Scheduler:
@@ -64,23 +27,32 @@ class Scheduler:
 
     Args:
         verifier_kv: mirror of the verifier's KV.
-        book: what the drafter holds; None decodes without drafts. Set it to None when the drafter is
-            lost (it is an accelerator, not a dependency) and to a new one when a drafter is there again.
+        book: what the drafter holds; None decodes without drafts.
+        policy: how many drafts to ask for, and which to verify.
     """
 
-    def __init__(self, limits: SchedulerLimits, verifier_kv: KvLedger, book: DraftBook | None) -> None:
+    def __init__(
+        self, limits: SchedulerLimits, verifier_kv: KvLedger, book: DraftBook | None, policy: DraftPolicy | None = None
+    ) -> None:
         self.limits = limits
-        self._next_limits: SchedulerLimits | None = None
         self.verifier_kv = verifier_kv
+        self.has_verifier = True
         self.book = book
         self.batches = BatchManager(limits.num_batches, limits.max_batch_size)
         self.waiting: deque[Request] = deque()
         self.requests: dict[int, Request] = {}
-        self.counters = SchedulerCounters()
+        self._policy = policy or FixedDraftLen()
+        self._events: list[events.Event] = []
         self._next_id = 1
         self._round_number = 0
         self._num_admitted = 0
         self._admission: dict[int, int] = {}  # request id -> when it was first seated; the youngest is preempted
+        self._change: str | None = None  # why limits change, until they are in force
+
+    def take_events(self) -> Sequence[events.Event]:
+        """What has happened since the last call, in order."""
+        happened, self._events = self._events, []
+        return happened
 
     # Requests come and go
 
@@ -91,16 +63,16 @@ class Scheduler:
             InvalidRequest: it could never run (empty, longer than the context or the KV memory).
             Overloaded: the waiting queue is full.
         """
-        self._check(new)
+        check_request(new, self.limits, self.verifier_kv)
         # Seats count as room: a burst that fits the batches is not a queue.
-        num_seats = self.limits.num_batches * self.limits.max_batch_size - self.batches.num_requests
-        limit = self.limits.max_waiting + max(num_seats, 0)
+        limit = self.limits.max_waiting + self.batches.num_free_seats
         if len(self.waiting) >= limit:
             raise Overloaded(f"{len(self.waiting)} requests are waiting, the limit is {limit}")
         request = Request.create(self._next_id, new)
         self._next_id += 1
         self.requests[request.id] = request
         self.waiting.append(request)
+        self._events.append(events.RequestQueued(request.id, request.spec.prompt_len))
         return request
 
     def abort(self, request_id: int) -> RequestUpdate | None:
@@ -113,42 +85,76 @@ class Scheduler:
 
     def finish(self, request: Request, reason: FinishReason) -> RequestUpdate:
         """Forget a request that is in no round and free its KV on both workers."""
-        self._remove(request)
+        self._remove(request, reason)
         return RequestUpdate(request, finish_reason=reason)
 
-    def reconfigure(self, limits: SchedulerLimits) -> None:
-        """Ask for other limits. They come into force with the first `settle` that finds no request
-        seated; until then nobody is given a seat, and those who wait keep their places."""
-        self._next_limits = limits
+    def fail_all(self, error: MineDraftError) -> list[RequestUpdate]:
+        """End every request with `error`, whatever round it is part of; no round can be committed any more."""
+        return [self._fail(request, error) for request in list(self.requests.values())]
+
+    # Mode and sizes
+
+    def reconfigure(self, limits: SchedulerLimits, why: str) -> None:
+        """Go over to other limits while requests are live. Nobody is refused or lost: members of a batch that
+        is closed move to the open one at their own round boundary, as it has seats; a batch that has more
+        than its new size takes nobody in until it has not. `is_settled` says when that has come to an end."""
+        self.limits = limits
+        self.batches.resize(limits.num_batches, limits.max_batch_size)
+        self._change = why
+        self._settle()
 
     @property
-    def wanted_limits(self) -> SchedulerLimits:
-        """Those asked for last; `limits` are in force."""
-        return self._next_limits or self.limits
+    def is_settled(self) -> bool:
+        """Whether the batches are as the limits say."""
+        return self._change is None
 
-    def settle(self) -> bool:
-        """Put the limits asked for into force if they can be, and restart the counters; True when that
-        was done now. Round numbers and ids go on, for the workers remember them."""
-        if self._next_limits is None or self.batches.num_requests:
-            return False
-        self.limits, self._next_limits = self._next_limits, None
-        self.counters = SchedulerCounters()
-        self.batches = BatchManager(self.limits.num_batches, self.limits.max_batch_size)
-        return True
+    # Workers come and go
+
+    def attach_drafter(self, book: DraftBook) -> None:
+        """Draft from now on, with a drafter that holds nothing yet."""
+        self.book = book
+
+    def detach_drafter(self) -> None:
+        """Decode without drafts; those of rounds in flight still count."""
+        self.book = None
+
+    def attach_verifier(self, kv: KvLedger) -> list[RequestUpdate]:
+        """Go on with a verifier that holds nothing yet: requests are recomputed as after a preemption, in the
+        seats they have, and their tokens are the same. One that its memory could never hold ends."""
+        self.verifier_kv, self.has_verifier = kv, True
+        resting = [request for request in self.requests.values() if not request.in_round]
+        return [update for request in resting if (update := self._end_if_too_long(request)) is not None]
+
+    def detach_verifier(self) -> None:
+        """Nothing is planned until `attach_verifier`. Requests keep their tokens, their seats and what the
+        drafter holds of them; each round in flight must be given up by `lose_round`."""
+        old = self.verifier_kv
+        self.verifier_kv = KvLedger(old.pool.num_blocks, old.pool.block_size, old.max_model_len)
+        self.has_verifier = False
+        for request in self.requests.values():
+            request.verifier_len = 0
+            request.must_leave = False
+
+    def is_current(self, plan: RoundPlan) -> bool:
+        """Whether the verifier that a round was planned for is still there."""
+        return self.has_verifier and plan.verifier_kv is self.verifier_kv
 
     # A round
 
     def plan(self, batch: Batch) -> RoundPlan | None:
-        """Decide the batch's next round; None when it has nothing to do now."""
-        if batch not in self.batches.batches:
+        """Begin the batch's next round: admit, reserve KV, preempt; None when it has nothing to do now."""
+        if not self.has_verifier:
             return None
         self._admit(batch)
-        spans: list[PlannedSpan] = []
+        if self._change is not None:  # members of a closed batch need not wait for another of its rounds
+            self._move_from(batch)
+        members = list(self.batches.members(batch))
         verifier_budget = drafter_budget = self.limits.prefill_chunk
-        for request in list(self.batches.members(batch)):
+        spans: list[PlannedSpan] = []
+        for request in members:
             if request.batch is not batch:  # preempted by a neighbour a moment ago
                 continue
-            span = self._plan_span(request, verifier_budget, drafter_budget)
+            span = self._plan_span(request, len(members), verifier_budget, drafter_budget)
             if span is None:
                 continue
             request.in_round = True
@@ -159,7 +165,11 @@ class Scheduler:
         if not spans:
             return None
         self._round_number += 1
-        return RoundPlan(batch, self._round_number, tuple(spans), self.book)
+        plan = RoundPlan.of(batch, self._round_number, spans, self.verifier_kv, self.book)
+        num_drafts = sum([draft.draft_len for draft in plan.drafts])
+        num_prompt_tokens = self.limits.prefill_chunk - verifier_budget
+        self._events.append(events.RoundPlanned(batch, plan.number, len(spans), num_prompt_tokens, num_drafts))
+        return plan
 
     def assemble(self, plan: RoundPlan, proposals: Iterable[Proposal]) -> tuple[VerifySpan, ...]:
         """The verify command of a planned round, with the drafts that came for it.
@@ -167,16 +177,12 @@ class Scheduler:
         A proposal is matched by request id and committed length, never by position; one that does not
         match is counted and dropped, and its request decodes without drafts.
         """
-        by_id = {span.request.id: span for span in plan.spans}
-        matched: dict[int, Proposal] = {}
-        for proposal in proposals:
-            span = by_id.get(proposal.request_id)
-            if span is None or proposal.committed_len != span.committed_len or len(proposal.tokens) > span.draft_len:
-                self.counters.stale_proposals += 1
-            else:
-                matched[proposal.request_id] = proposal
+        fitting, num_dropped = match_proposals(plan, proposals)
+        if num_dropped:
+            self._events.append(events.ProposalsDropped(plan.batch, plan.number, num_dropped))
+        chosen = {proposal.request_id: proposal for proposal in self._policy.select(fitting)}
         return tuple(
-            to_verify_span(span, matched.get(span.request.id)) for span in plan.spans if not span.request.is_aborted
+            [to_verify_span(span, chosen.get(span.request.id)) for span in plan.spans if not span.request.is_aborted]
         )
 
     def commit(
@@ -190,89 +196,96 @@ class Scheduler:
         Raises:
             ProtocolError: a verdict is missing or does not continue its request.
         """
+        assert self.is_current(plan), "a round of a lost verifier is given up"
         verdict_of = {verdict.request_id: verdict for verdict in verdicts}
-        span_of = {span.request_id: span for span in command}
-        progress: list[RequestUpdate] = []
-        self.counters.rounds[plan.batch] += 1
+        num_drafts_of = {span.request_id: len(span.drafts) for span in command}
+        updates: list[RequestUpdate] = []
+        accepted: list[tuple[int, int]] = []
         for span in plan.spans:
             request = span.request
             request.in_round = False
             if request.is_aborted:
-                progress.append(self.finish(request, FinishReason.ABORT))
+                updates.append(self.finish(request, FinishReason.ABORT))
                 continue
             verdict, committed_len = verdict_of.get(request.id), request.verifier_len + span.num_tokens
             if verdict is None or verdict.committed_len != committed_len:
                 raise ProtocolError(f"no verdict continues request {request.id} at {committed_len} tokens")
-            progress.extend(self._commit_span(span, span_of[request.id], verdict))
+            num_drafts = num_drafts_of[request.id]
+            if num_drafts and not verdict.error:
+                accepted.append((num_drafts, verdict.accepted_len))
+            if (update := self._commit_span(span, num_drafts, verdict)) is not None:
+                updates.append(update)
         self._end_round(plan)
-        return progress
+        num_tokens, num_active = sum([len(update.token_ids) for update in updates]), self.batches.num_active
+        committed = (len(plan.spans), num_tokens, tuple(accepted), plan.is_prefill, num_active)
+        self._events.append(events.RoundCommitted(plan.batch, plan.number, *committed))
+        return updates
 
     def abandon(self, plan: RoundPlan, culprit: int | None, error: MineDraftError) -> list[RequestUpdate]:
         """The verifier did not execute a round: end the request that it named, or all of the round if it
         named none, with `error`. The others have lost a round and nothing else."""
-        progress: list[RequestUpdate] = []
-        for span in plan.spans:
-            request = span.request
-            request.in_round = False
-            if request.is_aborted:
-                progress.append(self.finish(request, FinishReason.ABORT))
-            elif culprit is None or request.id == culprit:
-                self._remove(request)
-                progress.append(RequestUpdate(request, error=error))
-        self._end_round(plan)
-        return progress
+        return self._give_up(
+            plan, lambda request: self._fail(request, error) if culprit in (None, request.id) else None
+        )
+
+    def lose_round(self, plan: RoundPlan) -> list[RequestUpdate]:
+        """Give up a round whose verifier is gone; its requests come again with the next one."""
+        return self._give_up(plan, self._end_if_too_long)
 
     # Inside
 
+    def _give_up(self, plan: RoundPlan, end: Callable[[Request], RequestUpdate | None]) -> list[RequestUpdate]:
+        updates: list[RequestUpdate] = []
+        for span in plan.spans:
+            span.request.in_round = False
+            is_aborted = span.request.is_aborted
+            update = self.finish(span.request, FinishReason.ABORT) if is_aborted else end(span.request)
+            if update is not None:
+                updates.append(update)
+        self._end_round(plan)
+        self._events.append(events.RoundAbandoned(plan.batch, plan.number))
+        return updates
+
     def _end_round(self, plan: RoundPlan) -> None:
-        """What waits for a round's end: evicted requests leave, and the batches are evened out."""
+        """What waits for a round's end: requests that must leave do, and the batches are evened out."""
         for span in plan.spans:
             if span.request.must_leave and span.request.batch is not None:
                 self._preempt(span.request)
-        while self.batches.rebalance(plan.batch):
-            pass
+        self._move_from(plan.batch)
 
-    def _check(self, new: NewRequest) -> None:
-        prompt_len, limits = len(new.prompt_token_ids), self.limits
-        if prompt_len == 0:
-            raise InvalidRequest("prompt", "empty", "a prompt has at least one token")
-        if prompt_len >= limits.max_model_len:
-            raise InvalidRequest(
-                "prompt", f"{prompt_len} tokens", f"at most {limits.max_model_len - 1} fit the context beside an answer"
-            )
-        total_len = prompt_len + new.sampling.output_limit
-        if total_len > limits.max_model_len:
-            raise InvalidRequest(
-                "max_new_tokens",
-                new.sampling.output_limit,
-                f"at most {limits.max_model_len - prompt_len} fit after a prompt of {prompt_len} tokens "
-                f"(context {limits.max_model_len})",
-            )
-        if not self.verifier_kv.fits(total_len):
-            raise InvalidRequest(
-                "max_new_tokens",
-                new.sampling.output_limit,
-                f"prompt ({prompt_len} tokens) and output must fit the verifier's KV memory of "
-                f"{self.verifier_kv.capacity} tokens",
-            )
+    def _move_from(self, batch: Batch) -> None:
+        """Move whoever should be in the other batch; `batch` is at its round boundary."""
+        while (moved := self.batches.rebalance(batch)) is not None:
+            self._events.append(events.RequestMoved(moved.id, batch.other))
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._change is not None and self.batches.is_settled:
+            why, self._change = self._change, None
+            limits = self.limits
+            self._events.append(events.ModeChanged(limits.mode, limits.max_batch_size, limits.draft_len, why))
 
     def _admit(self, next_drafted: Batch) -> None:
-        while self.waiting and self.batches.has_seat() and self._next_limits is None:
+        while self.waiting and self.batches.has_seat():
             request = self.waiting[0]
             if self.verifier_kv.is_leaving(request.id):
                 return
-            # Room for all of it now, and for every elder's next round besides: a request let in on less
-            # would be evicted by them at once, and let in again, for ever.
+            # Admit only if the whole prompt fits now and every running request can still grow by one round;
+            # otherwise the newcomer would be preempted and readmitted in a loop.
             headroom = self.batches.num_requests * self.verifier_kv.pool.num_blocks_for(self.limits.draft_len + 1)
             if not self.verifier_kv.can_reserve(request.id, len(request.tokens), headroom):
                 return
             self.waiting.popleft()
             self.verifier_kv.reserve(request.id, len(request.tokens))
-            self.batches.join(request, next_drafted)
-            self._num_admitted += 1
-            self._admission.setdefault(request.id, self._num_admitted)
+            batch = self.batches.join(request, next_drafted)
+            if request.id not in self._admission:
+                self._num_admitted += 1
+                self._admission[request.id] = self._num_admitted
+            self._events.append(events.RequestSeated(request.id, batch))
 
-    def _plan_span(self, request: Request, verifier_budget: int, drafter_budget: int) -> PlannedSpan | None:
+    def _plan_span(
+        self, request: Request, batch_size: int, verifier_budget: int, drafter_budget: int
+    ) -> PlannedSpan | None:
         """What the round does for one request, with KV reserved; None when it must sit this round out."""
         committed_len = len(request.tokens)
         missing = committed_len - request.verifier_len
@@ -280,7 +293,7 @@ class Scheduler:
         if num_tokens <= 0:
             return None
         end = request.verifier_len + num_tokens
-        draft_len = self._draft_len(request) if num_tokens == missing else 0
+        draft_len = self._draft_len(request, batch_size) if num_tokens == missing else 0
         if not self.verifier_kv.can_reserve(request.id, end + draft_len):
             draft_len = 0
             if not self._make_room(request, end):
@@ -293,12 +306,14 @@ class Scheduler:
             prefill = self.book.plan_prefill(request, num_prefill)
         return PlannedSpan(request, committed_len, num_tokens, num_tokens == missing, draft, prefill)
 
-    def _draft_len(self, request: Request) -> int:
-        """Drafts to ask for: fewer near a limit, for the bonus token takes one place."""
-        if self.book is None or not self.limits.draft_len:
+    def _draft_len(self, request: Request, batch_size: int) -> int:
+        """Drafts to ask for: what the policy says, and fewer near a limit, for the bonus token takes one place."""
+        limits = self.limits
+        if self.book is None or not limits.draft_len:
             return 0
-        room = min(request.remaining_len, self.limits.max_model_len - len(request.tokens)) - 1
-        return self.book.draft_len(request, min(self.limits.draft_len, room))
+        wanted = self._policy.draft_len(request, batch_size, limits.draft_len)
+        room = min(request.remaining_len, limits.max_model_len - len(request.tokens)) - 1
+        return self.book.draft_len(request, min(wanted, room))
 
     def _prefill_len(self, request: Request, budget: int) -> int:
         """Committed tokens the drafter should cache meanwhile; none where no draft will follow."""
@@ -307,26 +322,23 @@ class Scheduler:
         return self.book.prefill_len(request, budget)
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:
-        """Evict the youngest requests until `num_tokens` will fit; they are recomputed later.
+        """Preempt the youngest requests until `num_tokens` will fit; they are recomputed later.
 
         Blocks on their way out count as room to come, but cannot be used before the worker has
         acknowledged, so the request mostly sits this round out. One in flight in the other batch is
         marked and leaves with its round.
         """
-        while not self._will_fit(request, num_tokens):
-            candidates = [r for b in self.batches.batches for r in self.batches.members(b) if not r.must_leave]
-            victim = max(candidates, key=lambda r: self._admission[r.id])
+        seated = [r for batch in Batch for r in self.batches.members(batch)]
+        while not self.verifier_kv.will_fit(request.id, num_tokens, [r.id for r in seated if r.must_leave]):
+            victim = max((r for r in seated if not r.must_leave), key=lambda r: self._admission[r.id])
             if victim.in_round:
                 victim.must_leave = True
             else:
                 self._preempt(victim)
+                seated.remove(victim)
             if victim is request:
                 return False
         return self.verifier_kv.can_reserve(request.id, num_tokens)
-
-    def _will_fit(self, request: Request, num_tokens: int) -> bool:
-        leaving = [r.id for b in self.batches.batches for r in self.batches.members(b) if r.must_leave]
-        return self.verifier_kv.will_fit(request.id, num_tokens, leaving)
 
     def _preempt(self, request: Request) -> None:
         self.batches.leave(request)
@@ -336,37 +348,41 @@ class Scheduler:
         request.must_leave = False
         request.verifier_len = 0
         request.num_preemptions += 1
-        self.counters.preemptions += 1
         self.waiting.appendleft(request)
+        self._events.append(events.RequestPreempted(request.id))
 
-    def _commit_span(self, span: PlannedSpan, command: VerifySpan, verdict: Verdict) -> Iterable[RequestUpdate]:
+    def _end_if_too_long(self, request: Request) -> RequestUpdate | None:
+        total_len = request.spec.prompt_len + request.spec.sampling.output_limit
+        if self.verifier_kv.fits(total_len):
+            return None
+        limit = f"the verifier that came back holds {self.verifier_kv.capacity} tokens"
+        return self._fail(request, InternalError(f"{limit}, the request may need {total_len}"))
+
+    def _commit_span(self, span: PlannedSpan, num_drafts: int, verdict: Verdict) -> RequestUpdate | None:
         request = span.request
         if verdict.error:
-            self._remove(request)
-            message = f"the target's logits are not finite after {span.committed_len} tokens"
-            yield RequestUpdate(request, error=NumericError(message))
-            return
+            error = NumericError(f"the target's logits are not finite after {span.committed_len} tokens")
+            return self._fail(request, error)
         request.verifier_len += span.num_tokens
         if not span.sample:
-            return
-        num_drafts = len(command.drafts)
+            return None
         if span.draft is not None and self.book is not None:
             self.book.accepted(request.id, span.committed_len, num_drafts, verdict.accepted_len)
         request.verifier_len += verdict.accepted_len
         request.num_rounds += 1
         request.num_drafted += num_drafts
         request.num_accepted += verdict.accepted_len
-        self.counters.verified_drafts += num_drafts
-        self.counters.accepted_drafts += verdict.accepted_len
-        self.counters.drafted_rows += num_drafts > 0
         token_ids, reason = truncate_output(verdict.tokens, request)
         request.tokens.extend(token_ids)
-        self.counters.output_tokens += len(token_ids)
         if reason is not None:
-            self._remove(request)
-        yield RequestUpdate(request, token_ids, verdict.logprobs[: len(token_ids)], reason)
+            self._remove(request, reason)
+        return RequestUpdate(request, token_ids, verdict.logprobs[: len(token_ids)], reason)
 
-    def _remove(self, request: Request) -> None:
+    def _fail(self, request: Request, error: MineDraftError) -> RequestUpdate:
+        self._remove(request, None, error)
+        return RequestUpdate(request, error=error)
+
+    def _remove(self, request: Request, reason: FinishReason | None, error: MineDraftError | None = None) -> None:
         if request.batch is None:
             self.waiting.remove(request)
         else:
@@ -376,4 +392,6 @@ class Scheduler:
             self.book.forget(request.id)
         del self.requests[request.id]
         self._admission.pop(request.id, None)
-        self.counters.finished += 1
+        cause = "" if error is None else error.reason
+        self._events.append(events.RequestEnded(request.id, request.output_len, reason, cause))
+        self._settle()

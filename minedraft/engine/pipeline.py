@@ -1,6 +1,6 @@
-"""The overlapped loop: one lane per batch, both sharing the two workers.
+"""Requests in, tokens out: the scheduler's rounds, run on the two workers.
 
-A lane is plan -> draft -> verify -> commit, again and again. Two lanes give batch-parallel
+One lane for each batch, both sharing the workers (`lanes.py`). Two lanes give batch-parallel
 speculative decoding: while lane A's verify runs, lane B's draft does, and each worker's mailbox
 holds the other lane's command before it needs it, so nothing in the scheduler is on the critical
 path as long as one device is slower than the other plus a round trip. One lane is plain speculative
@@ -16,36 +16,22 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from minedraft.core.ledger import KvLedger
+from minedraft.core import events
+from minedraft.core.limits import SchedulerLimits
+from minedraft.core.policy.base import DraftPolicy, FixedDraftLen, FixedMode, ModePolicy
 from minedraft.core.request import NewRequest, RequestUpdate
-from minedraft.core.round_stats import RoundStats
 from minedraft.core.rounds import RoundPlan
-from minedraft.core.scheduler import Scheduler, SchedulerLimits
-from minedraft.engine.drafting import MAX_FAILURES, Drafting, check_balance, make_ledger
+from minedraft.core.scheduler import Scheduler
+from minedraft.engine.drafting import Drafting, make_ledger
+from minedraft.engine.lanes import run_overlapped
 from minedraft.engine.usage_clock import UsageClock
+from minedraft.engine.verifying import Checked, Verifying
 from minedraft.engine.workers import Drafter, Verifier
-from minedraft.errors import (
-    Draining,
-    InternalError,
-    InvalidRequest,
-    MineDraftError,
-    ProtocolError,
-    Unavailable,
-)
+from minedraft.errors import Draining, InternalError, InvalidRequest, MineDraftError, Unavailable
 from minedraft.output import RequestUsage
-from minedraft.types import (
-    Batch,
-    FinishReason,
-    RoundId,
-    Timing,
-    TokenLogprobs,
-    Verdict,
-    VerifyCommand,
-    VerifySpan,
-    WorkerInfo,
-)
+from minedraft.types import Batch, FinishReason, Proposal, TokenLogprobs
 
-logger = logging.getLogger("minedraft.engine.pipeline")
+logger = logging.getLogger("minedraft.pipeline")
 
 
 class Sink(Protocol):
@@ -65,7 +51,16 @@ class Pipeline:
 
     Args:
         drafter: None decodes without drafts.
+        observers: take every event, in the order of the list.
+        draft_policy: how many drafts to ask for, and which to verify.
+        mode_policy: mode and sizes to run with; it is not asked while `is_lent`.
+        verifier_returns: a lost verifier leaves the requests where they are until `gain_verifier`; otherwise its
+            loss ends everything.
         clock: monotonic seconds (a parameter for tests).
+
+    Attributes:
+        failure: what has ended everything; `failed` is set with it.
+        is_lent: a client sets mode and sizes for now.
     """
 
     def __init__(
@@ -74,25 +69,42 @@ class Pipeline:
         verifier: Verifier,
         drafter: Drafter | None,
         *,
+        observers: Sequence[events.Observer] = (),
+        draft_policy: DraftPolicy | None = None,
+        mode_policy: ModePolicy | None = None,
+        verifier_returns: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.verifier = verifier
-        self.stats = RoundStats()
         self.failure: MineDraftError | None = None
-        self.failed = asyncio.Event()  # the verifier is gone: nothing can be answered any more
+        self.failed = asyncio.Event()
         self.is_draining = False
+        self.is_lent = False
         self._clock = clock
+        draft_policy = draft_policy or FixedDraftLen()
+        self._mode_policy = mode_policy or FixedMode()
+        self._observers = [*observers, draft_policy.observe, self._mode_policy.observe]
         self._usage: dict[int, UsageClock] = {}
         self._sinks: dict[int, Sink] = {}
         self._wake = {batch: asyncio.Event() for batch in Batch}
         self._idle = asyncio.Event()
         self._idle.set()
-        self._settled = asyncio.Event()  # no change of limits is waiting to come into force
+        self._settled = asyncio.Event()  # the limits asked for are in force
         self._settled.set()
         self._lanes: list[asyncio.Task[None]] = []
-        self._num_verify_failures = 0  # in a row, of rounds where no request was named
-        self.scheduler = Scheduler(limits, make_ledger(verifier.info), None)
-        self._drafting = Drafting(self.scheduler, drafter, self._wake_lanes)
+        self.scheduler = Scheduler(limits, make_ledger(verifier.info), None, draft_policy)
+        self._verifying = Verifying(
+            self.scheduler,
+            verifier,
+            deliver=self._deliver,
+            publish=self._publish,
+            wake=self._wake_lanes,
+            can_return=verifier_returns,
+        )
+        self._drafting = Drafting(self.scheduler, self._publish, self._wake_lanes)
+        self._publish(events.WorkerJoined(verifier.info))
+        self._publish(events.ModeChanged(limits.mode, limits.max_batch_size, limits.draft_len, "start"))
+        if drafter is not None:
+            self._drafting.gain(drafter)
 
     async def __aenter__(self) -> Self:
         # Both lanes always exist; with one batch the second one has nothing to plan.
@@ -105,17 +117,21 @@ class Pipeline:
         for lane in self._lanes:
             lane.cancel()
         await asyncio.gather(*self._lanes, return_exceptions=True)
-        self._fail_all(Draining("the service has stopped"))
+        self._deliver(self.scheduler.fail_all(Draining("the service has stopped")))
+
+    @property
+    def verifier(self) -> Verifier:
+        """The present verifier or, while it is lost, the last one."""
+        return self._verifying.verifier
+
+    @property
+    def has_verifier(self) -> bool:
+        return not self._verifying.is_lost
 
     @property
     def drafter(self) -> Drafter | None:
         """None while there is none: nothing is drafted then."""
         return self._drafting.drafter
-
-    @property
-    def drafter_info(self) -> WorkerInfo | None:
-        """Of the present drafter or, while it is lost, the last one; None where there never was one."""
-        return self._drafting.info
 
     # Requests
 
@@ -136,6 +152,7 @@ class Pipeline:
         self._sinks[request.id] = sink
         self._usage[request.id] = UsageClock(self._clock())
         self._idle.clear()
+        self._publish_events()
         self._wake_lanes()
         return request.id
 
@@ -143,9 +160,8 @@ class Pipeline:
         """End a request; its KV is free within a round. False when no live request has this id."""
         if request_id not in self._sinks:
             return False
-        progress = self.scheduler.abort(request_id)
-        if progress is not None:
-            self._deliver([progress])
+        update = self.scheduler.abort(request_id)
+        self._deliver([update] if update is not None else [])
         self._wake_lanes()
         return True
 
@@ -154,12 +170,14 @@ class Pipeline:
         self.is_draining = True
         await self._idle.wait()
 
-    def reconfigure(self, limits: SchedulerLimits) -> None:
-        """Switch mode or limits, as soon as the seated requests have ended: until then no other is given
-        a seat. Whoever waits goes on to wait, and nobody is refused."""
-        self.scheduler.reconfigure(limits)
+    # Mode and sizes
+
+    def reconfigure(self, limits: SchedulerLimits, why: str = "asked for") -> None:
+        """Go over to another mode or other limits while requests are live; see `Scheduler.reconfigure`."""
         self._settled.clear()
-        self._settle()
+        self.scheduler.reconfigure(limits, why)
+        self._publish_events()
+        self._wake_lanes()
 
     async def settled(self) -> None:
         """Return when the limits asked for are in force.
@@ -171,73 +189,71 @@ class Pipeline:
         await self._settled.wait()
         self._check_verifier()
 
-    # The overlapped loop
+    # Workers come and go, as the owner of their links sees it
 
-    async def _run_lane(self, batch: Batch) -> None:
-        while True:
-            plan, is_steady = await self._next_plan(batch)
-            proposals, draft_timing = await self._drafting.draft(plan)
-            command = self.scheduler.assemble(plan, proposals)
-            async with asyncio.TaskGroup() as together:
-                together.create_task(self._drafting.prefill(plan))
-                verify = together.create_task(self._verify(plan, command))
-            verdicts, verify_timing = verify.result()
-            if verdicts is None:
-                continue
-            progress = self.scheduler.commit(plan, command, verdicts)
-            self._record(plan, draft_timing, verify_timing, progress, is_steady=is_steady)
-            self._deliver(progress)
-            self._wake_lanes()
+    def lose_drafter(self, error: MineDraftError) -> None:
+        """Go on without drafts."""
+        self._drafting.lose(error)
 
-    async def _next_plan(self, batch: Batch) -> tuple[RoundPlan, bool]:
-        """The batch's next round, and whether it followed the last one without waiting for work."""
-        is_steady = True
+    def gain_drafter(self, drafter: Drafter) -> None:
+        """Draft again: `drafter` is a new link, whose worker knows no request yet."""
+        self._drafting.gain(drafter)
+
+    def lose_verifier(self, error: MineDraftError) -> None:
+        """Keep the requests until `gain_verifier`."""
+        self._verifying.lose(error)
+
+    def gain_verifier(self, verifier: Verifier) -> None:
+        """Go on where the requests were: `verifier` is a new link, whose worker knows no request yet."""
+        self._verifying.gain(verifier)
+
+    def fail(self, error: MineDraftError) -> None:
+        """End everything with `error`."""
+        if self.failure is None:
+            self.failure = error
+            for lane in self._lanes:
+                if lane is not asyncio.current_task():
+                    lane.cancel()
+            self._deliver(self.scheduler.fail_all(error))
+            self.failed.set()
+            self._settled.set()  # nothing will come into force any more
+
+    # The steps of a lane
+
+    async def plan(self, batch: Batch) -> RoundPlan:
+        """The batch's next round; waits until there is something to do."""
         while True:
             self._wake[batch].clear()
             plan = self.scheduler.plan(batch)
+            self._publish_events()
             if plan is not None:
                 now_s = self._clock()
                 for span in plan.spans:
                     self._usage[span.request.id].start(now_s)
-                return plan, is_steady
-            is_steady = False
-            if self._settle():  # the last seated request has left, perhaps in the plan just tried
-                continue
+                return plan
+            self._publish(events.LaneIdle(batch))
             # Freed blocks may be what the waiting requests wait for; no command is there to carry them.
-            if not await self._flush_releases():
+            has_released = await self._verifying.release()
+            if not (await self._drafting.release() or has_released):
                 await self._wake[batch].wait()
 
-    async def _verify(self, plan: RoundPlan, spans: tuple[VerifySpan, ...]) -> tuple[Sequence[Verdict] | None, Timing]:
-        """The verdicts; None when the round has been abandoned."""
-        if not spans:  # every request of the round was aborted meanwhile
-            return (), Timing()
-        ledger = self.scheduler.verifier_kv
-        released = ledger.take_releases()
-        command = VerifyCommand(RoundId(self.verifier.info.epoch, plan.batch, plan.number), spans, released)
-        try:
-            reply = await self.verifier.verify(command)
-        except ProtocolError as error:
-            ledger.return_releases(released)
-            self._abandon(plan, error)
-            return None, Timing()
-        self._num_verify_failures = 0
-        self._acknowledge(ledger, released)
-        return reply.verdicts, reply.timing
+    async def draft(self, plan: RoundPlan) -> Sequence[Proposal]:
+        return await self._drafting.draft(plan)
 
-    def _abandon(self, plan: RoundPlan, error: ProtocolError) -> None:
-        """A round that the verifier refused costs the request that it named, or those of the round; the
-        verifier is as it was, and everybody else goes on.
+    async def prefill(self, plan: RoundPlan) -> None:
+        await self._drafting.prefill(plan)
 
-        Raises:
-            ProtocolError: it refuses whatever comes.
-        """
-        logger.error("round %d of batch %s failed: %s", plan.number, plan.batch.name, error)
-        self.scheduler.counters.failed_commands += 1
-        self._num_verify_failures += error.request_id is None
-        if self._num_verify_failures >= MAX_FAILURES:
-            raise error
-        internal = InternalError(f"the verifier refused this request: {error}")
-        self._deliver(self.scheduler.abandon(plan, error.request_id, internal))
+    async def verify(self, plan: RoundPlan, proposals: Sequence[Proposal]) -> Checked | None:
+        return await self._verifying.verify(plan, proposals)
+
+    def commit(self, plan: RoundPlan, checked: Checked) -> None:
+        """Make the round's tokens part of its requests, and deliver them."""
+        if not self.scheduler.is_current(plan):  # the verifier was lost after its answer
+            self._deliver(self.scheduler.lose_round(plan))
+        else:
+            self._deliver(self.scheduler.commit(plan, checked.spans, checked.verdicts))
+            if not self.is_lent and (terms := self._mode_policy.wanted(self._clock())) is not None:
+                self.reconfigure(self.scheduler.limits.lent(terms), "policy")
         self._wake_lanes()
 
     # Around it
@@ -245,7 +261,7 @@ class Pipeline:
     async def _guard_lane(self, batch: Batch) -> None:
         """A lane that fails takes the service with it: every waiter hears of it at once."""
         try:
-            await self._run_lane(batch)
+            await run_overlapped(self, batch)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -254,91 +270,41 @@ class Pipeline:
                 logger.error("lane %s failed: %s", batch.name, cause, exc_info=not isinstance(cause, MineDraftError))
             self.fail(cause if isinstance(cause, MineDraftError) else InternalError(f"{type(cause).__name__}: {cause}"))
 
-    def fail(self, error: MineDraftError) -> None:
-        """End everything with `error`; also for the owner of the verifier's link when it breaks while idle."""
-        if self.failure is None:
-            self.failure = error
-            for lane in self._lanes:
-                if lane is not asyncio.current_task():
-                    lane.cancel()
-            self._fail_all(error)
-            self.failed.set()
-            self._settled.set()  # nothing will come into force any more
-
-    def _fail_all(self, error: MineDraftError) -> None:
-        for request_id in list(self._sinks):
-            request = self.scheduler.requests[request_id]
-            self._deliver([RequestUpdate(request, error=error)])
-        self.scheduler.requests.clear()
-
-    def lose_drafter(self, error: MineDraftError) -> None:
-        """Go on without drafts; for the owner of the drafter's link, when it breaks while idle."""
-        self._drafting.lose(error)
-
-    def gain_drafter(self, drafter: Drafter) -> None:
-        """Draft again: `drafter` is a new link, whose worker knows no request yet."""
-        self._drafting.gain(drafter)
-
-    async def _flush_releases(self) -> bool:
-        """Send releases that no command carries; True when there were any."""
-        ledger = self.scheduler.verifier_kv
-        if released := ledger.take_releases():
-            num_free = await self.verifier.release(released)
-            self._acknowledge(ledger, released)
-            check_balance("verifier", self.scheduler, ledger, num_free)
-        return await self._drafting.release() or bool(released)
-
-    def _acknowledge(self, ledger: KvLedger, released: tuple[int, ...]) -> None:
-        """Blocks are free now: whoever waits for them must look again, in either lane."""
-        if released:
-            ledger.acknowledge(released)
-            self._wake_lanes()
-
-    def _deliver(self, progress: Sequence[RequestUpdate]) -> None:
+    def _deliver(self, updates: Sequence[RequestUpdate]) -> None:
         now_s = self._clock()
-        for item in progress:
-            request = item.request
+        for update in updates:
+            request = update.request
             sink, usage = self._sinks[request.id], self._usage[request.id]
-            if item.token_ids:
+            if update.token_ids:
                 usage.on_tokens(now_s)
-                if sink.on_tokens(item.token_ids, item.logprobs) and not item.is_final:
-                    item = self.scheduler.finish(request, FinishReason.STOP)
-            if item.is_final:
+                if sink.on_tokens(update.token_ids, update.logprobs) and not update.is_final:
+                    update = self.scheduler.finish(request, FinishReason.STOP)
+            if update.is_final:
                 del self._sinks[request.id], self._usage[request.id]
-                sink.on_finish(item.finish_reason, item.error, usage.finish(request, now_s))
+                sink.on_finish(update.finish_reason, update.error, usage.finish(request, now_s))
         if not self._sinks:
             self._idle.set()
+        self._publish_events()
 
-    def _record(
-        self,
-        plan: RoundPlan,
-        draft: Timing | None,
-        verify: Timing,
-        progress: Sequence[RequestUpdate],
-        *,
-        is_steady: bool,
-    ) -> None:
-        self.stats.record(
-            plan.batch,
-            draft,
-            verify,
-            now_s=self._clock(),
-            num_requests=len(plan.spans),
-            num_active=sum(self.scheduler.batches.size(b) > 0 for b in self.scheduler.batches.batches),
-            num_output_tokens=sum(len(item.token_ids) for item in progress),
-            is_steady=is_steady,
-            is_prefill=any(span.num_tokens > 1 or span.num_prefill for span in plan.spans),
-        )
+    def _publish_events(self) -> None:
+        """Tell what has happened in the scheduler; a lane that got a request or a seat by it must look again."""
+        happened = self.scheduler.take_events()
+        if not happened:
+            return
+        now_s = self._clock()
+        for event in happened:
+            for observe in self._observers:
+                observe(event, now_s)
+            if isinstance(event, events.RequestMoved):
+                self._wake[event.batch].set()
+            elif isinstance(event, events.ModeChanged):
+                self._settled.set()
+                self._wake_lanes()
 
-    def _settle(self) -> bool:
-        """Put new limits into force if they can be. Then both lanes have something to plan, for seats of
-        either batch go to those who waited."""
-        if not self.scheduler.settle():
-            return False
-        self.stats = RoundStats()
-        self._settled.set()
-        self._wake_lanes()
-        return True
+    def _publish(self, event: events.Event) -> None:
+        now_s = self._clock()
+        for observe in self._observers:
+            observe(event, now_s)
 
     def _check_verifier(self) -> None:
         if self.failure is not None:

@@ -1,13 +1,15 @@
-"""The places of the two workers: a worker comes, is lost, and comes back."""
+"""The places of the two workers: a worker joins, is lost, and joins again."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Generic, Protocol, TypeVar
 
 from minedraft.engine.pipeline import Pipeline
-from minedraft.engine.workers import Drafter, Verifier
+from minedraft.engine.workers import Drafter, Verifier, Worker
 from minedraft.errors import MineDraftError, ModelError
 from minedraft.types import WorkerInfo
 
@@ -16,9 +18,11 @@ logger = logging.getLogger("minedraft.server")
 _FIRST_RETRY_S = 0.25
 _LAST_RETRY_S = 5.0
 
+WorkerT = TypeVar("WorkerT", bound=Worker)
+
 
 class Connector(Protocol):
-    """Makes links. Both wait for a worker that is still loading; the caller sets the deadline."""
+    """Makes links. The first two wait for a worker that is still loading; the caller sets the deadline."""
 
     async def connect_verifier(self) -> Verifier: ...
 
@@ -26,13 +30,98 @@ class Connector(Protocol):
         """None where the settings have no drafter."""
         ...
 
-    async def reconnect_drafter(self, verifier: WorkerInfo) -> Drafter:
-        """A new link to a drafter that was there before; does not wait for long.
+    async def reconnect_verifier(self) -> Verifier:
+        """A new link to a verifier that was there before; does not wait for long.
 
         Raises:
             MineDraftError: it is not there, or not to be used.
         """
         ...
+
+    async def reconnect_drafter(self, verifier: WorkerInfo) -> Drafter:
+        """The same for a drafter."""
+        ...
+
+
+class SlotState(str, Enum):
+    """Where the worker of a slot stands."""
+
+    READY = "ready"
+    LOST = "lost"  # looked for again and again
+
+
+class WorkerSlot(Generic[WorkerT]):
+    """Keeps a worker in the pipeline: drops one that is lost at once, and takes it back when it answers
+    again, be it the same process after a pause or a new one at the same address.
+
+    Args:
+        name: for the log.
+        lose, gain: tell the pipeline.
+        reconnect: one attempt; raises MineDraftError.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        lose: Callable[[MineDraftError], None],
+        gain: Callable[[WorkerT], None],
+        reconnect: Callable[[], Awaitable[WorkerT]],
+    ) -> None:
+        self.state = SlotState.READY
+        self._name = name
+        self._lose = lose
+        self._gain = gain
+        self._reconnect = reconnect
+
+    async def run(self, worker: WorkerT) -> None:
+        """Until cancelled; the worker of the moment is closed then."""
+        try:
+            while True:
+                await worker.lost.wait()
+                assert worker.lost_error is not None, "set before the event"
+                self.state = SlotState.LOST
+                self._lose(worker.lost_error)
+                await worker.close()
+                worker = await self._take_back()
+                self.state = SlotState.READY
+                logger.warning("%s is back: %s", self._name, worker.info.model_name)
+                self._gain(worker)
+        finally:
+            await worker.close()
+
+    async def _take_back(self) -> WorkerT:
+        delay_s, last_cause = _FIRST_RETRY_S, ""
+        while True:
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, _LAST_RETRY_S)
+            try:
+                return await self._reconnect()
+            except MineDraftError as error:
+                if str(error) != last_cause:  # once for each cause, not every five seconds
+                    logger.info("no %s yet: %s", self._name, error)
+                    last_cause = str(error)
+
+
+def drafter_slot(pipeline: Pipeline, connector: Connector) -> WorkerSlot[Drafter]:
+    """The drafter's place: while it is empty, the pipeline decodes without drafts."""
+
+    async def reconnect() -> Drafter:
+        drafter = await connector.reconnect_drafter(pipeline.verifier.info)
+        await _close_unless(drafter, lambda: check_drafter(drafter.info, pipeline.verifier.info))
+        return drafter
+
+    return WorkerSlot("drafter", pipeline.lose_drafter, pipeline.gain_drafter, reconnect)
+
+
+def verifier_slot(pipeline: Pipeline, connector: Connector) -> WorkerSlot[Verifier]:
+    """The verifier's place: while it is empty, the requests of the pipeline wait."""
+
+    async def reconnect() -> Verifier:
+        verifier = await connector.reconnect_verifier()
+        await _close_unless(verifier, lambda: check_successor(verifier.info, pipeline.verifier.info))
+        return verifier
+
+    return WorkerSlot("verifier", pipeline.lose_verifier, pipeline.gain_verifier, reconnect)
 
 
 def check_drafter(drafter: WorkerInfo, verifier: WorkerInfo) -> None:
@@ -41,44 +130,10 @@ def check_drafter(drafter: WorkerInfo, verifier: WorkerInfo) -> None:
         raise ModelError("draft", drafter.model_name, f"its tokenizer is not that of the target {verifier.model_name}")
 
 
-class DrafterSlot:
-    """Keeps a drafter in the pipeline: drops one that is lost at once, and takes it back when it answers
-    again, be it the same process after a pause or a new one at the same address."""
-
-    def __init__(self, pipeline: Pipeline, connector: Connector) -> None:
-        self._pipeline = pipeline
-        self._connector = connector
-
-    async def run(self, drafter: Drafter) -> None:
-        """Until cancelled; the drafter of the moment is closed then."""
-        try:
-            while True:
-                await drafter.lost.wait()
-                assert drafter.lost_error is not None, "set before the event"
-                self._pipeline.lose_drafter(drafter.lost_error)
-                await drafter.close()
-                drafter = await self._take_back()
-                self._pipeline.gain_drafter(drafter)
-        finally:
-            await drafter.close()
-
-    async def _take_back(self) -> Drafter:
-        verifier = self._pipeline.verifier.info
-        delay_s, last_cause = _FIRST_RETRY_S, ""
-        while True:
-            await asyncio.sleep(delay_s)
-            delay_s = min(2 * delay_s, _LAST_RETRY_S)
-            drafter: Drafter | None = None
-            try:
-                drafter = await self._connector.reconnect_drafter(verifier)
-                check_drafter(drafter.info, verifier)
-                return drafter
-            except MineDraftError as error:
-                if drafter is not None:
-                    await drafter.close()
-                if str(error) != last_cause:  # once for each cause, not every five seconds
-                    logger.info("no drafter yet: %s", error)
-                    last_cause = str(error)
+def check_successor(verifier: WorkerInfo, last: WorkerInfo) -> None:
+    """Raise ModelError unless a verifier can go on where another one was."""
+    if (verifier.vocab_fingerprint, verifier.vocab_size) != (last.vocab_fingerprint, last.vocab_size):
+        raise ModelError("target", verifier.model_name, f"its vocabulary is not that of {last.model_name} before it")
 
 
 async def fail_when_lost(pipeline: Pipeline, verifier: Verifier) -> None:
@@ -86,3 +141,12 @@ async def fail_when_lost(pipeline: Pipeline, verifier: Verifier) -> None:
     await verifier.lost.wait()
     assert verifier.lost_error is not None, "set before the event"
     pipeline.fail(verifier.lost_error)
+
+
+async def _close_unless(worker: Worker, check: Callable[[], None]) -> None:
+    """Close a link that the check refuses."""
+    try:
+        check()
+    except MineDraftError:
+        await worker.close()
+        raise

@@ -1,4 +1,4 @@
-"""The seams to the two worker processes: what the pipeline asks of them, whatever carries it."""
+"""The seams to the two workers: what the pipeline asks of them, whatever carries it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from minedraft.errors import WorkerLost
-from minedraft.types import DraftCommand, DraftReply, VerifyCommand, VerifyReply, WorkerInfo
+from minedraft.types import DraftCommand, DraftReply, LinkStats, VerifyCommand, VerifyReply, WorkerInfo
 
 
 class Worker(Protocol):
@@ -15,11 +15,15 @@ class Worker(Protocol):
 
     Attributes:
         info: what the worker said of itself in the handshake.
+        stats: what has gone over the link.
         lost: set when the link is dead; `lost_error` then says which worker and why.
     """
 
     @property
     def info(self) -> WorkerInfo: ...
+
+    @property
+    def stats(self) -> LinkStats: ...
 
     @property
     def lost(self) -> asyncio.Event: ...

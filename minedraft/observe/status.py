@@ -1,33 +1,53 @@
-"""What GetStatus shows: counts of errors, and the pipeline's counters and rates put together."""
+"""What GetStatus shows: an observer of everything that happens, and a snapshot of it."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from minedraft.config import Settings
-from minedraft.core.round_stats import RoundSummary
+from minedraft.core import events
+from minedraft.core.counters import Counters
+from minedraft.core.ledger import KvLedger
+from minedraft.core.round_stats import RoundStats, RoundSummary
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import MineDraftError
 from minedraft.output import BatchState, ServiceStatus, WorkerState
-from minedraft.types import Batch, WorkerInfo
+from minedraft.types import LinkStats, Role, WorkerInfo
 
 
-class Metrics:
-    """Counters of one service process.
+class StatusBoard:
+    """Everything that is counted and measured in one service process. Counts only grow, whatever mode is
+    run and whichever worker comes or goes; rates and times are of recent rounds, in the present mode.
 
     Args:
         clock: monotonic seconds.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.counters = Counters()
+        self.rounds = RoundStats()
         self._settings = settings
         self._clock = clock
         self._started_s = clock()
         self._errors: Counter[str] = Counter()
+        self._workers: dict[Role, WorkerInfo] = {}  # the last one of each role
+        self._lost: set[Role] = set()
+
+    def observe(self, event: events.Event, now_s: float) -> None:
+        """Take an event; see `minedraft.core.events.Observer`."""
+        self.counters.observe(event, now_s)
+        self.rounds.observe(event, now_s)
+        match event:
+            case events.WorkerJoined():
+                self._workers[event.info.role] = event.info
+                self._lost.discard(event.info.role)
+            case events.WorkerLeft():
+                self._lost.add(event.role)
 
     def count_error(self, error: MineDraftError) -> None:
+        """Count a call that failed."""
         self._errors[error.reason] += 1
 
     def status(self, state: str, pipeline: Pipeline | None) -> ServiceStatus:
@@ -38,14 +58,13 @@ class Metrics:
             return ServiceStatus(
                 state=state,
                 mode=settings.mode.value,
-                draft_len=settings.draft_len,
+                draft_len=settings.draft_len if settings.mode.has_drafts else 0,
                 max_batch_size=settings.max_batch_size,
                 uptime_s=uptime_s,
                 errors=dict(self._errors),
             )
-        scheduler, counters = pipeline.scheduler, pipeline.scheduler.counters
-        summary = pipeline.stats.summary()
-        links = [link for link in (pipeline.drafter, pipeline.verifier) if link is not None]
+        scheduler, counters, summary = pipeline.scheduler, self.counters, self.rounds.summary()
+        links = self._links(pipeline)
         return ServiceStatus(
             state=state,
             mode=scheduler.limits.mode.value,
@@ -54,52 +73,51 @@ class Metrics:
             num_waiting=len(scheduler.waiting),
             num_running=scheduler.batches.num_requests,
             batches=tuple(
-                BatchState(
-                    name=batch.name,
-                    num_requests=len(scheduler.batches.members(batch)),
-                    rounds=counters.rounds[batch],
-                )
+                BatchState(batch.name, scheduler.batches.size(batch), counters.rounds[batch])
                 for batch in scheduler.batches.batches
             ),
-            workers=self._workers(pipeline, summary),
-            vsr=_ratio(counters.accepted_drafts, counters.verified_drafts),
-            mean_accepted_len=_ratio(counters.accepted_drafts, counters.drafted_rows),
+            workers=self._worker_states(pipeline, summary),
+            vsr=summary.vsr,
+            mean_accepted_len=summary.mean_accepted_len,
             overlap_efficiency=summary.overlap_efficiency,
             control_overhead_ms=summary.control_overhead_ms,
-            tokens_per_s=pipeline.stats.tokens_per_s(self._clock()),
+            tokens_per_s=self.rounds.tokens_per_s(self._clock()),
             output_tokens=counters.output_tokens,
             finished_requests=counters.finished,
             preemptions=counters.preemptions,
-            stale_replies=counters.stale_proposals + sum(getattr(link, "num_stale", 0) for link in links),
-            wire_bytes=sum(getattr(link, "wire_bytes", 0) for link in links),
-            steps=sum(counters.rounds[batch] for batch in Batch),
+            stale_replies=counters.stale_proposals + sum(link.num_stale for link in links),
+            wire_bytes=sum(link.wire_bytes for link in links),
+            steps=sum(counters.rounds.values()),
             uptime_s=uptime_s,
             verify_ms=summary.verify_ms,
             draft_ms=summary.draft_ms,
             step_ms=summary.step_ms,
+            verified_drafts=counters.verified_drafts,
+            accepted_drafts=counters.accepted_drafts,
             errors=dict(self._errors),
         )
 
-    def _workers(self, pipeline: Pipeline, summary: RoundSummary) -> tuple[WorkerState, ...]:
-        scheduler = pipeline.scheduler
-        workers: list[WorkerState] = []
-        if pipeline.drafter_info is not None:
-            num_free = scheduler.book.kv.num_free if scheduler.book is not None else 0
-            is_ready = pipeline.drafter is not None
-            workers.append(_worker(pipeline.drafter_info, is_ready, num_free, summary.drafter_busy, summary.draft_ms))
-        workers.append(
-            _worker(
-                pipeline.verifier.info,
-                pipeline.failure is None,
-                scheduler.verifier_kv.num_free,
-                summary.verifier_busy,
-                summary.verify_ms,
-            )
+    def _links(self, pipeline: Pipeline) -> Sequence[LinkStats]:
+        """What went over links that are gone, and what has gone over those that live."""
+        drafter = pipeline.drafter
+        live = [pipeline.verifier.stats] if pipeline.has_verifier else []
+        return [self.counters.past_links, *live, *([drafter.stats] if drafter is not None else [])]
+
+    def _worker_states(self, pipeline: Pipeline, summary: RoundSummary) -> tuple[WorkerState, ...]:
+        scheduler, book = pipeline.scheduler, pipeline.scheduler.book
+        figures: dict[Role, tuple[KvLedger | None, float, float]] = {
+            Role.DRAFTER: (book.kv if book is not None else None, summary.drafter_busy, summary.draft_ms),
+            Role.VERIFIER: (scheduler.verifier_kv, summary.verifier_busy, summary.verify_ms),
+        }
+        lost = self._lost | ({Role.VERIFIER} if pipeline.failure is not None else set())
+        return tuple(
+            _worker_state(self._workers[role], role not in lost, *figures[role])
+            for role in figures
+            if role in self._workers
         )
-        return tuple(workers)
 
 
-def _worker(info: WorkerInfo, is_ready: bool, num_free: int, busy: float, step_ms: float) -> WorkerState:
+def _worker_state(info: WorkerInfo, is_ready: bool, kv: KvLedger | None, busy: float, step_ms: float) -> WorkerState:
     return WorkerState(
         role=info.role.value,
         state="ready" if is_ready else "lost",
@@ -108,13 +126,9 @@ def _worker(info: WorkerInfo, is_ready: bool, num_free: int, busy: float, step_m
         dtype=info.dtype,
         epoch=info.epoch,
         num_blocks=info.num_blocks,
-        num_free_blocks=num_free,
+        num_free_blocks=kv.num_free if kv is not None else 0,
         block_size=info.block_size,
         busy=busy,
         step_ms=step_ms,
         draft_method=info.draft_method,
     )
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0

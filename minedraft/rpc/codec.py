@@ -194,12 +194,18 @@ def q_from_pb(message: worker_pb2.TruncatedQ, num_drafts: int, field: str) -> Tr
 
 def timing_to_pb(timing: Timing) -> worker_pb2.Timing:
     return worker_pb2.Timing(
-        queue_ns=timing.queue_ns, forward_ns=timing.forward_ns, busy_ns=timing.busy_ns, idle_ns=timing.idle_ns
+        queue_ns=timing.queue_ns,
+        forward_ns=timing.forward_ns,
+        busy_ns=timing.busy_ns,
+        idle_ns=timing.idle_ns,
+        start_us=timing.start_ns // 1000,
     )
 
 
-def timing_from_pb(message: worker_pb2.Timing) -> Timing:
-    return Timing(message.queue_ns, message.forward_ns, message.busy_ns, message.idle_ns)
+def timing_from_pb(message: worker_pb2.Timing, info: WorkerInfo) -> Timing:
+    """The timing of a worker of `info`; its start is on this process's clock."""
+    start_ns = message.start_us * 1000 + info.clock_offset_ns
+    return Timing(message.queue_ns, message.forward_ns, message.busy_ns, message.idle_ns, start_ns)
 
 
 def num_free_blocks_from_pb(num_free_blocks: int, info: WorkerInfo) -> int:
@@ -223,7 +229,9 @@ def handshake_from_pb(message: worker_pb2.HandshakeRequest) -> tuple[str, int]:
     return message.client_name[:MAX_NAME_CHARS] or "a scheduler without a name", message.target_vocab_size
 
 
-def info_to_pb(info: WorkerInfo) -> worker_pb2.HandshakeReply:
+def info_to_pb(info: WorkerInfo, clock_ns: int) -> worker_pb2.HandshakeReply:
+    """What a worker says of itself. clock_ns: its monotonic clock now, from which the scheduler measures how
+    the two clocks differ."""
     return worker_pb2.HandshakeReply(
         role=info.role.value,
         epoch=info.epoch,
@@ -238,10 +246,13 @@ def info_to_pb(info: WorkerInfo) -> worker_pb2.HandshakeReply:
         dtype=info.dtype,
         draft_method=info.draft_method,
         weights_bytes=info.weights_bytes,
+        clock_ns=clock_ns,
     )
 
 
-def info_from_pb(message: worker_pb2.HandshakeReply) -> WorkerInfo:
+def info_from_pb(message: worker_pb2.HandshakeReply, sent_ns: int, received_ns: int) -> WorkerInfo:
+    """What a worker says of itself. sent_ns, received_ns: this process's monotonic clock when the request left
+    and when the reply was there."""
     roles = {role.value: role for role in Role}
     if message.role not in roles:
         raise InvalidRequest("role", message.role, f"must be one of {sorted(roles)}")
@@ -270,7 +281,16 @@ def info_from_pb(message: worker_pb2.HandshakeReply) -> WorkerInfo:
         dtype=message.dtype,
         draft_method=message.draft_method,
         weights_bytes=message.weights_bytes,
+        clock_offset_ns=clock_offset_ns(message.clock_ns, sent_ns, received_ns),
     )
+
+
+def clock_offset_ns(worker_ns: int, sent_ns: int, received_ns: int) -> int:
+    """What to add to a moment on the worker's clock, to within half the round trip. 0 where the worker's answer
+    lies inside the round trip: the clocks are the same, as on one host, or cannot be told apart."""
+    if sent_ns <= worker_ns <= received_ns:
+        return 0
+    return (sent_ns + received_ns) // 2 - worker_ns
 
 
 def release_to_pb(epoch: int, request_ids: Sequence[int]) -> worker_pb2.ReleaseRequest:

@@ -54,7 +54,7 @@ def draft_reply_from_pb(message: worker_pb2.DraftReply, command: DraftCommand, i
         return DraftReply(
             round=round_id,
             proposals=tuple([_proposal_from_pb(by_id[id_], span, info) for id_, span in drafting.items()]),
-            timing=codec.timing_from_pb(message.timing),
+            timing=codec.timing_from_pb(message.timing, info),
             num_free_blocks=codec.num_free_blocks_from_pb(message.num_free_blocks, info),
         )
     except InvalidRequest as error:

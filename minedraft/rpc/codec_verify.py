@@ -58,7 +58,7 @@ def verify_reply_from_pb(message: worker_pb2.VerifyReply, command: VerifyCommand
         return VerifyReply(
             round=round_id,
             verdicts=tuple([_verdict_from_pb(by_id[span.request_id], span, info) for span in command.spans]),
-            timing=codec.timing_from_pb(message.timing),
+            timing=codec.timing_from_pb(message.timing, info),
             num_free_blocks=codec.num_free_blocks_from_pb(message.num_free_blocks, info),
         )
     except InvalidRequest as error:

@@ -31,6 +31,9 @@ class GrpcConnector:
         await wait_serving(self._draft, LIVE)
         return await GrpcDrafter.connect(self._draft, target_vocab_size=verifier.vocab_size)
 
+    async def reconnect_verifier(self) -> GrpcVerifier:
+        return await GrpcVerifier.connect(self._target, connect_timeout_s=_RECONNECT_TIMEOUT_S)
+
     async def reconnect_drafter(self, verifier: WorkerInfo) -> GrpcDrafter:
         assert self._draft is not None, "there was one"
         return await GrpcDrafter.connect(

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -41,6 +42,7 @@ from minedraft.types import (
     PROTOCOL_VERSION,
     DraftCommand,
     DraftReply,
+    LinkStats,
     Role,
     VerifyCommand,
     VerifyReply,
@@ -62,8 +64,7 @@ class _WorkerLink:
 
     Attributes:
         info: what the worker said in the handshake.
-        wire_bytes: serialised messages so far, both ways.
-        num_stale: commands and replies dropped because they belong to another round or epoch.
+        stats: what has gone over the link.
         lost: set when the link is dead; `lost_error` then says which worker and why.
     """
 
@@ -73,8 +74,7 @@ class _WorkerLink:
     def __init__(self, address: Address) -> None:
         self.address = address
         self.info: WorkerInfo
-        self.wire_bytes = 0
-        self.num_stale = 0
+        self.stats = LinkStats()
         self.lost = asyncio.Event()
         self.lost_error: WorkerLost | None = None
         self._channel = worker_channel(address)
@@ -158,7 +158,7 @@ class _WorkerLink:
         self._last_call += 1
         command.call = call = self._last_call
         data = envelope_to_bytes(command)
-        self.wire_bytes += len(data)
+        self.stats.wire_bytes += len(data)
         waiter: asyncio.Future[worker_pb2.Reply] = asyncio.get_running_loop().create_future()
         self._pending[call] = waiter
         self._outbox.append(data)
@@ -180,11 +180,11 @@ class _WorkerLink:
         """Until the stream ends; it lives as long as the connection, so its end is the worker's death."""
         try:
             while isinstance(data := await stream.read(), bytes):  # else it is the end
-                self.wire_bytes += len(data)
+                self.stats.wire_bytes += len(data)
                 reply = worker_pb2.Reply.FromString(data)
                 waiter = self._pending.get(reply.call)
                 if waiter is None:
-                    self.num_stale += 1
+                    self.stats.num_stale += 1
                 elif not waiter.done():
                     waiter.set_result(reply)
             self._lose("it ended the stream")
@@ -217,16 +217,18 @@ class _WorkerLink:
         in_use_until_s = loop.time() + min(timeout_s, _IN_USE_WAIT_S)
         while True:
             try:
+                sent_ns = time.monotonic_ns()
                 message = await handshake(request, timeout=deadline_s - loop.time(), wait_for_ready=True)
+                received_ns = time.monotonic_ns()
                 break
             except grpc.aio.AioRpcError as error:
                 is_in_use = error.code() is grpc.StatusCode.ABORTED
                 if not is_in_use or loop.time() + _IN_USE_POLL_S >= in_use_until_s:
                     raise self._handshake_error(error, timeout_s) from None
             await asyncio.sleep(_IN_USE_POLL_S)
-        self.wire_bytes += request.ByteSize() + message.ByteSize()
+        self.stats.wire_bytes += request.ByteSize() + message.ByteSize()
         try:
-            info = codec.info_from_pb(message)
+            info = codec.info_from_pb(message, sent_ns, received_ns)
         except InvalidRequest as error:
             raise ProtocolError(f"{self.role.value}'s handshake: {error}") from error
         if info.protocol_version != PROTOCOL_VERSION:
@@ -251,7 +253,7 @@ class _WorkerLink:
     def _to_error(self, refusal: InternalError) -> MineDraftError:
         error: MineDraftError
         if isinstance(refusal, StaleRound):
-            self.num_stale += 1
+            self.stats.num_stale += 1
             error = StaleRound(f"{self._name}: {refusal}")
         elif isinstance(refusal, ProtocolError):
             error = ProtocolError(f"{self._name} {refusal}")
@@ -293,7 +295,7 @@ class GrpcDrafter(_WorkerLink):
         try:
             return draft_reply_from_pb(reply.draft, command, self.info)
         except StaleRound:
-            self.num_stale += 1
+            self.stats.num_stale += 1
             raise
 
 
@@ -308,7 +310,7 @@ class GrpcVerifier(_WorkerLink):
         try:
             return verify_reply_from_pb(reply.verify, command, self.info)
         except StaleRound:
-            self.num_stale += 1
+            self.stats.num_stale += 1
             raise
 
 

@@ -22,9 +22,9 @@ import grpc.aio
 
 from minedraft.address import Address
 from minedraft.config import Settings, load_settings
-from minedraft.core.scheduler import SchedulerLimits
+from minedraft.core.limits import SchedulerLimits
 from minedraft.engine.pipeline import Pipeline
-from minedraft.engine.slots import Connector, DrafterSlot, check_drafter, fail_when_lost
+from minedraft.engine.slots import Connector, check_drafter, drafter_slot, fail_when_lost
 from minedraft.errors import (
     EXIT_CONFIG,
     EXIT_INTERNAL,
@@ -128,10 +128,12 @@ class Server:
         if drafter is not None:
             stack.push_async_callback(drafter.close)
             check_drafter(drafter.info, verifier.info)
-        self.pipeline = pipeline = Pipeline(_limits(settings, verifier.info), verifier, drafter)
+        self.pipeline = pipeline = Pipeline(
+            _limits(settings, verifier.info), verifier, drafter, observers=[service.metrics.observe]
+        )
         watchers = [asyncio.create_task(fail_when_lost(pipeline, verifier))]
         if drafter is not None:
-            watchers.append(asyncio.create_task(DrafterSlot(pipeline, self._connector).run(drafter)))
+            watchers.append(asyncio.create_task(drafter_slot(pipeline, self._connector).run(drafter)))
         for watcher in watchers:  # before the links are closed here, which is no loss
             stack.push_async_callback(_cancel, watcher)
         await stack.enter_async_context(pipeline)

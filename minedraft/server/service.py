@@ -18,8 +18,9 @@ from typing import Any, cast
 import grpc.aio
 
 from minedraft.config import Settings
+from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
-from minedraft.core.scheduler import Scheduler, SchedulerLimits
+from minedraft.core.scheduler import Scheduler
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import (
     DeadlineExceeded,
@@ -33,7 +34,7 @@ from minedraft.errors import (
     Unavailable,
 )
 from minedraft.models.generation_config import describe_unapplied
-from minedraft.observe.status import Metrics
+from minedraft.observe.status import StatusBoard
 from minedraft.output import Output
 from minedraft.prompts import ChatPrompt, GenerateCall, TokenPrompt
 from minedraft.rpc import error_status
@@ -107,7 +108,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     """Serves Generate, Abort, GetStatus and Borrow. Refuses requests until `open`, and after `drain`."""
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer) -> None:
-        self.metrics = Metrics(settings)
+        self.metrics = StatusBoard(settings)
         self._settings = settings
         self.tokenizer = tokenizer
         self._prompts = PromptTokenizer(tokenizer)
@@ -209,7 +210,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 await context.write(inference_pb2.BorrowReply())
                 async for request in requests:
                     terms = borrow_from_pb(request)
-                    pipeline.reconfigure(own.lent(terms))
+                    pipeline.reconfigure(own.lent(terms), "borrowed")
                     await pipeline.settled()
                     await context.write(inference_pb2.BorrowReply())
             await pipeline.settled()
@@ -232,14 +233,16 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         own = self._own_limits
         assert own is not None, "set when it opened"
         try:
+            pipeline.is_lent = True
             async with asyncio.timeout(None) as self._loan:  # without end, unless the service drains
                 yield own
         except TimeoutError:
             raise Draining("the service is draining: it cannot be borrowed any longer") from None
         finally:
             self._loan = None
-            if pipeline.scheduler.wanted_limits is not own:
-                pipeline.reconfigure(own)
+            if pipeline.scheduler.limits is not own:
+                pipeline.reconfigure(own, "the loan has ended")
+            pipeline.is_lent = False
 
     def _end_loan(self) -> None:
         if self._loan is not None and not self._loan.expired():

@@ -62,6 +62,12 @@ class FakeConnector:
     async def connect_drafter(self, verifier: WorkerInfo) -> Drafter | None:
         return self._drafter
 
+    async def reconnect_verifier(self) -> Verifier:
+        if not self._verifier.is_back:
+            raise WorkerLost("verifier: still away")
+        self._verifier.renew()
+        return self._verifier
+
     async def reconnect_drafter(self, verifier: WorkerInfo) -> Drafter:
         if not self._drafter.is_back:
             raise WorkerLost("drafter: still away")

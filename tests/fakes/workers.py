@@ -18,6 +18,7 @@ from minedraft.types import (
     DraftCommand,
     DraftReply,
     DraftSpan,
+    LinkStats,
     Proposal,
     Role,
     Timing,
@@ -99,6 +100,7 @@ class _FakeWorker:
             dtype="none",
         )
         self.kv = FakeKv(num_blocks, block_size)
+        self.stats = LinkStats()
         self.lost = asyncio.Event()
         self.lost_error: WorkerLost | None = None
         self.error: MineDraftError | None = None

@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
-from minedraft.core.scheduler import SchedulerLimits
 from minedraft.engine.pipeline import Pipeline
-from minedraft.errors import MineDraftError
+from minedraft.errors import MineDraftError, WorkerLost
 from minedraft.output import RequestUsage
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import DraftCommand, DraftReply, FinishReason, Mode, Proposal, TokenLogprobs
+from tests.support.counted import CountedPipeline
 from tests.support.in_process import InProcessDrafter, InProcessVerifier, load_executor
 from tests.support.stepping import until
 from tests.support.tiny_models import add_noise, make_tiny_model, resize_rows, write_tiny_tokenizer
@@ -112,10 +113,10 @@ async def test_greedy_tokens_equal_generate_in_every_mode_and_batch_size(
 ) -> None:
     verifier = InProcessVerifier(load_executor(target_dir))
     drafter = InProcessDrafter(load_executor(draft_dir), verifier)
-    async with Pipeline(limits(mode, max_batch_size), verifier, drafter) as pipeline:
+    async with CountedPipeline(limits(mode, max_batch_size), verifier, drafter) as pipeline:
         answers = await answer(pipeline, prompts, SamplingParams(max_new_tokens=NUM_NEW))
         assert [a.tokens for a in answers] == truth
-        counters = pipeline.scheduler.counters
+        counters = pipeline.counters
         if mode.has_drafts:
             assert 0 < counters.accepted_drafts < counters.verified_drafts, "both outcomes must occur"
 
@@ -125,7 +126,7 @@ async def test_prompt_lookup_drafts_leave_the_tokens_unchanged(
 ) -> None:
     verifier = InProcessVerifier(load_executor(target_dir))
     drafter = InProcessDrafter(None, verifier, ngram=True)
-    async with Pipeline(limits(Mode.MINEDRAFT, 3), verifier, drafter) as pipeline:
+    async with CountedPipeline(limits(Mode.MINEDRAFT, 3), verifier, drafter) as pipeline:
         answers = await answer(pipeline, prompts, SamplingParams(max_new_tokens=NUM_NEW))
         assert [a.tokens for a in answers] == truth
 
@@ -148,12 +149,12 @@ async def test_a_draft_model_with_fewer_or_more_rows_leaves_the_tokens_unchanged
     for has_drafter in (False, True):
         verifier = InProcessVerifier(load_executor(target_dir))
         drafter = InProcessDrafter(load_executor(padded), verifier) if has_drafter else None
-        async with Pipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter) as pipeline:
+        async with CountedPipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter) as pipeline:
             outputs.append([a.tokens for a in await answer(pipeline, with_high_ids, params)])
             assert pipeline.drafter is drafter
-            assert pipeline.scheduler.counters.failed_commands == 0
+            assert pipeline.counters.failed_commands == 0
             if has_drafter:
-                assert pipeline.scheduler.counters.accepted_drafts > 0
+                assert pipeline.counters.accepted_drafts > 0
             if temperature == 0.0:
                 plain = await answer(pipeline, prompts, SamplingParams(max_new_tokens=NUM_NEW))
                 assert [a.tokens for a in plain] == truth
@@ -175,7 +176,7 @@ async def test_unseeded_drafts_of_padding_rows_are_never_proposed(target_dir: Pa
         return reply
 
     drafter.draft = draft  # type: ignore[method-assign]
-    async with Pipeline(limits(Mode.SD, 8), verifier, drafter) as pipeline:
+    async with CountedPipeline(limits(Mode.SD, 8), verifier, drafter) as pipeline:
         params = SamplingParams(temperature=1.5, max_new_tokens=20, ignore_eos=True)
         await answer(pipeline, [(n,) for n in range(3, 11)], params, seeds=range(8))
     ids = [id_ for p in seen if p.q for id_ in np.frombuffer(p.q.ids.data, "<i4").tolist()]
@@ -197,11 +198,34 @@ async def test_a_draft_model_that_computes_nan_is_said_a_few_times_and_costs_onl
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     verifier = InProcessVerifier(load_executor(target_dir))
     drafter = InProcessDrafter(load_executor(broken), verifier)
-    async with Pipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter) as pipeline:
+    async with CountedPipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter) as pipeline:
         answers = await answer(pipeline, prompts, SamplingParams(max_new_tokens=NUM_NEW))
     assert [a.tokens for a in answers] == truth
     said = [record for record in caplog.records if "not finite" in record.message]
     assert 1 <= len(said) <= 10
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+async def test_a_verifier_lost_and_replaced_leaves_the_tokens_unchanged(
+    target_dir: Path, draft_dir: Path, prompts: list[tuple[int, ...]], temperature: float
+) -> None:
+    """Twice, in the middle of the answers: each new one recomputes what the last one had."""
+    params = SamplingParams(max_new_tokens=NUM_NEW, temperature=temperature, seed=5, ignore_eos=True)
+    async with CountedPipeline(limits(Mode.AR, 4), InProcessVerifier(load_executor(target_dir)), None) as plain:
+        undisturbed = [a.tokens for a in await answer(plain, prompts, params)]
+    executor = load_executor(target_dir)
+    verifier = InProcessVerifier(executor)
+    drafter = InProcessDrafter(load_executor(draft_dir), verifier)
+    async with CountedPipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter, verifier_returns=True) as pipeline:
+        answering = asyncio.create_task(answer(pipeline, prompts, params))
+        for num_tokens in (len(prompts) * 3, len(prompts) * 8):
+            await until(lambda n=num_tokens: pipeline.counters.output_tokens >= n)
+            pipeline.lose_verifier(WorkerLost("verifier: killed"))
+            executor.release_all()
+            pipeline.gain_verifier(InProcessVerifier(executor))
+        assert [a.tokens for a in await answering] == undisturbed
+        assert pipeline.counters.lost_workers == 2
+        assert pipeline.counters.accepted_drafts > 0
 
 
 async def test_preemption_and_aborted_neighbours_leave_the_tokens_unchanged(
@@ -210,7 +234,7 @@ async def test_preemption_and_aborted_neighbours_leave_the_tokens_unchanged(
     # 32 blocks of 4 tokens: about two of the longer requests at a time.
     verifier = InProcessVerifier(load_executor(target_dir, num_blocks=32))
     drafter = InProcessDrafter(load_executor(draft_dir, num_blocks=32), verifier)
-    async with Pipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter) as pipeline:
+    async with CountedPipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter) as pipeline:
         victims = [Answer() for _ in range(4)]
         ids = [
             pipeline.submit(NewRequest((9, 9, n), SamplingParams(max_new_tokens=90, ignore_eos=True)), victim)
@@ -221,7 +245,7 @@ async def test_preemption_and_aborted_neighbours_leave_the_tokens_unchanged(
             await until(lambda v=victim: len(v.tokens) >= 5 or v.done.is_set())
             pipeline.abort(request_id)
         assert [a.tokens for a in await answering] == truth
-        assert pipeline.scheduler.counters.preemptions > 0
+        assert pipeline.counters.preemptions > 0
         await until(lambda: verifier.executor.num_free_blocks == 32)
 
 
@@ -248,7 +272,7 @@ async def test_a_seeded_request_gives_the_same_tokens_in_every_mode_alone_or_in_
     ]:
         verifier = InProcessVerifier(load_executor(target_dir))
         drafter = InProcessDrafter(load_executor(draft_dir), verifier)
-        async with Pipeline(limits(mode, 6, draft_len), verifier, drafter) as pipeline:
+        async with CountedPipeline(limits(mode, 6, draft_len), verifier, drafter) as pipeline:
             neighbours = prompts if crowd else []
             answers = await answer(pipeline, [*neighbours[:5], prompts[3], *neighbours[5:]], params)
             outputs.append(answers[5 if crowd else 0].tokens)
@@ -261,7 +285,7 @@ async def test_logprobs_are_the_targets_own_whatever_was_drafted(
     verifier = InProcessVerifier(load_executor(target_dir))
     drafter = InProcessDrafter(load_executor(draft_dir), verifier)
     params = SamplingParams(max_new_tokens=12, logprobs=2, ignore_eos=True)
-    async with Pipeline(limits(Mode.MINEDRAFT, 2), verifier, drafter) as pipeline:
+    async with CountedPipeline(limits(Mode.MINEDRAFT, 2), verifier, drafter) as pipeline:
         (got,) = await answer(pipeline, prompts[3:4], params)
     model = AutoModelForCausalLM.from_pretrained(target_dir)
     with torch.no_grad():
@@ -281,7 +305,7 @@ async def test_min_new_tokens_keeps_stop_tokens_out_at_every_drafted_position(
     drafter = InProcessDrafter(load_executor(draft_dir), verifier)
     stop_id = truth[2][4]  # greedy would stop here
     params = SamplingParams(max_new_tokens=20, min_new_tokens=15, stop_token_ids=(stop_id,), ignore_eos=True)
-    async with Pipeline(limits(Mode.MINEDRAFT, 2), verifier, drafter) as pipeline:
+    async with CountedPipeline(limits(Mode.MINEDRAFT, 2), verifier, drafter) as pipeline:
         got = Answer()
         pipeline.submit(NewRequest(prompts[2], params, 0, (stop_id,)), got)
         await asyncio.wait_for(got.done.wait(), 30)

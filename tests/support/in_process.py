@@ -11,6 +11,7 @@ from minedraft.types import (
     PROTOCOL_VERSION,
     DraftCommand,
     DraftReply,
+    LinkStats,
     Role,
     Timing,
     VerifyCommand,
@@ -52,6 +53,7 @@ class _InProcess:
     actor: DrafterActor | VerifierActor
 
     def __init__(self) -> None:
+        self.stats = LinkStats()
         self.lost = asyncio.Event()
         self.lost_error: WorkerLost | None = None
 

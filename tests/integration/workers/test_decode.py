@@ -166,7 +166,7 @@ async def test_greedy_output_is_the_targets_own(
     drafter, verifier = links
     for worker_link in links:
         assert await worker_link.release([s.id for s in sequences]) == worker_link.info.num_blocks
-    assert drafter.wire_bytes >= 0 < verifier.wire_bytes
+    assert drafter.stats.wire_bytes >= 0 < verifier.stats.wire_bytes
 
 
 async def decode(driver: Driver, sequences: list[Sequence], draft_len: int) -> list[list[int]]:

@@ -71,7 +71,7 @@ async def test_an_older_round_is_stale_and_nothing_is_executed(worker: Served, v
     await verifier.verify(command(verifier, 5))
     with pytest.raises(StaleRound, match="at round 5, not 4"):
         await verifier.verify(command(verifier, 4))
-    assert verifier.num_stale == 1
+    assert verifier.stats.num_stale == 1
     await verifier.verify(command(verifier, 4, Batch.B))  # each batch counts for itself
     assert worker.actor.executed == ["reset", "verify 5", "verify 4"]
 
@@ -82,7 +82,7 @@ async def test_a_command_of_another_epoch_is_stale(worker: Served, verifier: Grp
         await verifier.verify(command(verifier, 1))
     with pytest.raises(StaleRound, match="epoch"):
         await verifier.release([1])
-    assert verifier.num_stale == 2
+    assert verifier.stats.num_stale == 2
     assert worker.actor.executed == ["reset"]
 
 

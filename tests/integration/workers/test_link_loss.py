@@ -166,11 +166,11 @@ async def test_draft_and_prefill_have_rounds_of_their_own(tmp_path: Path) -> Non
 
 
 async def test_bytes_are_counted_both_ways(verifier: GrpcVerifier) -> None:
-    before = verifier.wire_bytes
+    before = verifier.stats.wire_bytes
     assert before > 0, "the handshake counts"
     sent = command(verifier, 1)
     reply = await verifier.verify(sent)
-    assert verifier.wire_bytes - before >= verify_command_to_pb(sent).ByteSize()
+    assert verifier.stats.wire_bytes - before >= verify_command_to_pb(sent).ByteSize()
     assert isinstance(reply, VerifyReply)
 
 
@@ -209,7 +209,7 @@ async def test_a_reply_that_nobody_waits_for_is_counted_and_dropped(
 
     monkeypatch.setattr("minedraft_workers.servicer.envelope_to_bytes", twice)
     call = asyncio.create_task(verifier.verify(command(verifier, 1)))
-    while verifier.num_stale == 0:  # noqa: ASYNC110 - the product has no event for tests
+    while verifier.stats.num_stale == 0:  # noqa: ASYNC110 - the product has no event for tests
         await asyncio.sleep(0)
     call.cancel()
     await verifier.verify(command(verifier, 2))

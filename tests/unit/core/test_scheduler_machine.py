@@ -1,9 +1,8 @@
-"""Random schedules of adds, aborts, stops, refusals, loss and return of the drafter, and rounds of both
-batches in any order, against workers that check every claim. Thousands of steps, no clock, no I/O."""
+"""Random schedules of adds, aborts, stops, refusals, changes of mode and sizes, loss and return of either
+worker, and rounds of both batches in any order, against workers that check every claim. Thousands of steps, no
+clock, no I/O. What the scheduler says has happened is checked against what has."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
@@ -12,9 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from minedraft.core.draft_book import DraftBook
 from minedraft.core.ledger import KvLedger
+from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest, RequestUpdate
 from minedraft.core.rounds import RoundPlan
-from minedraft.core.scheduler import Scheduler, SchedulerLimits
+from minedraft.core.scheduler import Scheduler
 from minedraft.engine.drafting import make_ledger
 from minedraft.errors import InternalError, InvalidRequest, Overloaded, ProtocolError
 from minedraft.sampling_params import SamplingParams
@@ -23,13 +23,16 @@ from minedraft.types import (
     DraftCommand,
     DraftSpan,
     FinishReason,
+    LoanTerms,
     Mode,
     Proposal,
     RoundId,
     VerifyCommand,
     VerifyReply,
 )
+from tests.fakes.policies import AnyDraftPolicy
 from tests.fakes.workers import EPOCH, VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
+from tests.support.told import Told
 
 
 class InFlight:
@@ -93,7 +96,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             drafter_blocks, 4, drafter_context, lambda n: n % error_period != 0, drafter_vocab
         )
         limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, max_waiting=6, max_model_len=64)
-        self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None)
+        self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None, AnyDraftPolicy(error_period))
+        self.told = Told()
         self.in_flight: dict[Batch, InFlight] = {}
         self.output: dict[int, list[int]] = {}
         self.wanted: dict[int, NewRequest] = {}
@@ -121,14 +125,28 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(really=RARELY)
     def lose_drafter(self, really: bool) -> None:
         if really:
-            self.scheduler.book = None
+            self.scheduler.detach_drafter()
 
     @precondition(lambda self: self.scheduler.book is None)
     @rule()
     def gain_drafter(self) -> None:
         self.drafter = self.make_drafter()
         info = self.drafter.info
-        self.scheduler.book = DraftBook(make_ledger(info), info.vocab_size)
+        self.scheduler.attach_drafter(DraftBook(make_ledger(info), info.vocab_size))
+
+    @precondition(lambda self: self.scheduler.has_verifier)
+    @rule(really=RARELY)
+    def lose_verifier(self, really: bool) -> None:
+        if really:
+            self.scheduler.detach_verifier()
+
+    @precondition(lambda self: not self.scheduler.has_verifier)
+    @rule(num_blocks=st.integers(4, 40))
+    def gain_verifier(self, num_blocks: int) -> None:
+        """Another process, perhaps with less memory; a round of the last one may still be in flight."""
+        self.verifier = FakeVerifier(num_blocks, 4, 64)
+        self.refusal.is_spent = True
+        self._take(self.scheduler.attach_verifier(make_ledger(self.verifier.info)))
 
     @precondition(lambda self: self.refusal.is_spent)
     @rule(really=RARELY, of_drafter=st.booleans(), names_a_request=st.booleans())
@@ -139,8 +157,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(mode=st.sampled_from(Mode), max_batch_size=st.integers(1, 4), draft_len=st.integers(1, 5))
     def reconfigure(self, mode: Mode, max_batch_size: int, draft_len: int) -> None:
-        limits = replace(self.scheduler.limits, mode=mode, max_batch_size=max_batch_size, draft_len=draft_len)
-        self.scheduler.reconfigure(limits)
+        self.scheduler.reconfigure(self.scheduler.limits.lent(LoanTerms(mode, max_batch_size, draft_len)), "test")
 
     # What the pipeline does, one hop at a time
 
@@ -149,10 +166,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         flight = self.in_flight.get(batch)
         if flight is None:
             plan = self.scheduler.plan(batch)
-            if plan is None and not self.scheduler.settle():
+            if plan is None:
                 self._flush()
-            elif plan is not None:
+            else:
                 self.in_flight[batch] = InFlight(plan)
+        elif not self.scheduler.is_current(flight.plan):
+            del self.in_flight[batch]
+            self._take(self.scheduler.lose_round(flight.plan))
         elif flight.proposals is None:
             flight.proposals = self._ask_drafter(flight.plan, flight.plan.drafts, "draft")
         elif flight.verify_command is None:
@@ -166,6 +186,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def run_until_idle(self) -> None:
+        if not self.scheduler.has_verifier:
+            self.gain_verifier(40)
         for _ in range(4000):
             if not self.scheduler.requests and not self.in_flight:
                 break
@@ -173,6 +195,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.advance(batch)
         assert not self.scheduler.requests, "a request is stuck"
         self._flush()
+        assert self.scheduler.is_settled
         assert self.verifier.kv.pool.num_free == self.verifier.info.num_blocks
         if self.scheduler.book is not None:
             assert self.drafter.kv.pool.num_free == self.drafter.info.num_blocks
@@ -190,13 +213,31 @@ class SchedulerMachine(RuleBasedStateMachine):
         seated = [r for b in self.scheduler.batches.batches for r in self.scheduler.batches.members(b)]
         assert len({r.id for r in seated}) == len(seated)
         assert {r.id for r in seated} | {r.id for r in self.scheduler.waiting} == set(self.scheduler.requests)
-        assert all(self.scheduler.batches.size(b) <= self.scheduler.limits.max_batch_size for b in Batch)
+        if self.scheduler.is_settled:
+            limits = self.scheduler.limits
+            assert all(self.scheduler.batches.size(b) <= limits.max_batch_size for b in Batch)
+            assert limits.num_batches == 2 or not self.scheduler.batches.size(Batch.B)
+
+    @invariant()
+    def what_it_says_has_happened_is_what_has(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        for event in self.scheduler.take_events():
+            self.told.observe(event)
+        seats = {r.id: b for b in Batch for r in self.scheduler.batches.members(b)}
+        assert self.told.seats == seats
+        assert self.told.waiting == {r.id for r in self.scheduler.waiting}
+        assert self.told.ended.keys() == self.ended.keys()
+        assert all(self.told.ended[i].reason is update.finish_reason for i, update in self.ended.items())
+        assert all((self.told.ended[i].error == "") is (update.error is None) for i, update in self.ended.items())
+        assert self.told.num_tokens == sum(map(len, self.output.values()))
+        assert self.told.in_flight == set(self.in_flight)
 
     @invariant()
     def ledgers_never_count_less_than_the_workers_use(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        pairs = [(self.scheduler.verifier_kv, self.verifier.kv)]
+        pairs = [(self.scheduler.verifier_kv, self.verifier.kv)] if self.scheduler.has_verifier else []
         if self.scheduler.book is not None:
             pairs.append((self.scheduler.book.kv, self.drafter.kv))
         for ledger, kv in pairs:
@@ -223,8 +264,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         book = plan.book
         if not spans or book is None or book is not self.scheduler.book:
             return ()
-        released = book.kv.take_releases()
-        command = DraftCommand(RoundId(EPOCH, plan.batch, plan.number), spans, released)
+        command = book.command(RoundId(EPOCH, plan.batch, plan.number), spans)
         drafter = self.drafter
         before = self.refusal.is_spent
         try:
@@ -232,11 +272,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         except ProtocolError as error:
             if self.refusal.is_spent is before:  # not told to: the scheduler sent what it must not
                 raise
-            book.kv.return_releases(released)
-            book.refused(spans, error.request_id)
+            book.refused(command, error.request_id)
             return ()
-        book.executed(spans)
-        book.kv.acknowledge(released)
+        book.executed(command)
         return reply.proposals
 
     def _verify(self, batch: Batch, flight: InFlight) -> None:
@@ -258,12 +296,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         verdicts = flight.reply.verdicts if flight.reply else ()
         del self.in_flight[batch]
         self._take(self.scheduler.commit(flight.plan, flight.verify_command.spans, verdicts))
-        if len(self.scheduler.batches.batches) == 2:
+        if self.scheduler.limits.num_batches == 2:
             surplus = self.scheduler.batches.size(batch) - self.scheduler.batches.size(batch.other)
             assert surplus <= 1, "a batch that has ended its round gives away what it has too many of"
+        elif batch is Batch.B and self.scheduler.batches.size(Batch.B):
+            assert not self.scheduler.batches.has_seat(), "a closed batch gives its members away while there are seats"
 
     def _flush(self) -> None:
-        if released := self.scheduler.verifier_kv.take_releases():
+        if self.scheduler.has_verifier and (released := self.scheduler.verifier_kv.take_releases()):
             self.verifier.kv.release(released)
             self.scheduler.verifier_kv.acknowledge(released)
         if self.scheduler.book and (released := self.scheduler.book.kv.take_releases()):
@@ -281,7 +321,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not set(stop_ids) & set(self.output[request_id][:-1]), "nothing follows a stop token"
             if item.is_final:
                 self.ended[request_id] = item
-                assert item.error is None or "refused for the test" in str(item.error)
+                assert item.error is None or "refused for the test" in str(item.error) or "came back" in str(item.error)
                 wanted = self.wanted[request_id].sampling.max_new_tokens
                 if item.finish_reason is FinishReason.LENGTH:
                     assert len(self.output[request_id]) == wanted

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from minedraft.core.blocks import BlocksExhausted
+from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
-from minedraft.core.scheduler import SchedulerLimits
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import (
     Draining,
@@ -24,6 +24,7 @@ from minedraft.output import RequestUsage
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Batch, DraftCommand, FinishReason, Mode, TokenLogprobs, VerifyCommand, VerifyReply
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
+from tests.support.counted import CountedPipeline
 from tests.support.stepping import until
 
 PROMPTS = [tuple(range(n, 2 * n + 1)) for n in range(1, 14)]
@@ -62,14 +63,15 @@ async def answer_all(pipeline: Pipeline, prompts: Sequence[tuple[int, ...]], max
 @pytest.mark.parametrize("max_batch_size", [1, 3, 8])
 async def test_every_mode_and_size_commits_the_targets_own_tokens(mode: Mode, max_batch_size: int) -> None:
     verifier, drafter = FakeVerifier(), FakeDrafter()
-    async with Pipeline(SchedulerLimits(mode, max_batch_size, max_model_len=128), verifier, drafter) as pipeline:
+    limits = SchedulerLimits(mode, max_batch_size, max_model_len=128)
+    async with CountedPipeline(limits, verifier, drafter) as pipeline:
         sinks = await answer_all(pipeline, PROMPTS)
         for prompt, sink in zip(PROMPTS, sinks, strict=True):
             assert sink.tokens == continuation(prompt, 20)
             assert sink.reason is FinishReason.LENGTH
             assert sink.usage is not None
             assert sink.usage.output_tokens == 20
-        assert (pipeline.scheduler.counters.accepted_drafts > 0) is (mode.has_drafts)
+        assert (pipeline.counters.accepted_drafts > 0) is mode.has_drafts
         await asyncio.wait_for(pipeline.drain(), 5)
         await until(lambda: not verifier.kv.tokens and not drafter.kv.tokens)  # the last releases follow the last round
     assert verifier.kv.pool.num_free == verifier.info.num_blocks
@@ -178,13 +180,13 @@ def refuse_once(error: MineDraftError, culprit: int | None = None) -> Callable[[
 
 async def test_a_draft_that_is_refused_costs_its_round_and_drafting_goes_on() -> None:
     drafter = FakeDrafter()
-    async with Pipeline(SchedulerLimits(max_model_len=128), FakeVerifier(), drafter) as pipeline:
+    async with CountedPipeline(SchedulerLimits(max_model_len=128), FakeVerifier(), drafter) as pipeline:
         drafter.refuse = refuse_once(InvalidRequest("tokens", "odd", "for the test"))
         sinks = await answer_all(pipeline, PROMPTS[:4])
         assert [s.tokens for s in sinks] == [continuation(p, 20) for p in PROMPTS[:4]]
         assert pipeline.drafter is drafter
         assert all(sink.usage is not None and sink.usage.accepted_tokens > 0 for sink in sinks)
-        assert pipeline.scheduler.counters.failed_commands == 1
+        assert pipeline.counters.failed_commands == 1
         await until(lambda: not drafter.kv.tokens)
     assert drafter.kv.pool.num_free == drafter.info.num_blocks
 
@@ -273,13 +275,13 @@ async def test_prompts_of_unlike_length_leave_the_drafter_a_token_to_draft_from(
     of it, the verifier not."""
     drafter = FakeDrafter()
     limits = SchedulerLimits(Mode.SD, 2, 3, prefill_chunk=16, max_model_len=128)
-    async with Pipeline(limits, FakeVerifier(), drafter) as pipeline:
+    async with CountedPipeline(limits, FakeVerifier(), drafter) as pipeline:
         sinks = [Collector(), Collector()]
         for sink, max_new in zip(sinks, (1, 16), strict=True):
             pipeline.submit(NewRequest((5,) * 12, SamplingParams(max_new_tokens=max_new)), sink)
         await asyncio.wait_for(asyncio.gather(*(sink.done.wait() for sink in sinks)), 5)
         assert sinks[1].tokens == continuation((5,) * 12, 16)
-        assert pipeline.scheduler.counters.failed_commands == 0
+        assert pipeline.counters.failed_commands == 0
         assert any(span.draft_len for command in drafter.commands for span in command.spans)
 
 
@@ -289,14 +291,14 @@ async def test_a_drafter_with_other_rows_than_the_target_drafts_what_both_know(d
     bias = {VOCAB_SIZE - 1: 1.0, 3: 1.0}
     params = SamplingParams(max_new_tokens=20, logit_bias=bias, stop_token_ids=(VOCAB_SIZE - 1,))
     prompts = [(5, 6), (5, VOCAB_SIZE - 1), (7, 8, 9)]
-    async with Pipeline(SchedulerLimits(max_model_len=128), FakeVerifier(), drafter) as pipeline:
+    async with CountedPipeline(SchedulerLimits(max_model_len=128), FakeVerifier(), drafter) as pipeline:
         sinks = [Collector() for _ in prompts]
         for prompt, sink in zip(prompts, sinks, strict=True):
             pipeline.submit(NewRequest(prompt, params), sink)
         await asyncio.wait_for(asyncio.gather(*(sink.done.wait() for sink in sinks)), 5)
         assert [sink.tokens for sink in sinks] == [continuation(prompt, 20) for prompt in prompts]
         assert pipeline.drafter is drafter
-        assert pipeline.scheduler.counters.failed_commands == 0
+        assert pipeline.counters.failed_commands == 0
         drafted = [sink.usage.drafted_tokens > 0 for sink in sinks if sink.usage is not None]
         knows_all = drafter_vocab >= VOCAB_SIZE
         assert drafted[1] is knows_all

@@ -9,20 +9,23 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Coroutine
+from copy import deepcopy
 from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import Phase, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from minedraft.core.counters import Counters
+from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
-from minedraft.core.scheduler import SchedulerLimits
-from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import InvalidRequest, MineDraftError, Overloaded, WorkerLost
 from minedraft.output import RequestUsage
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import FinishReason, Mode, TokenLogprobs
+from minedraft.types import Batch, FinishReason, LoanTerms, Mode, TokenLogprobs
+from tests.fakes.policies import AnyDraftPolicy, RestlessMode
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
+from tests.support.counted import CountedPipeline
 
 RARELY = st.integers(0, 9).map(lambda n: n == 9)
 PROMPT_LENS = st.one_of(st.integers(1, 3), st.integers(4, 20))
@@ -58,6 +61,7 @@ class PipelineMachine(RuleBasedStateMachine):
         verifier_blocks=st.integers(6, 14),  # one request fits, two or three seldom do
         drafter_blocks=st.integers(2, 24),
         has_drafter=st.booleans(),
+        is_restless=st.booleans(),
         seed=st.integers(0, 1 << 30),
     )
     def start(
@@ -69,6 +73,7 @@ class PipelineMachine(RuleBasedStateMachine):
         verifier_blocks: int,
         drafter_blocks: int,
         has_drafter: bool,
+        is_restless: bool,
         seed: int,
     ) -> None:
         self.order = random.Random(seed)
@@ -78,7 +83,16 @@ class PipelineMachine(RuleBasedStateMachine):
         for worker in (self.verifier, self.drafter):
             worker.hold = self._knock
         limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, max_waiting=6, max_model_len=64)
-        self.pipeline = Pipeline(limits, self.verifier, self.drafter if has_drafter else None)
+        self.mode_policy = RestlessMode(3 + seed % 20) if is_restless else None
+        self.pipeline = CountedPipeline(
+            limits,
+            self.verifier,
+            self.drafter if has_drafter else None,
+            draft_policy=AnyDraftPolicy(1 + seed % 5),
+            mode_policy=self.mode_policy,
+            verifier_returns=True,
+        )
+        self.before = Counters()
         self.recorders: dict[int, Recorder] = {}
         self._run(self.pipeline.__aenter__())
 
@@ -124,11 +138,47 @@ class PipelineMachine(RuleBasedStateMachine):
         self.pipeline.gain_drafter(self.drafter)
         self._settle()
 
+    @precondition(lambda self: self.pipeline.has_verifier)
+    @rule(really=RARELY, is_noticed=st.booleans())
+    def lose_verifier(self, really: bool, is_noticed: bool) -> None:
+        """Its next command says so, or the owner of its link does before that."""
+        if really:
+            self.verifier.error = WorkerLost("verifier: connection closed")
+            if is_noticed:
+                self.pipeline.lose_verifier(self.verifier.error)
+            self._settle()
+
+    @precondition(lambda self: not self.pipeline.has_verifier)
+    @rule()
+    def gain_verifier(self) -> None:
+        self.verifier = FakeVerifier(self.verifier.info.num_blocks, 4, 64)
+        self.verifier.hold = self._knock
+        self.pipeline.gain_verifier(self.verifier)
+        self._settle()
+
+    @rule(mode=st.sampled_from(Mode), max_batch_size=st.integers(1, 3), draft_len=st.integers(1, 4))
+    def reconfigure(self, mode: Mode, max_batch_size: int, draft_len: int) -> None:
+        terms = LoanTerms(mode, max_batch_size, draft_len)
+        self.pipeline.reconfigure(self.pipeline.scheduler.limits.lent(terms))
+        self._settle()
+
+    @invariant()
+    def counters_never_go_backwards(self) -> None:
+        if hasattr(self, "pipeline"):
+            now = deepcopy(self.pipeline.counters)
+            assert now.finished >= self.before.finished
+            assert now.output_tokens >= self.before.output_tokens
+            assert now.past_links.wire_bytes >= self.before.past_links.wire_bytes
+            assert all(now.rounds[batch] >= self.before.rounds[batch] for batch in Batch)
+            self.before = now
+
     @rule()
     def finish_everything(self) -> None:
         for _ in range(1000):
-            if not self.gates:
+            if not self.gates and self.pipeline.has_verifier:
                 break
+            if not self.pipeline.has_verifier:
+                self.gain_verifier()
             self.let_calls_through(12)
         self._check_idle()
 
@@ -143,6 +193,7 @@ class PipelineMachine(RuleBasedStateMachine):
     def _check_idle(self) -> None:
         live = {r.id: (r.batch, len(r.tokens)) for r in self.pipeline.scheduler.requests.values()}
         assert self.pipeline.failure is None
+        assert self.pipeline.scheduler.is_settled
         assert not live, f"no worker has anything to do, and these wait: {live}"
         assert all(recorder.has_ended for recorder in self.recorders.values())
         assert self.verifier.kv.pool.num_free == self.verifier.info.num_blocks

@@ -7,13 +7,15 @@ import random
 
 import pytest
 
+from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
-from minedraft.core.scheduler import SchedulerLimits
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import Unavailable, WorkerLost
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import FinishReason, Mode
+from minedraft.types import Batch, FinishReason, Mode
+from tests.fakes.policies import AnyDraftPolicy, RestlessMode
 from tests.fakes.workers import FakeDrafter, FakeVerifier, continuation
+from tests.support.counted import CountedPipeline
 from tests.support.stepping import until
 from tests.unit.engine.test_pipeline import Collector
 
@@ -43,7 +45,7 @@ def submit(pipeline: Pipeline, first_token: int, num_tokens: int = 20) -> tuple[
     return pipeline.submit(new, sink), sink
 
 
-async def test_who_decodes_ends_first_and_who_waits_is_seated_under_the_new_limits() -> None:
+async def test_a_second_batch_opens_at_once_and_who_decodes_goes_on() -> None:
     verifier = FakeVerifier()
     holder = Holder(verifier)
     async with Pipeline(ONE, verifier, FakeDrafter()) as pipeline, asyncio.timeout(10):
@@ -52,16 +54,49 @@ async def test_who_decodes_ends_first_and_who_waits_is_seated_under_the_new_limi
         waiting = [submit(pipeline, n)[1] for n in (2, 3, 4)]
         pipeline.reconfigure(TWO)
         late = submit(pipeline, 5)[1]
-        assert pipeline.scheduler.limits is ONE
-        holder.let_go()
         await pipeline.settled()
-        assert pipeline.scheduler.limits is TWO
-        assert running.done.is_set()
-        assert not any(sink.tokens for sink in [*waiting, late])
-        assert pipeline.scheduler.counters.finished == 0, "the counters start anew"
+        await until(lambda: holder.num_held == 2)
+        assert not running.done.is_set(), "nobody had to end first"
+        holder.let_go()
         for n, sink in enumerate([running, *waiting, late], start=1):
             await sink.done.wait()
             assert sink.tokens == continuation((n, 3), 20)
+
+
+async def test_members_of_a_batch_that_closes_move_at_their_own_round_boundary() -> None:
+    """Both verifies are held: batch B can give its member away only when its own round is committed."""
+    verifier = FakeVerifier()
+    holder = Holder(verifier)
+    wide = SchedulerLimits(Mode.SD, 2, 3, max_model_len=128)
+    async with Pipeline(TWO, verifier, FakeDrafter()) as pipeline, asyncio.timeout(10):
+        sinks = [submit(pipeline, n)[1] for n in (1, 2)]
+        await until(lambda: holder.num_held == 2)
+        pipeline.reconfigure(wide)
+        assert [pipeline.scheduler.batches.size(batch) for batch in Batch] == [1, 1]
+        holder.let_go()
+        await pipeline.settled()
+        assert [pipeline.scheduler.batches.size(batch) for batch in Batch] == [2, 0]
+        assert not any(sink.done.is_set() for sink in sinks)
+        for n, sink in enumerate(sinks, start=1):
+            await sink.done.wait()
+            assert sink.tokens == continuation((n, 3), 20)
+
+
+async def test_a_batch_that_closes_goes_on_while_the_other_has_no_seat() -> None:
+    """The change is in force when the first of the two has ended; until then both decode."""
+    async with Pipeline(TWO, FakeVerifier(), FakeDrafter()) as pipeline, asyncio.timeout(10):
+        short, long = submit(pipeline, 1, 10)[1], submit(pipeline, 2, 60)[1]
+        await until(lambda: bool(short.tokens and long.tokens))
+        pipeline.reconfigure(ONE)
+        settled = asyncio.create_task(pipeline.settled())
+        before = len(long.tokens)
+        await until(lambda: len(long.tokens) > before or long.done.is_set())
+        assert not settled.done() or short.done.is_set()
+        await settled
+        assert short.done.is_set() != long.done.is_set()
+        await long.done.wait()
+        assert short.tokens == continuation((1, 3), 10)
+        assert long.tokens == continuation((2, 3), 60)
 
 
 async def test_both_batches_run_as_soon_as_there_are_two() -> None:
@@ -130,10 +165,10 @@ async def test_a_request_preempted_meanwhile_does_not_hold_the_change_up() -> No
 async def test_when_the_verifier_is_lost_nobody_waits_for_the_change() -> None:
     verifier = FakeVerifier()
     holder = Holder(verifier)
-    async with Pipeline(ONE, verifier, None) as pipeline, asyncio.timeout(10):
-        submit(pipeline, 1)
-        await until(lambda: holder.num_held == 1)
-        pipeline.reconfigure(TWO)
+    async with Pipeline(TWO, verifier, None) as pipeline, asyncio.timeout(10):
+        submit(pipeline, 1), submit(pipeline, 2)
+        await until(lambda: holder.num_held == 2)
+        pipeline.reconfigure(ONE)
         waiting = asyncio.create_task(pipeline.settled())
         await asyncio.sleep(0)
         pipeline.fail(WorkerLost("verifier: connection closed"))
@@ -163,3 +198,20 @@ async def test_whatever_comes_when_everybody_is_answered(seed: int) -> None:
         for n, sink in sinks.values():
             assert sink.reason in (FinishReason.LENGTH, FinishReason.ABORT)
             assert sink.tokens == continuation((n, 3), len(sink.tokens))
+
+
+async def test_a_mode_policy_switches_as_it_likes_and_is_not_asked_during_a_loan() -> None:
+    policy = RestlessMode(period=3)
+    pipeline = CountedPipeline(TWO, FakeVerifier(), FakeDrafter(), mode_policy=policy, draft_policy=AnyDraftPolicy(3))
+    async with pipeline, asyncio.timeout(20):
+        sinks = [submit(pipeline, n)[1] for n in range(1, 40)]
+        await asyncio.gather(*(sink.done.wait() for sink in sinks))
+        assert [sink.tokens for sink in sinks] == [continuation((n, 3), 20) for n in range(1, 40)]
+        assert {change.mode for change in policy.changes} == set(Mode)
+        assert pipeline.counters.finished == 39, "counts go on over every change"
+        pipeline.is_lent = True
+        pipeline.reconfigure(ONE)
+        await pipeline.settled()
+        more = [submit(pipeline, n)[1] for n in range(1, 9)]
+        await asyncio.gather(*(sink.done.wait() for sink in more))
+        assert pipeline.scheduler.limits is ONE

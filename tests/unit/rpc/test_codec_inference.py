@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minedraft.core.scheduler import SchedulerLimits
+from minedraft.core.limits import SchedulerLimits
 from minedraft.errors import InvalidRequest
 from minedraft.output import BatchState, Output, RequestUsage, ServiceStatus, WorkerState, join_outputs
 from minedraft.prompts import (

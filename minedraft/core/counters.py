@@ -1,0 +1,60 @@
+"""Counts of everything since the start of the service: an observer whose numbers only grow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from minedraft.core import events
+from minedraft.types import Batch, LinkStats
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the start, whatever mode was run and however often a worker was lost.
+
+    Attributes:
+        rounds: committed, of each batch.
+        drafted_rows: sampled rows that had drafts.
+        failed_commands: refused by a worker, or answered against the contract.
+        past_links: what went over links that are gone.
+        causes: requests that ended with an error, by its reason.
+    """
+
+    finished: int = 0
+    preemptions: int = 0
+    output_tokens: int = 0
+    verified_drafts: int = 0
+    accepted_drafts: int = 0
+    drafted_rows: int = 0
+    stale_proposals: int = 0
+    failed_commands: int = 0
+    lost_workers: int = 0
+    rounds: dict[Batch, int] = field(default_factory=lambda: dict.fromkeys(Batch, 0))
+    past_links: LinkStats = field(default_factory=LinkStats)
+    causes: Counter[str] = field(default_factory=Counter)
+
+    def observe(self, event: events.Event, now_s: float) -> None:
+        """Count an event; see `minedraft.core.events.Observer`."""
+        match event:
+            case events.RoundCommitted():
+                self.rounds[event.batch] += 1
+                self.output_tokens += event.num_output_tokens
+                self.drafted_rows += len(event.accepted)
+                for num_drafts, accepted_len in event.accepted:
+                    self.verified_drafts += num_drafts
+                    self.accepted_drafts += accepted_len
+            case events.RequestEnded():
+                self.finished += 1
+                if event.error:
+                    self.causes[event.error] += 1
+            case events.RequestPreempted():
+                self.preemptions += 1
+            case events.ProposalsDropped():
+                self.stale_proposals += event.num_proposals
+            case events.CommandFailed():
+                self.failed_commands += 1
+            case events.WorkerLeft():
+                self.lost_workers += 1
+                self.past_links.wire_bytes += event.stats.wire_bytes
+                self.past_links.num_stale += event.stats.num_stale

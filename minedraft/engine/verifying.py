@@ -1,0 +1,160 @@
+"""The verifier's part in the rounds: one command a round, and what ends and frees beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from minedraft.core import events
+from minedraft.core.ledger import KvLedger
+from minedraft.core.request import RequestUpdate
+from minedraft.core.rounds import RoundPlan
+from minedraft.core.scheduler import Scheduler
+from minedraft.engine.drafting import MAX_FAILURES, check_balance, failed_command, make_ledger
+from minedraft.engine.workers import Verifier
+from minedraft.errors import InternalError, MineDraftError, ProtocolError, WorkerLost
+from minedraft.types import Proposal, Role, RoundId, Verdict, VerifyCommand, VerifySpan
+
+logger = logging.getLogger("minedraft.pipeline")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A round as the verifier has executed it."""
+
+    spans: tuple[VerifySpan, ...]
+    verdicts: Sequence[Verdict]
+
+
+class Verifying:
+    """Asks the verifier, and keeps its mirror in the scheduler.
+
+    Args:
+        deliver: passes on what has happened to requests.
+        publish: tells the observers.
+        wake: makes the lanes look again at what they can do.
+        can_return: a lost verifier leaves the requests where they are, until `gain`. Otherwise its loss is
+            raised as the error that it is.
+
+    Attributes:
+        verifier: the present one or, while `is_lost`, the last.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        verifier: Verifier,
+        *,
+        deliver: Callable[[Sequence[RequestUpdate]], None],
+        publish: Callable[[events.Event], None],
+        wake: Callable[[], None],
+        can_return: bool,
+    ) -> None:
+        self.verifier = verifier
+        self.is_lost = False
+        self._scheduler = scheduler
+        self._deliver = deliver
+        self._publish = publish
+        self._wake = wake
+        self._can_return = can_return
+        self._num_failures = 0  # in a row, of rounds where no request was named
+
+    async def verify(self, plan: RoundPlan, proposals: Sequence[Proposal]) -> Checked | None:
+        """The verdicts of a round; None when it came to nothing, and its requests have been told.
+
+        Raises:
+            WorkerLost: the verifier is gone, and may not return.
+            ProtocolError: it refuses whatever comes.
+        """
+        if not self._scheduler.is_current(plan):  # lost during the draft
+            self._lose_round(plan)
+            return None
+        spans = self._scheduler.assemble(plan, proposals)
+        if not spans:  # every request of the round was aborted meanwhile
+            return Checked((), ())
+        verifier, ledger = self.verifier, plan.verifier_kv
+        released = ledger.take_releases()
+        command = VerifyCommand(RoundId(verifier.info.epoch, plan.batch, plan.number), spans, released)
+        try:
+            reply = await verifier.verify(command)
+        except ProtocolError as error:
+            ledger.return_releases(released)
+            self._on_refusal(plan, error)
+            return None
+        except WorkerLost as error:
+            if not self._can_return:
+                raise
+            if verifier is self.verifier:
+                self.lose(error)
+            self._lose_round(plan)
+            return None
+        self._num_failures = 0
+        self._acknowledge(ledger, released)
+        self._publish(events.Verified(plan.batch, plan.number, reply.timing))
+        return Checked(spans, reply.verdicts)
+
+    async def release(self) -> bool:
+        """Send releases that no command carries; True when there were any. Raises WorkerLost as `verify`."""
+        verifier, ledger = self.verifier, self._scheduler.verifier_kv
+        if self.is_lost or not (released := ledger.take_releases()):
+            return False
+        try:
+            num_free = await verifier.release(released)
+        except WorkerLost as error:
+            if not self._can_return:
+                raise
+            if verifier is self.verifier:
+                self.lose(error)
+            return True
+        self._acknowledge(ledger, released)
+        check_balance(Role.VERIFIER, self._scheduler, ledger, num_free)
+        return True
+
+    def lose(self, error: MineDraftError) -> None:
+        """Plan nothing until there is a verifier again."""
+        if not self.is_lost:
+            logger.warning("verifier lost, requests wait for it: %s", error)
+            self.is_lost = True
+            self._scheduler.detach_verifier()
+            self._publish(events.WorkerLeft(Role.VERIFIER, str(error), self.verifier.stats))
+            self._wake()
+
+    def gain(self, verifier: Verifier) -> None:
+        """Go on with `verifier`, whose worker knows no request yet."""
+        assert self.is_lost, "the lost one is dropped first"
+        self.verifier, self.is_lost, self._num_failures = verifier, False, 0
+        updates = self._scheduler.attach_verifier(make_ledger(verifier.info))
+        self._publish(events.WorkerJoined(verifier.info))
+        self._deliver(updates)
+        self._wake()
+
+    def _on_refusal(self, plan: RoundPlan, error: ProtocolError) -> None:
+        """A round that the verifier refused costs the request that it named, or those of the round; the
+        verifier is as it was, and everybody else goes on."""
+        logger.error("round %d of batch %s failed: %s", plan.number, plan.batch.name, error)
+        self._publish(failed_command(Role.VERIFIER, plan, error))
+        if not self._scheduler.is_current(plan):
+            self._lose_round(plan)
+            return
+        self._num_failures += error.request_id is None
+        if self._num_failures >= MAX_FAILURES:
+            if not self._can_return:
+                raise error
+            self.verifier.give_up(f"{MAX_FAILURES} commands failed in a row, the last: {error}")
+            self.lose(error)
+            self._lose_round(plan)
+            return
+        internal = InternalError(f"the verifier refused this request: {error}")
+        self._deliver(self._scheduler.abandon(plan, error.request_id, internal))
+        self._wake()
+
+    def _lose_round(self, plan: RoundPlan) -> None:
+        self._deliver(self._scheduler.lose_round(plan))
+        self._wake()
+
+    def _acknowledge(self, ledger: KvLedger, released: tuple[int, ...]) -> None:
+        """Blocks are free now: whoever waits for them must look again, in either lane."""
+        if released:
+            ledger.acknowledge(released)
+            self._wake()

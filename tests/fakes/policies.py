@@ -1,0 +1,52 @@
+"""Policies that decide at random, though always the same: what they decide must never show in an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from minedraft.core import events
+from minedraft.core.request import Request
+from minedraft.types import LoanTerms, Mode, Proposal
+
+
+class AnyDraftPolicy:
+    """Asks for some number of drafts, and verifies some of those that come."""
+
+    def __init__(self, period: int) -> None:
+        self._period = period
+        self._count = 0
+
+    def draft_len(self, request: Request, batch_size: int, max_draft_len: int) -> int:
+        assert batch_size > 0
+        self._count += 1
+        return max_draft_len if self._count % self._period else self._count % (max_draft_len + 1)
+
+    def select(self, proposals: Sequence[Proposal]) -> Sequence[Proposal]:
+        """Cut some, leave some out."""
+        self._count += 1
+        kept = [p for i, p in enumerate(proposals) if (i + self._count) % (2 * self._period)]
+        return [replace(p, tokens=p.tokens[: 1 + self._count % 5]) if self._count % 3 == 0 else p for p in kept]
+
+    def observe(self, event: events.Event, now_s: float) -> None:
+        pass
+
+
+class RestlessMode:
+    """Goes through modes and sizes, another one every `period` committed rounds."""
+
+    def __init__(self, period: int) -> None:
+        self.changes: list[events.ModeChanged] = []
+        self._period = period
+        self._num_rounds = 0
+
+    def wanted(self, now_s: float) -> LoanTerms | None:
+        number, rest = divmod(self._num_rounds, self._period)
+        return LoanTerms(list(Mode)[number % 3], 1 + number % 4, 1 + number % 5) if rest == 0 else None
+
+    def observe(self, event: events.Event, now_s: float) -> None:
+        match event:
+            case events.RoundCommitted():
+                self._num_rounds += 1
+            case events.ModeChanged(why="policy"):
+                self.changes.append(event)

@@ -1,0 +1,152 @@
+"""A worker that is lost and joins again, at the level of the scheduler: fake workers in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from minedraft.core import events
+from minedraft.core.limits import SchedulerLimits
+from minedraft.core.request import NewRequest
+from minedraft.engine import slots
+from minedraft.engine.slots import SlotState, drafter_slot, verifier_slot
+from minedraft.errors import InternalError, WorkerLost
+from minedraft.sampling_params import SamplingParams
+from minedraft.types import Role
+from tests.fakes.service import FakeConnector
+from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
+from tests.support.counted import CountedPipeline
+from tests.support.stepping import until
+from tests.unit.engine.test_pipeline import Collector
+
+LIMITS = SchedulerLimits(max_batch_size=2, max_model_len=128)
+PROMPTS = [(n, 3, 5) for n in range(1, 7)]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "_FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr(slots, "_LAST_RETRY_S", 0.002)
+
+
+def submit_all(pipeline: CountedPipeline, num_tokens: int = 60) -> list[Collector]:
+    sinks = [Collector() for _ in PROMPTS]
+    for prompt, sink in zip(PROMPTS, sinks, strict=True):
+        pipeline.submit(NewRequest(prompt, SamplingParams(max_new_tokens=num_tokens)), sink)
+    return sinks
+
+
+async def test_requests_wait_for_a_verifier_and_go_on_with_the_same_tokens() -> None:
+    verifier, drafter = FakeVerifier(), FakeDrafter()
+    happened: list[events.Event] = []
+    pipeline = CountedPipeline(
+        LIMITS, verifier, drafter, verifier_returns=True, observers=[lambda event, now_s: happened.append(event)]
+    )
+    async with pipeline, asyncio.timeout(20):
+        slot = verifier_slot(pipeline, FakeConnector(verifier, drafter))
+        running = asyncio.create_task(slot.run(verifier))
+        sinks = submit_all(pipeline)
+        await until(lambda: len(sinks[0].tokens) > 10)
+        seats = {request.id: request.batch for request in pipeline.scheduler.requests.values()}
+        verifier.give_up("killed")
+        await until(lambda: slot.state is SlotState.LOST)
+        before = [len(sink.tokens) for sink in sinks]
+        late = Collector()
+        pipeline.submit(NewRequest((7, 7), SamplingParams(max_new_tokens=5)), late)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert [len(sink.tokens) for sink in sinks] == before, "nobody can say what follows"
+        assert {r.id: r.batch for r in pipeline.scheduler.requests.values() if r.id in seats} == seats
+        first = len(verifier.commands)
+        verifier.is_back = True
+        await asyncio.gather(*(sink.done.wait() for sink in [*sinks, late]))
+        assert [sink.tokens for sink in sinks] == [continuation(prompt, 60) for prompt in PROMPTS]
+        assert late.tokens == continuation((7, 7), 5)
+        assert verifier.commands[first].spans[0].prefix_len == 0, "recomputed, as after a preemption"
+        assert slot.state is SlotState.READY
+        left = [event for event in happened if isinstance(event, events.WorkerLeft)]
+        joined = [event for event in happened if isinstance(event, events.WorkerJoined)]
+        assert [(event.role, event.cause) for event in left] == [(Role.VERIFIER, "verifier: killed")]
+        assert [event.info.role for event in joined] == [Role.VERIFIER, Role.DRAFTER, Role.VERIFIER]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert verifier.lost_error is not None, "the slot closes the link that it has"
+
+
+async def test_the_drafter_keeps_what_it_holds_while_the_verifier_is_away() -> None:
+    verifier, drafter = FakeVerifier(), FakeDrafter()
+    async with (
+        CountedPipeline(LIMITS, verifier, drafter, verifier_returns=True) as pipeline,
+        asyncio.timeout(20),
+    ):
+        sinks = submit_all(pipeline)
+        await until(lambda: all(len(sink.tokens) > 5 for sink in sinks[:4]))
+        introduced = {span.request_id for command in drafter.commands for span in command.spans if span.spec}
+        pipeline.lose_verifier(WorkerLost("verifier: killed"))
+        num_commands = len(drafter.commands)
+        pipeline.gain_verifier(FakeVerifier())
+        await asyncio.gather(*(sink.done.wait() for sink in sinks))
+        again = {span.request_id for command in drafter.commands[num_commands:] for span in command.spans if span.spec}
+        assert not again & introduced, "no prompt is sent to the drafter twice"
+        assert [sink.tokens for sink in sinks] == [continuation(prompt, 60) for prompt in PROMPTS]
+
+
+async def test_a_request_that_the_verifier_that_came_back_cannot_hold_ends_and_nobody_else() -> None:
+    verifier = FakeVerifier()
+    async with CountedPipeline(LIMITS, verifier, None, verifier_returns=True) as pipeline, asyncio.timeout(20):
+        long, short, queued = Collector(), Collector(), Collector()
+        pipeline.submit(NewRequest((1, 2), SamplingParams(max_new_tokens=100)), long)
+        pipeline.submit(NewRequest((3, 4), SamplingParams(max_new_tokens=20)), short)
+        await until(lambda: bool(long.tokens and short.tokens))
+        pipeline.lose_verifier(WorkerLost("verifier: killed"))
+        pipeline.submit(NewRequest((5, 6), SamplingParams(max_new_tokens=100)), queued)
+        pipeline.gain_verifier(FakeVerifier(num_blocks=10, block_size=4))
+        await asyncio.gather(long.done.wait(), short.done.wait(), queued.done.wait())
+        for sink in (long, queued):
+            assert isinstance(sink.error, InternalError)
+            assert "holds 40 tokens, the request may need 102" in str(sink.error)
+        assert short.tokens == continuation((3, 4), 20)
+
+
+async def test_a_verifier_with_another_vocabulary_is_not_taken_and_its_link_is_closed() -> None:
+    verifier, other = FakeVerifier(), FakeVerifier(vocab_size=VOCAB_SIZE + 1)
+    async with CountedPipeline(LIMITS, verifier, None, verifier_returns=True) as pipeline, asyncio.timeout(20):
+        connector = FakeConnector(other, FakeDrafter())
+        other.is_back = True
+        slot = verifier_slot(pipeline, connector)
+        running = asyncio.create_task(slot.run(verifier))
+        verifier.give_up("killed")
+        await until(lambda: other.lost_error is not None)
+        assert slot.state is SlotState.LOST
+        assert not pipeline.has_verifier
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_drafter_that_comes_and_goes_costs_nobody_a_token() -> None:
+    verifier, drafter = FakeVerifier(), FakeDrafter()
+    async with CountedPipeline(LIMITS, verifier, drafter) as pipeline, asyncio.timeout(20):
+        slot = drafter_slot(pipeline, FakeConnector(verifier, drafter))
+        running = asyncio.create_task(slot.run(drafter))
+        sinks = submit_all(pipeline)
+        drafter.is_back = True
+        for _ in range(3):
+            drafter.give_up("killed")
+            await until(lambda: slot.state is SlotState.LOST)
+            await until(lambda: slot.state is SlotState.READY)
+        await asyncio.gather(*(sink.done.wait() for sink in sinks))
+        assert [sink.tokens for sink in sinks] == [continuation(prompt, 60) for prompt in PROMPTS]
+        assert pipeline.counters.lost_workers == 3
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_verifier_that_may_not_return_ends_everything() -> None:
+    verifier = FakeVerifier()
+    async with CountedPipeline(LIMITS, verifier, None) as pipeline, asyncio.timeout(20):
+        sinks = submit_all(pipeline)
+        verifier.error = WorkerLost("verifier: killed")
+        await asyncio.gather(*(sink.done.wait() for sink in sinks))
+        assert pipeline.failure is not None
+        assert all(sink.error is pipeline.failure for sink in sinks)

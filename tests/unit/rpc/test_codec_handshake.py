@@ -1,0 +1,43 @@
+"""The handshake of a worker: what it says of itself, and how its clock differs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from minedraft.errors import InvalidRequest
+from minedraft.rpc import codec
+from minedraft.types import Role, Timing
+from minedraft.v1 import worker_pb2
+from tests.unit.rpc.test_codec_worker import INFO
+
+
+def test_moments_of_a_worker_are_on_the_schedulers_clock() -> None:
+    """Its clock is 1,000 s ahead; the answer was made somewhere between the question and its arrival."""
+    ahead_ns = 10**12
+    message = codec.info_to_pb(INFO, clock_ns=ahead_ns + 50_000)
+    info = codec.info_from_pb(message, sent_ns=0, received_ns=90_000)
+    assert info.clock_offset_ns == -ahead_ns - 5_000, "within half the round trip"
+    sent = codec.timing_to_pb(Timing(1, 2, 3, 4, start_ns=ahead_ns + 7_000_000))
+    assert codec.timing_from_pb(sent, info) == Timing(1, 2, 3, 4, start_ns=7_000_000 - 5_000)
+
+
+def test_workers_of_one_host_have_one_clock() -> None:
+    assert codec.clock_offset_ns(worker_ns=60, sent_ns=50, received_ns=90) == 0
+
+
+def test_worker_info_survives_the_wire() -> None:
+    info = replace(INFO, role=Role.DRAFTER, draft_method="ngram", weights_bytes=1 << 40, epoch=(1 << 64) - 1)
+    wire = codec.info_to_pb(info, 5).SerializeToString()
+    assert codec.info_from_pb(worker_pb2.HandshakeReply.FromString(wire), 4, 6) == info
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"vocab_size": 0}, {"num_blocks": 0}, {"block_size": 0}, {"max_model_len": 0}, {"model_name": "x" * 2000}],
+)
+def test_a_handshake_with_nonsense_in_it_is_refused(changes: dict[str, object]) -> None:
+    message = codec.info_to_pb(replace(INFO, **changes), 5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match=next(iter(changes))):
+        codec.info_from_pb(message, 4, 6)
