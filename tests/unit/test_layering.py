@@ -23,8 +23,8 @@ IMPURE = frozenset(
     {"asyncio", "grpc", "logging", "os", "random", "secrets", "socket", "subprocess", "threading", "time"}
 )
 HEAVY = frozenset({"torch", "transformers", "gguf", "accelerate", "numpy", "safetensors"})
-# Programs that run as child processes; they import what they need inside functions.
-MAY_IMPORT_HEAVY = frozenset({"minedraft/assemble.py", "minedraft/convert_gguf.py"})
+# Programs that run as child processes, and what only they use; they import what they need inside functions.
+MAY_IMPORT_HEAVY = frozenset({"minedraft/assemble.py", "minedraft/convert_gguf.py", "minedraft/row_scales.py"})
 # What workers may know of the package: values, wire, model folders. Never the scheduler's side.
 OPEN_TO_WORKERS = frozenset(
     {
