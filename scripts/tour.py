@@ -37,8 +37,8 @@ def tour(pair: str, draft_method: str, max_new_tokens: int, repeats: int, json_p
     """Fetch the models, start everything, answer a few prompts, compare ar, sd and minedraft, stop.
 
     \b
-    scripts/quickstart               SmolLM2-135M-Instruct with its drafter (98 MB)
-    scripts/quickstart --pair qwen   Qwen2.5-Coder 1.5B with 0.5B (1.5 GB)
+    scripts/quickstart               SmolLM2-135M-Instruct (93 MB to fetch) with its drafter
+    scripts/quickstart --pair qwen   Qwen2.5-Coder 1.5B with 0.5B (1.6 GB to fetch)
     """
     console = Console()
     folders = ensure_pair(pair, progress_printer())

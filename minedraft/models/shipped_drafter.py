@@ -1,8 +1,8 @@
 """Puts the shipped drafter together: its own trained layers, and everything else from the target's folder.
 
 The drafter is a pruned copy of the target. Embeddings, output rows, the tokenizer and the first layers are the
-target's own, so the package ships only the layers that were trained, and the folder that transformers loads is
-written once per machine.
+target's own, so the package ships only the layers that were trained, with their matrices in 8 bits
+(`minedraft.row_scales`), and the folder that transformers loads, in bfloat16, is written once per machine.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minedraft.errors import ModelError
+from minedraft.models.row_scales import unpack_matrices
 from minedraft.models.vocabulary import vocab_fingerprint
 
+if TYPE_CHECKING:
+    import torch
+
 DRAFTER_MANIFEST = "minedraft_draft.json"
-FORMAT = 1
+FORMAT = 2  # 1 stored the trained layers in bfloat16
 _TRAINED_NAME = "trained_layers.safetensors"
 _VOCAB_NAME = "draft_vocab.safetensors"
 _CONFIG_NAME = "config.json"
@@ -139,15 +143,13 @@ def assemble_drafter(asset_dir: Path, target_dir: Path, out_dir: Path) -> None:
 
 def _fill(folder: Path, asset_dir: Path, target_dir: Path, manifest: Manifest) -> None:
     from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     try:
-        trained = load_file(asset_dir / _TRAINED_NAME)
-        tensors = dict(trained)
-        dtype = next(iter(trained.values())).dtype
+        tensors = _read_trained(asset_dir / _TRAINED_NAME)
         with safe_open(target_dir / "model.safetensors", "pt") as file:
             for name, source in manifest.copied.items():
-                tensors[name] = file.get_tensor(source).to(dtype)
+                tensors[name] = file.get_tensor(source).bfloat16()
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "model.safetensors").chmod(0o644)  # the library makes it private to this user
     except SafetensorError as error:
@@ -169,6 +171,17 @@ def _fill(folder: Path, asset_dir: Path, target_dir: Path, manifest: Manifest) -
     path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _read_trained(path: Path) -> dict[str, torch.Tensor]:
+    """Return the trained layers in bfloat16, under transformers' names."""
+    import torch
+    from safetensors.torch import load_file
+
+    stored = load_file(path)
+    norms = {name: tensor for name, tensor in stored.items() if tensor.dtype == torch.bfloat16}
+    matrices = unpack_matrices({name: stored[name].numpy() for name in stored.keys() - norms.keys()}, path)
+    return norms | {name: torch.from_numpy(matrix).bfloat16() for name, matrix in matrices.items()}
 
 
 def _check_map(path: Path, vocab_size: int) -> None:

@@ -131,7 +131,7 @@ _ALL = (
         name="smollm2-135m-drafter",
         role=DRAFTER,
         licence="Apache-2.0",
-        folder_bytes=150_000_000,
+        folder_bytes=208_000_000,
         source=AssetSource(target="smollm2-135m-instruct"),
     ),
     KnownModel(

@@ -121,9 +121,11 @@ def measure(
 
     Returns:
         {mode: {kind or "all": {drafter: {"tokens_per_round": [k = 1 ..], "accepted_at": [position 1 ..],
-        "accepted_given_reached": [...]}}}}; prompt lookup and "trained + lookup" are among the drafters.
+        "accepted_given_reached": [...]}}}}; prompt lookup is among the drafters, and so is the first of `drafters`
+        with lookup ("trained + lookup").
     """
     settings = config.evaluation
+    first = next(iter(drafters))
     totals: dict[tuple[str, str, str, int], Rounds] = {}
 
     def add(answer: Answer, name: str, k: int, rounds: Rounds) -> None:
@@ -145,11 +147,11 @@ def measure(
             for name, flags in draws.items():
                 for one in flags:
                     add(answer, name, k, walk_rounds(one, k))
-            for one in draws["trained"]:
+            for one in draws[first]:
                 rounds = walk_proposals(answer.tokens, answer.start, k, settings.lookup_max_ngram, one)
-                add(answer, "trained + lookup", k, rounds)
+                add(answer, f"{first} + lookup", k, rounds)
         report(number + 1)
-    names = [*drafters, "prompt lookup", "trained + lookup"]
+    names = [*drafters, "prompt lookup", f"{first} + lookup"]
     ks = range(1, settings.max_k + 1)
 
     def summary(mode: str, kind: str) -> dict[str, Any]:

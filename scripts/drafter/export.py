@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM
 
+from minedraft.models.row_scales import pack_matrices
 from minedraft.models.shipped_drafter import DRAFTER_MANIFEST, FORMAT, fingerprint_target
 from scripts.drafter.config import Config
 from scripts.drafter.store import save_json, save_tensors, sha256_of, write_atomically
 from scripts.drafter.student import Student
+
+TRAINED_NAME = "trained_layers.safetensors"
 
 
 def layer_names(index: int) -> dict[str, str]:
@@ -30,7 +33,7 @@ def layer_names(index: int) -> dict[str, str]:
 
 
 def trained_tensors(student: Student, prefix: int) -> dict[str, torch.Tensor]:
-    """The student's own tensors under transformers' names, in bf16."""
+    """The student's own tensors under transformers' names."""
     tensors: dict[str, torch.Tensor] = {"model.norm.weight": student.norm.detach()}
     sizes = [student.num_heads * student.head_dim] + [student.num_kv_heads * student.head_dim] * 2
     for number, layer in enumerate(student.blocks):
@@ -41,7 +44,15 @@ def trained_tensors(student: Student, prefix: int) -> dict[str, torch.Tensor]:
             tensors[names[key]] = part
         for key in ("out", "down", "input_norm", "post_norm"):
             tensors[names[key]] = layer[key].detach()
-    return {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
+    return tensors
+
+
+def shipped_tensors(student: Student, prefix: int) -> dict[str, torch.Tensor]:
+    """The same as they are stored: matrices in 8 bits with their scales, norms in bf16."""
+    trained = trained_tensors(student, prefix)
+    matrices = pack_matrices({name: tensor.numpy() for name, tensor in trained.items() if tensor.ndim == 2})
+    norms = {name: tensor.to(torch.bfloat16) for name, tensor in trained.items() if tensor.ndim == 1}
+    return norms | {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
 
 
 def export_asset(
@@ -53,14 +64,14 @@ def export_asset(
         The size in bytes of each file.
     """
     prefix = config.student.prefix
-    save_tensors(output / "trained_layers.safetensors", trained_tensors(student, prefix), {"format": "pt"})
+    save_tensors(output / TRAINED_NAME, shipped_tensors(student, prefix), {"format": "pt"})
     save_tensors(output / "draft_vocab.safetensors", {"ids": ids.to(torch.int32)})
     save_json(output / "config.json", student_config(target, config.student.num_layers))
     write_atomically(output / "README.md", lambda path: _write(path, card))
     copied = {"model.embed_tokens.weight": "model.embed_tokens.weight"}
     for index in range(prefix):
         copied |= {name: name for name in layer_names(index).values()}
-    names = ("trained_layers.safetensors", "draft_vocab.safetensors", "config.json", "README.md")
+    names = (TRAINED_NAME, "draft_vocab.safetensors", "config.json", "README.md")
     manifest = {
         "format": FORMAT,
         "target": config.target.name,

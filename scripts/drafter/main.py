@@ -30,7 +30,8 @@ Stages, in order, with their times on one idle core without AVX-512 (fp32, --thr
 
 Each stage can be stopped with Ctrl-C and goes on where it stopped when run again; `answers` and `training` may run at
 the same time, training picks up new answers as they come. `compare` trains short versions of several students for the
-table that the choice of the student rests on (2 to 3 min each).
+table that the choice of the student rests on (2 to 3 min each); `quantised` measures what shipping the matrices in
+8 bits costs in tokens a round (2 min).
 
 \b
 What is needed first:
@@ -47,7 +48,7 @@ Every constant is in scripts/drafter/config.toml.
 """
 
 LOG_SECONDS = 30.0  # between lines of progress when the output is a file
-STAGES = ("prompts", "answers", "student", "training", "evaluation", "export", "compare")
+STAGES = ("prompts", "answers", "student", "training", "evaluation", "export", "compare", "quantised")
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +251,13 @@ def _evaluation(run: Run) -> None:
         run.console.print(line)
 
 
+def _quantised(run: Run) -> None:
+    with progress_bar(run, "quantised", 8 * run.config.prompts.evaluation_per_kind) as show:
+        lines = reports.quantised(run.config, run.work, run.target, run.results, lambda number: show(number, ""))
+    for line in lines:
+        run.console.print(line)
+
+
 def _export(run: Run) -> None:
     for line in reports.export(run.config, run.work, run.target, run.results, run.output):
         run.console.print(line)
@@ -268,4 +276,5 @@ RUNNERS: dict[str, Callable[[Run], None]] = {
     "evaluation": _evaluation,
     "export": _export,
     "compare": _compare,
+    "quantised": _quantised,
 }

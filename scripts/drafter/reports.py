@@ -1,5 +1,6 @@
-"""Stages `compare`, `evaluation` and `export`: what they write for people."""
+"""Stages `compare`, `evaluation`, `quantised` and `export`: what they write for people."""
 
+import copy
 import shutil
 import time
 from collections.abc import Callable
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM
 
+from minedraft.cli.bench import machine_facts
 from minedraft.models.shipped_drafter import assemble_drafter
 from scripts.drafter import stages
 from scripts.drafter.config import Config
-from scripts.drafter.evaluation import Drafter, load_answers, measure, save_plot, timing
-from scripts.drafter.export import export_asset, untrained_cut
+from scripts.drafter.evaluation import Answer, Drafter, load_answers, measure, save_plot, timing
+from scripts.drafter.export import TRAINED_NAME, export_asset, trained_tensors, untrained_cut
 from scripts.drafter.llama import load_target
 from scripts.drafter.prompts import KINDS
 from scripts.drafter.store import DrafterError, load_json, load_tensors, save_json, write_atomically
@@ -36,8 +38,10 @@ language model; with the target verifying, the output is the target's own.
   {trained}; embeddings, output rows and tokenizer are the target's.
 - It drafts {vocabulary:,} token ids (draft_vocab.safetensors, int32, sorted): those the target wrote most often while
   the training data was made.
-- Stored here in bf16: the trained layers and the final norm. `minedraft models` adds the rest from the target's
-  folder and checks every file's sha256.
+- Stored here: the trained layers and the final norm (trained_layers.safetensors). A matrix is kept as int8 codes
+  NAME [rows, columns] and float16 scales NAME.scales, one for every four rows; a weight is its code times its row's
+  scale. Norms are kept in bf16. Tokens a round before and after: scripts/drafter/results/quantised.json.
+- `minedraft models` checks every file's sha256, adds the rest from the target's folder and writes the whole in bf16.
 
 ## How it was trained
 
@@ -71,6 +75,9 @@ Apache-2.0, as the target it was cut from (SmolLM2-135M-Instruct, Hugging Face T
 files in the sense of the licence.
 """
 RESULT_NAME, PLOT_NAME, TABLE_NAME = "evaluation.json", "evaluation.png", "students.json"
+QUANTISED_NAME = "quantised.json"
+MAX_SHIPPED_BYTES = 32_000_000
+MAX_STORED_ERROR = 0.05  # of a tensor's norm
 
 
 def compare(config: Config, work: Path, target: Path, results: Path, tokens: int) -> list[str]:
@@ -135,30 +142,20 @@ def evaluation(
 ) -> list[str]:
     """Measures the exported drafter as transformers loads it; writes JSON and a plot."""
     model = load_target(target, config.target)
-    folder = work / "drafter"
-    _export(config, work, target, "", work / "asset")
-    assemble_drafter(work / "asset", target, folder)
     ids = stages.draft_ids(work)
-    trained = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    trained = _assembled(config, work, target, _trained_student(config, work, model))
     cut = untrained_cut(model, [*range(config.student.prefix), *config.student.trained])
-    layers = Student(model, config.student.trained)
-    path = work / "training" / "checkpoint.safetensors"
-    load_student(layers, load_tensors(path), path)
-    for parameter in layers.parameters():
-        parameter.data = parameter.data.bfloat16().float()  # as it is shipped
     drafters = {
-        "trained": Drafter(trained, layers, ids),
+        "trained": _drafter(config, trained, ids),
         "untrained cut": Drafter(cut, Student(model, config.student.trained), ids),
     }
-    header = Data(work / "answers", config.student.prefix, config, model.model.embed_tokens.weight).header
-    answers = load_answers(work / "answers", config)
+    header, answers = _answers(config, work, model)
     progress = load_json(work / "training" / "progress.json", "training")
     table_path = results / TABLE_NAME
     result = {
         "target": config.target.name,
         "student": asdict(config.student),
-        "prompts": {kind: sum(1 for one in answers if one.kind == kind) // 2 for kind in KINDS},
-        "answer_tokens": sum(len(one.tokens) - one.start for one in answers),
+        **_counts(answers),
         "trained_tokens": progress["num_tokens"],
         "steps": progress["num_steps"],
         "timing": timing(model, trained, ids, config.evaluation),
@@ -171,6 +168,39 @@ def evaluation(
     return figures(result)
 
 
+def quantised(
+    config: Config, work: Path, target: Path, results: Path, report: Callable[[int], None] = lambda _: None
+) -> list[str]:
+    """Measures what storing in 8 bits costs: the exported drafter beside the same weights in bf16; writes JSON."""
+    model = load_target(target, config.target)
+    ids = stages.draft_ids(work)
+    student = _trained_student(config, work, model)
+    after = _assembled(config, work, target, student)
+    before = copy.deepcopy(after)
+    weights = trained_tensors(student, config.student.prefix)
+    loaded = before.load_state_dict({name: tensor.bfloat16() for name, tensor in weights.items()}, strict=False)
+    assert not loaded.unexpected_keys
+    drafters = {"bf16": _drafter(config, before, ids), "8 bits": _drafter(config, after, ids)}
+    header, answers = _answers(config, work, model)
+    measured = measure(answers, drafters, header, model.lm_head.weight, config, report)
+    rounds = {
+        mode: {kind: {name: rows[name]["tokens_per_round"] for name in drafters} for kind, rows in kinds.items()}
+        for mode, kinds in measured.items()
+    }
+    result = {
+        "machine": machine_facts(),
+        "target": config.target.name,
+        **_counts(answers),
+        "weight_bytes": {
+            "bf16": 2 * num_trained_parameters(student),
+            "8 bits": (work / "asset" / TRAINED_NAME).stat().st_size,
+        },
+        "tokens_per_round": rounds,
+    }
+    save_json(results / QUANTISED_NAME, result)
+    return _quantised_lines(rounds, config.evaluation.timing_k)
+
+
 def export(config: Config, work: Path, target: Path, results: Path, output: Path) -> list[str]:
     """Writes the shipped folder with its card."""
     result = load_json(results / RESULT_NAME, "evaluation")
@@ -178,8 +208,8 @@ def export(config: Config, work: Path, target: Path, results: Path, output: Path
         result["students"] = load_json(results / TABLE_NAME, "compare")
     sizes = _export(config, work, target, card(config, result), output)
     total = sum(sizes.values())
-    if total > 64e6:
-        raise DrafterError(f"{output} holds {total / 1e6:.1f} MB, the limit is 64 MB: train fewer layers")
+    if total > MAX_SHIPPED_BYTES:
+        raise DrafterError(f"{output} holds {total:,} bytes, the limit is {MAX_SHIPPED_BYTES:,}: train fewer layers")
     return [*(f"{size / 1e6:8.2f} MB  {name}" for name, size in sizes.items()), f"{total / 1e6:8.2f} MB in all"]
 
 
@@ -229,11 +259,68 @@ def card(config: Config, result: dict[str, Any]) -> str:
     )
 
 
+def _quantised_lines(rounds: dict[str, Any], k: int) -> list[str]:
+    lines = [f"Tokens a round at k = {k}:", "", "| prompts | mode | bf16 | 8 bits | change |", "|---" * 5 + "|"]
+    for mode, kinds in rounds.items():
+        for kind, values in kinds.items():
+            before, after = values["bf16"][k - 1], values["8 bits"][k - 1]
+            change = after / before - 1 if before else 0.0
+            lines.append(f"| {kind} | {mode} | {before:.3f} | {after:.3f} | {change:+.2%} |")
+    return lines
+
+
+def _counts(answers: list[Answer]) -> dict[str, Any]:
+    # Every prompt has a greedy and a sampled answer.
+    return {
+        "prompts": {kind: sum(1 for one in answers if one.kind == kind) // 2 for kind in KINDS},
+        "answer_tokens": sum(len(one.tokens) - one.start for one in answers),
+    }
+
+
+def _answers(config: Config, work: Path, model: LlamaForCausalLM) -> tuple[torch.Tensor, list[Answer]]:
+    """The states of the header that all answers share, and the answers to the evaluation prompts."""
+    data = Data(work / "answers", config.student.prefix, config, model.model.embed_tokens.weight)
+    return data.header, load_answers(work / "answers", config)
+
+
+def _drafter(config: Config, model: LlamaForCausalLM, ids: torch.Tensor) -> Drafter:
+    return Drafter(model, _layers(config, model), ids)
+
+
+def _layers(config: Config, model: LlamaForCausalLM) -> Student:
+    """The trained layers of a whole drafter."""
+    return Student(model, list(range(config.student.prefix, config.student.num_layers)))
+
+
+def _assembled(config: Config, work: Path, target: Path, student: Student) -> LlamaForCausalLM:
+    """The trained drafter as a user's machine has it: exported, assembled, loaded.
+
+    Raises:
+        DrafterError: its weights differ from the student's by more than 8 bits explain.
+    """
+    export_asset(config, student, stages.draft_ids(work), target, "", work / "asset")
+    assemble_drafter(work / "asset", target, work / "drafter")
+    model = LlamaForCausalLM.from_pretrained(work / "drafter", dtype=torch.float32, local_files_only=True)
+    loaded = _layers(config, model)
+    for (name, trained), found in zip(student.named_parameters(), loaded.parameters(), strict=True):
+        error = float((found - trained).detach().norm() / trained.detach().norm())
+        if error > MAX_STORED_ERROR:
+            raise DrafterError(
+                f"{name} of the assembled drafter differs by {error:.1%} from the trained one, "
+                f"at most {MAX_STORED_ERROR:.0%} is storage in 8 bits: export and assembly disagree"
+            )
+    return model
+
+
 def _export(config: Config, work: Path, target: Path, text: str, output: Path) -> dict[str, int]:
-    model = load_target(target, config.target)
+    student = _trained_student(config, work, load_target(target, config.target))
+    return export_asset(config, student, stages.draft_ids(work), target, text, output)
+
+
+def _trained_student(config: Config, work: Path, model: LlamaForCausalLM) -> Student:
     student = Student(model, config.student.trained)
     path = work / "training" / "checkpoint.safetensors"
     if not path.exists():
         raise DrafterError(f"{path} is missing: run the stage `training` first")
     load_student(student, load_tensors(path), path)
-    return export_asset(config, student, stages.draft_ids(work), target, text, output)
+    return student

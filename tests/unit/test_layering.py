@@ -74,7 +74,9 @@ IMPURE = frozenset(
 )
 # Programs that run as child processes; they import what they need inside functions.
 HEAVY = frozenset({"torch", "transformers", "gguf", "accelerate", "numpy", "safetensors"})
-MAY_IMPORT_HEAVY = frozenset({"minedraft/models/shipped_drafter.py", "minedraft/models/convert_gguf.py"})
+MAY_IMPORT_HEAVY = frozenset(
+    {"minedraft/models/shipped_drafter.py", "minedraft/models/convert_gguf.py", "minedraft/models/row_scales.py"}
+)
 # Only the codec reads and writes message fields; these pass whole messages from and to gRPC.
 MAY_IMPORT_STUBS = frozenset(
     {

@@ -11,9 +11,7 @@ import zipfile
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 import minedraft.models.catalogue
 from minedraft.errors import ConfigError, ModelError
@@ -21,7 +19,8 @@ from minedraft.models.cache import write_manifest
 from minedraft.models.catalogue import NOT_FETCHED, PAIRS, READY, PairNames, ensure_model, ensure_pair, list_models
 from minedraft.models.folder import check_model_folder, check_pair
 from minedraft.models.progress import Progress
-from minedraft.models.shipped_drafter import fingerprint_target
+from minedraft.models.row_scales import pack_matrices
+from minedraft.models.shipped_drafter import FORMAT, fingerprint_target
 from minedraft.models.sources import KNOWN_MODELS, AssetSource, GgufSource, KnownModel, PinnedWheel
 from minedraft.text.tokenizer import Tokenizer
 from tests.support.full_disk import full_disk
@@ -134,18 +133,23 @@ def _fail_on_progress(progress: Progress) -> None:
     raise AssertionError(f"nothing was to be done, but: {progress}")
 
 
-@pytest.mark.slow
-def test_a_shipped_drafter_is_completed_with_the_targets_weights(
-    register, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.fixture
+def asset(register, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The asset folder of the pair "tiny", whose target is in the cache."""
     target = Path(shutil.copytree(original, tmp_path / "cache" / "models" / NAME))
     write_manifest(target, minedraft.models.catalogue._source_text(KNOWN_MODELS[NAME]))
-    _write_asset(tmp_path / "assets" / "tiny-drafter", target)
-    monkeypatch.setattr(minedraft.models.catalogue, "_ASSETS", tmp_path / "assets")
+    folder = tmp_path / "assets" / "tiny-drafter"
+    _write_asset(folder, target)
+    monkeypatch.setattr(minedraft.models.catalogue, "_ASSETS", folder.parent)
     drafter = KnownModel("tiny-drafter", "drafter", "none", 10**6, AssetSource(target=NAME))
     monkeypatch.setitem(KNOWN_MODELS, drafter.name, drafter)
     monkeypatch.setitem(PAIRS, "tiny", PairNames(NAME, drafter.name))
+    return folder
 
+
+@pytest.mark.slow
+def test_a_shipped_drafter_is_completed_with_the_targets_weights(asset: Path, tmp_path: Path):
+    target = tmp_path / "cache" / "models" / NAME
     pair = ensure_pair("tiny")
     assert pair.target == target
     assert pair.draft is not None
@@ -154,25 +158,48 @@ def test_a_shipped_drafter_is_completed_with_the_targets_weights(
     check_pair(check_model_folder(target, "target"), info)
     assert ensure_pair("tiny", _fail_on_progress) == pair
 
-    (tmp_path / "assets" / "tiny-drafter" / "README.md").write_text("changed")
+    (asset / "README.md").write_text("changed")
     with pytest.raises(ModelError, match="its sha256 is not the manifest's"):
         ensure_pair("tiny")
-    shutil.rmtree(tmp_path / "assets")
+    shutil.rmtree(asset.parent)
     assert ensure_pair("tiny").draft is None, "without the assets, drafts come from n-grams"
 
 
-def _write_asset(folder: Path, target: Path) -> None:
-    """Ship layer 0 of the target as a drafter of one layer."""
+@pytest.mark.slow
+def test_a_drafter_assembled_from_what_an_earlier_version_shipped_is_assembled_again(asset: Path):
+    from safetensors.torch import load_file
+
+    pair = ensure_pair("tiny")
+    assert pair.draft is not None
+    earlier = load_file(pair.draft / "model.safetensors")
+    shutil.rmtree(asset)
+    _write_asset(asset, pair.target, factor=2)
+    assert [entry.state for entry in list_models() if entry.name == "tiny-drafter"] == [NOT_FETCHED]
+    assert ensure_pair("tiny") == pair
+    later = load_file(pair.draft / "model.safetensors")
+    assert all((later[name] == (2 if ".layers." in name else 1) * earlier[name]).all() for name in earlier)
+    assert later.keys() == earlier.keys()
+    assert ensure_pair("tiny", _fail_on_progress) == pair
+
+
+def _write_asset(folder: Path, target: Path, factor: int = 1) -> None:
+    """Ship layer 0 of the target, times `factor`, as a drafter of one layer."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
     folder.mkdir(parents=True)
     weights = load_file(target / "model.safetensors")
-    trained = {name: weight for name, weight in weights.items() if ".layers.0." in name}
-    save_file(trained, folder / "trained_layers.safetensors")
-    save_file({"ids": np.arange(50, dtype=np.int32)}, folder / "draft_vocab.safetensors")
+    trained = {name: weight * factor for name, weight in weights.items() if ".layers.0." in name}
+    packed = pack_matrices({name: weight.numpy() for name, weight in trained.items() if weight.ndim == 2})
+    norms = {name: weight.bfloat16() for name, weight in trained.items() if weight.ndim == 1}
+    matrices = {name: torch.from_numpy(tensor) for name, tensor in packed.items()}
+    save_file(matrices | norms, folder / "trained_layers.safetensors")
+    save_file({"ids": torch.arange(50, dtype=torch.int32)}, folder / "draft_vocab.safetensors")
     config = json.loads((target / "config.json").read_text()) | {"num_hidden_layers": 1}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "README.md").write_text("A drafter.")
     manifest = {
-        "format": 1,
+        "format": FORMAT,
         "target": NAME,
         "target_fingerprint": fingerprint_target(target),
         "sha256": {path.name: _sha256(path) for path in folder.iterdir()},
