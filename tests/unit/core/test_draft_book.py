@@ -1,0 +1,146 @@
+"""The drafter's book without our scheduler, as another engine's scheduler uses it: no event loop, requests of its
+own kind, one drafter. The drafter checks every claim of the book against what it was really sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import hypothesis.strategies as st
+from hypothesis import Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from minedraft.core.draft_book import MAX_LAG, DraftBook
+from minedraft.core.ledger import KvLedger
+from minedraft.errors import InvalidRequest, ProtocolError
+from minedraft.sampling_params import SamplingParams
+from minedraft.types import Acceptance, Batch, DraftCommand, DraftSpan, RoundId, SequenceSpec
+from tests.fakes.workers import EPOCH, VOCAB_SIZE, FakeDrafter, next_token
+
+BLOCK_SIZE = 4
+CONTEXT = 48
+
+
+@dataclass
+class EngineRequest:
+    """A request of somebody else's: the target's engine appends to `tokens`."""
+
+    id: int
+    tokens: list[int]
+    spec: SequenceSpec = field(
+        default_factory=lambda: SequenceSpec(SamplingParams(), prompt_len=1, seed=0, acceptance=Acceptance.GREEDY)
+    )
+
+
+class BookMachine(RuleBasedStateMachine):
+    @initialize(num_blocks=st.integers(2, 30), vocab_size=st.sampled_from([VOCAB_SIZE, VOCAB_SIZE - 7]))
+    def start(self, num_blocks: int, vocab_size: int) -> None:
+        self.drafter = FakeDrafter(num_blocks, BLOCK_SIZE, CONTEXT, lambda n: n % 4 != 0, vocab_size)
+        self.book = DraftBook(KvLedger(num_blocks, BLOCK_SIZE, CONTEXT), vocab_size)
+        self.live: dict[int, EngineRequest] = {}
+        self.num_requests = self.num_rounds = self.num_drafted = 0
+        self.will_refuse = False
+
+    @rule(prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=20))
+    def arrive(self, prompt: list[int]) -> None:
+        self.num_requests += 1
+        self.live[self.num_requests] = EngineRequest(self.num_requests, list(prompt))
+
+    @rule(draft_len=st.integers(1, 5), budget=st.integers(1, 30), num_rejected=st.integers(0, 5))
+    def step(self, draft_len: int, budget: int, num_rejected: int) -> None:
+        """One step of the engine: drafts where the book offers some, prompts meanwhile, then its target's say."""
+        drafts, prefills = self._plan(draft_len, budget)
+        proposals = self._ask(drafts, "draft")
+        self._ask(prefills, "prefill")
+        for request in self.live.values():
+            proposed = proposals.get(request.id, ())
+            committed_len, accepted_len = len(request.tokens), 0
+            for draft in proposed[: max(len(proposed) - num_rejected, 0)]:
+                if draft != next_token(request.tokens):
+                    break
+                request.tokens.append(draft)
+                accepted_len += 1
+            request.tokens.append(next_token(request.tokens))
+            self.book.accepted(request.id, committed_len, len(proposed), accepted_len)
+
+    @rule()
+    def refuse_the_next_command(self) -> None:
+        self.will_refuse = True
+
+    @precondition(lambda self: self.live)
+    @rule(choice=st.integers(0, 20), is_preempted=st.booleans())
+    def leave(self, choice: int, is_preempted: bool) -> None:
+        request_id = sorted(self.live)[choice % len(self.live)]
+        if is_preempted:
+            self.book.release(request_id)
+            return
+        del self.live[request_id]
+        self.book.forget(request_id)
+
+    @invariant()
+    def the_book_never_promises_what_the_drafter_has_not(self) -> None:
+        if not hasattr(self, "book"):
+            return
+        assert self.book.kv.num_free <= self.drafter.kv.pool.num_free
+        for request in self.live.values():
+            cached_len = self.book.cached_len(request.id)
+            held = self.drafter.kv.tokens.get(request.id, [])
+            assert cached_len == 0 or list(held[:cached_len]) == request.tokens[:cached_len]
+
+    def teardown(self) -> None:
+        if hasattr(self, "book"):
+            for request_id in self.live:
+                self.book.forget(request_id)
+            self.live.clear()
+            self.will_refuse = False
+            self._ask((), "draft")
+            assert self.drafter.kv.pool.num_free == self.drafter.info.num_blocks
+
+    def _plan(self, draft_len: int, budget: int) -> tuple[tuple[DraftSpan, ...], tuple[DraftSpan, ...]]:
+        drafts, prefills = [], []
+        for request in self.live.values():
+            if num_drafts := self.book.draft_len(request, draft_len):
+                assert len(request.tokens) - self.book.cached_len(request.id) <= MAX_LAG
+                drafts.append(self.book.plan_draft(request, num_drafts))
+            elif num_tokens := self.book.prefill_len(request, budget):
+                prefills.append(self.book.plan_prefill(request, num_tokens))
+                budget -= num_tokens
+        return tuple(drafts), tuple(prefills)
+
+    def _ask(self, spans: tuple[DraftSpan, ...], method: str) -> dict[int, tuple[int, ...]]:
+        self.num_rounds += 1
+        command = self.book.command(RoundId(EPOCH, Batch.A, self.num_rounds), spans)
+        self.drafter.refuse = self._refusal
+        try:
+            reply = self.drafter.execute(command, method)
+        except ProtocolError as error:
+            if "for the test" not in str(error):  # the book asked for what cannot be done
+                raise
+            self.book.refused(command, error.request_id)
+            return {}
+        self.book.executed(command)
+        return {proposal.request_id: proposal.tokens for proposal in reply.proposals}
+
+    def _refusal(self, command: DraftCommand) -> None:
+        if self.will_refuse:
+            self.will_refuse = False
+            error = InvalidRequest("tokens", "odd", "refused for the test")
+            error.request_id = command.spans[-1].request_id if command.spans and self.num_rounds % 2 else None
+            raise error
+
+
+TestBookMachine = BookMachine.TestCase
+TestBookMachine.settings = settings(
+    max_examples=150, stateful_step_count=30, deadline=None, derandomize=True, phases=(Phase.generate,)
+)
+
+
+def test_what_was_accepted_is_cached_but_for_the_last_draft_and_the_bonus_token() -> None:
+    book, request = DraftBook(KvLedger(16, BLOCK_SIZE, CONTEXT), VOCAB_SIZE), EngineRequest(1, [5, 6, 7])
+    assert book.draft_len(request, 3) == 0, "nothing is cached yet"
+    assert book.prefill_len(request, 10) == 2, "the last token waits for the draft"
+    book.executed(book.command(RoundId(1, Batch.A, 1), (book.plan_prefill(request, 2),)))
+    assert book.draft_len(request, 3) == 3
+    book.executed(book.command(RoundId(1, Batch.A, 2), (book.plan_draft(request, 3),)))
+    request.tokens += [8, 9, 10, 11]
+    book.accepted(1, committed_len=3, num_drafts=3, accepted_len=3)
+    assert book.cached_len(1) == len(request.tokens) - MAX_LAG
