@@ -67,8 +67,10 @@ class BookMachine(RuleBasedStateMachine):
         self.will_refuse = True
 
     @precondition(lambda self: self.live)
-    @rule(choice=st.integers(0, 20), is_preempted=st.booleans())
-    def leave(self, choice: int, is_preempted: bool) -> None:
+    @rule(choice=st.integers(0, 20), is_preempted=st.booleans(), is_news_lost=st.booleans())
+    def leave(self, choice: int, is_preempted: bool, is_news_lost: bool) -> None:
+        """The command that should tell the drafter may be refused."""
+        self.will_refuse |= is_news_lost
         request_id = sorted(self.live)[choice % len(self.live)]
         if is_preempted:
             self.book.release(request_id)
