@@ -44,7 +44,13 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class BatchState:
-    """One of the two batches, A or B."""
+    """One of the two batches.
+
+    Attributes:
+        name: "A" or "B".
+        num_requests: requests that decode in it now.
+        rounds: committed since the start of the service.
+    """
 
     name: str
     num_requests: int = 0
@@ -53,7 +59,17 @@ class BatchState:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One worker process; units as in inference.proto."""
+    """One worker process.
+
+    Attributes:
+        role: "drafter" or "verifier". state: "ready" or "lost".
+        device: "cpu:0-3", "cuda:1". dtype: "float32", "bfloat16", or "none" without a model.
+        epoch: number of this incarnation; another one after every handshake.
+        num_blocks, num_free_blocks: blocks of KV cache, of `block_size` tokens each; 0 blocks: it holds no KV.
+        busy: share of the measured time in which its device thread worked, 0..1, recent rounds.
+        step_ms: median milliseconds of a command, recent rounds.
+        draft_method: of a drafter: "model" or "ngram".
+    """
 
     role: str
     state: str = ""
@@ -71,7 +87,24 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """State, batches, workers and rates of the service; field meanings as in inference.proto."""
+    """What the service does. Counts are since its start and only grow; what is recent is of at most the last
+    1,024 rounds, and begins anew when mode or sizes change.
+
+    Attributes:
+        state: "starting", "serving", "degraded" (a drafter is wanted and lost) or "draining".
+        mode, draft_len, max_batch_size: in force now (k, and m of each batch).
+        num_waiting, num_running: requests without and with a seat.
+        vsr: accepted / verified drafts, recent. mean_accepted_len: accepted drafts per request and round that had
+            drafts, recent.
+        overlap_efficiency: ideal step time max(t_draft, t_verify) / measured step time, recent.
+        control_overhead_ms: median of step time - max(t_draft, t_verify), recent.
+        tokens_per_s: output tokens a second over the last ten seconds.
+        output_tokens, finished_requests, preemptions, verified_drafts, accepted_drafts: counts.
+        stale_replies: proposals and replies dropped because they belong to another round or epoch.
+        wire_bytes: between the scheduler and both workers, both ways. steps: committed rounds of all batches.
+        verify_ms, draft_ms, step_ms: median milliseconds a round, recent.
+        errors: failed calls, by the reason of the error.
+    """
 
     state: str
     mode: str = ""
