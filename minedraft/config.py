@@ -8,7 +8,6 @@ them are reported at once.
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from minedraft.address import Address, default_listen
+from minedraft.device import Device, usable_cores
 from minedraft.errors import ConfigError
 from minedraft.types import MAX_BATCH_SIZE, MAX_DRAFT_LEN, Mode
 
 _TOKENS_BESIDE_DRAFTS = 3  # of a shortest request with one whole round: its prompt, the first token, the bonus token
-_DEVICE = re.compile(r"cpu(:\d{1,4}(-\d{1,4})?)?|cuda(:\d{1,2})?")
 
 
 class ConfigErrors(ConfigError):
@@ -34,17 +33,13 @@ class ConfigErrors(ConfigError):
         self.args = ("\n".join(str(error) for error in errors),)
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def _default_target_device() -> str:
-    cores = sorted(os.sched_getaffinity(0))
-    return f"cpu:{cores[1] if len(cores) > 1 else cores[0]}"
+    cores = usable_cores()
+    return str(Device("cpu", cores[1:2] or cores))
 
 
 def _default_draft_device() -> str:
-    return f"cpu:{min(os.sched_getaffinity(0))}"
+    return str(Device("cpu", usable_cores()[:1]))
 
 
 def _expand_home(path: Path | None) -> Path | None:
@@ -88,7 +83,7 @@ class Settings(BaseModel):
     )
     target_device: str = Field(
         default_factory=_default_target_device,
-        description="Where the verifier runs: cpu:CORE, cpu:FIRST-LAST or cuda:N; the second core by default.",
+        description="Where the verifier runs: cpu, cpu:0, cpu:0-3, cpu:0,2 or cuda:0; the second core by default.",
         examples=["DEVICE"],
     )
     draft_device: str = Field(
@@ -235,9 +230,10 @@ def _contradictions(settings: Settings) -> list[ConfigError]:
         reject("draft", None, "target needs a draft model: give draft, or draft_method ngram, or mode ar")
     errors += _misfits(settings)
     for field in ("target_device", "draft_device"):
-        device = getattr(settings, field)
-        if _DEVICE.fullmatch(device) is None:
-            reject(field, device, "must be cpu, cpu:CORE, cpu:FIRST-LAST or cuda:N")
+        try:
+            Device.parse(getattr(settings, field), field)
+        except ConfigError as error:
+            errors.append(error)
     addresses: dict[str, str] = {}
     for field in ("listen", "target_address", "draft_address"):
         text = getattr(settings, field)

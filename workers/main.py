@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import click
 
 from minedraft.address import Address
+from minedraft.device import Device
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError, MineDraftError
 from minedraft.models.folder import FolderInfo, check_model_folder
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.process.claim import ListenClaim
 from minedraft.process.parent import exit_with_parent
 from minedraft.types import PROTOCOL_VERSION, Role, WorkerInfo
-from minedraft_workers.device import Device
+from minedraft_workers.device import pin
 
 if TYPE_CHECKING:
     from minedraft_workers.drafter import DrafterActor
@@ -109,7 +110,7 @@ def command(
     settings = WorkerSettings(
         role=Role(role),
         folder=folder,
-        device=Device.parse(device, "device"),
+        device=Device.parse(device, "device").here("device"),
         address=address,
         dtype=dtype,
         max_model_len=_cap_context(Role(role), folder, max_model_len, num_blocks, block_size),
@@ -164,7 +165,7 @@ def _check(settings: WorkerSettings) -> int:
 def _run(settings: WorkerSettings) -> int:
     logger = logging.getLogger("minedraft.worker")
     start_s = time.monotonic()
-    settings.device.pin()
+    pin(settings.device)
     logger.info("torch imported, on %s, in %.1f s", settings.device, time.monotonic() - start_s)
     actor = _load(settings, logger)
     return asyncio.run(_serve(settings, actor, logger, start_s))

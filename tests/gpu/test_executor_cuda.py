@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from minedraft.device import Device
 from minedraft.errors import ConfigError
-from minedraft_workers.device import Device
+from minedraft_workers.device import pin
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from tests.support.tiny_models import KINDS, make_tiny_model
 
@@ -59,4 +60,4 @@ def test_a_forward_does_not_wait_for_the_device(tmp_path: Path) -> None:
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="torch sees"):
-        Device.parse("cuda:99").pin()
+        pin(Device.parse("cuda:99"))

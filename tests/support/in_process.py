@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from minedraft.device import Device
 from minedraft.errors import WorkerLost
 from minedraft.types import (
     PROTOCOL_VERSION,
@@ -17,7 +18,6 @@ from minedraft.types import (
     VerifyReply,
     WorkerInfo,
 )
-from minedraft_workers.device import Device
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.executor import Executor
 from minedraft_workers.proposers.draft_model import ModelProposer

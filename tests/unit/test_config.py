@@ -156,7 +156,7 @@ BAD_STARTS = [
     BadStart(["--max-batch-size", "many"], "'many' is not a valid integer"),
     BadStart(["--no-such-flag"], "No such option"),
     BadStart(["--config", "{bad_toml}"], "unknown setting"),
-    BadStart(["--check", "--target-device", "cpu:4000"], "this process may use the cores"),
+    BadStart(["--check", "--target-device", "cpu:4000"], "is not among those of this process"),
     BadStart(["--check", "--listen", "unix:{file}"], "the file there is not a socket"),
 ]
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from minedraft.device import Device
 from minedraft.errors import ConfigError, ProtocolError
 from minedraft.models.model_config import max_context
-from minedraft_workers.device import Device
+from minedraft_workers.device import torch_device
 from minedraft_workers.execution.attention import CONTEXT_KEYWORD, ForwardContext, QuerySpan, Scratch, pack_order
 from minedraft_workers.execution.kvcache import KVCache, LayerShape, to_device
 from minedraft_workers.execution.loading import LoadedModel, choose_dtype, load_model, read_config
@@ -78,7 +79,7 @@ class Executor:
         """Load a local folder, make the KV cache and check one small forward against the model's own.
 
         The cache has `num_blocks` blocks, or as many as fit in `kv_bytes`, or in a share of the free
-        memory: an eighth on the CPU, where it is taken as it is used, and 0.8 on CUDA. `device.pin()`
+        memory: an eighth on the CPU, where it is taken as it is used, and 0.8 on CUDA. `pin(device)`
         is up to the caller.
 
         Raises:
@@ -89,7 +90,7 @@ class Executor:
         limit = max_context(config.get_text_config().to_dict())
         if max_model_len is not None and (max_model_len < 1 or (limit is not None and max_model_len > limit)):
             raise ConfigError("max_model_len", max_model_len, f"the model's context is {limit} tokens")
-        target = device.torch_device
+        target = torch_device(device)
         torch_dtype = choose_dtype(dtype, target)
         weights = load_model(model_dir, config, torch_dtype, target)
         layers = record_layers(weights.model, model_dir)

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from minedraft.core.blocks import BlocksExhausted
+from minedraft.device import Device
 from minedraft.errors import ConfigError, ProtocolError
-from minedraft_workers.device import Device
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from tests.support.tiny_models import make_tiny_model
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 from minedraft.address import Address
+from minedraft.device import Device
 from minedraft.errors import ConfigError, ModelError
 from minedraft.models.folder import check_model_folder
 from minedraft.models.model_config import max_context
 from minedraft.types import Role
-from minedraft_workers.device import Device
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.main import WorkerSettings, _load
 from tests.support.tiny_models import make_tiny_model
