@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from minedraft.address import Address, default_listen
 from minedraft.device import Device, usable_cores
 from minedraft.errors import ConfigError
-from minedraft.types import MAX_BATCH_SIZE, MAX_DRAFT_LEN, Mode
+from minedraft.types import MAX_BATCH_SIZE, MAX_DRAFT_LEN, DraftMethod, Mode
 
 _TOKENS_BESIDE_DRAFTS = 3  # of a shortest request with one whole round: its prompt, the first token, the bonus token
 
@@ -75,8 +75,9 @@ class Settings(BaseModel):
         le=MAX_DRAFT_LEN,
         description="Tokens the drafter proposes per request and round (k); not used in mode ar.",
     )
-    draft_method: Literal["model", "ngram"] = Field(
-        "model", description="model: the draft model proposes; ngram: the prompt's own n-grams, no draft model."
+    draft_method: Annotated[DraftMethod, Field(strict=False)] = Field(
+        DraftMethod.MODEL,
+        description="model: the draft model proposes; ngram: the prompt's own n-grams, no draft model.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of the weights; auto measures which one is faster on the device."
@@ -214,7 +215,7 @@ def _contradictions(settings: Settings) -> list[ConfigError]:
 
     if settings.draft_len == 0 and settings.mode.has_drafts:
         reject("draft_len", 0, f"must be at least 1 in mode {settings.mode.value}; without drafts use mode ar")
-    if settings.draft is not None and settings.draft_method == "ngram":
+    if settings.draft is not None and settings.draft_method is DraftMethod.NGRAM:
         reject("draft", settings.draft, "a draft model is not used with draft_method ngram; leave one of them out")
     if settings.draft is not None and settings.draft_address is not None:
         reject("draft", settings.draft, "the drafter at draft_address has its own model; leave one of them out")
@@ -224,7 +225,7 @@ def _contradictions(settings: Settings) -> list[ConfigError]:
         settings.target is not None
         and settings.draft is None
         and settings.draft_address is None
-        and settings.draft_method == "model"
+        and settings.draft_method is DraftMethod.MODEL
         and settings.needs_drafter
     ):
         reject("draft", None, "target needs a draft model: give draft, or draft_method ngram, or mode ar")

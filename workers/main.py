@@ -21,16 +21,13 @@ from minedraft.models.folder import FolderInfo, check_model_folder
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.process.claim import ListenClaim
 from minedraft.process.parent import exit_with_parent
-from minedraft.types import PROTOCOL_VERSION, Role, WorkerInfo
+from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role, WorkerInfo
 from minedraft_workers.device import pin
 
 if TYPE_CHECKING:
     from minedraft_workers.drafter import DrafterActor
     from minedraft_workers.execution.executor import Executor
     from minedraft_workers.verifier import VerifierActor
-
-# An n-gram drafter has no KV; the scheduler's mirror of it must never run out either.
-_UNLIMITED_BLOCKS = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +42,11 @@ class WorkerSettings:
     max_model_len: int | None
     num_blocks: int | None
     block_size: int
-    draft_method: str
+    draft_method: DraftMethod | None
 
     @property
     def has_model(self) -> bool:
-        return self.role is Role.VERIFIER or self.draft_method == "model"
+        return self.role is Role.VERIFIER or self.draft_method is DraftMethod.MODEL
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -69,8 +66,8 @@ class WorkerSettings:
 @click.option("--block-size", type=click.IntRange(1, 256), default=16, show_default=True, help="Tokens in a KV block.")
 @click.option(
     "--draft-method",
-    type=click.Choice(["model", "ngram"]),
-    default="model",
+    type=click.Choice([method.value for method in DraftMethod]),
+    default=DraftMethod.MODEL.value,
     show_default=True,
     help="Drafter only. ngram proposes from the prompt itself and loads no weights; DIR is then the target's.",
 )
@@ -116,7 +113,7 @@ def command(
         max_model_len=_cap_context(Role(role), folder, max_model_len, num_blocks, block_size),
         num_blocks=num_blocks,
         block_size=block_size,
-        draft_method=draft_method if role == Role.DRAFTER.value else "",
+        draft_method=DraftMethod(draft_method) if role == Role.DRAFTER.value else None,
     )
     if check:
         return _check(settings)
@@ -177,7 +174,7 @@ def _load(settings: WorkerSettings, logger: logging.Logger) -> DrafterActor | Ve
     if not settings.has_model:
         from minedraft_workers.proposers.ngram import NgramProposer
 
-        return DrafterActor(NgramProposer(_UNLIMITED_BLOCKS), _make_info(settings, None))
+        return DrafterActor(NgramProposer(), _make_info(settings, None))
     from minedraft_workers.execution.executor import Executor
     from minedraft_workers.proposers.draft_model import ModelProposer
     from minedraft_workers.verifier import VerifierActor
@@ -240,7 +237,7 @@ def _make_info(settings: WorkerSettings, executor: Executor | None) -> WorkerInf
         protocol_version=PROTOCOL_VERSION,
         vocab_size=executor.vocab_size if executor else folder.vocab_size,
         vocab_fingerprint=vocab_fingerprint(folder.path),
-        num_blocks=executor.num_blocks if executor else _UNLIMITED_BLOCKS,
+        num_blocks=executor.num_blocks if executor else 0,
         block_size=executor.block_size if executor else settings.block_size,
         max_model_len=executor.max_model_len if executor else settings.max_model_len or folder.max_context,
         model_name=executor.model_name if executor else "ngram",

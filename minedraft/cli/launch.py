@@ -16,6 +16,7 @@ from minedraft.errors import EXIT_OK
 from minedraft.flags import UserPath, settings_flags
 from minedraft.launch.preflight import check_machine
 from minedraft.models.catalogue import Pair, default_pair, find_pair
+from minedraft.types import DraftMethod
 
 _EPILOG = """
 \b
@@ -80,8 +81,8 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
 
 def _with_pair(settings: Settings, pair: Pair) -> Settings:
     update: dict[str, object] = {"target": pair.target}
-    if settings.needs_drafter and settings.draft_method == "model" and settings.draft_address is None:
-        update |= {"draft": pair.draft} if pair.draft is not None else {"draft_method": "ngram"}
+    if settings.needs_drafter and settings.draft_method is DraftMethod.MODEL and settings.draft_address is None:
+        update |= {"draft": pair.draft} if pair.draft is not None else {"draft_method": DraftMethod.NGRAM}
     return settings.model_copy(update=update)
 
 

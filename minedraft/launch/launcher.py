@@ -24,6 +24,7 @@ from minedraft.launch.run_folder import RunFolder
 from minedraft.process.claim import ListenClaim
 from minedraft.process.notify import Notifier
 from minedraft.rpc.health import INFERENCE_SERVICE, LIVE, wait_serving
+from minedraft.types import DraftMethod
 
 _PROGRESS_S = 2.0
 _FORCED_STOP_S = 1.5  # a second signal ends everything within two seconds
@@ -300,7 +301,7 @@ def _stop_signals() -> list[signal.Signals]:
 def worker_flags(settings: Settings, role: str, address: str) -> list[str]:
     """The command line of a worker that serves at `address`."""
     is_verifier = role == "verifier"
-    model = settings.target if is_verifier or settings.draft_method == "ngram" else settings.draft
+    model = settings.target if is_verifier or settings.draft_method is DraftMethod.NGRAM else settings.draft
     argv = [role, "--model", str(model), "--listen", address]
     argv += ["--device", settings.target_device if is_verifier else settings.draft_device]
     argv += ["--dtype", settings.dtype, "--block-size", str(settings.block_size)]
@@ -309,7 +310,7 @@ def worker_flags(settings: Settings, role: str, address: str) -> list[str]:
     if settings.max_model_len is not None:
         argv += ["--max-model-len", str(settings.max_model_len)]
     if not is_verifier:
-        argv += ["--draft-method", settings.draft_method]
+        argv += ["--draft-method", settings.draft_method.value]
     return [*argv, *_parent_flag()]
 
 

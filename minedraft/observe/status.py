@@ -112,7 +112,7 @@ def _worker(info: WorkerInfo, is_ready: bool, num_free: int, busy: float, step_m
         block_size=info.block_size,
         busy=busy,
         step_ms=step_ms,
-        draft_method=info.draft_method,
+        draft_method=info.draft_method.value if info.draft_method else "",
     )
 
 

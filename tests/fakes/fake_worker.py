@@ -19,7 +19,7 @@ from minedraft.address import Address
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.process.claim import ListenClaim
 from minedraft.process.parent import exit_with_parent
-from minedraft.types import DraftCommand, Proposal, Role, Verdict, VerifyCommand
+from minedraft.types import DraftCommand, DraftMethod, Proposal, Role, Verdict, VerifyCommand
 from minedraft_workers.runtime import Work, WorkerRuntime
 from minedraft_workers.server import serve
 from minedraft_workers.servicer import drafter_handler, verifier_handler
@@ -39,7 +39,7 @@ class FakeActor:
         self.info = replace(
             self._fake.info,
             vocab_fingerprint=vocab_fingerprint(model),
-            draft_method="model" if role is Role.DRAFTER else "",
+            draft_method=DraftMethod.MODEL if role is Role.DRAFTER else None,
         )
 
     @property

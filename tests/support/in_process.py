@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from minedraft.device import Device
@@ -89,8 +90,8 @@ class InProcessDrafter(_InProcess):
     def __init__(self, executor: Executor | None, verifier: InProcessVerifier, *, ngram: bool = False) -> None:
         super().__init__()
         if executor is None or ngram:
-            self.info = verifier.info
-            self.actor = DrafterActor(NgramProposer(self.info.num_blocks), self.info)
+            self.info = replace(verifier.info, role=Role.DRAFTER, num_blocks=0)
+            self.actor = DrafterActor(NgramProposer(), self.info)
         else:
             self.info = _info(Role.DRAFTER, executor)
             self.actor = DrafterActor(ModelProposer(executor), self.info)
