@@ -17,20 +17,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from minedraft.address import Address, default_listen
 from minedraft.device import Device, usable_cores
-from minedraft.errors import ConfigError
+from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.types import MAX_BATCH_SIZE, MAX_DRAFT_LEN, DraftMethod, Mode
 
 _TOKENS_BESIDE_DRAFTS = 3  # of a shortest request with one whole round: its prompt, the first token, the bonus token
-
-
-class ConfigErrors(ConfigError):
-    """Several settings are wrong; `errors` has them all, the message one a line."""
-
-    def __init__(self, errors: list[ConfigError]) -> None:
-        first = errors[0]
-        super().__init__(first.field, first.value, first.limit)
-        self.errors = errors
-        self.args = ("\n".join(str(error) for error in errors),)
 
 
 def _default_target_device() -> str:

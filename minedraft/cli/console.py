@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from minedraft.config import ConfigErrors
-from minedraft.errors import EXIT_CONFIG, ConfigError, MineDraftError
+from minedraft.errors import EXIT_CONFIG, ConfigError, ConfigErrors, MineDraftError
 from minedraft.models.progress import Progress
 
 EXIT_REQUEST = 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from minedraft.config import ConfigErrors, Settings
+from minedraft.config import Settings
 from minedraft.device import Device
-from minedraft.errors import ConfigError
+from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.launch.run_folder import RunFolder
 from minedraft.models.catalogue import check_fetch
 from minedraft.models.folder import FolderInfo, check_model_folder, check_pair

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 
-from minedraft.config import ConfigErrors, Settings
-from minedraft.errors import EXIT_CONFIG, EXIT_OK, ConfigError, InternalError
+from minedraft.config import Settings
+from minedraft.errors import EXIT_CONFIG, EXIT_OK, ConfigError, ConfigErrors, InternalError
 from minedraft.launch.launcher import WORKER_COMMAND, worker_flags
 
 _NOWHERE = "unix:check.sock"  # a check listens nowhere

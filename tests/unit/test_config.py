@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from minedraft.cli.launch import command
-from minedraft.config import ConfigErrors, Settings, load_settings
-from minedraft.errors import EXIT_CONFIG
+from minedraft.config import Settings, load_settings
+from minedraft.errors import EXIT_CONFIG, ConfigErrors
 from minedraft.flags import to_flags
 from minedraft.types import Mode
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from minedraft.config import ConfigErrors, load_settings
+from minedraft.config import load_settings
+from minedraft.errors import ConfigErrors
 from minedraft.launch.preflight import check_machine
 from tests.support.full_disk import full_disk
 from tests.support.tiny_models import write_tiny_tokenizer
