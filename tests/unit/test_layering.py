@@ -49,7 +49,7 @@ ROOMS = {
     "rpc": Room("values places v1", "grpc google grpc_health grpc_status"),
     "text": Room("values models", "jinja2 tokenizers"),
     "models": Room("values process"),
-    "process": Room("values places"),
+    "process": Room("values places", "click"),
     "launch": Room("values places settings process rpc models text"),
     "server": Room("values places settings core engine rpc v1 text models process observe", "grpc click"),
     "observe": Room("values settings core engine"),
