@@ -13,6 +13,7 @@ from minedraft.models.catalogue import check_fetch
 from minedraft.models.folder import FolderInfo, check_model_folder, check_pair
 from minedraft.process.claim import ListenClaim
 from minedraft.text.tokenizer import Tokenizer
+from minedraft.types import Role
 
 
 def check_machine(settings: Settings) -> None:
@@ -48,9 +49,9 @@ def check_machine(settings: Settings) -> None:
             errors.append(
                 ConfigError("max_model_len", settings.max_model_len, f"the target's context has {limit} tokens")
             )
-    if settings.target_address is None:
+    if Role.VERIFIER in settings.own_workers:
         collect(lambda: Device.parse(settings.target_device).here("target_device"))
-    if settings.needs_drafter and settings.draft_address is None:
+    if Role.DRAFTER in settings.own_workers:
         collect(lambda: Device.parse(settings.draft_device).here("draft_device"))
     collect(lambda: ListenClaim(settings.listen_address).release())
     collect(lambda: RunFolder().remove())

@@ -84,7 +84,6 @@ async def _serve(role: Role, model: Path, address: Address) -> int:
 def main(role: str, model: Path, listen: str, parent_pid: int | None, rest: tuple[str, ...]) -> None:
     if parent_pid is not None:
         exit_with_parent(parent_pid)
-    os.umask(0o077)
     behaviour = model / "behaviour"
     if behaviour.exists() and behaviour.read_text().startswith(role):
         click.echo("the dog ate the weights", err=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minedraft.config import load_settings
+from minedraft.config import load_settings, load_worker_settings
 from minedraft.device import Device, format_cores, usable_cores
 from minedraft.errors import ConfigError
 
@@ -70,7 +70,9 @@ def test_the_service_s_settings_take_a_device_where_a_worker_does(text):
             return False
         return True
 
-    by_a_worker = is_taken(lambda: Device.parse(text))
+    worker = {"role": "drafter", "model": "/m", "listen": "unix:/w"}
+    by_a_worker = is_taken(lambda: load_worker_settings({**worker, "device": text}))
+    assert is_taken(lambda: Device.parse(text)) is by_a_worker
     assert is_taken(lambda: load_settings({"target_device": text})) is by_a_worker
     assert is_taken(lambda: load_settings({"draft_device": text})) is by_a_worker
 

@@ -36,7 +36,7 @@ class Room:
 TOP = {
     "values": "types errors sampling_params prompts output",
     "places": "address device",
-    "settings": "config flags",
+    "settings": "config config_checks flags",
     "client": "__init__ client loan local",
 }
 ROOMS = {
@@ -56,10 +56,10 @@ ROOMS = {
     "bench": Room("values client", "rich"),
     "cli": Room("values places settings client rpc models text process launch bench observe", "click rich"),
     "v1": Room(packages="grpc google"),
-    # A worker knows values, the wire, model folders and how to be a process; of the core only blocks of KV.
+    # A worker knows its settings, the wire, model folders and how to be a process; of the core only blocks of KV.
     "workers": Room(
-        "values places rpc v1 models process core.blocks proposers execution sampling channels",
-        "click grpc grpc_health google torch numpy",
+        "values places settings rpc v1 models process core.blocks proposers execution sampling channels",
+        "click grpc google torch numpy",
     ),
     "proposers": Room("values core.blocks execution sampling workers.sequence", "torch"),
     "execution": Room(
