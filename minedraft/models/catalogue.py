@@ -23,6 +23,7 @@ from minedraft.models.cache import (
     staging,
     write_manifest,
 )
+from minedraft.models.digest import file_sha256
 from minedraft.models.folder import check_model_folder
 from minedraft.models.progress import OnProgress, Progress, ignore_progress
 from minedraft.models.sources import KNOWN_MODELS, AssetSource, GgufSource, KnownModel
@@ -283,6 +284,6 @@ def _source_text(model: KnownModel) -> str:
         digest = hashlib.sha256()
         for path in _asset_files(model):
             digest.update(f"{path.name}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(bytes.fromhex(file_sha256(path)))
         return f"assets {digest.hexdigest()} on {_source_text(KNOWN_MODELS[model.source.target])}"
     return f"{_CONVERSION}: {model.source.sha256}"
