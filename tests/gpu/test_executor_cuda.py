@@ -42,7 +42,7 @@ def test_cuda_gives_the_cpus_logits(kind: str, tmp_path: Path) -> None:
 
 
 def test_auto_dtype_is_bfloat16_and_capacity_follows_free_memory(tmp_path: Path) -> None:
-    executor = Executor.load(make_tiny_model(tmp_path), device=Device.parse("cuda:0"), kv_bytes=None, num_blocks=None)
+    executor = Executor.load(make_tiny_model(tmp_path), device=Device.parse("cuda:0"), num_blocks=None)
     assert executor.dtype_name == "bfloat16"
     assert executor.num_blocks > 1000
     assert torch.isfinite(executor.forward([ForwardSpan(1, 0, range(3, 40), 1)])).all()

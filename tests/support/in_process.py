@@ -28,7 +28,9 @@ from tests.fakes.loopback import deliver_draft, deliver_verify
 
 
 def load_executor(folder: Path, *, num_blocks: int = 256, block_size: int = 4, dtype: str = "float32") -> Executor:
-    return Executor.load(folder, device=Device.parse("cpu"), dtype=dtype, num_blocks=num_blocks, block_size=block_size)
+    return Executor.load(
+        folder, device=Device.parse("cpu").here(), dtype=dtype, num_blocks=num_blocks, block_size=block_size
+    )
 
 
 def _info(role: Role, executor: Executor) -> WorkerInfo:

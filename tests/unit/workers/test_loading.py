@@ -23,7 +23,7 @@ from tests.support.tiny_models import make_tiny_model
 
 
 def load(path: Path, **options: Any) -> Executor:
-    settings: dict[str, Any] = {"device": Device.parse("cpu"), "dtype": "float32", "num_blocks": 8}
+    settings: dict[str, Any] = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 8}
     return Executor.load(path, **(settings | options))
 
 
