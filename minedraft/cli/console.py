@@ -78,16 +78,20 @@ def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
     click.echo(json.dumps(value, ensure_ascii=not is_utf8, default=str))
 
 
-def progress_printer() -> Callable[[Progress], None]:
-    """Prints the steps of a long job: each new step, and about once a second how far it is."""
-    last_step, last_s = "", 0.0
+def progress_printer(clock: Callable[[], float] = time.monotonic) -> Callable[[Progress], None]:
+    """Prints the steps of a long job: each new step, and about once a second how far it is.
+
+    Args:
+        clock: monotonic seconds.
+    """
+    last_step, last_s = ("", ""), 0.0
 
     def on_progress(progress: Progress) -> None:
         nonlocal last_step, last_s
-        now_s = time.monotonic()
-        if progress.step == last_step and now_s - last_s < _PROGRESS_S:
+        step, now_s = (progress.model, progress.step), clock()
+        if step == last_step and now_s - last_s < _PROGRESS_S:
             return
-        last_step, last_s = progress.step, now_s
+        last_step, last_s = step, now_s
         far = f" {progress.done / progress.total:4.0%} of {progress.total / 1e6:.0f} MB" if progress.total else ""
         say(f"{progress.step}{far}")
 

@@ -38,10 +38,6 @@ class KvLedger:
         """Of the worker's blocks."""
         return self.pool.num_free if self.num_blocks else 0
 
-    @property
-    def has_unsent_releases(self) -> bool:
-        return bool(self._unsent)
-
     def fits(self, num_tokens: int) -> bool:
         """Whether a request of this length fits an empty cache."""
         return num_tokens <= self.capacity
