@@ -15,7 +15,7 @@ from minedraft.config import Settings, load_settings
 from minedraft.errors import EXIT_INTERNAL, EXIT_OK
 from minedraft.flags import UserPath, settings_flags
 from minedraft.launch.preflight import check_machine
-from minedraft.models.catalogue import Pair, default_pair, find_pair
+from minedraft.models.catalogue import Pair, ensure_pair, find_pair
 from minedraft.types import DraftMethod, Role
 
 _EPILOG = """
@@ -61,7 +61,7 @@ def main() -> NoReturn:
 def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, object]) -> int:
     settings = load_settings(flags, config)
     if settings.target is None:
-        pair = find_pair() if check else default_pair(progress_printer())
+        pair = find_pair() if check else ensure_pair(on_progress=progress_printer())
         if pair is not None:
             settings = _with_pair(settings, pair)
     check_machine(settings)

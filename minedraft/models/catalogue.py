@@ -33,7 +33,7 @@ from minedraft.process.with_parent import child_command, child_environment
 READY = "ready"
 NOT_FETCHED = "not fetched"
 UNAVAILABLE = "unavailable"  # a drafter whose assets this installation does not have
-DEFAULT_PAIR = "smollm2"
+DEFAULT_PAIR = "smollm2"  # served when no folders are given
 _ASSETS = Path(__file__).parents[1] / "assets"
 _CONVERSION = "gguf to bf16, version 1"  # another number makes every cached conversion stale
 _CONVERT_MODULES = ("gguf", "accelerate", "torch", "transformers")
@@ -110,11 +110,6 @@ def check_fetch(name: str = DEFAULT_PAIR) -> None:
     for model in missing:
         if isinstance(model.source, GgufSource):
             _check_conversion(model, model.source, None)
-
-
-def default_pair(on_progress: OnProgress = ignore_progress) -> Pair:
-    """Return the pair that is served when no folders are given."""
-    return ensure_pair(DEFAULT_PAIR, on_progress)
 
 
 def ensure_model(name: str, on_progress: OnProgress = ignore_progress, wheels_dir: Path | None = None) -> Path:
