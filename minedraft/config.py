@@ -1,4 +1,4 @@
-"""Every setting of a running MineDraft, from flags, a TOML file and defaults, in that order.
+"""Every setting of a running MineDraft, and of a worker alone, from flags, a TOML file and defaults, in that order.
 
 One text per field: the descriptions below are `--help`, the comments of the TOML file and the README
 table. All problems are found before anything is started and before torch is imported, and all of
@@ -8,43 +8,34 @@ them are reported at once.
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from minedraft.address import Address, default_listen
-from minedraft.errors import ConfigError
-from minedraft.types import MAX_BATCH_SIZE, MAX_DRAFT_LEN, Mode
+from minedraft.config_checks import contradictions, wrong_addresses, wrong_devices
+from minedraft.device import DEVICE_FORMS, Device, usable_cores
+from minedraft.errors import ConfigError, ConfigErrors
+from minedraft.types import MAX_BATCH_SIZE, MAX_DRAFT_LEN, DraftMethod, Mode, Role
 
-_TOKENS_BESIDE_DRAFTS = 3  # of a shortest request with one whole round: its prompt, the first token, the bonus token
-_DEVICE = re.compile(r"cpu(:\d{1,4}(-\d{1,4})?)?|cuda(:\d{1,2})?")
-
-
-class ConfigErrors(ConfigError):
-    """Several settings are wrong; `errors` has them all, the message one a line."""
-
-    def __init__(self, errors: list[ConfigError]) -> None:
-        first = errors[0]
-        super().__init__(first.field, first.value, first.limit)
-        self.errors = errors
-        self.args = ("\n".join(str(error) for error in errors),)
+_S = TypeVar("_S", bound="SharedSettings")
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))
+class Positional:
+    """Marks a setting that a command line gives by its place, without a flag."""
 
 
 def _default_target_device() -> str:
-    cores = sorted(os.sched_getaffinity(0))
-    return f"cpu:{cores[1] if len(cores) > 1 else cores[0]}"
+    cores = usable_cores()
+    return str(Device("cpu", cores[1:2] or cores))
 
 
 def _default_draft_device() -> str:
-    return f"cpu:{min(os.sched_getaffinity(0))}"
+    return str(Device("cpu", usable_cores()[:1]))
 
 
 def _expand_home(path: Path | None) -> Path | None:
@@ -52,18 +43,74 @@ def _expand_home(path: Path | None) -> Path | None:
     return None if path is None else Path(os.path.expanduser(path))
 
 
-_Folder = Annotated[Path | None, Field(strict=False), AfterValidator(_expand_home)]
+_Folder = Annotated[Path, Field(strict=False), AfterValidator(_expand_home)]
+_OptionalFolder = Annotated[Path | None, Field(strict=False), AfterValidator(_expand_home)]
 
 
-class Settings(BaseModel):
-    """The settings, checked. Frozen: a running service never changes them."""
+class SharedSettings(BaseModel):
+    """What the service is told and tells its workers. Frozen: a running process never changes its settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    target: _Folder = Field(
+    draft_method: Annotated[DraftMethod, Field(strict=False)] = Field(
+        DraftMethod.MODEL,
+        description="model: the draft model proposes; ngram: the prompt's own n-grams, no draft model.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Number format of the weights; auto measures which one is faster on the device."
+    )
+    max_model_len: int | None = Field(
+        None, ge=16, le=1 << 20, description="Tokens of prompt and answer together; the model's own limit by default."
+    )
+    num_blocks: int | None = Field(
+        None,
+        ge=8,
+        le=1 << 24,
+        description="Blocks of KV cache in a worker; by default an eighth of the free memory (CUDA: 0.8).",
+    )
+    block_size: int = Field(16, ge=1, le=256, description="Tokens in a block of KV cache.")
+    insecure_public: bool = Field(
+        False,
+        description="Listen beyond this host though nothing protects it: no encryption, no login.",
+    )
+
+    @classmethod
+    def own_first(cls) -> list[tuple[str, FieldInfo]]:
+        """Names and fields as they are shown: those of the class before those it shares."""
+        return sorted(cls.model_fields.items(), key=lambda item: item[0] in SharedSettings.model_fields)
+
+    def to_plain_values(self) -> dict[str, Any]:
+        """Texts and numbers, without what is unset; given as flags they make the same settings again."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if value is not None}
+
+
+class WorkerSettings(SharedSettings):
+    """What one worker process is told."""
+
+    role: Annotated[Role, Field(strict=False), Positional()] = Field(description="Which worker it is.")
+    model: _Folder = Field(
+        description="Model folder; where n-grams propose, the target's, for its tokenizer.", examples=["DIR"]
+    )
+    listen: str = Field(description="Where it serves the scheduler: unix:PATH or HOST:PORT.", examples=["ADDR"])
+    device: str = Field("cpu", description=f"Where it computes: {DEVICE_FORMS}.", examples=["DEVICE"])
+
+    @property
+    def listen_address(self) -> Address:
+        return Address.parse(self.listen, "listen")
+
+    @property
+    def has_model(self) -> bool:
+        """Whether it runs a model; a verifier always does."""
+        return self.role is Role.VERIFIER or self.draft_method is DraftMethod.MODEL
+
+
+class Settings(SharedSettings):
+    """What the service is told."""
+
+    target: _OptionalFolder = Field(
         None, description="Folder of the target model; without it the default pair is used.", examples=["DIR"]
     )
-    draft: _Folder = Field(
+    draft: _OptionalFolder = Field(
         None, description="Folder of the draft model, with the target's tokenizer.", examples=["DIR"]
     )
     mode: Annotated[Mode, Field(strict=False)] = Field(
@@ -80,15 +127,9 @@ class Settings(BaseModel):
         le=MAX_DRAFT_LEN,
         description="Tokens the drafter proposes per request and round (k); not used in mode ar.",
     )
-    draft_method: Literal["model", "ngram"] = Field(
-        "model", description="model: the draft model proposes; ngram: the prompt's own n-grams, no draft model."
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Number format of the weights; auto measures which one is faster on the device."
-    )
     target_device: str = Field(
         default_factory=_default_target_device,
-        description="Where the verifier runs: cpu:CORE, cpu:FIRST-LAST or cuda:N; the second core by default.",
+        description=f"Where the verifier runs: {DEVICE_FORMS}; the second core by default.",
         examples=["DEVICE"],
     )
     draft_device: str = Field(
@@ -96,22 +137,12 @@ class Settings(BaseModel):
         description="Where the drafter runs, as for the target; the first core by default.",
         examples=["DEVICE"],
     )
-    max_model_len: int | None = Field(
-        None, ge=16, le=1 << 20, description="Tokens of prompt and answer together; the target's own limit by default."
-    )
     prefill_chunk: int = Field(
         256,
         ge=16,
         le=8192,
         description="Prompt tokens in one verify round, over all newcomers; at most max_model_len.",
     )
-    num_blocks: int | None = Field(
-        None,
-        ge=8,
-        le=1 << 24,
-        description="Blocks of KV cache in each worker; by default an eighth of the free memory (CUDA: 0.8).",
-    )
-    block_size: int = Field(16, ge=1, le=256, description="Tokens in a block of KV cache.")
     max_waiting: int = Field(
         256, ge=1, le=65536, description="Requests that may wait for a seat; more are refused at once."
     )
@@ -119,10 +150,6 @@ class Settings(BaseModel):
         default_factory=default_listen,
         description="Where clients connect: unix:PATH or HOST:PORT.",
         examples=["ADDR"],
-    )
-    insecure_public: bool = Field(
-        False,
-        description="Listen beyond this host though nothing protects it: no encryption, no login.",
     )
     allow_configure: bool = Field(
         False, description="Let a client borrow the service to switch its mode for a while, as `minedraft bench` does."
@@ -153,9 +180,27 @@ class Settings(BaseModel):
     def needs_drafter(self) -> bool:
         return self.mode.has_drafts
 
-    def to_toml_values(self) -> dict[str, Any]:
-        """Plain values, without the ones that are unset; `load_settings(flags=...)` gives them back."""
-        return {name: value for name, value in self.model_dump(mode="json").items() if value is not None}
+    @property
+    def own_workers(self) -> tuple[Role, ...]:
+        """The workers that belong to this service: not those that run already, at an address that was given."""
+        roles = []
+        if self.target_address is None:
+            roles.append(Role.VERIFIER)
+        if self.needs_drafter and self.draft_address is None:
+            roles.append(Role.DRAFTER)
+        return tuple(roles)
+
+    def for_worker(self, role: Role, address: str) -> WorkerSettings:
+        """What a worker of this service is told that listens at `address`. The folders must be known."""
+        is_verifier = role is Role.VERIFIER
+        is_of_target = is_verifier or self.draft_method is DraftMethod.NGRAM
+        own = {
+            "role": role,
+            "model": self.target if is_of_target else self.draft,
+            "listen": address,
+            "device": self.target_device if is_verifier else self.draft_device,
+        }
+        return WorkerSettings.model_validate(own | {name: getattr(self, name) for name in SharedSettings.model_fields})
 
 
 def load_settings(flags: Mapping[str, Any] | None = None, file: Path | None = None) -> Settings:
@@ -178,24 +223,58 @@ def load_settings(flags: Mapping[str, Any] | None = None, file: Path | None = No
             else:
                 known = ", ".join(Settings.model_fields)
                 errors.append(ConfigError(f"{file}: {key}", value, f"unknown setting; known are {known}"))
-    values |= {name: value for name, value in (flags or {}).items() if value is not None}
-    try:
-        settings = Settings.model_validate(values)
-    except ValidationError as error:
-        errors += [_to_config_error(detail) for detail in error.errors(include_url=False)]
-        broken = {str(detail["loc"][0]) for detail in error.errors(include_url=False) if detail["loc"]}
-        # The defaults stand in for broken values, so that contradictions among the others show too.
-        rest = {name: value for name, value in values.items() if name not in broken}
-        settings = Settings.model_validate(rest)
+    settings = _validate(Settings, values | _given(flags or {}), errors)
     settings = _shrink_defaults(settings)
-    errors += [error for error in _contradictions(settings) if not _is_named(error.field, errors)]
-    if errors:
-        raise ConfigErrors(errors)
+    _raise_all(errors, contradictions(settings))
     return settings
 
 
+def load_worker_settings(flags: Mapping[str, Any]) -> WorkerSettings:
+    """Check the settings of a worker alone.
+
+    Args:
+        flags: field name -> value; None means "not given".
+
+    Raises:
+        ConfigErrors: every unknown name, wrong type and value out of range.
+    """
+    errors: list[ConfigError] = []
+    settings = _validate(WorkerSettings, _given(flags), errors)
+    _raise_all(errors, [*wrong_devices(settings, "device"), *wrong_addresses(settings, "listen")])
+    return settings
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _validate(kind: type[_S], values: Mapping[str, Any], errors: list[ConfigError]) -> _S:
+    """The settings, with the defaults of those that are wrong and added to `errors`: so contradictions among
+    the others show too.
+
+    Raises:
+        ConfigErrors: one that has no default is wrong.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        errors += _to_config_errors(error, kind)
+    broken = {error.field for error in errors}
+    if any(kind.model_fields[name].is_required() for name in broken & kind.model_fields.keys()):
+        raise ConfigErrors(errors)
+    return kind.model_validate({name: value for name, value in values.items() if name not in broken})
+
+
+def _raise_all(errors: list[ConfigError], found: list[ConfigError]) -> None:
+    """Raise ConfigErrors with `errors` and what was found besides, where there is any; each setting is named once."""
+    named = {error.field for error in errors}
+    errors = [*errors, *(error for error in found if error.field not in named)]
+    if errors:
+        raise ConfigErrors(errors)
+
+
 def _shrink_defaults(settings: Settings) -> Settings:
-    """A limit that nobody gave shrinks to what fits; one that was given is refused by `_contradictions`."""
+    """A limit that nobody gave shrinks to what fits; one that was given is refused by `contradictions`."""
     limit = settings.max_model_len
     if limit is None or "prefill_chunk" in settings.model_fields_set:
         return settings
@@ -211,85 +290,14 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigErrors([ConfigError("config", str(file), f"is not valid TOML: {error}")]) from None
 
 
-def _contradictions(settings: Settings) -> list[ConfigError]:
-    errors: list[ConfigError] = []
-
-    def reject(field: str, value: object, limit: str) -> None:
-        errors.append(ConfigError(field, str(value) if isinstance(value, Path) else value, limit))
-
-    if settings.draft_len == 0 and settings.mode.has_drafts:
-        reject("draft_len", 0, f"must be at least 1 in mode {settings.mode.value}; without drafts use mode ar")
-    if settings.draft is not None and settings.draft_method == "ngram":
-        reject("draft", settings.draft, "a draft model is not used with draft_method ngram; leave one of them out")
-    if settings.draft is not None and settings.draft_address is not None:
-        reject("draft", settings.draft, "the drafter at draft_address has its own model; leave one of them out")
-    if settings.draft is not None and settings.target is None:
-        reject("draft", settings.draft, "needs target: a pair of your own is given by both folders")
-    if (
-        settings.target is not None
-        and settings.draft is None
-        and settings.draft_address is None
-        and settings.draft_method == "model"
-        and settings.needs_drafter
-    ):
-        reject("draft", None, "target needs a draft model: give draft, or draft_method ngram, or mode ar")
-    errors += _misfits(settings)
-    for field in ("target_device", "draft_device"):
-        device = getattr(settings, field)
-        if _DEVICE.fullmatch(device) is None:
-            reject(field, device, "must be cpu, cpu:CORE, cpu:FIRST-LAST or cuda:N")
-    addresses: dict[str, str] = {}
-    for field in ("listen", "target_address", "draft_address"):
-        text = getattr(settings, field)
-        if text is None:
-            continue
-        try:
-            address = Address.parse(text, field)
-        except ConfigError as error:
-            errors.append(error)
-            continue
-        if address.target in addresses:
-            reject(field, text, f"is also {addresses[address.target]}; each needs its own address")
-        addresses[address.target] = field
-        if field == "listen" and not address.is_local and not settings.insecure_public:
-            reject(field, text, "other hosts could connect, unencrypted; --insecure-public says that is meant")
+def _to_config_errors(error: ValidationError, kind: type[SharedSettings]) -> list[ConfigError]:
+    errors = []
+    for detail in error.errors(include_url=False):
+        name, value = ".".join(str(part) for part in detail["loc"]), detail["input"]
+        limit = detail["msg"].replace("Input should be", "must be").replace("Input should", "must")
+        if detail["type"] == "extra_forbidden":
+            limit = f"unknown setting; known are {', '.join(kind.model_fields)}"
+        elif detail["type"] == "missing":  # its input is everything that was given
+            value, limit = None, "must be given"
+        errors.append(ConfigError(name, str(value) if isinstance(value, Path) else value, limit))
     return errors
-
-
-def _misfits(settings: Settings) -> list[ConfigError]:
-    """Lengths that were given and do not fit into each other."""
-    errors: list[ConfigError] = []
-    holders: list[tuple[int, str]] = []  # what bounds a request: tokens, and the settings that say so
-    if settings.num_blocks is not None:
-        kv = f"num_blocks {settings.num_blocks} of block_size {settings.block_size}"
-        holders.append((settings.num_blocks * settings.block_size, kv))
-        if settings.max_model_len is not None and settings.max_model_len > holders[0][0]:
-            errors.append(ConfigError("max_model_len", settings.max_model_len, f"{kv} hold {holders[0][0]} tokens"))
-    if settings.max_model_len is not None:
-        holders.append((settings.max_model_len, "max_model_len"))
-        if settings.prefill_chunk > settings.max_model_len:
-            limit = f"must not exceed max_model_len {settings.max_model_len}"
-            errors.append(ConfigError("prefill_chunk", settings.prefill_chunk, limit))
-    num_tokens = settings.draft_len + _TOKENS_BESIDE_DRAFTS
-    if holders and settings.needs_drafter and num_tokens > min(holders)[0]:
-        held, holder = min(holders)
-        limit = f"a prompt and one round of it need {num_tokens} tokens, {holder} gives {held}"
-        errors.append(ConfigError("draft_len", settings.draft_len, limit))
-    return errors
-
-
-def _is_named(field: str, errors: list[ConfigError]) -> bool:
-    return any(error.field == field for error in errors)
-
-
-def _to_config_error(detail: Any) -> ConfigError:  # noqa: ANN401 - pydantic's own TypedDict
-    name = ".".join(str(part) for part in detail["loc"])
-    value = detail["input"]
-    return ConfigError(name, str(value) if isinstance(value, Path) else value, _limit_text(detail))
-
-
-def _limit_text(detail: Any) -> str:  # noqa: ANN401
-    if detail["type"] == "extra_forbidden":
-        return f"unknown setting; known are {', '.join(Settings.model_fields)}"
-    message: str = detail["msg"]
-    return message.replace("Input should be", "must be").replace("Input should", "must")

@@ -2,6 +2,7 @@
 
     MineDraftError                      gRPC code            retry    exit code
     ├── ConfigError                     -                    no       78
+    │   ├── ConfigErrors                -                    no       78   (several at once)
     │   └── ModelError                  -                    no       78   (a model folder cannot be used)
     ├── InvalidRequest                  INVALID_ARGUMENT     no
     ├── DuplicateRequest                ALREADY_EXISTS       no
@@ -67,6 +68,16 @@ class ConfigError(_FieldError):
 
     reason = "CONFIG"
     exit_code = EXIT_CONFIG
+
+
+class ConfigErrors(ConfigError):
+    """Several settings are wrong; `errors` has them all, the message one a line."""
+
+    def __init__(self, errors: list[ConfigError]) -> None:
+        first = errors[0]
+        super().__init__(first.field, first.value, first.limit)
+        self.errors = errors
+        self.args = ("\n".join(str(error) for error in errors),)
 
 
 class ModelError(ConfigError):

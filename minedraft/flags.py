@@ -1,4 +1,4 @@
-"""Command line flags made from the fields of `Settings`, and back: one text, one name, one default."""
+"""Command line flags made from the fields of settings, and back: one text, one name, one default."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from minedraft.config import Settings
+from minedraft.config import Positional, SharedSettings
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -27,27 +27,41 @@ class UserPath(click.Path):
         return super().convert(os.path.expanduser(value), param, ctx)
 
 
-def settings_flags(function: _F) -> _F:
-    """Give a click command one flag for every setting; a flag that is not given is None."""
-    for name, field in reversed(Settings.model_fields.items()):
-        function = click.option(f"--{_dashed(name)}", name, **_option(field))(function)
-    return function
+def settings_flags(kind: type[SharedSettings]) -> Callable[[_F], _F]:
+    """Give a click command a parameter for every setting of `kind`; one that is not given is None."""
+
+    def decorate(function: _F) -> _F:
+        for name, field in reversed(kind.own_first()):
+            if _is_positional(field):
+                function = click.argument(name, type=_option(field)["type"])(function)
+            else:
+                function = click.option(f"--{_dashed(name)}", name, **_option(field))(function)
+        return function
+
+    return decorate
 
 
-def to_flags(settings: Settings) -> list[str]:
+def to_flags(settings: SharedSettings) -> list[str]:
     """The command line that gives these settings again, with no file."""
     argv: list[str] = []
-    for name, value in settings.to_toml_values().items():
-        if value is True:
+    fields = type(settings).model_fields
+    for name, value in settings.to_plain_values().items():
+        if _is_positional(fields[name]):
+            argv.insert(0, str(value))
+        elif value is True:
             argv.append(f"--{_dashed(name)}")
         elif value is not False:
             argv += [f"--{_dashed(name)}", str(value)]
     return argv
 
 
+def _is_positional(field: FieldInfo) -> bool:
+    return any(isinstance(mark, Positional) for mark in field.metadata)
+
+
 def _option(field: FieldInfo) -> dict[str, Any]:
     kind = _plain_type(field.annotation)
-    option: dict[str, Any] = {"default": None, "help": _help_text(field)}
+    option: dict[str, Any] = {"help": _help_text(field), "required": field.is_required(), "default": None}
     if kind is bool:
         option |= {"is_flag": True, "flag_value": True}
     elif get_origin(kind) is Literal:

@@ -292,13 +292,13 @@ class WorkerInfo:
     protocol_version: int
     vocab_size: int  # ids below this can appear in tokens
     vocab_fingerprint: str  # sha256 over (id, token) pairs of the tokenizer
-    num_blocks: int
+    num_blocks: int  # 0: it holds no KV, so nothing runs out (a drafter only)
     block_size: int  # tokens a block
     max_model_len: int  # tokens a sequence
     model_name: str
     device: str
     dtype: str
-    draft_method: str = ""  # drafter only: a DraftMethod
+    draft_method: DraftMethod | None = None  # drafter only
     weights_bytes: int = 0
     clock_offset_ns: int = 0  # add it to a moment on the worker's clock; measured by the link, not sent
 

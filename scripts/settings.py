@@ -19,7 +19,7 @@ BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
 def table() -> str:
     """One row for each setting: its name in the TOML file, its default, its one text."""
     rows = ["| setting | default | meaning |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
+    for name, field in Settings.own_first():
         default = field.default
         shown = default.value if isinstance(default, Enum) else default
         is_plain = field.default_factory is None and shown is not None

@@ -20,16 +20,17 @@ from minedraft.cli.console import progress_printer, run
 from minedraft.errors import Unavailable
 from minedraft.models.catalogue import PAIRS, ensure_pair
 from minedraft.process.with_parent import child_command, child_environment
-from minedraft.types import Mode
+from minedraft.types import DraftMethod, Mode
 
 # A draft model this much dearer or cheaper wants another number of drafts; small batches keep it short.
 SHAPES = {"smollm2": (4, 2), "qwen": (2, 3)}  # pair -> m, k
+METHODS = click.Choice([method.value for method in DraftMethod])
 STOP_TIMEOUT_S = 40.0
 
 
 @click.command()
 @click.option("--pair", type=click.Choice(list(PAIRS)), default="smollm2", show_default=True, help="Models to serve.")
-@click.option("--draft-method", type=click.Choice(["model", "ngram"]), default="model", help="Where drafts come from.")
+@click.option("--draft-method", type=METHODS, default=DraftMethod.MODEL.value, help="Where drafts come from.")
 @click.option("--max-new-tokens", default=48, show_default=True, type=click.IntRange(1, 1024), help="Tokens an answer.")
 @click.option("--repeats", default=1, show_default=True, type=click.IntRange(1), help="Runs of each mode.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=None, help="Write the comparison here.")
@@ -43,11 +44,11 @@ def tour(pair: str, draft_method: str, max_new_tokens: int, repeats: int, json_p
     console = Console()
     folders = ensure_pair(pair, progress_printer())
     size, draft_len = SHAPES[pair]
-    method = "ngram" if folders.draft is None else draft_method
+    method = DraftMethod.NGRAM if folders.draft is None else DraftMethod(draft_method)
     with tempfile.TemporaryDirectory(prefix="minedraft-") as folder:
         address = f"unix:{folder}/minedraft.sock"
-        command = ["--target", str(folders.target), "--draft-method", method, "--listen", address]
-        if method == "model":
+        command = ["--target", str(folders.target), "--draft-method", method.value, "--listen", address]
+        if method is DraftMethod.MODEL:
             command += ["--draft", str(folders.draft)]
         command += ["--max-batch-size", str(size), "--draft-len", str(draft_len), "--allow-configure"]
         with _launched(command) as launcher:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from minedraft.types import DraftCommand, Proposal, TruncatedQ, WorkerInfo
-from minedraft_workers.channels.inline import InlineChannel, TokenChannel
+from minedraft_workers.channels.base import TokenChannel
+from minedraft_workers.channels.inline import InlineChannel
 from minedraft_workers.proposers.base import DraftRow, Proposer
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.runtime import Work

@@ -11,13 +11,11 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from minedraft.address import Address
-from minedraft.errors import EXIT_INTERNAL, EXIT_OK, ConfigError
-from minedraft.rpc.channel import worker_server
-from minedraft.rpc.health import HealthServicer
+from minedraft.errors import EXIT_INTERNAL, EXIT_OK
+from minedraft.rpc.channel import bind, worker_server
+from minedraft.rpc.health import HealthServicer, add_health
 from minedraft_workers.runtime import WorkerRuntime
 
 logger = logging.getLogger("minedraft.worker")
@@ -34,15 +32,10 @@ async def start(handler: grpc.GenericRpcHandler[Any, Any], address: Address) -> 
         ConfigError: the address cannot be bound.
     """
     server = worker_server()
-    health = HealthServicer()
     server.add_generic_rpc_handlers((handler,))
-    add_HealthServicer_to_server(health, server)
-    try:
-        server.add_insecure_port(address.uri)
-    except RuntimeError as error:
-        raise ConfigError("listen", str(address), f"cannot be bound: {error}") from None
+    health = await add_health(server)
+    bind(server, address)
     await server.start()
-    await health.set("", health_pb2.HealthCheckResponse.SERVING)
     return server, health
 
 
@@ -72,12 +65,19 @@ async def serve(
     has_crashed = runtime.crashed.is_set()
     await health.enter_graceful_shutdown()
     await health.close()
-    # The stream of an idle scheduler would only make it wait.
-    grace_s = _CRASH_GRACE_S if has_crashed else _STOP_GRACE_S if runtime.num_open else None
-    await server.stop(grace_s)
+    await server.stop(_grace_s(runtime))
     if not runtime.stop(_THREAD_GRACE_S):
         logger.info("stopped during a forward")
     return EXIT_INTERNAL if has_crashed else EXIT_OK
+
+
+def _grace_s(runtime: WorkerRuntime) -> float | None:
+    """How long open calls get to end."""
+    if runtime.crashed.is_set():
+        return _CRASH_GRACE_S
+    if runtime.num_open:
+        return _STOP_GRACE_S
+    return None  # none: the stream of an idle scheduler would only make it wait
 
 
 def _on_signal(signum: int, stop: asyncio.Event) -> None:

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 
 import torch
 
-from minedraft.types import Verdict, VerifyCommand, VerifySpan, WorkerInfo
-from minedraft_workers.channels.inline import InlineChannel, TokenChannel
+from minedraft.types import MAX_SPAN_DRAFTS, MAX_TOP_M, Verdict, VerifyCommand, VerifySpan, WorkerInfo
+from minedraft_workers.channels.base import TensorSpec, TokenChannel
+from minedraft_workers.channels.inline import InlineChannel
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.runtime import Work
 from minedraft_workers.sampling.acceptance import Outcome, VerifyRow, verify
 from minedraft_workers.sequence import SequenceState
+
+_Q_IDS = TensorSpec("int32", (MAX_SPAN_DRAFTS, MAX_TOP_M))
+_Q_PROBS = TensorSpec("float32", (MAX_SPAN_DRAFTS, MAX_TOP_M))
 
 
 class VerifierActor:
@@ -65,8 +69,8 @@ class VerifierActor:
     def _unpack_q(self, span: VerifySpan) -> tuple[torch.Tensor, torch.Tensor]:
         assert span.q is not None, "called for spans that have a q"
         # Acceptance reads single numbers of it, so the host is the place for it.
-        host = torch.device("cpu")
-        return self._channel.unpack(span.q.ids, host), self._channel.unpack(span.q.probs, host)
+        unpack, host = self._channel.unpack, torch.device("cpu")
+        return unpack(span.q.ids, _Q_IDS, host), unpack(span.q.probs, _Q_PROBS, host)
 
 
 def _to_forward(span: VerifySpan) -> ForwardSpan:

@@ -133,8 +133,7 @@ def render_rows(rows: Sequence[BenchRow]) -> Table:
         table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
     for row in rows:
         has_drafts = row.config.mode.has_drafts
-        size = row.config.max_batch_size
-        in_flight = f"{size}+{size}" if row.config.mode is Mode.MINEDRAFT else str(size)
+        in_flight = "+".join([str(row.config.max_batch_size)] * row.config.mode.num_batches)
         cells = [f"{row.config.mode.value} {in_flight}", f"{row.median('tokens_per_s'):.1f}"]
         if base is not None:
             cells.append(f"{row.median('tokens_per_s') / base.median('tokens_per_s'):.2f}x")

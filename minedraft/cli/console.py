@@ -15,22 +15,20 @@ from typing import Any, NoReturn
 
 import click
 
-from minedraft.config import ConfigErrors
-from minedraft.errors import EXIT_CONFIG, ConfigError, MineDraftError
 from minedraft.models.progress import Progress
+from minedraft.process.entry import run_command
 
 EXIT_REQUEST = 1
-EXIT_INTERRUPTED = 130
 _PROGRESS_S = 1.0
 
 
-def run(command: click.Command, name: str) -> NoReturn:
+def run(command: click.Command, name: str, failed_code: int = EXIT_REQUEST) -> NoReturn:
     """Run a click command and end the process with the documented exit code.
 
-    0 fine, 1 the request failed, 70 internal, 78 configuration or command line, 130 interrupted.
+    0 fine, `failed_code` the request failed, 78 configuration or command line, 130 interrupted.
     """
     _settle_encodings()
-    sys.exit(_run(command, name))
+    sys.exit(_run(command, name, failed_code))
 
 
 def _settle_encodings() -> None:
@@ -41,31 +39,21 @@ def _settle_encodings() -> None:
             stream.reconfigure(errors=errors)
 
 
-def _run(command: click.Command, name: str) -> int:
+def _run(command: click.Command, name: str, failed_code: int) -> int:
     try:
-        code = command.main(prog_name=name, standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except click.UsageError as error:
-        error.show()
-        return EXIT_CONFIG
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except ConfigError as error:
-        for each in error.errors if isinstance(error, ConfigErrors) else [error]:
-            say(f"{name}: {each}")
-        return EXIT_CONFIG
-    except MineDraftError as error:
-        say(f"{name}: {error}")
-        return EXIT_REQUEST
-    except (KeyboardInterrupt, click.Abort):
-        return EXIT_INTERRUPTED
+        return run_command(
+            command,
+            name,
+            report=lambda text: say(f"{name}: {text}"),
+            show_usage=lambda error: error.show(),
+            failed_code=failed_code,
+        )
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
-        return EXIT_REQUEST
+        return failed_code
     except OSError as error:  # the output's disk is full, or a file named on the command line
         say(f"{name}: {error}")
-        return EXIT_REQUEST
+        return failed_code
 
 
 def say(text: str) -> None:
@@ -90,16 +78,20 @@ def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
     click.echo(json.dumps(value, ensure_ascii=not is_utf8, default=str))
 
 
-def progress_printer() -> Callable[[Progress], None]:
-    """Prints the steps of a long job: each new step, and about once a second how far it is."""
-    last_step, last_s = "", 0.0
+def progress_printer(clock: Callable[[], float] = time.monotonic) -> Callable[[Progress], None]:
+    """Prints the steps of a long job: each new step, and about once a second how far it is.
+
+    Args:
+        clock: monotonic seconds.
+    """
+    last_step, last_s = ("", ""), 0.0
 
     def on_progress(progress: Progress) -> None:
         nonlocal last_step, last_s
-        now_s = time.monotonic()
-        if progress.step == last_step and now_s - last_s < _PROGRESS_S:
+        step, now_s = (progress.model, progress.step), clock()
+        if step == last_step and now_s - last_s < _PROGRESS_S:
             return
-        last_step, last_s = progress.step, now_s
+        last_step, last_s = step, now_s
         far = f" {progress.done / progress.total:4.0%} of {progress.total / 1e6:.0f} MB" if progress.total else ""
         say(f"{progress.step}{far}")
 

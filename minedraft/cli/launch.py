@@ -12,10 +12,11 @@ import click
 
 from minedraft.cli.console import progress_printer, run, say
 from minedraft.config import Settings, load_settings
-from minedraft.errors import EXIT_OK
+from minedraft.errors import EXIT_INTERNAL, EXIT_OK
 from minedraft.flags import UserPath, settings_flags
 from minedraft.launch.preflight import check_machine
-from minedraft.models.catalogue import Pair, default_pair, find_pair
+from minedraft.models.catalogue import Pair, ensure_pair, find_pair
+from minedraft.types import DraftMethod, Role
 
 _EPILOG = """
 \b
@@ -34,7 +35,7 @@ Exit codes: 0 fine, 70 a process failed, 78 configuration.
 
 
 @click.command(epilog=_EPILOG, context_settings={"max_content_width": 120})
-@settings_flags
+@settings_flags(Settings)
 @click.option(
     "--config",
     type=UserPath(),
@@ -54,13 +55,13 @@ def command(config: Path | None, check: bool, verbose: bool, **flags: object) ->
 
 def main() -> NoReturn:
     """Entry point of the installed command."""
-    run(command, "minedraft-launch")
+    run(command, "minedraft-launch", EXIT_INTERNAL)
 
 
 def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, object]) -> int:
     settings = load_settings(flags, config)
     if settings.target is None:
-        pair = find_pair() if check else default_pair(progress_printer())
+        pair = find_pair() if check else ensure_pair(on_progress=progress_printer())
         if pair is not None:
             settings = _with_pair(settings, pair)
     check_machine(settings)
@@ -80,8 +81,8 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
 
 def _with_pair(settings: Settings, pair: Pair) -> Settings:
     update: dict[str, object] = {"target": pair.target}
-    if settings.needs_drafter and settings.draft_method == "model" and settings.draft_address is None:
-        update |= {"draft": pair.draft} if pair.draft is not None else {"draft_method": "ngram"}
+    if Role.DRAFTER in settings.own_workers and settings.draft_method is DraftMethod.MODEL:
+        update |= {"draft": pair.draft} if pair.draft is not None else {"draft_method": DraftMethod.NGRAM}
     return settings.model_copy(update=update)
 
 

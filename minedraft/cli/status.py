@@ -76,7 +76,7 @@ def _batches(now: ServiceStatus) -> Table:
 def _workers(now: ServiceStatus) -> Table:
     table = Table("worker", "state", "model", "device", "dtype", "busy", "step", "KV blocks", box=SIMPLE_HEAD)
     for worker in now.workers:
-        used = worker.num_blocks - worker.num_free_blocks
+        used = f"{worker.num_blocks - worker.num_free_blocks}/{worker.num_blocks}"
         table.add_row(
             worker.role,
             Text(worker.state, "green" if worker.state == "ready" else "red"),
@@ -85,7 +85,7 @@ def _workers(now: ServiceStatus) -> Table:
             worker.dtype,
             f"{worker.busy:.0%}",
             f"{worker.step_ms:.1f} ms",
-            "none" if worker.draft_method == "ngram" else f"{used}/{worker.num_blocks}",
+            used if worker.num_blocks else "none",
         )
     return table
 

@@ -49,9 +49,6 @@ class BlockPool:
         """The owner's block ids in token order (empty for a stranger). Do not modify."""
         return self._tables.get(owner, [])
 
-    def can_resize(self, owner: int, num_tokens: int) -> bool:
-        return self.num_blocks_for(num_tokens) - self.num_owned(owner) <= self.num_free
-
     def resize(self, owner: int, num_tokens: int) -> list[int]:
         """Give `owner` exactly the blocks that `num_tokens` tokens need and return its table.
 
@@ -72,10 +69,6 @@ class BlockPool:
     def release(self, owner: int) -> None:
         """Free all of the owner's blocks; a stranger is ignored, so that releases can be repeated."""
         self._free.extend(reversed(self._tables.pop(owner, [])))
-
-    def clear(self) -> None:
-        for owner in list(self._tables):
-            self.release(owner)
 
     def _take(self) -> int:
         if self._free:

@@ -11,12 +11,19 @@ from collections.abc import Iterable
 
 from minedraft.core.blocks import BlockPool
 
+_NO_LIMIT = 1 << 30  # blocks: more than all requests together can have
+
 
 class KvLedger:
-    """Blocks promised to requests on one worker, and releases on their way to it."""
+    """Blocks promised to requests on one worker, and releases on their way to it.
+
+    Args:
+        num_blocks: that the worker has; 0: it holds no KV, and whatever is asked for fits.
+    """
 
     def __init__(self, num_blocks: int, block_size: int, max_model_len: int) -> None:
-        self.pool = BlockPool(num_blocks, block_size)
+        self.num_blocks = num_blocks
+        self.pool = BlockPool(num_blocks or _NO_LIMIT, block_size)
         self.max_model_len = max_model_len
         self._unsent: dict[int, None] = {}  # an ordered set
         self._unacknowledged: set[int] = set()
@@ -28,11 +35,8 @@ class KvLedger:
 
     @property
     def num_free(self) -> int:
-        return self.pool.num_free
-
-    @property
-    def has_unsent_releases(self) -> bool:
-        return bool(self._unsent)
+        """Of the worker's blocks."""
+        return self.pool.num_free if self.num_blocks else 0
 
     def fits(self, num_tokens: int) -> bool:
         """Whether a request of this length fits an empty cache."""
@@ -44,13 +48,14 @@ class KvLedger:
 
     def can_reserve(self, request_id: int, num_tokens: int, headroom: int = 0) -> bool:
         """Whether `num_tokens` fit now with `headroom` blocks left."""
-        return num_tokens <= self.max_model_len and self._num_more(request_id, num_tokens) + headroom <= self.num_free
+        num_more = self._num_more(request_id, num_tokens) + headroom
+        return num_tokens <= self.max_model_len and num_more <= self.pool.num_free
 
     def will_fit(self, request_id: int, num_tokens: int, leaving: Iterable[int]) -> bool:
         """Whether `num_tokens` fit once everything released so far and the requests `leaving` are gone."""
         on_the_way_out = self._unsent.keys() | self._unacknowledged | set(leaving)
         num_coming = sum(self.pool.num_owned(owner) for owner in on_the_way_out if owner != request_id)
-        return self._num_more(request_id, num_tokens) <= self.num_free + num_coming
+        return self._num_more(request_id, num_tokens) <= self.pool.num_free + num_coming
 
     def reserve(self, request_id: int, num_tokens: int) -> None:
         """Own at least the blocks for `num_tokens`; a rollback keeps its blocks, they are needed again soon."""

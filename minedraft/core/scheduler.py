@@ -129,7 +129,7 @@ class Scheduler:
         """Nothing is planned until `attach_verifier`. Requests keep their tokens, their seats and what the
         drafter holds of them; each round in flight must be given up by `lose_round`."""
         old = self.verifier_kv
-        self.verifier_kv = KvLedger(old.pool.num_blocks, old.pool.block_size, old.max_model_len)
+        self.verifier_kv = KvLedger(old.num_blocks, old.pool.block_size, old.max_model_len)
         self.has_verifier = False
         for request in self.requests.values():
             request.verifier_len = 0

@@ -134,5 +134,5 @@ def make_ledger(info: WorkerInfo) -> KvLedger:
 
 def check_balance(role: Role, scheduler: Scheduler, ledger: KvLedger, num_free: int) -> None:
     """With nothing live the worker must have every block back."""
-    if not scheduler.requests and not ledger.pool.owners and num_free != ledger.pool.num_blocks:
-        logger.error("%s leaks KV: %d of %d blocks free while idle", role.value, num_free, ledger.pool.num_blocks)
+    if not scheduler.requests and not ledger.pool.owners and num_free != ledger.num_blocks:
+        logger.error("%s leaks KV: %d of %d blocks free while idle", role.value, num_free, ledger.num_blocks)

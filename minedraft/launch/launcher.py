@@ -24,6 +24,7 @@ from minedraft.launch.run_folder import RunFolder
 from minedraft.process.claim import ListenClaim
 from minedraft.process.notify import Notifier
 from minedraft.rpc.health import INFERENCE_SERVICE, LIVE, wait_serving
+from minedraft.types import Role
 
 _PROGRESS_S = 2.0
 _FORCED_STOP_S = 1.5  # a second signal ends everything within two seconds
@@ -154,10 +155,9 @@ class Launcher:
         }
         if settings.needs_drafter:
             self._peers["drafter"] = (Address.parse(drafter, "draft_address"), LIVE)
-        if settings.target_address is None:
-            await self._start_child("verifier", [*self._worker_command, *worker_flags(settings, "verifier", verifier)])
-        if settings.needs_drafter and settings.draft_address is None:
-            await self._start_child("drafter", [*self._worker_command, *worker_flags(settings, "drafter", drafter)])
+        for role in settings.own_workers:
+            address = verifier if role is Role.VERIFIER else drafter
+            await self._start_child(role.value, [*self._worker_command, *worker_flags(settings, role, address)])
         addresses: dict[str, Any] = {"target_address": verifier}
         if settings.needs_drafter:
             addresses |= {"draft_address": drafter, "draft": None}
@@ -297,20 +297,9 @@ def _stop_signals() -> list[signal.Signals]:
     return signals
 
 
-def worker_flags(settings: Settings, role: str, address: str) -> list[str]:
-    """The command line of a worker that serves at `address`."""
-    is_verifier = role == "verifier"
-    model = settings.target if is_verifier or settings.draft_method == "ngram" else settings.draft
-    argv = [role, "--model", str(model), "--listen", address]
-    argv += ["--device", settings.target_device if is_verifier else settings.draft_device]
-    argv += ["--dtype", settings.dtype, "--block-size", str(settings.block_size)]
-    if settings.num_blocks is not None:
-        argv += ["--num-blocks", str(settings.num_blocks)]
-    if settings.max_model_len is not None:
-        argv += ["--max-model-len", str(settings.max_model_len)]
-    if not is_verifier:
-        argv += ["--draft-method", settings.draft_method]
-    return [*argv, *_parent_flag()]
+def worker_flags(settings: Settings, role: Role, address: str) -> list[str]:
+    """The command line of a worker of ours that serves at `address`."""
+    return [*to_flags(settings.for_worker(role, address)), *_parent_flag()]
 
 
 def _parent_flag() -> list[str]:

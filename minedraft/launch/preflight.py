@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-from minedraft.config import ConfigErrors, Settings
-from minedraft.errors import ConfigError
+from minedraft.config import Settings
+from minedraft.device import Device
+from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.launch.run_folder import RunFolder
 from minedraft.models.catalogue import check_fetch
 from minedraft.models.folder import FolderInfo, check_model_folder, check_pair
 from minedraft.process.claim import ListenClaim
 from minedraft.text.tokenizer import Tokenizer
+from minedraft.types import Role
 
 
 def check_machine(settings: Settings) -> None:
@@ -48,10 +49,10 @@ def check_machine(settings: Settings) -> None:
             errors.append(
                 ConfigError("max_model_len", settings.max_model_len, f"the target's context has {limit} tokens")
             )
-    if settings.target_address is None:
-        collect(lambda: _check_device("target_device", settings.target_device))
-    if settings.needs_drafter and settings.draft_address is None:
-        collect(lambda: _check_device("draft_device", settings.draft_device))
+    if Role.VERIFIER in settings.own_workers:
+        collect(lambda: Device.parse(settings.target_device).here("target_device"))
+    if Role.DRAFTER in settings.own_workers:
+        collect(lambda: Device.parse(settings.draft_device).here("draft_device"))
     collect(lambda: ListenClaim(settings.listen_address).release())
     collect(lambda: RunFolder().remove())
     if errors:
@@ -67,32 +68,3 @@ def _check_target(path: Path | None) -> FolderInfo:
 def _check_folder(path: Path | None, field: str) -> FolderInfo:
     assert path is not None, "the caller has looked"
     return check_model_folder(path, field)
-
-
-def _check_device(field: str, device: str) -> None:
-    kind, _, index = device.partition(":")
-    if kind == "cuda":
-        if not Path("/dev/nvidia0").exists() and not Path("/dev/dxg").exists():
-            raise ConfigError(field, device, "this machine shows no NVIDIA device")
-        return
-    if not index:
-        return
-    first, _, last = index.partition("-")
-    allowed = os.sched_getaffinity(0)
-    wanted = range(int(first), int(last or first) + 1)
-    if not wanted:
-        raise ConfigError(field, device, "the first core must not be above the last")
-    missing = [core for core in wanted if core not in allowed]
-    if missing:
-        raise ConfigError(field, device, f"this process may use the cores {_ranges(sorted(allowed))}")
-
-
-def _ranges(cores: list[int]) -> str:
-    """[0, 1, 2, 5] as "0-2, 5"."""
-    runs: list[list[int]] = []
-    for core in cores:
-        if runs and core == runs[-1][1] + 1:
-            runs[-1][1] = core
-        else:
-            runs.append([core, core])
-    return ", ".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 
-from minedraft.config import ConfigErrors, Settings
-from minedraft.errors import EXIT_CONFIG, EXIT_OK, ConfigError, InternalError
+from minedraft.config import Settings
+from minedraft.errors import EXIT_CONFIG, EXIT_OK, ConfigError, ConfigErrors, InternalError
 from minedraft.launch.launcher import WORKER_COMMAND, worker_flags
+from minedraft.types import Role
 
 _NOWHERE = "unix:check.sock"  # a check listens nowhere
 
@@ -17,18 +18,15 @@ def check_workers(settings: Settings) -> None:
     Raises:
         ConfigErrors: what they refuse, in their words.
     """
-    roles = ["verifier"] if settings.target_address is None else []
-    if settings.needs_drafter and settings.draft_address is None:
-        roles.append("drafter")
-    children = {role: _start(settings, role) for role in roles}
+    children = {role: _start(settings, role) for role in settings.own_workers}
     errors: list[ConfigError] = []
     for role, child in children.items():
         said = child.communicate()[1]
         line = (said.strip().splitlines() or ["it said nothing"])[-1]
         if child.returncode not in (EXIT_OK, EXIT_CONFIG):
-            raise InternalError(f"{role}: the check ended with {child.returncode}: {line}")
+            raise InternalError(f"{role.value}: the check ended with {child.returncode}: {line}")
         if child.returncode == EXIT_CONFIG:
-            errors.append(_Said(role, line.partition(f" minedraft.{role} ")[2] or line))  # without the time
+            errors.append(_Said(role, line.partition(f" minedraft.{role.value} ")[2] or line))  # without the time
     if errors:
         raise ConfigErrors(errors)
 
@@ -36,12 +34,12 @@ def check_workers(settings: Settings) -> None:
 class _Said(ConfigError):
     """A worker's own line, which names field, value and limit already."""
 
-    def __init__(self, role: str, line: str) -> None:
-        super().__init__(role, "", line)
-        self.args = (f"{role}: {line}",)
+    def __init__(self, role: Role, line: str) -> None:
+        super().__init__(role.value, "", line)
+        self.args = (f"{role.value}: {line}",)
 
 
-def _start(settings: Settings, role: str) -> subprocess.Popen[str]:
+def _start(settings: Settings, role: Role) -> subprocess.Popen[str]:
     argv = [*WORKER_COMMAND, *worker_flags(settings, role, _NOWHERE), "--check"]
     return subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minedraft.errors import ConfigError
-from minedraft.models.wheels import file_sha256
+from minedraft.models.files import file_sha256
 
 CACHE_MANIFEST = "minedraft_manifest.json"
 CACHE_VARIABLE = "MINEDRAFT_CACHE"

@@ -23,6 +23,7 @@ from minedraft.models.cache import (
     staging,
     write_manifest,
 )
+from minedraft.models.files import file_sha256
 from minedraft.models.folder import check_model_folder
 from minedraft.models.progress import OnProgress, Progress, ignore_progress
 from minedraft.models.sources import KNOWN_MODELS, AssetSource, GgufSource, KnownModel
@@ -32,7 +33,7 @@ from minedraft.process.with_parent import child_command, child_environment
 READY = "ready"
 NOT_FETCHED = "not fetched"
 UNAVAILABLE = "unavailable"  # a drafter whose assets this installation does not have
-DEFAULT_PAIR = "smollm2"
+DEFAULT_PAIR = "smollm2"  # served when no folders are given
 _ASSETS = Path(__file__).parents[1] / "assets"
 _CONVERSION = "gguf to bf16, version 1"  # another number makes every cached conversion stale
 _CONVERT_MODULES = ("gguf", "accelerate", "torch", "transformers")
@@ -109,11 +110,6 @@ def check_fetch(name: str = DEFAULT_PAIR) -> None:
     for model in missing:
         if isinstance(model.source, GgufSource):
             _check_conversion(model, model.source, None)
-
-
-def default_pair(on_progress: OnProgress = ignore_progress) -> Pair:
-    """Return the pair that is served when no folders are given."""
-    return ensure_pair(DEFAULT_PAIR, on_progress)
 
 
 def ensure_model(name: str, on_progress: OnProgress = ignore_progress, wheels_dir: Path | None = None) -> Path:
@@ -283,6 +279,6 @@ def _source_text(model: KnownModel) -> str:
         digest = hashlib.sha256()
         for path in _asset_files(model):
             digest.update(f"{path.name}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(bytes.fromhex(file_sha256(path)))
         return f"assets {digest.hexdigest()} on {_source_text(KNOWN_MODELS[model.source.target])}"
     return f"{_CONVERSION}: {model.source.sha256}"

@@ -6,22 +6,20 @@ the folder. Code in it (auto_map) is never run: where transformers has the model
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from minedraft.errors import ModelError
+from minedraft.models.files import read_json_object
 from minedraft.models.generation_config import read_eos_ids
-from minedraft.models.json_file import read_json_object
 from minedraft.models.model_config import ModelConfig, check_config
 from minedraft.models.vocabulary import check_vocabulary_fits, read_vocabulary, vocab_fingerprint
 from minedraft.models.weight_files import (
     INDEX_NAME,
     WEIGHTS_NAME,
     BadWeights,
-    TensorInfo,
     read_all_tensors,
     read_header,
 )
@@ -38,10 +36,6 @@ class FolderInfo:
     Attributes:
         vocab_size: rows of the output layer; may exceed the tokenizer's size (padding).
         max_context: the longest sequence, in tokens (see `max_context`).
-        eos_ids: tokens that end an answer, of config.json and generation_config.json together.
-        dtype: of most of the weights, as torch names it ("bfloat16").
-        weights_bytes: on disk.
-        has_draft_vocab: only some rows of the output layer are used (a pruned drafter).
     """
 
     path: Path
@@ -49,11 +43,6 @@ class FolderInfo:
     model_type: str
     vocab_size: int
     max_context: int
-    eos_ids: tuple[int, ...]
-    dtype: str
-    num_parameters: int
-    weights_bytes: int
-    has_draft_vocab: bool
 
 
 def check_model_folder(path: Path, field: str) -> FolderInfo:
@@ -92,24 +81,17 @@ def _check(path: Path, field: str) -> FolderInfo:
         raise ModelError(field, str(path), f"{what}; give the folder that holds config.json and {WEIGHTS_NAME}")
     _check_links(path, field)
     config = _read_config(path, field)
-    tensors = _read_tensors(path, field)
+    _check_weights(path, field)
     _check_tokenizer_file(path, field)
     check_vocabulary_fits(path, config.vocab_size, field)
-    has_draft_vocab = _check_draft_vocab(path, config.vocab_size, field)
-    sizes: dict[str, int] = {}
-    for tensor in tensors.values():
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
+    _check_draft_vocab(path, config.vocab_size, field)
+    read_eos_ids(path, field)  # each must be a token of the model
     return FolderInfo(
         path=path,
         name=path.resolve().name,
         model_type=config.model_type,
         vocab_size=config.vocab_size,
         max_context=config.max_context,
-        eos_ids=read_eos_ids(path, field),
-        dtype=_torch_name(max(sizes, key=lambda dtype: sizes[dtype])),
-        num_parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
-        weights_bytes=sum(sizes.values()),
-        has_draft_vocab=has_draft_vocab,
     )
 
 
@@ -139,7 +121,7 @@ def _read_config(path: Path, field: str) -> ModelConfig:
     return check_config(read_json_object(path / "config.json", field), path / "config.json", field)
 
 
-def _read_tensors(path: Path, field: str) -> dict[str, TensorInfo]:
+def _check_weights(path: Path, field: str) -> None:
     if not (path / WEIGHTS_NAME).exists() and not (path / INDEX_NAME).exists():
         raise ModelError(field, str(path), _missing_weights(path))
     try:
@@ -148,7 +130,6 @@ def _read_tensors(path: Path, field: str) -> dict[str, TensorInfo]:
         raise ModelError(field, str(path), str(error)) from error
     if not tensors:
         raise ModelError(field, str(path / WEIGHTS_NAME), "it holds no tensors")
-    return tensors
 
 
 def _missing_weights(path: Path) -> str:
@@ -184,17 +165,16 @@ def _check_tokenizer_file(path: Path, field: str) -> None:
         raise ModelError(field, str(file), "not a JSON object (truncated or overwritten?)")
 
 
-def _check_draft_vocab(path: Path, vocab_size: int, field: str) -> bool:
+def _check_draft_vocab(path: Path, vocab_size: int, field: str) -> None:
     file = path / DRAFT_VOCAB_NAME
     if not file.exists():
-        return False
+        return
     try:
         ids = read_header(file).get("ids")
     except BadWeights as error:
         raise ModelError(field, str(file), str(error)) from error
     if ids is None or ids.dtype != "I32" or len(ids.shape) != 1 or not 1 <= ids.shape[0] <= vocab_size:
         raise ModelError(field, str(file), f"needs a tensor 'ids', int32 [1 to {vocab_size}]")
-    return True
 
 
 def _first_difference(target: Mapping[int, str], draft: Mapping[int, str]) -> str:
@@ -207,8 +187,3 @@ def _first_difference(target: Mapping[int, str], draft: Mapping[int, str]) -> st
 
 def _files(path: Path) -> Iterator[Path]:
     return (entry for entry in sorted(path.iterdir()) if entry.is_file())
-
-
-def _torch_name(dtype: str) -> str:
-    known = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-    return known.get(dtype, dtype.lower())

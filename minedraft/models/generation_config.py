@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minedraft.errors import ModelError
-from minedraft.models.json_file import read_json_object
+from minedraft.models.files import read_json_object
 from minedraft.sampling_params import MAX_TOKEN_ID
 
 GENERATION_CONFIG_NAME = "generation_config.json"

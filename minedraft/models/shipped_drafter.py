@@ -16,9 +16,10 @@ import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minedraft.errors import ModelError
+from minedraft.models.files import file_sha256, read_json_object
 from minedraft.models.row_scales import unpack_matrices
 from minedraft.models.vocabulary import vocab_fingerprint
 
@@ -60,38 +61,35 @@ def read_manifest(asset_dir: Path) -> Manifest:
     """Read the manifest of a shipped drafter.
 
     Raises:
-        ModelError: it is missing, cut short, or of another format.
+        ModelError: it is missing, truncated, or of another format.
     """
     path = Path(asset_dir) / DRAFTER_MANIFEST
+    values = read_json_object(path, "drafter", must_exist=True)
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise ModelError("drafter", str(path), f"format {values['format']}, this version reads format {FORMAT}")
         return Manifest(
             str(values["target"]), str(values["target_fingerprint"]), dict(values["sha256"]), dict(values["copied"])
         )
-    except OSError as error:
-        raise ModelError("drafter", str(path), f"cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError("drafter", str(path), "not a drafter's manifest (cut short?)") from error
+        raise ModelError("drafter", str(path), "not a drafter's manifest (truncated?)") from error
 
 
 def verify_asset(asset_dir: Path) -> Manifest:
     """Check that every shipped file is the one the manifest names, by sha256.
 
     Raises:
-        ModelError: a file is missing, was cut short or changed.
+        ModelError: a file is missing, truncated or changed.
     """
     manifest = read_manifest(asset_dir)
     for name in _ASSET_NAMES:
         path = Path(asset_dir) / name
         try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = file_sha256(path)
         except OSError as error:
             raise ModelError("drafter", str(path), f"cannot be read ({error.strerror})") from error
         if found != manifest.sha256.get(name):
-            raise ModelError("drafter", str(path), "its sha256 is not the manifest's: it was changed or cut short")
+            raise ModelError("drafter", str(path), "its sha256 is not the manifest's: it was changed or truncated")
     return manifest
 
 
@@ -101,7 +99,7 @@ def fingerprint_target(target_dir: Path) -> str:
     Weights as a whole are not hashed: a conversion on another machine may round differently in the last bit, and
     the drafter would still fit.
     """
-    values = _read_config(Path(target_dir))
+    values = read_json_object(Path(target_dir) / _CONFIG_NAME, "target", must_exist=True)
     keys = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     sizes = [values.get(key) for key in keys]
     probe = _probe(Path(target_dir))
@@ -160,7 +158,7 @@ def _fill(folder: Path, asset_dir: Path, target_dir: Path, manifest: Manifest) -
     for name in _TOKENIZER_NAMES:
         if (target_dir / name).is_file():
             shutil.copyfile(target_dir / name, folder / name)
-    written = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    written = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
     values = {
         "format": FORMAT,
         "target": manifest.target,
@@ -203,21 +201,6 @@ def _probe(target_dir: Path) -> list[str]:
     except (SafetensorError, OSError) as error:
         raise ModelError("target", str(path), f"cannot be read ({error})") from error
     return [f"{value:.1e}" for value in values.bfloat16().tolist()[:64]]
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError("target", str(folder), f"has no config.json ({error.strerror})") from error
-    except ValueError as error:
-        raise ModelError("target", str(folder / _CONFIG_NAME), "is not JSON (cut short?)") from error
-    return values
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main(arguments: list[str]) -> int:

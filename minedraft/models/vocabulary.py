@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from minedraft.errors import ModelError
+from minedraft.models.files import read_json_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,9 @@ def read_vocabulary(model_dir: Path) -> dict[int, str]:
         ModelError: tokenizer.json is missing, not JSON, or of a kind without a vocabulary.
     """
     path = Path(model_dir) / "tokenizer.json"
+    tokenizer = read_json_object(path, "tokenizer", must_exist=True)
     try:
-        return _to_table(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise ModelError("tokenizer", str(path), f"cannot be read ({error.strerror})") from error
+        return _to_table(tokenizer)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError("tokenizer", str(path), "not a tokenizer with a vocabulary (truncated?)") from error
 

@@ -31,7 +31,6 @@ class TensorInfo:
 
     dtype: str
     shape: tuple[int, ...]
-    num_bytes: int
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -66,7 +65,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     if file_bytes != expected:
         kind = "truncated" if file_bytes < expected else "not as its header says"
         raise BadWeights(f"{kind}: {file_bytes} bytes, its header promises {expected}")
-    return {name: TensorInfo(dtype, shape, stop - start) for name, (dtype, shape, start, stop) in tensors.items()}
+    return {name: TensorInfo(dtype, shape) for name, (dtype, shape, _, _) in tensors.items()}
 
 
 def read_shard_names(index_path: Path) -> Mapping[str, frozenset[str]]:

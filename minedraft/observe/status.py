@@ -130,5 +130,5 @@ def _worker_state(info: WorkerInfo, is_ready: bool, kv: KvLedger | None, busy: f
         block_size=info.block_size,
         busy=busy,
         step_ms=step_ms,
-        draft_method=info.draft_method,
+        draft_method=info.draft_method.value if info.draft_method else "",
     )

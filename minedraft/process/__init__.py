@@ -1,4 +1,5 @@
-"""What each process of ours does: claim an address, end with its parent, tell systemd.
+"""What each process of ours does: log, say by its exit code how it ended, claim an address, end with its
+parent, tell systemd.
 
 May import: values, places.
 """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import grpc
 import grpc.aio
 
 from minedraft.address import Address
+from minedraft.errors import ConfigError
 
 # Largest worker message: 256 requests x 8 drafts x 1024 truncated-q entries of 8 bytes.
 MAX_WORKER_MESSAGE_BYTES = 16 << 20
@@ -109,3 +111,19 @@ def client_server() -> grpc.aio.Server:
 def worker_server() -> grpc.aio.Server:
     """A worker's server: accepts the scheduler's pings, and never shares its port."""
     return grpc.aio.server(options=_WORKER_SERVER)
+
+
+def bind(server: grpc.aio.Server, address: Address) -> None:
+    """Have a server listen at `address` once it is started; a unix socket is for this user only.
+
+    Raises:
+        ConfigError: it cannot listen there.
+    """
+    old_mask = os.umask(0o177)
+    try:
+        server.add_insecure_port(address.uri)
+    except RuntimeError:
+        limit = "cannot listen there (in use, or not an address of this host)"
+        raise ConfigError("listen", str(address), limit) from None
+    finally:
+        os.umask(old_mask)

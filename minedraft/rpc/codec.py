@@ -20,6 +20,7 @@ from minedraft.types import (
     PROTOCOL_VERSION,
     Acceptance,
     Batch,
+    DraftMethod,
     Role,
     RoundId,
     SequenceSpec,
@@ -244,7 +245,7 @@ def info_to_pb(info: WorkerInfo, clock_ns: int) -> worker_pb2.HandshakeReply:
         model_name=info.model_name,
         device=info.device,
         dtype=info.dtype,
-        draft_method=info.draft_method,
+        draft_method=info.draft_method.value if info.draft_method else "",
         weights_bytes=info.weights_bytes,
         clock_ns=clock_ns,
     )
@@ -256,19 +257,23 @@ def info_from_pb(message: worker_pb2.HandshakeReply, sent_ns: int, received_ns: 
     roles = {role.value: role for role in Role}
     if message.role not in roles:
         raise InvalidRequest("role", message.role, f"must be one of {sorted(roles)}")
-    for field, value, limit in (
-        ("vocab_size", message.vocab_size, MAX_VOCAB_SIZE),
-        ("num_blocks", message.num_blocks, (1 << 31) - 1),
-        ("block_size", message.block_size, 1 << 16),
-        ("max_model_len", message.max_model_len, MAX_SEQUENCE_LEN),
+    role = roles[message.role]
+    methods: dict[str, DraftMethod | None] = {"": None} | {method.value: method for method in DraftMethod}
+    if message.draft_method not in methods:
+        raise InvalidRequest("draft_method", message.draft_method, f"must be one of {sorted(methods)}")
+    for field, value, least, most in (
+        ("vocab_size", message.vocab_size, 1, MAX_VOCAB_SIZE),
+        ("num_blocks", message.num_blocks, 0 if role is Role.DRAFTER else 1, (1 << 31) - 1),
+        ("block_size", message.block_size, 1, 1 << 16),
+        ("max_model_len", message.max_model_len, 1, MAX_SEQUENCE_LEN),
     ):
-        if not 1 <= value <= limit:
-            raise InvalidRequest(field, value, f"must be in [1, {limit}]")
-    for field in ("vocab_fingerprint", "model_name", "device", "dtype", "draft_method"):
+        if not least <= value <= most:
+            raise InvalidRequest(field, value, f"must be in [{least}, {most}]")
+    for field in ("vocab_fingerprint", "model_name", "device", "dtype"):
         if len(getattr(message, field)) > MAX_NAME_CHARS:
             raise InvalidRequest(field, getattr(message, field), f"at most {MAX_NAME_CHARS} characters")
     return WorkerInfo(
-        role=roles[message.role],
+        role=role,
         epoch=message.epoch,
         protocol_version=message.protocol_version,
         vocab_size=message.vocab_size,
@@ -279,7 +284,7 @@ def info_from_pb(message: worker_pb2.HandshakeReply, sent_ns: int, received_ns: 
         model_name=message.model_name,
         device=message.device,
         dtype=message.dtype,
-        draft_method=message.draft_method,
+        draft_method=methods[message.draft_method],
         weights_bytes=message.weights_bytes,
         clock_offset_ns=clock_offset_ns(message.clock_ns, sent_ns, received_ns),
     )

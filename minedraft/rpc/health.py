@@ -55,12 +55,13 @@ class HealthServicer(_async.HealthServicer):  # type: ignore[misc]
             await asyncio.gather(*ends, return_exceptions=True)
 
 
-async def add_health(server: grpc.aio.Server) -> HealthServicer:
-    """Serve health on this server: live at once, ready later."""
+async def add_health(server: grpc.aio.Server, *later: str) -> HealthServicer:
+    """Serve health on this server: live at once, the services `later` when their state is set."""
     servicer = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     await servicer.set(LIVE, SERVING)
-    await servicer.set(INFERENCE_SERVICE, NOT_SERVING)
+    for service in later:
+        await servicer.set(service, NOT_SERVING)
     return servicer
 
 

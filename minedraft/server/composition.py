@@ -18,26 +18,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-import grpc.aio
 
 from minedraft.address import Address
 from minedraft.config import Settings, load_settings
 from minedraft.core.limits import SchedulerLimits
 from minedraft.engine.pipeline import Pipeline
 from minedraft.engine.slots import Connector, check_drafter, drafter_slot, fail_when_lost
-from minedraft.errors import (
-    EXIT_CONFIG,
-    EXIT_INTERNAL,
-    EXIT_OK,
-    ConfigError,
-    Draining,
-    MineDraftError,
-    ModelError,
-)
+from minedraft.errors import ConfigError, Draining, InternalError, ModelError
 from minedraft.flags import UserPath, settings_flags
 from minedraft.process.claim import ListenClaim
+from minedraft.process.entry import run_logged, takes_parent
 from minedraft.process.parent import exit_with_parent
-from minedraft.rpc.channel import client_server
+from minedraft.rpc.channel import bind, client_server
 from minedraft.rpc.connector import GrpcConnector
 from minedraft.rpc.health import INFERENCE_SERVICE, SERVING, HealthServicer, add_health
 from minedraft.server.service import InferenceService
@@ -72,7 +64,10 @@ class Server:
 
     def on_signal(self) -> None:
         """The first drains, the second ends everything at once."""
-        (self._force if self._stop.is_set() else self._stop).set()
+        if self._stop.is_set():
+            self._force.set()
+        else:
+            self._stop.set()
 
     def end_now(self) -> None:
         self._stop.set()
@@ -91,8 +86,8 @@ class Server:
         with ListenClaim(settings.listen_address):
             self.service = service = InferenceService(settings, Tokenizer.load(settings.target))
             inference_pb2_grpc.add_InferenceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
-            health = await add_health(self._server)
-            _bind(self._server, settings.listen_address)
+            health = await add_health(self._server, INFERENCE_SERVICE)
+            bind(self._server, settings.listen_address)
             await self._server.start()
             try:
                 async with AsyncExitStack() as stack:
@@ -196,19 +191,7 @@ def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:
     )
 
 
-def _bind(server: grpc.aio.Server, address: Address) -> None:
-    old_mask = os.umask(0o177)  # a unix socket is for this user only
-    try:
-        server.add_insecure_port(address.uri)
-    except RuntimeError:
-        raise ConfigError(
-            "listen", str(address), "cannot listen there (in use, or not an address of this host)"
-        ) from None
-    finally:
-        os.umask(old_mask)
-
-
-async def _main(settings: Settings, parent_pid: int | None, run_folder: Path | None) -> int:
+async def _main(settings: Settings, parent_pid: int | None, run_folder: Path | None) -> None:
     server = Server(settings)
     loop = asyncio.get_running_loop()
 
@@ -226,48 +209,32 @@ async def _main(settings: Settings, parent_pid: int | None, run_folder: Path | N
     loop.add_signal_handler(signal.SIGINT, server.on_signal)
     try:
         await server.run()
-    except MineDraftError as error:
-        logger.error("%s", error)
-        return error.exit_code
     except TimeoutError:
-        logger.error("the workers were not ready within load_timeout_s %g", settings.load_timeout_s)
-        return EXIT_INTERNAL
+        limit = f"load_timeout_s {settings.load_timeout_s:g}"
+        raise InternalError(f"the workers were not ready within {limit}") from None
     finally:
         if run_folder is not None:
             # Its owner, the launcher, may have been killed. Done while the signal handlers stand: the
             # kernel signals once for each of a dying parent's threads, and the next would end this.
             shutil.rmtree(run_folder, ignore_errors=True)
-    return EXIT_OK
 
 
 @click.command()
-@settings_flags
+@settings_flags(Settings)
 @click.option("--config", type=UserPath(), default=None, help="TOML file with the same settings.")
-@click.option("--exit-with-parent", type=int, default=None, hidden=True)
+@takes_parent
 @click.option("--run-folder", type=click.Path(path_type=Path), default=None, hidden=True)
-def main(config: Path | None, exit_with_parent: int | None, run_folder: Path | None, **flags: object) -> NoReturn:
+def command(config: Path | None, parent_pid: int | None, run_folder: Path | None, **flags: object) -> None:
     """Run the scheduler alone, beside workers that are already running."""
-    _run(config, exit_with_parent, run_folder, flags)
+    if parent_pid is not None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        exit_with_parent(parent_pid, signal.SIGTERM)
+    asyncio.run(_main(load_settings(flags, config), parent_pid, run_folder))
 
 
-def _run(config: Path | None, parent_pid: int | None, run_folder: Path | None, flags: dict[str, object]) -> NoReturn:
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s.%(msecs)03d %(levelname)s minedraft.core.scheduler %(message)s",
-        datefmt="%H:%M:%S",
-    )
-    code = EXIT_INTERNAL
-    try:
-        if parent_pid is not None:
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-            exit_with_parent(parent_pid, signal.SIGTERM)
-        settings = load_settings(flags, config)
-        code = asyncio.run(_main(settings, parent_pid, run_folder))
-    except ConfigError as error:
-        logger.error("%s", error)
-        code = EXIT_CONFIG
-    sys.exit(code)
+def main() -> NoReturn:
+    """Entry point. Exit codes: 0 stopped by a signal, 70 internal error, 78 configuration."""
+    sys.exit(run_logged(command, "python -m minedraft.server", "scheduler"))
 
 
 if __name__ == "__main__":

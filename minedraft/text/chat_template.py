@@ -14,7 +14,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minedraft.errors import InvalidRequest, ModelError
-from minedraft.models.json_file import read_json_object
+from minedraft.models.files import read_json_object
 
 Message = Mapping[str, str]
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -72,10 +72,6 @@ class Tokenizer:
             eos_ids += (own_eos_id,)
         return cls(raw, ChatTemplate.load(model_dir), eos_ids, fingerprint)
 
-    @property
-    def has_chat_template(self) -> bool:
-        return self._chat_template.source is not None
-
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of `text`, with the tokens around it (BOS, say) that the tokenizer adds.
 

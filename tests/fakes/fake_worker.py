@@ -16,10 +16,13 @@ from pathlib import Path
 import click
 
 from minedraft.address import Address
+from minedraft.config import WorkerSettings, load_worker_settings
+from minedraft.flags import settings_flags
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.process.claim import ListenClaim
+from minedraft.process.entry import takes_parent
 from minedraft.process.parent import exit_with_parent
-from minedraft.types import DraftCommand, Proposal, Role, Verdict, VerifyCommand
+from minedraft.types import DraftCommand, DraftMethod, Proposal, Role, Verdict, VerifyCommand
 from minedraft_workers.runtime import Work, WorkerRuntime
 from minedraft_workers.server import serve
 from minedraft_workers.servicer import drafter_handler, verifier_handler
@@ -39,7 +42,7 @@ class FakeActor:
         self.info = replace(
             self._fake.info,
             vocab_fingerprint=vocab_fingerprint(model),
-            draft_method="model" if role is Role.DRAFTER else "",
+            draft_method=DraftMethod.MODEL if role is Role.DRAFTER else None,
         )
 
     @property
@@ -75,23 +78,19 @@ async def _serve(role: Role, model: Path, address: Address) -> int:
     return await serve(runtime, handler, address)
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("role", type=click.Choice([role.value for role in Role]))
-@click.option("--model", type=click.Path(path_type=Path), required=True)
-@click.option("--listen", required=True)
-@click.option("--exit-with-parent", "parent_pid", type=int)
-@click.argument("rest", nargs=-1, type=click.UNPROCESSED)
-def main(role: str, model: Path, listen: str, parent_pid: int | None, rest: tuple[str, ...]) -> None:
+@click.command()
+@settings_flags(WorkerSettings)
+@takes_parent
+def main(parent_pid: int | None, **flags: object) -> None:
     if parent_pid is not None:
         exit_with_parent(parent_pid)
-    os.umask(0o077)
-    behaviour = model / "behaviour"
-    if behaviour.exists() and behaviour.read_text().startswith(role):
+    settings = load_worker_settings(flags)
+    behaviour = settings.model / "behaviour"
+    if behaviour.exists() and behaviour.read_text().startswith(settings.role.value):
         click.echo("the dog ate the weights", err=True)
         os._exit(int(behaviour.read_text().split()[1]))
-    address = Address.parse(listen, "listen")
-    with ListenClaim(address):
-        code = asyncio.run(_serve(Role(role), model, address))
+    with ListenClaim(settings.listen_address):
+        code = asyncio.run(_serve(settings.role, settings.model, settings.listen_address))
     os._exit(code)
 
 

@@ -10,13 +10,13 @@ import click
 
 from minedraft.cli.console import say
 from minedraft.cli.launch import announce
-from minedraft.config import load_settings
+from minedraft.config import Settings, load_settings
 from minedraft.flags import settings_flags
 from minedraft.launch.launcher import Launcher
 
 
 @click.command()
-@settings_flags
+@settings_flags(Settings)
 def main(**flags: Any) -> None:
     settings = load_settings(flags)
     launcher = Launcher(

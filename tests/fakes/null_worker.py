@@ -16,6 +16,7 @@ from minedraft.process.claim import ListenClaim
 from minedraft.types import (
     PROTOCOL_VERSION,
     DraftCommand,
+    DraftMethod,
     Proposal,
     Role,
     Verdict,
@@ -40,7 +41,7 @@ def null_info(role: Role) -> WorkerInfo:
         model_name="null",
         device="none",
         dtype="none",
-        draft_method="model" if role is Role.DRAFTER else "",
+        draft_method=DraftMethod.MODEL if role is Role.DRAFTER else None,
     )
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from minedraft.device import Device
 from minedraft.errors import ConfigError
-from minedraft_workers.device import Device
+from minedraft_workers.device import pin
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from tests.support.tiny_models import KINDS, make_tiny_model
 
@@ -41,7 +42,7 @@ def test_cuda_gives_the_cpus_logits(kind: str, tmp_path: Path) -> None:
 
 
 def test_auto_dtype_is_bfloat16_and_capacity_follows_free_memory(tmp_path: Path) -> None:
-    executor = Executor.load(make_tiny_model(tmp_path), device=Device.parse("cuda:0"), kv_bytes=None, num_blocks=None)
+    executor = Executor.load(make_tiny_model(tmp_path), device=Device.parse("cuda:0"), num_blocks=None)
     assert executor.dtype_name == "bfloat16"
     assert executor.num_blocks > 1000
     assert torch.isfinite(executor.forward([ForwardSpan(1, 0, range(3, 40), 1)])).all()
@@ -59,4 +60,4 @@ def test_a_forward_does_not_wait_for_the_device(tmp_path: Path) -> None:
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="torch sees"):
-        Device.parse("cuda:99").pin()
+        pin(Device.parse("cuda:99"))

@@ -170,7 +170,7 @@ async def check_idle(client: AsyncClient, mode: Mode) -> None:
     params = SamplingParams(max_new_tokens=_PROBE_LEN, logit_bias={_PROBE_ID: 100.0}, ignore_eos=True)
     probe = await client.complete([_PROBE_ID, 6, _PROBE_ID], params, timeout_s=_SETTLE_S)
     num_drafted = probe.usage.drafted_tokens if probe.usage is not None else 0
-    if probe.token_ids != (_PROBE_ID,) * _PROBE_LEN or (num_drafted > 0) is (mode is Mode.AR):
+    if probe.token_ids != (_PROBE_ID,) * _PROBE_LEN or (num_drafted > 0) is not mode.has_drafts:
         raise Broken(f"the last request got {num_drafted} drafts and {probe.token_ids}")
     check_status(await client.status(), mode)
 

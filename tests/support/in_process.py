@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from minedraft.device import Device
 from minedraft.errors import WorkerLost
 from minedraft.types import (
     PROTOCOL_VERSION,
@@ -18,7 +20,6 @@ from minedraft.types import (
     VerifyReply,
     WorkerInfo,
 )
-from minedraft_workers.device import Device
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.executor import Executor
 from minedraft_workers.proposers.draft_model import ModelProposer
@@ -28,7 +29,9 @@ from tests.fakes.loopback import deliver_draft, deliver_verify
 
 
 def load_executor(folder: Path, *, num_blocks: int = 256, block_size: int = 4, dtype: str = "float32") -> Executor:
-    return Executor.load(folder, device=Device.parse("cpu"), dtype=dtype, num_blocks=num_blocks, block_size=block_size)
+    return Executor.load(
+        folder, device=Device.parse("cpu").here(), dtype=dtype, num_blocks=num_blocks, block_size=block_size
+    )
 
 
 def _info(role: Role, executor: Executor) -> WorkerInfo:
@@ -91,8 +94,8 @@ class InProcessDrafter(_InProcess):
     def __init__(self, executor: Executor | None, verifier: InProcessVerifier, *, ngram: bool = False) -> None:
         super().__init__()
         if executor is None or ngram:
-            self.info = verifier.info
-            self.actor = DrafterActor(NgramProposer(self.info.num_blocks), self.info)
+            self.info = replace(verifier.info, role=Role.DRAFTER, num_blocks=0)
+            self.actor = DrafterActor(NgramProposer(), self.info)
         else:
             self.info = _info(Role.DRAFTER, executor)
             self.actor = DrafterActor(ModelProposer(executor), self.info)

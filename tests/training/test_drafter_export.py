@@ -109,7 +109,7 @@ def test_the_module_as_a_program_says_why_it_failed(config, target, tmp_path, ca
     assert main(arguments) == 0
     (tmp_path / "asset" / "README.md").write_text("changed")
     assert main(arguments) == 78
-    assert "changed or cut short" in capsys.readouterr().err.splitlines()[-1]
+    assert "changed or truncated" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_assembling_again_replaces_the_folder_and_leaves_nothing_beside_it(config, target, tmp_path):
@@ -131,7 +131,7 @@ def test_a_changed_file_is_refused(config, target, tmp_path, name):
     export(config, target, tmp_path / "asset")
     path = tmp_path / "asset" / name
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ModelError, match="cut short"):
+    with pytest.raises(ModelError, match="truncated"):
         assemble_drafter(tmp_path / "asset", target, tmp_path / "full")
     assert not (tmp_path / "full").exists()
 

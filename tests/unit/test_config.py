@@ -3,14 +3,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from minedraft.cli.launch import command
-from minedraft.config import ConfigErrors, Settings, load_settings
-from minedraft.errors import EXIT_CONFIG
-from minedraft.flags import to_flags
-from minedraft.types import Mode
+from minedraft.config import Settings, SharedSettings, WorkerSettings, load_settings, load_worker_settings
+from minedraft.errors import EXIT_CONFIG, ConfigErrors
+from minedraft.flags import settings_flags, to_flags
+from minedraft.types import Mode, Role
 
 
 def fields_of(error: ConfigErrors) -> list[str]:
@@ -101,22 +102,74 @@ def test_a_file_that_is_no_toml_is_named(tmp_path, content, limit):
     assert limit in str(error)
 
 
+def parsed(kind: type[SharedSettings], argv: list[str]) -> dict:
+    """What a command with the flags of `kind` is given."""
+    seen = {}
+    parse = click.command()(settings_flags(kind)(lambda **values: seen.update(values)))
+    parse.main(argv, standalone_mode=False)
+    return seen
+
+
 def test_settings_survive_the_way_through_the_command_line():
     settings = load_settings(
         {"target": "/t", "draft": "/d", "mode": "sd", "max_model_len": 1024, "insecure_public": True}
     )
-    flags = to_flags(settings)
-    seen = {}
+    assert load_settings(parsed(Settings, to_flags(settings))) == settings
 
-    def remember(**values):
-        seen.update(values)
 
-    import click
+EVERY_SHARED = {
+    "draft_method": "ngram",
+    "dtype": "bfloat16",
+    "max_model_len": 512,
+    "num_blocks": 99,
+    "block_size": 8,
+    "insecure_public": True,
+}
 
-    from minedraft.flags import settings_flags
 
-    click.command()(settings_flags(remember)).main(flags, standalone_mode=False)
-    assert load_settings(seen) == settings
+@pytest.mark.parametrize("role", Role)
+def test_a_worker_is_told_every_setting_that_it_shares_with_the_service(role):
+    assert EVERY_SHARED.keys() == SharedSettings.model_fields.keys()
+    settings = load_settings({"target": "/t", "target_device": "cpu:1", "draft_device": "cpu:0,2", **EVERY_SHARED})
+    told = settings.for_worker(role, "unix:/w.sock")
+    assert load_worker_settings(parsed(WorkerSettings, to_flags(told))) == told
+    assert {name: getattr(told, name) for name in EVERY_SHARED} == EVERY_SHARED
+    assert (told.role, told.model, told.listen) == (role, Path("/t"), "unix:/w.sock")
+    assert told.device == ("cpu:1" if role is Role.VERIFIER else "cpu:0,2")
+
+
+def test_each_worker_runs_its_own_model():
+    settings = load_settings({"target": "/t", "draft": "/d"})
+    assert settings.for_worker(Role.VERIFIER, "unix:/w").model == Path("/t")
+    assert settings.for_worker(Role.DRAFTER, "unix:/w").model == Path("/d")
+
+
+@pytest.mark.parametrize(
+    ("flags", "own"),
+    [
+        ({}, (Role.VERIFIER, Role.DRAFTER)),
+        ({"mode": "ar"}, (Role.VERIFIER,)),
+        ({"target_address": "unix:/t"}, (Role.DRAFTER,)),
+        ({"target_address": "unix:/t", "draft_address": "unix:/d"}, ()),
+    ],
+)
+def test_a_service_starts_the_workers_that_do_not_run_yet(flags, own):
+    assert load_settings(flags).own_workers == own
+
+
+@pytest.mark.parametrize(
+    ("flags", "fields"),
+    [
+        ({"device": "tpu", "listen": "0.0.0.0:1"}, ["device", "listen"]),
+        ({"num_blocks": 1, "dtype": "int4", "device": "cpu:"}, ["dtype", "num_blocks", "device"]),
+        ({"model": None}, ["model"]),
+        ({"max_batch_size": 2}, ["max_batch_size"]),
+    ],
+)
+def test_every_problem_of_a_worker_s_settings_is_told_at_once(flags, fields):
+    with pytest.raises(ConfigErrors) as caught:
+        load_worker_settings({"role": "verifier", "model": "/m", "listen": "unix:/w", **flags})
+    assert fields_of(caught.value) == fields
 
 
 def test_a_tilde_is_the_home_folder_wherever_a_path_comes_from(tmp_path, monkeypatch):
@@ -156,7 +209,7 @@ BAD_STARTS = [
     BadStart(["--max-batch-size", "many"], "'many' is not a valid integer"),
     BadStart(["--no-such-flag"], "No such option"),
     BadStart(["--config", "{bad_toml}"], "unknown setting"),
-    BadStart(["--check", "--target-device", "cpu:4000"], "this process may use the cores"),
+    BadStart(["--check", "--target-device", "cpu:4000"], "is not among those of this process"),
     BadStart(["--check", "--listen", "unix:{file}"], "the file there is not a socket"),
 ]
 

@@ -11,9 +11,8 @@ from importlib import import_module
 import pytest
 
 import minedraft
-from minedraft.config import ConfigErrors
 from minedraft.core.blocks import BlocksExhausted
-from minedraft.errors import ConfigError, InvalidRequest, MineDraftError, Overloaded
+from minedraft.errors import ConfigError, ConfigErrors, InvalidRequest, MineDraftError, Overloaded
 
 
 def _kinds(kind: type[MineDraftError] = MineDraftError) -> Iterator[type[MineDraftError]]:

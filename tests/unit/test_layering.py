@@ -36,7 +36,7 @@ class Room:
 TOP = {
     "values": "types errors sampling_params prompts output",
     "places": "address device",
-    "settings": "config flags",
+    "settings": "config config_checks flags",
     "client": "__init__ client loan local",
 }
 ROOMS = {
@@ -49,17 +49,17 @@ ROOMS = {
     "rpc": Room("values places v1", "grpc google grpc_health grpc_status"),
     "text": Room("values models", "jinja2 tokenizers"),
     "models": Room("values process"),
-    "process": Room("values places"),
+    "process": Room("values places", "click"),
     "launch": Room("values places settings process rpc models text"),
     "server": Room("values places settings core engine rpc v1 text models process observe", "grpc click"),
     "observe": Room("values settings core engine"),
     "bench": Room("values client", "rich"),
     "cli": Room("values places settings client rpc models text process launch bench observe", "click rich"),
     "v1": Room(packages="grpc google"),
-    # A worker knows values, the wire, model folders and how to be a process; of the core only blocks of KV.
+    # A worker knows its settings, the wire, model folders and how to be a process; of the core only blocks of KV.
     "workers": Room(
-        "values places rpc v1 models process core.blocks proposers execution sampling channels",
-        "click grpc grpc_health google torch numpy",
+        "values places settings rpc v1 models process core.blocks proposers execution sampling channels",
+        "click grpc google torch numpy",
     ),
     "proposers": Room("values core.blocks execution sampling workers.sequence", "torch"),
     "execution": Room(
@@ -235,7 +235,7 @@ def test_no_folder_holds_more_than_a_screen():
     for folder in ("minedraft", "workers", "tests", "scripts"):
         for path in ROOT.glob(f"{folder}/**/*"):
             is_ours = path.is_file() and "__pycache__" not in path.parts and ROOT / "minedraft/v1" not in path.parents
-            folders[path.parent] += is_ours and path.name != "__init__.py"
+            folders[path.parent] += is_ours
     assert {_name(folder): count for folder, count in folders.items() if count > MAX_FILES} == {}
 
 

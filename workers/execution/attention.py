@@ -76,6 +76,11 @@ class GroupTensors:
     keys: torch.Tensor
     values: torch.Tensor
 
+    def gather(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Fill the buffers from a layer's cache: keys and values [cache rows, block_size * dim]."""
+        torch.index_select(keys, 0, self.rows, out=self.key_buffer)
+        torch.index_select(values, 0, self.rows, out=self.value_buffer)
+
 
 @dataclass(slots=True)
 class Scratch:
@@ -207,43 +212,61 @@ def attend(
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     queries = query[0].transpose(0, 1)  # [T, num_heads, dim]
     out = queries.new_empty(num_tokens, num_heads, value_dim)
+    cache = context.cache
     for group, tensors in context.plan(layer_id, sliding_window or 0):
         rows = slice(group.first_row, group.first_row + group.num_rows)
-        _attend_group(context.cache, layer_id, queries[rows], out[rows], group, tensors, scale, softcap)
+        tensors.gather(cache.keys[layer_id], cache.values[layer_id])
+        if group.query_len == 1 and softcap is None:
+            _attend_single(queries[rows], tensors, scale, out[rows])
+        else:
+            _attend_group(queries[rows], len(group.spans), tensors, scale, softcap, out[rows])
     return out[None], None
 
 
+def _attend_single(queries: torch.Tensor, tensors: GroupTensors, scale: float, out: torch.Tensor) -> None:
+    """Attend one query token a request to the gathered keys and values: `queries` [num_seqs, num_heads,
+    key_dim] -> `out` [num_seqs, num_heads, value_dim]."""
+    batch, key_dim, _ = tensors.keys.shape
+    folded = queries.reshape(batch, -1, key_dim)
+    scores = torch.baddbmm(tensors.bias, folded, tensors.keys, alpha=scale)
+    torch.bmm(_softmax(scores), tensors.values, out=out.view(batch, -1, tensors.values.shape[2]))
+
+
 def _attend_group(
-    cache: KVCache,
-    layer_id: int,
     queries: torch.Tensor,
-    out: torch.Tensor,
-    group: Group,
+    num_seqs: int,
     tensors: GroupTensors,
     scale: float,
     softcap: float | None,
+    out: torch.Tensor,
 ) -> None:
-    shape, num_seqs, query_len = cache.layers[layer_id], len(group.spans), group.query_len
-    batch, num_shared = num_seqs * shape.num_heads, queries.shape[1] // shape.num_heads
-    torch.index_select(cache.keys[layer_id], 0, tensors.rows, out=tensors.key_buffer)
-    torch.index_select(cache.values[layer_id], 0, tensors.rows, out=tensors.value_buffer)
-    if query_len == 1 and softcap is None:
-        folded = queries.reshape(batch, num_shared, shape.key_dim)
-        scores = torch.baddbmm(tensors.bias, folded, tensors.keys, alpha=scale)
-        torch.bmm(_softmax(scores), tensors.values, out=out.view(batch, num_shared, shape.value_dim))
-        return
-    parted = queries.view(num_seqs, query_len, shape.num_heads, num_shared, shape.key_dim)
-    folded = parted.transpose(1, 2).reshape(batch, query_len * num_shared, shape.key_dim)
+    """Attend a group's query tokens to the gathered keys and values.
+
+    The query heads that share a key head are folded into the query length: a batch of `num_seqs` *
+    num_kv_heads matrices, [query_len * num_shared, key_dim] each.
+
+    Args:
+        queries: [num_seqs * query_len, num_heads, key_dim].
+        num_seqs: requests of the group.
+        scale: of the scores; `softcap`: they are squashed into (-softcap, softcap), None: they are not.
+        out: [num_seqs * query_len, num_heads, value_dim], filled.
+    """
+    batch, key_dim, num_keys = tensors.keys.shape
+    num_rows, num_heads, _ = queries.shape
+    query_len, num_kv_heads = num_rows // num_seqs, batch // num_seqs
+    num_shared = num_heads // num_kv_heads
+    parted = queries.view(num_seqs, query_len, num_kv_heads, num_shared, key_dim)
+    folded = parted.transpose(1, 2).reshape(batch, query_len * num_shared, key_dim)
     scores = torch.bmm(folded, tensors.keys).mul_(scale)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
     if query_len == 1:
         scores.add_(tensors.bias)
     else:
-        scores.view(num_seqs, shape.num_heads, query_len, num_shared, -1).add_(tensors.bias)
+        scores.view(num_seqs, num_kv_heads, query_len, num_shared, num_keys).add_(tensors.bias)
     mixed = torch.bmm(_softmax(scores), tensors.values)
-    mixed = mixed.view(num_seqs, shape.num_heads, query_len, num_shared, shape.value_dim)
-    out.view(num_seqs, query_len, shape.num_heads, num_shared, shape.value_dim).copy_(mixed.transpose(1, 2))
+    mixed = mixed.view(num_seqs, num_kv_heads, query_len, num_shared, -1)
+    out.view(num_seqs, query_len, num_kv_heads, num_shared, -1).copy_(mixed.transpose(1, 2))
 
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from minedraft.device import Device
 from minedraft.errors import ConfigError, ProtocolError
 from minedraft.models.model_config import max_context
-from minedraft_workers.device import Device
+from minedraft_workers.device import torch_device
 from minedraft_workers.execution.attention import CONTEXT_KEYWORD, ForwardContext, QuerySpan, Scratch, pack_order
 from minedraft_workers.execution.kvcache import KVCache, LayerShape, to_device
 from minedraft_workers.execution.loading import LoadedModel, choose_dtype, load_model, read_config
@@ -73,36 +74,28 @@ class Executor:
         num_blocks: int | None = None,
         block_size: int = 16,
         max_model_len: int | None = None,
-        kv_bytes: int | None = None,
     ) -> Executor:
         """Load a local folder, make the KV cache and check one small forward against the model's own.
 
-        The cache has `num_blocks` blocks, or as many as fit in `kv_bytes`, or in a share of the free
-        memory: an eighth on the CPU, where it is taken as it is used, and 0.8 on CUDA. `device.pin()`
-        is up to the caller.
+        The cache has `num_blocks` blocks, or as many as fit in a share of the free memory: an eighth on
+        the CPU, where it is taken as it is used, and 0.8 on CUDA. `pin(device)` is up to the caller.
 
         Raises:
             ModelError: the folder cannot be used, or this kind of model cannot run here.
             ConfigError: another argument cannot be used.
         """
         config = read_config(model_dir)
-        limit = max_context(config.get_text_config().to_dict())
-        if max_model_len is not None and (max_model_len < 1 or (limit is not None and max_model_len > limit)):
-            raise ConfigError("max_model_len", max_model_len, f"the model's context is {limit} tokens")
-        target = device.torch_device
+        context = _choose_context(config, max_model_len)
+        target = torch_device(device)
         torch_dtype = choose_dtype(dtype, target)
         weights = load_model(model_dir, config, torch_dtype, target)
-        layers = record_layers(weights.model, model_dir)
-        if num_blocks is None:
-            num_blocks = _fit_blocks(layers, block_size, torch_dtype, target, kv_bytes)
-        if num_blocks < 1:
-            raise ConfigError("num_blocks", num_blocks, "must be 1 or more")
-        cache = _make_cache(layers, num_blocks, block_size, torch_dtype, target)
+        cache = _make_cache(record_layers(weights.model, model_dir), num_blocks, block_size, torch_dtype, target)
+        capacity = cache.pool.num_blocks * block_size
         executor = cls(
             cache,
             model_name=model_dir.resolve().name,
             device_name=str(device),
-            max_model_len=min(n for n in (max_model_len, limit, num_blocks * block_size) if n is not None),
+            max_model_len=capacity if context is None else min(context, capacity),
             vocab_size=config.get_text_config().vocab_size,
             weights=weights,
         )
@@ -119,7 +112,7 @@ class Executor:
         return self._cache.layers
 
     def cached_len(self, request_id: int) -> int:
-        """Tokens whose KV is kept for this request; 0 for a stranger."""
+        """Tokens whose KV is kept for this request; 0 where it is unknown."""
         return self._cache.length(request_id)
 
     @torch.inference_mode()
@@ -157,7 +150,7 @@ class Executor:
         return rows
 
     def release(self, request_id: int) -> None:
-        """Free the request's KV; a stranger is ignored."""
+        """Free the request's KV; an unknown request is ignored."""
         self._cache.release(request_id)
 
     def release_all(self) -> None:
@@ -198,26 +191,38 @@ def _logit_rows(spans: Sequence[ForwardSpan], order: Sequence[int]) -> np.ndarra
     return np.concatenate([np.arange(end - span.num_logits, end) for span, end in zip(spans, ends, strict=True)])
 
 
+def _choose_context(config: PretrainedConfig, max_model_len: int | None) -> int | None:
+    """Tokens a sequence: what was asked for, or the model's context; None where neither is known."""
+    limit = max_context(config.get_text_config().to_dict())
+    if max_model_len is None:
+        return limit
+    if max_model_len < 1 or (limit is not None and max_model_len > limit):
+        raise ConfigError("max_model_len", max_model_len, f"the model's context is {limit} tokens")
+    return max_model_len
+
+
 def _make_cache(
-    layers: Sequence[LayerShape], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    layers: Sequence[LayerShape], num_blocks: int | None, block_size: int, dtype: torch.dtype, device: torch.device
 ) -> KVCache:
+    block_bytes = KVCache.block_bytes(layers, block_size, dtype)
+    if num_blocks is None:
+        num_blocks = _fit_blocks(block_bytes, block_size, device)
+    if num_blocks < 1:
+        raise ConfigError("num_blocks", num_blocks, "must be 1 or more")
     try:
         return KVCache(layers, num_blocks=num_blocks, block_size=block_size, dtype=dtype, device=device)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        size_gb = num_blocks * KVCache.block_bytes(layers, block_size, dtype) / 1e9
-        limit = f"{size_gb:.0f} GB of KV cache are more than this device has"
+        limit = f"{num_blocks * block_bytes / 1e9:.0f} GB of KV cache are more than this device has"
         raise ConfigError("num_blocks", num_blocks, limit) from error
 
 
-def _fit_blocks(
-    layers: Sequence[LayerShape], block_size: int, dtype: torch.dtype, device: torch.device, kv_bytes: int | None
-) -> int:
-    if kv_bytes is None:
-        if device.type == "cuda":
-            kv_bytes = int(torch.cuda.mem_get_info(device)[0] * _CUDA_KV_SHARE)
-        else:
-            kv_bytes = int(available_memory() * _CPU_KV_SHARE)
-    block_bytes = KVCache.block_bytes(layers, block_size, dtype)
+def _fit_blocks(block_bytes: int, block_size: int, device: torch.device) -> int:
+    """As many blocks as fit in the KV cache's share of the free memory."""
+    if device.type == "cuda":
+        kv_bytes = int(torch.cuda.mem_get_info(device)[0] * _CUDA_KV_SHARE)
+    else:
+        kv_bytes = int(available_memory() * _CPU_KV_SHARE)
     if kv_bytes < block_bytes:
-        raise ConfigError("kv_bytes", kv_bytes, f"one block of {block_size} tokens takes {block_bytes} bytes")
+        limit = f"one block of {block_size} tokens takes {block_bytes} bytes, the memory has room for {kv_bytes}"
+        raise ConfigError("num_blocks", None, limit)
     return kv_bytes // block_bytes

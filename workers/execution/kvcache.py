@@ -73,7 +73,7 @@ class KVCache:
         return block_size * dtype.itemsize * sum(shape.num_elements for shape in layers)
 
     def length(self, request_id: int) -> int:
-        """Tokens cached for this request; 0 for a stranger."""
+        """Tokens cached for this request; 0 where it is unknown."""
         return self._lengths.get(request_id, 0)
 
     def resize(self, lengths: Sequence[tuple[int, int]]) -> list[list[int]]:
@@ -97,7 +97,7 @@ class KVCache:
         return tables
 
     def release(self, request_id: int) -> None:
-        """Free the request's blocks; a stranger is ignored."""
+        """Free the request's blocks; an unknown request is ignored."""
         self._clear(self.pool.table(request_id))
         self.pool.release(request_id)
         self._lengths.pop(request_id, None)

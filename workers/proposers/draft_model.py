@@ -17,7 +17,7 @@ from minedraft.core.blocks import BlocksExhausted
 from minedraft.types import Acceptance
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.proposers.base import DraftRow
-from minedraft_workers.sampling.choose import DEFAULT_TOP_M, choose_drafts
+from minedraft_workers.sampling.choose import DEFAULT_TOP_M, ChoiceRow, choose_drafts
 
 logger = logging.getLogger("minedraft.drafter")
 
@@ -37,6 +37,10 @@ class ModelProposer:
         return self._executor.num_free_blocks
 
     def propose(self, rows: Sequence[DraftRow]) -> int:
+        """Cache each row's tokens, then draft until every row has its `draft_len` drafts. A row ends
+        early where its context or the KV does, or at logits that are not finite; the others go on.
+        Implements `Proposer`.
+        """
         start_ns = time.perf_counter_ns()
         logits = self._executor.forward(
             [ForwardSpan(row.state.request_id, row.prefix_len, row.tokens, 1 if row.draft_len else 0) for row in rows]
@@ -85,9 +89,7 @@ class ModelProposer:
         """Add a draft to each row; one whose logits are not finite has had its last."""
         choice = choose_drafts(
             logits[:, : self._num_columns],
-            [row.state for row in rows],
-            [row.committed_len + len(row.drafts) for row in rows],
-            [row.drafts for row in rows],
+            [ChoiceRow(row.state, row.committed_len + len(row.drafts), row.drafts) for row in rows],
             self._draft_vocab_ids,
             self._top_m,
         )

@@ -62,10 +62,11 @@ class PromptLookup:
 
 
 class NgramProposer:
-    """Prompt lookup. It holds no KV, so its `num_blocks` never run out."""
+    """Prompt lookup. It holds no KV, so it has no blocks either."""
 
-    def __init__(self, num_blocks: int) -> None:
-        self.num_free_blocks = num_blocks
+    num_free_blocks = 0
+
+    def __init__(self) -> None:
         self._lookups: dict[int, PromptLookup] = {}
 
     def propose(self, rows: Sequence[DraftRow]) -> int:

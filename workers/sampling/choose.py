@@ -27,10 +27,27 @@ from minedraft_workers.sampling.row_search import SearchedRow, argmax_rows
 from minedraft_workers.sampling.vocab_columns import Columns, columns_of
 from minedraft_workers.sequence import SequenceState
 
-__all__ = ["DraftChoice", "SequenceState", "choose_drafts", "coupled_choice", "draw", "truncate_q"]
-
 DEFAULT_TOP_M = 32
 _DRAW_BLOCK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceRow:
+    """A request whose next draft token is chosen.
+
+    Attributes:
+        position: absolute position (index in prompt + output) of the token to choose.
+        drafts: of this round so far.
+    """
+
+    state: SequenceState
+    position: int
+    drafts: Sequence[int] = ()
+
+    @property
+    def takes_peak(self) -> bool:
+        """Whether it takes the most probable token of its row as it is."""
+        return is_greedy(self.state) and not needs_adjusting(self.state, self.position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +66,7 @@ class DraftChoice:
 
 def choose_drafts(
     logits: torch.Tensor,
-    states: Sequence[SequenceState],
-    positions: Sequence[int],
-    extra_tokens: Sequence[Sequence[int]],
+    rows: Sequence[ChoiceRow],
     draft_vocab_ids: torch.Tensor | None = None,
     top_m: int = DEFAULT_TOP_M,
 ) -> DraftChoice:
@@ -59,39 +74,16 @@ def choose_drafts(
 
     Args:
         logits: float32 [B, n], of the draft model.
-        positions: B absolute positions (index in prompt + output) of the tokens to choose.
-        extra_tokens: the drafts of this round so far, per request.
+        rows: the B requests.
         draft_vocab_ids: integers [n], the token id of each column; None = column j is token j.
         top_m: how many tokens q is cut down to under REJECTION.
     """
     columns = columns_of(logits.shape[-1], logits.device, draft_vocab_ids)
-    chosen: list[_Choice] = [_Choice(None)] * len(states)
-    plain = [
-        index
-        for index, (state, position) in enumerate(zip(states, positions, strict=True))
-        if is_greedy(state) and not needs_adjusting(state, position)
-    ]
-    if plain:
-        peaks, best = argmax_rows(logits if len(plain) == len(states) else logits[plain])
-        for index, peak, column in zip(plain, peaks, best, strict=True):
-            chosen[index] = _Choice(column if math.isfinite(peak) else None)
-    for index in set(range(len(states))).difference(plain):
-        chosen[index] = _choose(logits[index], states[index], positions[index], extra_tokens[index], columns, top_m)
-    tokens = [None if choice.column is None else columns.token_id(choice.column) for choice in chosen]
-    under_rejection = [index for index, state in enumerate(states) if state.spec.acceptance is Acceptance.REJECTION]
-    if not under_rejection:
+    choices = _choose_all(logits, rows, columns, top_m)
+    tokens = [None if choice.column is None else columns.token_id(choice.column) for choice in choices]
+    if not any(row.state.spec.acceptance is Acceptance.REJECTION for row in rows):
         return DraftChoice(tokens, None, None)
-    q_ids = torch.full((len(states), min(top_m, columns.num_columns)), -1, dtype=torch.int32)
-    q_probs = torch.zeros(q_ids.shape)
-    for index in under_rejection:
-        choice, token = chosen[index], tokens[index]
-        if choice.kept is None or choice.probs is None:
-            if token is not None:  # not sampled: all of q is on it
-                q_ids[index, 0], q_probs[index, 0] = token, 1.0
-        else:
-            q_ids[index, : len(choice.kept)] = torch.tensor([columns.token_id(column) for column in choice.kept])
-            q_probs[index, : len(choice.kept)] = choice.probs
-    return DraftChoice(tokens, q_ids, q_probs)
+    return DraftChoice(tokens, *_pack_q(rows, choices, columns, top_m))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,24 +92,53 @@ class _Choice:
     probabilities that it was sampled from."""
 
     column: int | None
-    kept: list[int] | None = None
+    kept: Sequence[int] = ()
     probs: torch.Tensor | None = None
 
 
-def _choose(
-    row: torch.Tensor, state: SequenceState, position: int, drafts: Sequence[int], columns: Columns, top_m: int
-) -> _Choice:
+def _choose_all(logits: torch.Tensor, rows: Sequence[ChoiceRow], columns: Columns, top_m: int) -> list[_Choice]:
+    """A choice for each row; those that take their peak are searched together."""
+    choices = [_Choice(None)] * len(rows)
+    plain = [index for index, row in enumerate(rows) if row.takes_peak]
+    if plain:
+        peaks, best = argmax_rows(logits if len(plain) == len(rows) else logits[plain])
+        for index, peak, column in zip(plain, peaks, best, strict=True):
+            choices[index] = _Choice(column if math.isfinite(peak) else None)
+    for index in set(range(len(rows))).difference(plain):
+        choices[index] = _choose(logits[index], rows[index], columns, top_m)
+    return choices
+
+
+def _choose(logits: torch.Tensor, row: ChoiceRow, columns: Columns, top_m: int) -> _Choice:
+    state = row.state
     if is_greedy(state):
-        searched = SearchedRow(adjust(row, state, drafts, columns))
+        searched = SearchedRow(adjust(logits, state, row.drafts, columns))
         return _Choice(searched.argmax() if math.isfinite(searched.peak) else None)
-    processed = process(row, state, drafts, columns)
+    processed = process(logits, state, row.drafts, columns)
     if not processed.is_usable:
         return _Choice(None)
     if state.spec.acceptance is Acceptance.COUPLED:
-        return _Choice(coupled_choice(processed, columns, state.spec.seed, position))
+        return _Choice(coupled_choice(processed, columns, state.spec.seed, row.position))
     indices, probs = truncate_q(processed, top_m)
     kept = (indices if processed.columns is None else processed.columns[indices]).tolist()
-    return _Choice(kept[draw(probs, uniform(state.spec.seed, position, Purpose.DRAFT))], kept, probs)
+    return _Choice(kept[draw(probs, uniform(state.spec.seed, row.position, Purpose.DRAFT))], kept, probs)
+
+
+def _pack_q(
+    rows: Sequence[ChoiceRow], choices: Sequence[_Choice], columns: Columns, top_m: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q_ids and q_probs of `DraftChoice`. A token that was not sampled has all of q."""
+    q_ids = torch.full((len(rows), min(top_m, columns.num_columns)), -1, dtype=torch.int32)
+    q_probs = torch.zeros(q_ids.shape)
+    for index, (row, choice) in enumerate(zip(rows, choices, strict=True)):
+        if row.state.spec.acceptance is not Acceptance.REJECTION or choice.column is None:
+            continue
+        if choice.probs is None:
+            q_ids[index, 0], q_probs[index, 0] = columns.token_id(choice.column), 1.0
+        else:
+            q_ids[index, : len(choice.kept)] = torch.tensor([columns.token_id(column) for column in choice.kept])
+            q_probs[index, : len(choice.kept)] = choice.probs
+    return q_ids, q_probs
 
 
 def truncate_q(processed: ProcessedRow, top_m: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,7 +25,12 @@ def argmax_rows(logits: torch.Tensor) -> tuple[list[float], list[int]]:
 
 
 class SearchedRow:
-    """One row, float32 [n]."""
+    """One row of logits or scores.
+
+    Attributes:
+        row: float32 [n].
+        peak: its maximum; NaN where it has a NaN.
+    """
 
     __slots__ = ("_values", "peak", "row")
 

@@ -63,7 +63,7 @@ def socket_address(folder: Path) -> str:
         (("--listen", "[::]:7777"), ("listen", "[::]:7777", "--insecure-public")),
         (("--max-model-len", "4096"), ("max_model_len", "4096", "512")),
         (("--max-model-len", "512", "--num-blocks", "8"), ("max_model_len is 512", "num_blocks 8", "128 tokens")),
-        (("--block-size", "0"), ("block-size", "0", "256")),
+        (("--block-size", "0"), ("block_size", "0", "greater than or equal to 1")),
         (("--dtype", "int4"), ("dtype", "int4", "bfloat16")),
         (("--what",), ("--what",)),
     ],

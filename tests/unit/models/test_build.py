@@ -17,11 +17,13 @@ import minedraft.models.catalogue
 from minedraft.errors import ConfigError, ModelError
 from minedraft.models.cache import write_manifest
 from minedraft.models.catalogue import NOT_FETCHED, PAIRS, READY, PairNames, ensure_model, ensure_pair, list_models
-from minedraft.models.folder import check_model_folder, check_pair
+from minedraft.models.folder import DRAFT_VOCAB_NAME, check_model_folder, check_pair
+from minedraft.models.generation_config import read_eos_ids
 from minedraft.models.progress import Progress
 from minedraft.models.row_scales import pack_matrices
 from minedraft.models.shipped_drafter import FORMAT, fingerprint_target
 from minedraft.models.sources import KNOWN_MODELS, AssetSource, GgufSource, KnownModel, PinnedWheel
+from minedraft.models.weight_files import read_all_tensors
 from minedraft.text.tokenizer import Tokenizer
 from tests.support.full_disk import full_disk
 from tests.support.tiny_gguf import write_tiny_gguf
@@ -97,8 +99,9 @@ def test_wheels_become_a_model_folder_once(register, original: Path, wheels_dir:
         "writing the weights", "checking",
     ]  # fmt: skip
     assert {progress.model for progress in steps} == {NAME}
-    info = check_model_folder(folder, "target")
-    assert (info.dtype, info.vocab_size, info.eos_ids) == ("bfloat16", 420, (2, 0))
+    assert check_model_folder(folder, "target").vocab_size == 420
+    assert read_eos_ids(folder) == (2, 0)
+    assert {tensor.dtype for tensor in read_all_tensors(folder).values()} == {"BF16"}
     assert {path.parent for path in _files(tmp_path / "cache")} == {folder}, "only the result stays"
 
     ours, theirs = Tokenizer.load(folder), Tokenizer.load(original)
@@ -153,9 +156,8 @@ def test_a_shipped_drafter_is_completed_with_the_targets_weights(asset: Path, tm
     pair = ensure_pair("tiny")
     assert pair.target == target
     assert pair.draft is not None
-    info = check_model_folder(pair.draft, "draft")
-    assert info.has_draft_vocab
-    check_pair(check_model_folder(target, "target"), info)
+    assert (pair.draft / DRAFT_VOCAB_NAME).is_file()
+    check_pair(check_model_folder(target, "target"), check_model_folder(pair.draft, "draft"))
     assert ensure_pair("tiny", _fail_on_progress) == pair
 
     (asset / "README.md").write_text("changed")

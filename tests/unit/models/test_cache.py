@@ -20,7 +20,6 @@ from minedraft.models.catalogue import (
     is_available,
     list_models,
 )
-from minedraft.models.progress import Progress, as_lines
 
 
 def test_the_cache_is_where_the_environment_says():
@@ -149,18 +148,3 @@ def test_a_drafter_without_its_assets_is_not_available(tmp_path: Path, monkeypat
 def test_an_unknown_pair_lists_the_known_ones():
     with pytest.raises(ConfigError, match="known pairs: smollm2, qwen"):
         ensure_pair("llama")
-
-
-def test_progress_lines_come_at_each_step_and_every_two_seconds():
-    times = iter([0.0, 1.0, 2.5, 2.6, 2.7])
-    lines: list[str] = []
-    on_progress = as_lines(lines.append, clock=lambda: next(times))
-    for progress in (
-        Progress("downloading", 0, 5_000_000, "m"),
-        Progress("downloading", 1_000_000, 5_000_000, "m"),
-        Progress("downloading", 2_000_000, 5_000_000, "m"),
-        Progress("checking", model="m"),
-        Progress("checking", model="other"),
-    ):
-        on_progress(progress)
-    assert lines == ["m: downloading, 0 of 5 MB", "m: downloading, 2 of 5 MB", "m: checking", "other: checking"]

@@ -1,4 +1,4 @@
-"""The handshake of a worker: what it says of itself, and how its clock differs."""
+"""What a worker says of itself survives the wire, and nonsense is refused by name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,37 @@ import pytest
 
 from minedraft.errors import InvalidRequest
 from minedraft.rpc import codec
-from minedraft.types import Role, Timing
+from minedraft.types import DraftMethod, Role, Timing
 from minedraft.v1 import worker_pb2
-from tests.unit.rpc.test_codec_worker import INFO
+from tests.fakes.null_worker import null_info
+
+INFO = null_info(Role.VERIFIER)
+
+
+def test_worker_info_survives_the_wire() -> None:
+    model = replace(INFO, role=Role.DRAFTER, draft_method=DraftMethod.MODEL, weights_bytes=1 << 40)
+    ngram = replace(INFO, role=Role.DRAFTER, draft_method=DraftMethod.NGRAM, num_blocks=0, epoch=(1 << 64) - 1)
+    for info in (INFO, model, ngram):
+        wire = codec.info_to_pb(info, 5).SerializeToString()
+        assert codec.info_from_pb(worker_pb2.HandshakeReply.FromString(wire), 4, 6) == info
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"vocab_size": 0}, {"num_blocks": 0}, {"block_size": 0}, {"max_model_len": 0}, {"model_name": "x" * 2000}],
+)
+def test_a_handshake_with_nonsense_in_it_is_refused(changes: dict[str, object]) -> None:
+    message = codec.info_to_pb(replace(INFO, **changes), 5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match=next(iter(changes))):
+        codec.info_from_pb(message, 4, 6)
+
+
+@pytest.mark.parametrize("field", ["role", "draft_method"])
+def test_a_worker_of_an_unknown_kind_is_refused(field: str) -> None:
+    message = codec.info_to_pb(INFO, 5)
+    setattr(message, field, "oracle")
+    with pytest.raises(InvalidRequest, match=f"{field} is 'oracle': must be one of"):
+        codec.info_from_pb(message, 4, 6)
 
 
 def test_moments_of_a_worker_are_on_the_schedulers_clock() -> None:
@@ -25,19 +53,3 @@ def test_moments_of_a_worker_are_on_the_schedulers_clock() -> None:
 
 def test_workers_of_one_host_have_one_clock() -> None:
     assert codec.clock_offset_ns(worker_ns=60, sent_ns=50, received_ns=90) == 0
-
-
-def test_worker_info_survives_the_wire() -> None:
-    info = replace(INFO, role=Role.DRAFTER, draft_method="ngram", weights_bytes=1 << 40, epoch=(1 << 64) - 1)
-    wire = codec.info_to_pb(info, 5).SerializeToString()
-    assert codec.info_from_pb(worker_pb2.HandshakeReply.FromString(wire), 4, 6) == info
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"vocab_size": 0}, {"num_blocks": 0}, {"block_size": 0}, {"max_model_len": 0}, {"model_name": "x" * 2000}],
-)
-def test_a_handshake_with_nonsense_in_it_is_refused(changes: dict[str, object]) -> None:
-    message = codec.info_to_pb(replace(INFO, **changes), 5)  # type: ignore[arg-type]
-    with pytest.raises(InvalidRequest, match=next(iter(changes))):
-        codec.info_from_pb(message, 4, 6)

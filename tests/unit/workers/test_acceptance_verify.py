@@ -21,7 +21,7 @@ from minedraft_workers.sampling.acceptance import (
     residual,
     verify,
 )
-from minedraft_workers.sampling.choose import choose_drafts, draw
+from minedraft_workers.sampling.choose import ChoiceRow, choose_drafts, draw
 from minedraft_workers.sampling.processors import process
 from minedraft_workers.sampling.randomness import Purpose, uniform
 from minedraft_workers.sampling.vocab_columns import columns_of
@@ -58,7 +58,7 @@ def run_round(
     for _ in range(draft_len):
         row = model_row([*state.tokens, *drafts], 2, vocab)
         row = row if draft_ids is None else row[draft_ids.long()]
-        choice = choose_drafts(row[None], [state], [len(state.tokens) + len(drafts)], [drafts], draft_ids, top_m)
+        choice = choose_drafts(row[None], [ChoiceRow(state, len(state.tokens) + len(drafts), drafts)], draft_ids, top_m)
         drafts.append(choice.tokens[0])
         if choice.q_ids is not None and choice.q_probs is not None:
             q_ids.append(choice.q_ids)
@@ -293,7 +293,7 @@ def test_an_equal_drafter_is_always_accepted() -> None:
         for seed in range(20):
             state = make_state(acceptance, seed, top_k=5)
             row = random_rows(1, 90, seed)
-            choice = choose_drafts(row, [state], [3], [[]])
+            choice = choose_drafts(row, [ChoiceRow(state, 3)])
             verify_row = VerifyRow(state, choice.tokens, choice.q_ids, choice.q_probs)
             outcome = verify(torch.cat([row, row]), [verify_row])[0]
             if acceptance is Acceptance.COUPLED or choice.q_probs is None:

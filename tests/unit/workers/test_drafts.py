@@ -9,7 +9,7 @@ import torch
 
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Acceptance, SequenceSpec
-from minedraft_workers.sampling.choose import choose_drafts, coupled_choice, draw, truncate_q
+from minedraft_workers.sampling.choose import ChoiceRow, choose_drafts, coupled_choice, draw, truncate_q
 from minedraft_workers.sampling.processors import ProcessedRow, process
 from minedraft_workers.sampling.randomness import Purpose, gumbel, uniform
 from minedraft_workers.sampling.row_search import SearchedRow, argmax_rows
@@ -113,8 +113,8 @@ def test_a_drafter_with_a_reduced_vocabulary_shares_the_noise_of_its_tokens() ->
     masked[ids.long()] = row[ids.long()]
     for position in range(20):
         state = make_state(Acceptance.COUPLED, top_k=100)
-        reduced = choose_drafts(row[ids.long()][None], [state], [position], [[]], ids).tokens
-        whole = choose_drafts(masked[None], [state], [position], [[]]).tokens
+        reduced = choose_drafts(row[ids.long()][None], [ChoiceRow(state, position)], ids).tokens
+        whole = choose_drafts(masked[None], [ChoiceRow(state, position)]).tokens
         assert reduced == whole
 
 
@@ -124,7 +124,7 @@ def test_q_is_the_renormalised_top_of_the_processed_row_and_what_was_sampled_fro
     row = random_rows(1, 500, 7)
     for sampling in ({}, {"top_k": 5}, {"top_p": 0.9, "temperature": 0.6}, {"min_p": 0.5}):
         state = make_state(Acceptance.REJECTION, **sampling)
-        choice = choose_drafts(row, [state], [4], [[]], ids, top_m=8)
+        choice = choose_drafts(row, [ChoiceRow(state, 4)], ids, top_m=8)
         assert choice.q_ids is not None
         assert choice.q_probs is not None
         assert choice.q_ids.dtype == torch.int32
@@ -142,7 +142,7 @@ def test_q_is_the_renormalised_top_of_the_processed_row_and_what_was_sampled_fro
 
 
 def test_a_small_vocabulary_makes_a_narrow_q() -> None:
-    choice = choose_drafts(random_rows(1, 6), [make_state(Acceptance.REJECTION)], [4], [[]], None, top_m=32)
+    choice = choose_drafts(random_rows(1, 6), [ChoiceRow(make_state(Acceptance.REJECTION), 4)], None, top_m=32)
     assert choice.q_ids is not None
     assert choice.q_ids.shape == (1, 6)
 
@@ -158,8 +158,8 @@ def test_a_mixed_batch_gives_each_request_what_it_gets_alone() -> None:
         make_state(Acceptance.COUPLED, seed=4, top_k=3, presence_penalty=1.0),
     ]
     extras = [[], [5], [5, 6], [5], [], [7]]
-    positions = [len(TOKENS) + len(extra) for extra in extras]
-    together = choose_drafts(rows, states, positions, extras)
+    requests = [ChoiceRow(state, len(TOKENS) + len(extra), extra) for state, extra in zip(states, extras, strict=True)]
+    together = choose_drafts(rows, requests)
     assert together.tokens[0] == int(rows[0].argmax())
     assert None not in together.tokens
     assert together.q_ids is not None
@@ -168,9 +168,7 @@ def test_a_mixed_batch_gives_each_request_what_it_gets_alone() -> None:
     assert together.q_ids[4, 0] == together.tokens[4]
     assert together.q_probs[4, 0] == 1.0
     for order in ([5, 4, 3, 2, 1, 0], [2], [1, 3]):
-        some = choose_drafts(
-            rows[order], [states[i] for i in order], [positions[i] for i in order], [extras[i] for i in order]
-        )
+        some = choose_drafts(rows[order], [requests[i] for i in order])
         assert some.tokens == [together.tokens[i] for i in order]
         if some.q_ids is not None:
             assert some.q_probs is not None
@@ -182,11 +180,11 @@ def test_a_mixed_batch_gives_each_request_what_it_gets_alone() -> None:
 @pytest.mark.parametrize("acceptance", list(Acceptance))
 def test_a_bad_row_has_no_draft_and_its_neighbours_are_untouched(acceptance: Acceptance, bad: float) -> None:
     temperature = 0.0 if acceptance is Acceptance.GREEDY else 1.0
-    states = [make_state(acceptance, seed, temperature=temperature) for seed in range(3)]
+    requests = [ChoiceRow(make_state(acceptance, seed, temperature=temperature), 4) for seed in range(3)]
     rows = random_rows(3, 200, 9)
-    clean = choose_drafts(rows, states, [4] * 3, [[]] * 3)
+    clean = choose_drafts(rows, requests)
     rows[1, 77] = bad
-    dirty = choose_drafts(rows, states, [4] * 3, [[]] * 3)
+    dirty = choose_drafts(rows, requests)
     assert None not in clean.tokens
     assert dirty.tokens == [clean.tokens[0], None, clean.tokens[2]]
     if acceptance is Acceptance.REJECTION:
@@ -196,7 +194,7 @@ def test_a_bad_row_has_no_draft_and_its_neighbours_are_untouched(acceptance: Acc
 
 def test_a_row_whose_every_token_is_masked_has_no_draft() -> None:
     state = make_state(Acceptance.GREEDY, temperature=0.0, min_new_tokens=5)
-    assert choose_drafts(random_rows(1, 1), [state], [4], [[]]).tokens == [None]
+    assert choose_drafts(random_rows(1, 1), [ChoiceRow(state, 4)]).tokens == [None]
 
 
 def test_truncated_q_is_sorted_and_sums_to_one() -> None:

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from minedraft.core.blocks import BlocksExhausted
+from minedraft.device import Device
 from minedraft.errors import ConfigError, ProtocolError
-from minedraft_workers.device import Device
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from tests.support.tiny_models import make_tiny_model
 
@@ -41,7 +41,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def load(path: Path, **options: object) -> Executor:
-    settings = {"device": Device.parse("cpu"), "dtype": "float32", "num_blocks": 64} | options
+    settings = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 64} | options
     return Executor.load(path, **settings)
 
 
@@ -265,16 +265,17 @@ def test_capacity_follows_memory_and_context_follows_the_model(
     llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 2 layers x 2 heads x (8 + 8) float32 a token, 16 tokens a block.
-    assert load(llama_dir, num_blocks=None, kv_bytes=10 * 4096 + 5).num_blocks == 10
-    monkeypatch.setattr("minedraft_workers.execution.executor.available_memory", lambda: 8 * 20 * 4096)
+    free_bytes = 8 * (20 * 4096 + 5)
+    monkeypatch.setattr("minedraft_workers.execution.executor.available_memory", lambda: free_bytes)
     assert load(llama_dir, num_blocks=None).num_blocks == 20
     assert load(llama_dir, max_model_len=100).max_model_len == 100
     with pytest.raises(ConfigError, match="max_model_len is 513: the model's context is 512 tokens"):
         load(llama_dir, max_model_len=513)
     with pytest.raises(ConfigError, match=r"num_blocks is \d+: 1125900 GB of KV cache are more than this device has"):
         load(llama_dir, num_blocks=1 << 38)
-    with pytest.raises(ConfigError, match="one block of 16 tokens takes 4096 bytes"):
-        load(llama_dir, num_blocks=None, kv_bytes=100)
+    free_bytes = 8 * 4095
+    with pytest.raises(ConfigError, match="one block of 16 tokens takes 4096 bytes, the memory has room for 4095"):
+        load(llama_dir, num_blocks=None)
 
 
 def test_it_says_what_it_is(llama_dir: Path) -> None:

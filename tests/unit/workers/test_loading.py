@@ -13,19 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
-from minedraft.address import Address
+from minedraft.config import load_worker_settings
+from minedraft.device import Device
 from minedraft.errors import ConfigError, ModelError
-from minedraft.models.folder import check_model_folder
 from minedraft.models.model_config import max_context
-from minedraft.types import Role
-from minedraft_workers.device import Device
+from minedraft_workers.composition import Plan, load_actor
 from minedraft_workers.execution.executor import Executor, ForwardSpan
-from minedraft_workers.main import WorkerSettings, _load
 from tests.support.tiny_models import make_tiny_model
 
 
 def load(path: Path, **options: Any) -> Executor:
-    settings: dict[str, Any] = {"device": Device.parse("cpu"), "dtype": "float32", "num_blocks": 8}
+    settings: dict[str, Any] = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 8}
     return Executor.load(path, **(settings | options))
 
 
@@ -148,13 +146,11 @@ def test_the_context_of_a_folder_is_the_one_of_the_loaded_configuration(ropes: d
 def test_a_context_that_the_kv_memory_cannot_hold_is_refused_or_shrinks_with_a_word(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = check_model_folder(make_tiny_model(tmp_path), "model")
-    address, device = Address.parse("unix:/tmp/m.sock"), Device.parse("cpu")
-    settings = WorkerSettings(Role.VERIFIER, folder, device, address, "float32", None, 8, 16, "")
-    logger = logging.getLogger("minedraft.worker")
-    assert _load(settings, logger).info.max_model_len == 128
+    flags = {"model": make_tiny_model(tmp_path), "listen": "unix:/tmp/m.sock", "dtype": "float32", "num_blocks": 8}
+    plan = Plan.make(load_worker_settings({"role": "verifier", **flags}))
+    assert load_actor(plan).info.max_model_len == 128
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
         "the context is 128 tokens, less than the model's 512: the KV memory holds 128 tokens"
     ]
     with pytest.raises(ConfigError, match="max_model_len is 129: the KV memory holds 128 tokens"):
-        _load(replace(settings, max_model_len=129), logger)
+        load_actor(replace(plan, max_model_len=129))

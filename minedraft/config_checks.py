@@ -1,0 +1,103 @@
+"""Settings that are right one by one and cannot work together, and texts that mean nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minedraft.address import Address
+from minedraft.device import Device
+from minedraft.errors import ConfigError
+from minedraft.types import DraftMethod
+
+if TYPE_CHECKING:
+    from minedraft.config import Settings, SharedSettings
+
+_TOKENS_BESIDE_DRAFTS = 3  # of a shortest request with one whole round: its prompt, the first token, the bonus token
+
+
+def contradictions(settings: Settings) -> list[ConfigError]:
+    """All that cannot work in the settings of a service."""
+    return [
+        *_wrong_models(settings),
+        *_wrong_lengths(settings),
+        *wrong_devices(settings, "target_device", "draft_device"),
+        *wrong_addresses(settings, "listen", "target_address", "draft_address"),
+    ]
+
+
+def wrong_devices(settings: SharedSettings, *fields: str) -> list[ConfigError]:
+    """The settings among `fields` that name no device."""
+    errors: list[ConfigError] = []
+    for field in fields:
+        try:
+            Device.parse(getattr(settings, field), field)
+        except ConfigError as error:
+            errors.append(error)
+    return errors
+
+
+def wrong_addresses(settings: SharedSettings, *fields: str) -> list[ConfigError]:
+    """The settings among `fields` that are no address, that of another one, or open to other hosts unasked."""
+    errors: list[ConfigError] = []
+    fields_of: dict[str, str] = {}
+    for field in fields:
+        text = getattr(settings, field)
+        if text is None:
+            continue
+        try:
+            address = Address.parse(text, field)
+        except ConfigError as error:
+            errors.append(error)
+            continue
+        if address.target in fields_of:
+            limit = f"is also {fields_of[address.target]}; each needs its own address"
+            errors.append(ConfigError(field, text, limit))
+        fields_of[address.target] = field
+        if field == "listen" and not address.is_local and not settings.insecure_public:
+            limit = "other hosts could connect, unencrypted; --insecure-public says that is meant"
+            errors.append(ConfigError(field, text, limit))
+    return errors
+
+
+def _wrong_models(settings: Settings) -> list[ConfigError]:
+    """Folders that are missing, or that nobody would use."""
+    errors: list[ConfigError] = []
+    draft, is_ngram = settings.draft, settings.draft_method is DraftMethod.NGRAM
+    if draft is not None and is_ngram:
+        limit = "a draft model is not used with draft_method ngram; leave one of them out"
+        errors.append(ConfigError("draft", str(draft), limit))
+    if draft is not None and settings.draft_address is not None:
+        limit = "the drafter at draft_address has its own model; leave one of them out"
+        errors.append(ConfigError("draft", str(draft), limit))
+    if draft is not None and settings.target is None:
+        errors.append(ConfigError("draft", str(draft), "needs target: a pair of your own is given by both folders"))
+    has_drafter = draft is not None or settings.draft_address is not None or is_ngram
+    if settings.target is not None and settings.needs_drafter and not has_drafter:
+        limit = "target needs a draft model: give draft, or draft_method ngram, or mode ar"
+        errors.append(ConfigError("draft", None, limit))
+    return errors
+
+
+def _wrong_lengths(settings: Settings) -> list[ConfigError]:
+    """Lengths that were given and do not fit into each other, or the mode."""
+    errors: list[ConfigError] = []
+    if settings.draft_len == 0 and settings.mode.has_drafts:
+        limit = f"must be at least 1 in mode {settings.mode.value}; without drafts use mode ar"
+        errors.append(ConfigError("draft_len", 0, limit))
+    holders: list[tuple[int, str]] = []  # what bounds a request: tokens, and the settings that say so
+    if settings.num_blocks is not None:
+        kv = f"num_blocks {settings.num_blocks} of block_size {settings.block_size}"
+        holders.append((settings.num_blocks * settings.block_size, kv))
+        if settings.max_model_len is not None and settings.max_model_len > holders[0][0]:
+            errors.append(ConfigError("max_model_len", settings.max_model_len, f"{kv} hold {holders[0][0]} tokens"))
+    if settings.max_model_len is not None:
+        holders.append((settings.max_model_len, "max_model_len"))
+        if settings.prefill_chunk > settings.max_model_len:
+            limit = f"must not exceed max_model_len {settings.max_model_len}"
+            errors.append(ConfigError("prefill_chunk", settings.prefill_chunk, limit))
+    num_tokens = settings.draft_len + _TOKENS_BESIDE_DRAFTS
+    if holders and settings.needs_drafter and num_tokens > min(holders)[0]:
+        held, holder = min(holders)
+        limit = f"a prompt and one round of it need {num_tokens} tokens, {holder} gives {held}"
+        errors.append(ConfigError("draft_len", settings.draft_len, limit))
+    return errors

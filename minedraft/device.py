@@ -1,0 +1,98 @@
+"""Where a worker computes: some of this machine's cores, or one CUDA device."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from minedraft.errors import ConfigError
+
+DEVICE_FORMS = "cpu, cpu:0, cpu:0-3, cpu:0,2 or cuda:0"
+_NUM_CORES = 4096  # more than any machine has
+_CORES = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?", re.ASCII)
+_CUDA = re.compile(r"cuda(?::(\d{1,4}))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A set of CPU cores, or one CUDA device.
+
+    Attributes:
+        kind: "cpu" or "cuda".
+        cores: the cores, ascending ("cpu" only); none stands for every core of the process that computes.
+        index: the CUDA ordinal ("cuda" only).
+    """
+
+    kind: Literal["cpu", "cuda"]
+    cores: tuple[int, ...] = ()
+    index: int = 0
+
+    @classmethod
+    def parse(cls, text: str, field: str = "device") -> Device:
+        """Read a device in one of DEVICE_FORMS. Whether this machine has it is another matter (`here`).
+
+        Raises:
+            ConfigError: the text has another form; it names `field`.
+        """
+        plain = text.strip().lower()
+        if cuda := _CUDA.fullmatch(plain):
+            return cls("cuda", index=int(cuda[1] or 0))
+        kind, colon, cores = plain.partition(":")
+        if kind != "cpu" or (colon and not cores):
+            raise ConfigError(field, text, f"must be {DEVICE_FORMS}")
+        return cls("cpu", cores=_parse_cores(cores, text, field) if colon else ())
+
+    def here(self, field: str = "device") -> Device:
+        """Return the device with its cores named, checked against what this process may use. Whether there is
+        a CUDA device of that number only torch can tell.
+
+        Raises:
+            ConfigError: this process may not use one of the cores, or sees no NVIDIA device; it names `field`.
+        """
+        if self.kind == "cuda":
+            if not any(path.exists() for path in (*Path("/dev").glob("nvidia[0-9]*"), Path("/dev/dxg"))):
+                raise ConfigError(field, str(self), "this machine shows no NVIDIA device")
+            return self
+        usable = usable_cores()
+        if missing := sorted(set(self.cores).difference(usable)):
+            limit = f"core {format_cores(missing)} is not among those of this process: {format_cores(usable)}"
+            raise ConfigError(field, str(self), limit)
+        return replace(self, cores=self.cores or usable)
+
+    def __str__(self) -> str:
+        if self.kind == "cuda":
+            return f"cuda:{self.index}"
+        return f"cpu:{format_cores(self.cores)}" if self.cores else "cpu"
+
+
+def usable_cores() -> tuple[int, ...]:
+    """The cores that this process may use, ascending."""
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def format_cores(cores: Iterable[int]) -> str:
+    """Write core numbers the way they are read: 0,1,2,5 -> "0-2,5"."""
+    ranges: list[list[int]] = []
+    for core in sorted(set(cores)):
+        if ranges and ranges[-1][1] == core - 1:
+            ranges[-1][1] = core
+        else:
+            ranges.append([core, core])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+
+
+def _parse_cores(listed: str, text: str, field: str) -> tuple[int, ...]:
+    cores: set[int] = set()
+    for part in listed.split(","):
+        match = _CORES.fullmatch(part)
+        if match is None:
+            raise ConfigError(field, text, f"must be {DEVICE_FORMS}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < _NUM_CORES:
+            raise ConfigError(field, text, f"a range of cores ascends and stays below {_NUM_CORES}")
+        cores.update(range(first, last + 1))
+    return tuple(sorted(cores))

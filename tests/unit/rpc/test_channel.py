@@ -1,0 +1,34 @@
+"""Where servers listen: sockets for their user only, and a typed error where it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc.aio
+import pytest
+
+from minedraft.address import Address
+from minedraft.errors import ConfigError
+from minedraft.rpc.channel import bind, client_server, worker_server
+
+BOTH = pytest.mark.parametrize("make", [client_server, worker_server])
+
+
+@BOTH
+async def test_a_socket_is_for_its_user_only(make: Callable[[], grpc.aio.Server], tmp_path: Path) -> None:
+    server = make()
+    bind(server, Address.parse(f"unix:{tmp_path}/a.sock"))
+    await server.start()
+    assert (tmp_path / "a.sock").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "file").touch()
+    assert (tmp_path / "file").stat().st_mode & 0o777 != 0o600, "other files are made as before"
+    await server.stop(None)
+
+
+@BOTH
+async def test_an_address_that_is_not_of_this_host_is_refused(make: Callable[[], grpc.aio.Server]) -> None:
+    server = make()
+    with pytest.raises(ConfigError, match=r"listen is '192\.0\.2\.1:7000': cannot listen there"):
+        bind(server, Address.parse("192.0.2.1:7000"))
+    await server.stop(None)

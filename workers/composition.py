@@ -1,0 +1,178 @@
+"""A worker put together: its model folder and device, then executor, actor, runtime and server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from minedraft.config import WorkerSettings
+from minedraft.device import Device
+from minedraft.errors import ConfigError
+from minedraft.models.folder import FolderInfo, check_model_folder
+from minedraft.models.vocabulary import vocab_fingerprint
+from minedraft.types import PROTOCOL_VERSION, Role, WorkerInfo
+from minedraft_workers.device import pin
+
+if TYPE_CHECKING:
+    from minedraft_workers.drafter import DrafterActor
+    from minedraft_workers.execution.executor import Executor
+    from minedraft_workers.verifier import VerifierActor
+
+logger = logging.getLogger("minedraft.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A worker's settings, checked against this machine and the model folder. Made without torch.
+
+    Attributes:
+        max_model_len: tokens a sequence, None: the model's own limit.
+    """
+
+    settings: WorkerSettings
+    folder: FolderInfo
+    device: Device
+    max_model_len: int | None
+
+    @classmethod
+    def make(cls, settings: WorkerSettings) -> Self:
+        """Look at the folder and the machine.
+
+        Raises:
+            ModelError: the folder cannot be used. ConfigError: the device or the context cannot.
+        """
+        folder = check_model_folder(settings.model, "model")
+        return cls(settings, folder, Device.parse(settings.device).here(), _cap_context(settings, folder))
+
+    def check_model(self) -> None:
+        """Raise ModelError unless the model can be built; it is, without its weights."""
+        if self.settings.has_model:
+            from minedraft_workers.execution.loading import check_model
+
+            check_model(self.folder.path)
+
+    def run(self) -> int:
+        """Load, and serve until a signal; returns the exit code.
+
+        Raises:
+            ConfigError: device, model, memory or address cannot be used after all.
+        """
+        start_s = time.monotonic()
+        pin(self.device)
+        logger.info("torch imported, on %s, in %.1f s", self.device, time.monotonic() - start_s)
+        return asyncio.run(_serve(self, load_actor(self), start_s))
+
+
+def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
+    """The actor of this role, with its model loaded where it has one.
+
+    Raises:
+        ModelError: the model cannot run here. ConfigError: the KV cache that was asked for does not fit.
+    """
+    from minedraft_workers.drafter import DrafterActor
+
+    settings = plan.settings
+    if not settings.has_model:
+        from minedraft_workers.proposers.ngram import NgramProposer
+
+        return DrafterActor(NgramProposer(), _make_info(plan, None))
+    from minedraft_workers.execution.executor import Executor
+    from minedraft_workers.proposers.draft_model import ModelProposer
+    from minedraft_workers.verifier import VerifierActor
+
+    start_s = time.monotonic()
+    executor = Executor.load(
+        plan.folder.path,
+        device=plan.device,
+        dtype=settings.dtype,
+        num_blocks=settings.num_blocks,
+        block_size=settings.block_size,
+        max_model_len=plan.max_model_len,
+    )
+    logger.info(
+        "%s loaded as %s (%.0f MB) in %.1f s",
+        executor.model_name,
+        executor.dtype_name,
+        executor.weights_bytes / 1e6,
+        time.monotonic() - start_s,
+    )
+    if settings.role is Role.VERIFIER:
+        _check_kv_memory(plan, executor)
+        return VerifierActor(executor, _make_info(plan, executor))
+    return DrafterActor(ModelProposer(executor), _make_info(plan, executor))
+
+
+async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float) -> int:
+    from minedraft_workers.drafter import DrafterActor
+    from minedraft_workers.runtime import WorkerRuntime
+    from minedraft_workers.server import serve
+    from minedraft_workers.servicer import drafter_handler, verifier_handler
+
+    runtime = WorkerRuntime(actor)
+    handler = drafter_handler(actor, runtime) if isinstance(actor, DrafterActor) else verifier_handler(actor, runtime)
+    address, info = plan.settings.listen_address, actor.info
+
+    def on_ready() -> None:
+        logger.info(
+            "ready on %s after %.1f s: %s, %s, %d KV blocks of %d tokens, context %d",
+            address,
+            time.monotonic() - start_s,
+            info.model_name,
+            info.device,
+            info.num_blocks,
+            info.block_size,
+            info.max_model_len,
+        )
+
+    return await serve(runtime, handler, address, on_ready=on_ready)
+
+
+def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:
+    settings, folder = plan.settings, plan.folder
+    return WorkerInfo(
+        role=settings.role,
+        epoch=0,  # the runtime counts them
+        protocol_version=PROTOCOL_VERSION,
+        vocab_size=executor.vocab_size if executor else folder.vocab_size,
+        vocab_fingerprint=vocab_fingerprint(folder.path),
+        num_blocks=executor.num_blocks if executor else 0,
+        block_size=executor.block_size if executor else settings.block_size,
+        max_model_len=executor.max_model_len if executor else plan.max_model_len or folder.max_context,
+        model_name=executor.model_name if executor else settings.draft_method.value,
+        device=str(plan.device),
+        dtype=executor.dtype_name if executor else "none",
+        draft_method=settings.draft_method if settings.role is Role.DRAFTER else None,
+        weights_bytes=executor.weights_bytes if executor else 0,
+    )
+
+
+def _cap_context(settings: WorkerSettings, folder: FolderInfo) -> int | None:
+    """The drafter serves what it can of a longer context (near its end nothing is drafted); the
+    verifier must serve all of it."""
+    max_model_len = settings.max_model_len
+    limit, why = folder.max_context, f"the context of {folder.name} is {folder.max_context} tokens"
+    if settings.num_blocks is not None and settings.num_blocks * settings.block_size < limit:
+        limit = settings.num_blocks * settings.block_size
+        why = f"num_blocks {settings.num_blocks} of block_size {settings.block_size} hold {limit} tokens"
+    if max_model_len is None or max_model_len <= limit:
+        return max_model_len
+    if settings.role is Role.DRAFTER:
+        return limit
+    raise ConfigError("max_model_len", max_model_len, why)
+
+
+def _check_kv_memory(plan: Plan, executor: Executor) -> None:
+    """A context that was asked for must fit the KV memory; the model's own shrinks to it, and that is said."""
+    holds = f"the KV memory holds {executor.num_blocks * executor.block_size} tokens"
+    if plan.max_model_len is not None and executor.max_model_len < plan.max_model_len:
+        raise ConfigError("max_model_len", plan.max_model_len, holds)
+    if plan.max_model_len is None and executor.max_model_len < plan.folder.max_context:
+        logger.warning(
+            "the context is %d tokens, less than the model's %d: %s",
+            executor.max_model_len,
+            plan.folder.max_context,
+            holds,
+        )
