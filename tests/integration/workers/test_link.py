@@ -100,6 +100,7 @@ async def test_a_scheduler_that_waits_gets_the_worker_when_the_first_one_goes(
     worker: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = await GrpcVerifier.connect(worker.address)
+    await until(lambda: worker.runtime.tenancy.tenant is not None)  # before that, a later handshake would win
     second = asyncio.create_task(GrpcVerifier.connect(worker.address))
     await until(lambda: "handshake refused: in use by" in caplog.text)
     await first.close()
