@@ -81,11 +81,13 @@ MAY_IMPORT_HEAVY = frozenset(
 MAY_IMPORT_STUBS = frozenset(
     {
         "minedraft/client.py",
-        "minedraft/server/composition.py",
-        "minedraft/server/service.py",
+        "minedraft/server/grpc_door.py",
         "workers/servicer.py",
     }
 )
+# Of the server only its doors, and what puts the process together, know how clients come in.
+DOORS = frozenset({"minedraft/server/grpc_door.py", "minedraft/server/composition.py"})
+WIRE = ("grpc", "google", "minedraft.rpc", "minedraft.v1")
 # Each can run code from the bytes it reads.
 UNSAFE_MODULES = frozenset({"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"})
 UNSAFE_CALLS = frozenset({"eval", "exec", "compile", "torch.load", "torch.hub.load", "os.system"})
@@ -161,6 +163,13 @@ def test_a_file_imports_only_what_its_room_may(path: Path):
             assert top not in IMPURE, f"{dotted} in the pure {own}"
         if dotted.startswith("minedraft.v1"):
             assert own == "rpc" or name in MAY_IMPORT_STUBS, f"{dotted}: only the codec knows fields"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.values[0].parent.name == "server"])
+def test_the_service_knows_no_wire(path: Path):
+    name = _name(path)
+    found = [dotted for dotted, _ in _imports(ast.parse(path.read_text())) if dotted.startswith(WIRE)]
+    assert name in DOORS or not found, f"{found}: only {', '.join(sorted(DOORS))}"
 
 
 def test_every_folder_says_what_it_is_and_what_it_may_import():
