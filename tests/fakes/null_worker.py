@@ -24,7 +24,7 @@ from minedraft.types import (
     WorkerInfo,
 )
 from minedraft_workers.runtime import Work, WorkerRuntime
-from minedraft_workers.server import serve
+from minedraft_workers.server import serve_worker
 from minedraft_workers.servicer import drafter_handler, verifier_handler
 
 
@@ -88,7 +88,7 @@ async def _serve(role: Role, address: Address) -> int:
     actor = NullActor(role)
     runtime = WorkerRuntime(actor)
     handler = drafter_handler(actor, runtime) if role is Role.DRAFTER else verifier_handler(actor, runtime)
-    return await serve(runtime, handler, address)
+    return await serve_worker(runtime, handler, address)
 
 
 @click.command()
