@@ -4,6 +4,7 @@
     ├── ConfigError                     -                    -      no       78
     │   ├── ConfigErrors                -                    -      no       78   (several at once)
     │   └── ModelError                  -                    -      no       78   (a model folder cannot be used)
+    ├── StartFailed                     -                    -      no       70   (78 where a setting is at fault)
     ├── InvalidRequest                  INVALID_ARGUMENT     400    no
     ├── DuplicateRequest                ALREADY_EXISTS       409    no
     ├── Overloaded                      RESOURCE_EXHAUSTED   429    yes, after `retry_after_s`
@@ -85,6 +86,16 @@ class ModelError(ConfigError):
     """A model folder cannot be used (missing, truncated, unsafe format, other tokenizer ...)."""
 
     reason = "MODEL"
+
+
+class StartFailed(MineDraftError):
+    """A service that this process started for itself did not get ready; the message ends with its last words."""
+
+    reason = "START_FAILED"
+
+    def __init__(self, message: str, exit_code: int = EXIT_INTERNAL) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
 
 
 class InvalidRequest(_FieldError):

@@ -18,28 +18,13 @@ from minedraft import Client, SamplingParams
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, MineDraftError, Unavailable
 from minedraft.text.tokenizer import Tokenizer
 from tests.fakes.workers import VOCAB_SIZE, continuation
+from tests.support.processes import is_gone, until
 from tests.support.tiny_models import make_tiny_model, write_tiny_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).parents[2]
 PROMPT = [5, 6, 7]
-
-
-def until(condition: Callable[[], object], within_s: float, what: str) -> None:
-    """Poll a condition of other processes until it holds."""
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {within_s:g} s: {what}"
-        time.sleep(0.01)
-
-
-def is_gone(process: psutil.Process) -> bool:
-    """Ended; whether somebody has reaped it is up to the machine's init."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 @dataclass

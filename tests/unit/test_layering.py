@@ -37,13 +37,15 @@ TOP = {
     "values": "types errors sampling_params prompts output",
     "places": "address device",
     "settings": "config config_checks flags",
-    "client": "__init__ client loan local",
+    "client": "__init__ client loan",
+    "local": "local",
 }
 ROOMS = {
     "values": Room(is_pure=True),
     "places": Room("values"),
     "settings": Room("values places", "pydantic click"),
-    "client": Room("values places rpc v1 process", "grpc"),
+    "client": Room("values places rpc v1", "grpc"),
+    "local": Room("values settings client process"),
     "core": Room("values", is_pure=True),
     "engine": Room("values core"),
     "rpc": Room("values places v1", "grpc google grpc_health grpc_status"),
