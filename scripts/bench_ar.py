@@ -25,8 +25,8 @@ import click
 from rich.console import Console
 
 from minedraft import AsyncClient, SamplingParams
-from minedraft.bench.runner import load_prompts
-from minedraft.cli.bench import machine_facts
+from minedraft.bench.prompts import load_prompts
+from minedraft.bench.report import machine_facts
 from minedraft.errors import Unavailable
 from minedraft.text.tokenizer import Tokenizer
 

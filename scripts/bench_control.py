@@ -28,7 +28,7 @@ from rich.progress import Progress
 
 from minedraft import AsyncClient, SamplingParams
 from minedraft.address import Address
-from minedraft.cli.bench import machine_facts
+from minedraft.bench.report import machine_facts
 from minedraft.core.request import NewRequest
 from minedraft.core.scheduler import SchedulerLimits
 from minedraft.engine.pipeline import Pipeline

@@ -23,8 +23,8 @@ from typing import Any, cast
 import click
 
 from minedraft.address import Address
-from minedraft.bench.runner import load_prompts
-from minedraft.cli.bench import machine_facts
+from minedraft.bench.prompts import load_prompts
+from minedraft.bench.report import machine_facts
 from minedraft.core.request import NewRequest
 from minedraft.core.scheduler import SchedulerLimits
 from minedraft.engine.pipeline import Pipeline

@@ -14,8 +14,9 @@ import click
 from rich.console import Console
 
 from minedraft import AsyncClient, SamplingParams
-from minedraft.bench.runner import BenchPrompt, default_configs, load_prompts
-from minedraft.cli.bench import render_rows, run_with_progress, write_report
+from minedraft.bench.prompts import BenchPrompt, load_prompts
+from minedraft.bench.report import render_rows, run_with_progress, write_report
+from minedraft.bench.runner import default_configs
 from minedraft.cli.console import progress_printer, run
 from minedraft.errors import Unavailable
 from minedraft.models.catalogue import PAIRS, ensure_pair
