@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from concurrent.futures import Future
 from types import TracebackType
 
@@ -39,6 +40,7 @@ def serve(
     draft: str | os.PathLike[str] | None = None,
     *,
     on_line: OnText = lambda line: None,
+    environment: Mapping[str, str] | None = None,
     **settings: object,
 ) -> LocalService:
     """A service that runs while a block does: `with` gives a connected `Client`, `async with` an `AsyncClient`.
@@ -49,6 +51,7 @@ def serve(
     Args:
         target, draft: model folders; without a target the default pair, fetched where it is not there yet.
         on_line: takes each line that the service writes, progress and trouble, in a thread of its own.
+        environment: variables of its processes besides this one's (CUDA_VISIBLE_DEVICES ...).
         settings: any of `minedraft.config.Settings` by name. It listens on a unix socket in a private
             folder unless `listen` says otherwise.
 
@@ -57,7 +60,7 @@ def serve(
         StartFailed: entering the block; the last words of the service say why (no such folder, ...).
     """
     checked = load_settings({"target": target, "draft": draft, **settings})
-    return LocalService(checked, on_line, is_private=settings.get("listen") is None)
+    return LocalService(checked, on_line, environment or {}, is_private=settings.get("listen") is None)
 
 
 class LocalService:
@@ -70,10 +73,13 @@ class LocalService:
         address: where it listens, from the start of the block on; others may connect there, too.
     """
 
-    def __init__(self, settings: Settings, on_line: OnText, *, is_private: bool) -> None:
+    def __init__(
+        self, settings: Settings, on_line: OnText, environment: Mapping[str, str], *, is_private: bool
+    ) -> None:
         self.address = settings.listen
         self._settings = settings
         self._on_line = on_line
+        self._environment = environment
         self._is_private = is_private
         self._folder: RunFolder | None = None
         self._process: WatchedProcess | None = None
@@ -134,7 +140,7 @@ class LocalService:
             self._folder = RunFolder()
             self.address = f"unix:{self._folder.path / 'minedraft.sock'}"
             settings = settings.model_copy(update={"listen": self.address})
-        environment = child_environment()
+        environment = child_environment(**self._environment)
         environment.pop("NOTIFY_SOCKET", None)  # that one is about this process, not about its service
         command = child_command("minedraft.cli.launch", *to_flags(settings))
         self._process = WatchedProcess(command, self._read, environment)

@@ -21,8 +21,9 @@ def child_command(module: str, *arguments: str) -> list[str]:
 
 def child_environment(**variables: str) -> dict[str, str]:
     """This process's environment, with `variables`, in which the child finds this very package."""
-    places = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))
-    return os.environ | variables | {"PYTHONPATH": os.pathsep.join(place for place in places if place)}
+    environment = os.environ | variables
+    places = (str(Path(__file__).parents[2]), environment.get("PYTHONPATH", ""))
+    return environment | {"PYTHONPATH": os.pathsep.join(place for place in places if place)}
 
 
 if __name__ == "__main__":
