@@ -33,6 +33,7 @@ from minedraft.process.with_parent import child_command, child_environment
 _STOP_SLACK_S = 30.0  # beyond drain_timeout_s; the launcher itself gives up earlier
 _FORCED_STOP_S = 5.0  # the second signal ends everything within two seconds
 _COMMAND = "minedraft-launch: "
+_ONE_BLOCK = "a service is for one block"
 
 
 def serve(
@@ -99,6 +100,7 @@ class LocalService:
         return self._started.exit_code
 
     def __enter__(self) -> Client:
+        assert self._process is None, _ONE_BLOCK
         try:
             self._start()
             self._ready.result()
@@ -114,6 +116,7 @@ class LocalService:
         self._stop()
 
     async def __aenter__(self) -> AsyncClient:
+        assert self._process is None, _ONE_BLOCK
         try:
             self._start()
             await asyncio.wrap_future(self._ready)
@@ -134,7 +137,6 @@ class LocalService:
         return self._process
 
     def _start(self) -> None:
-        assert self._process is None, "a service is for one block"
         settings = self._settings
         if self._is_private:
             self._folder = RunFolder()

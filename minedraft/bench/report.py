@@ -48,7 +48,7 @@ async def run_with_progress(
 
 
 def render_rows(rows: Sequence[BenchRow]) -> Table:
-    """The comparison as a table of less than 80 columns; times in milliseconds."""
+    """The comparison as a table that fits 80 columns; times in milliseconds."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, caption_justify="left")
     base = _first_sd(rows)
     names = ["mode", "tok/s", "VSR", "accept", "draft", "verify", "step", "overlap", "busy"]
