@@ -20,7 +20,7 @@ class Lent:
         self._own = own
 
     async def apply(self, terms: LoanTerms) -> None:
-        """Run with these terms, under live requests. Returns when every request has them."""
+        """Run with these terms, under live requests. Returns when the batches are as the terms say."""
         self._pipeline.reconfigure(self._own.lent(terms), "borrowed")
         await self._pipeline.settled()
 
