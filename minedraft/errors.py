@@ -1,22 +1,23 @@
 """Every error a user or an operator can meet, as one tree.
 
-    MineDraftError                      gRPC code            retry    exit code
-    ├── ConfigError                     -                    no       78
-    │   ├── ConfigErrors                -                    no       78   (several at once)
-    │   └── ModelError                  -                    no       78   (a model folder cannot be used)
-    ├── InvalidRequest                  INVALID_ARGUMENT     no
-    ├── DuplicateRequest                ALREADY_EXISTS       no
-    ├── Overloaded                      RESOURCE_EXHAUSTED   yes, after `retry_after_s`
-    ├── DeadlineExceeded                DEADLINE_EXCEEDED    no
-    ├── RequestAborted                  CANCELLED            no
-    ├── Unavailable                     UNAVAILABLE          yes
-    │   ├── WorkerLost                  UNAVAILABLE          yes      70
-    │   ├── WorkerInUse                 UNAVAILABLE          yes      70   (another scheduler has the worker)
-    │   └── Draining                    UNAVAILABLE          yes
-    ├── NumericError                    INTERNAL             no       (NaN or Inf logits for one request)
-    └── InternalError                   INTERNAL             no       70
-        └── ProtocolError               INTERNAL             no       70   (a worker's message breaks the contract)
-            └── StaleRound              INTERNAL             no       70   (it belongs to another round or epoch)
+    MineDraftError                      gRPC code            HTTP   retry    exit code
+    ├── ConfigError                     -                    -      no       78
+    │   ├── ConfigErrors                -                    -      no       78   (several at once)
+    │   └── ModelError                  -                    -      no       78   (a model folder cannot be used)
+    ├── StartFailed                     -                    -      no       70   (78 where a setting is at fault)
+    ├── InvalidRequest                  INVALID_ARGUMENT     400    no
+    ├── DuplicateRequest                ALREADY_EXISTS       409    no
+    ├── Overloaded                      RESOURCE_EXHAUSTED   429    yes, after `retry_after_s`
+    ├── DeadlineExceeded                DEADLINE_EXCEEDED    504    no
+    ├── RequestAborted                  CANCELLED            499    no       (no standard: what proxies write)
+    ├── Unavailable                     UNAVAILABLE          503    yes
+    │   ├── WorkerLost                  UNAVAILABLE          503    yes      70
+    │   ├── WorkerInUse                 UNAVAILABLE          503    yes      70   (another scheduler has the worker)
+    │   └── Draining                    UNAVAILABLE          503    yes
+    ├── NumericError                    INTERNAL             500    no       (NaN or Inf logits for one request)
+    └── InternalError                   INTERNAL             500    no       70
+        └── ProtocolError               INTERNAL             500    no       70   (a worker's message breaks a rule)
+            └── StaleRound              INTERNAL             500    no       70   (it belongs to another round or epoch)
 
 `reason` is a closed vocabulary: it is what crosses the wire, what the log line says and what the
 counter `minedraft_errors_total{reason}` counts.
@@ -43,6 +44,7 @@ class MineDraftError(Exception):
 
     reason = "INTERNAL"
     grpc_code = "INTERNAL"
+    http_status = 500
     retryable = False
     exit_code = EXIT_INTERNAL
     request_id: int | None = None
@@ -86,11 +88,22 @@ class ModelError(ConfigError):
     reason = "MODEL"
 
 
+class StartFailed(MineDraftError):
+    """A service that this process started for itself did not get ready; the message ends with its last words."""
+
+    reason = "START_FAILED"
+
+    def __init__(self, message: str, exit_code: int = EXIT_INTERNAL) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
+
+
 class InvalidRequest(_FieldError):
     """A client's request breaks a limit; nothing else in flight is disturbed."""
 
     reason = "INVALID_REQUEST"
     grpc_code = "INVALID_ARGUMENT"
+    http_status = 400
 
 
 class DuplicateRequest(MineDraftError):
@@ -98,6 +111,7 @@ class DuplicateRequest(MineDraftError):
 
     reason = "DUPLICATE_REQUEST"
     grpc_code = "ALREADY_EXISTS"
+    http_status = 409
 
 
 class Overloaded(MineDraftError):
@@ -105,6 +119,7 @@ class Overloaded(MineDraftError):
 
     reason = "OVERLOADED"
     grpc_code = "RESOURCE_EXHAUSTED"
+    http_status = 429
     retryable = True
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
@@ -117,6 +132,7 @@ class DeadlineExceeded(MineDraftError):
 
     reason = "DEADLINE_EXCEEDED"
     grpc_code = "DEADLINE_EXCEEDED"
+    http_status = 504
 
 
 class RequestAborted(MineDraftError):
@@ -124,6 +140,7 @@ class RequestAborted(MineDraftError):
 
     reason = "ABORTED"
     grpc_code = "CANCELLED"
+    http_status = 499
 
 
 class Unavailable(MineDraftError):
@@ -131,6 +148,7 @@ class Unavailable(MineDraftError):
 
     reason = "UNAVAILABLE"
     grpc_code = "UNAVAILABLE"
+    http_status = 503
     retryable = True
 
 

@@ -108,7 +108,7 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
 async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float) -> int:
     from minedraft_workers.drafter import DrafterActor
     from minedraft_workers.runtime import WorkerRuntime
-    from minedraft_workers.server import serve
+    from minedraft_workers.server import serve_worker
     from minedraft_workers.servicer import drafter_handler, verifier_handler
 
     runtime = WorkerRuntime(actor)
@@ -127,7 +127,7 @@ async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float
             info.max_model_len,
         )
 
-    return await serve(runtime, handler, address, on_ready=on_ready)
+    return await serve_worker(runtime, handler, address, on_ready=on_ready)
 
 
 def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:

@@ -39,7 +39,7 @@ async def start(handler: grpc.GenericRpcHandler[Any, Any], address: Address) -> 
     return server, health
 
 
-async def serve(
+async def serve_worker(
     runtime: WorkerRuntime,
     handler: grpc.GenericRpcHandler[Any, Any],
     address: Address,

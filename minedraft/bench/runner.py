@@ -8,28 +8,17 @@ medians over repeats. Ratios between rows of one run are worth more than the abs
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files
-from pathlib import Path
 from statistics import median
 from typing import Any
 
+from minedraft.bench.prompts import BenchPrompt
 from minedraft.client import AsyncClient
-from minedraft.errors import ConfigError
 from minedraft.loan import AsyncLoan
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Mode
-
-
-@dataclass(frozen=True, slots=True)
-class BenchPrompt:
-    """A user message and the kind of task it is."""
-
-    kind: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,24 +83,6 @@ class BenchRow:
             "median": {**medians, "decode_tokens_per_s": self.decode_tokens_per_s},
             "runs": [asdict(run) for run in self.runs],
         }
-
-
-def load_prompts(path: Path | None) -> list[BenchPrompt]:
-    """The 24 prompts that come with the package, or a file: a JSON list of {"prompt", "kind"?} or the
-    same one object a line.
-
-    Raises:
-        ConfigError: no file, or no prompts in it.
-    """
-    try:
-        text = (path or files("minedraft") / "assets" / "prompts.json").read_text(encoding="utf-8")
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
-        prompts = [BenchPrompt(str(row.get("kind", "-")), str(row["prompt"])) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError("prompts", str(path), f'must be a readable JSON list of {{"prompt": ...}}: {error}') from None
-    if not prompts:
-        raise ConfigError("prompts", str(path), "must have at least one prompt")
-    return prompts
 
 
 def default_configs(max_batch_size: int, draft_len: int) -> list[BenchConfig]:

@@ -16,6 +16,7 @@ from minedraft.errors import EXIT_INTERNAL, EXIT_OK
 from minedraft.flags import UserPath, settings_flags
 from minedraft.launch.preflight import check_machine
 from minedraft.models.catalogue import Pair, ensure_pair, find_pair
+from minedraft.process.notify import READY_LINE
 from minedraft.types import DraftMethod, Role
 
 _EPILOG = """
@@ -90,7 +91,7 @@ def announce(settings: Settings, seconds: float) -> None:
     """Say on standard output that requests are accepted; dropped, as in `say`, when it cannot be written."""
     address = settings.listen_address.target
     with suppress(OSError):
-        click.echo(f"ready on {address} after {seconds:.1f} s (mode {settings.mode.value}); stop with Ctrl-C")
+        click.echo(f"{READY_LINE}{address} after {seconds:.1f} s (mode {settings.mode.value}); stop with Ctrl-C")
         click.echo(f'  minedraft generate --server {shlex.quote(address)} "Why is the sky blue?"')
 
 

@@ -20,9 +20,9 @@ from minedraft.config import Settings
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError
 from minedraft.flags import to_flags
 from minedraft.launch.child import Child
-from minedraft.launch.run_folder import RunFolder
 from minedraft.process.claim import ListenClaim
 from minedraft.process.notify import Notifier
+from minedraft.process.run_folder import RunFolder
 from minedraft.rpc.health import INFERENCE_SERVICE, LIVE, wait_serving
 from minedraft.types import Role
 

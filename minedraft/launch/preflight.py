@@ -8,10 +8,10 @@ from pathlib import Path
 from minedraft.config import Settings
 from minedraft.device import Device
 from minedraft.errors import ConfigError, ConfigErrors
-from minedraft.launch.run_folder import RunFolder
 from minedraft.models.catalogue import check_fetch
 from minedraft.models.folder import FolderInfo, check_model_folder, check_pair
 from minedraft.process.claim import ListenClaim
+from minedraft.process.run_folder import RunFolder
 from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import Role
 

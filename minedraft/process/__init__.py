@@ -1,5 +1,5 @@
 """What each process of ours does: log, say by its exit code how it ended, claim an address, end with its
-parent, tell systemd.
+parent, watch a child, tell systemd.
 
 May import: values, places.
 """

@@ -1,4 +1,4 @@
-"""Tell systemd how the service is doing (sd_notify), where there is a systemd. Never raises."""
+"""Tell whoever started the service how it is doing: systemd (sd_notify), where there is one. Never raises."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 import socket
 
 logger = logging.getLogger(__name__)
+
+READY_LINE = "ready on "
+"""How the launcher's line on standard output begins once requests are accepted; programs wait for it."""
 
 
 class Notifier:

@@ -14,14 +14,16 @@ from minedraft.process.parent import exit_with_parent
 
 
 def child_command(module: str, *arguments: str) -> list[str]:
-    """The command line of a child that runs `module`. Whoever starts it must wait for it in the same thread."""
-    return [sys.executable, "-m", "minedraft.process.with_parent", str(os.getpid()), module, *arguments]
+    """The command line of a child that runs `module`. The thread that starts it must wait for it, too."""
+    # -P: a file of the folder that the operator happens to be in must not pass for a module.
+    return [sys.executable, "-P", "-m", "minedraft.process.with_parent", str(os.getpid()), module, *arguments]
 
 
 def child_environment(**variables: str) -> dict[str, str]:
     """This process's environment, with `variables`, in which the child finds this very package."""
-    places = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))
-    return os.environ | variables | {"PYTHONPATH": os.pathsep.join(place for place in places if place)}
+    environment = os.environ | variables
+    places = (str(Path(__file__).parents[2]), environment.get("PYTHONPATH", ""))
+    return environment | {"PYTHONPATH": os.pathsep.join(place for place in places if place)}
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ from minedraft.process.parent import exit_with_parent
 from minedraft.rpc.channel import bind, client_server
 from minedraft.rpc.connector import GrpcConnector
 from minedraft.rpc.health import INFERENCE_SERVICE, SERVING, HealthServicer, add_health
+from minedraft.server.grpc_door import GrpcDoor
 from minedraft.server.service import InferenceService
 from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import WorkerInfo
-from minedraft.v1 import inference_pb2_grpc
 
 logger = logging.getLogger("minedraft.server")
 
@@ -85,7 +85,7 @@ class Server:
             raise ConfigError("target", None, "the scheduler alone needs the folder of the target, for its tokenizer")
         with ListenClaim(settings.listen_address):
             self.service = service = InferenceService(settings, Tokenizer.load(settings.target))
-            inference_pb2_grpc.add_InferenceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
+            GrpcDoor(service).add_to(self._server)
             health = await add_health(self._server, INFERENCE_SERVICE)
             bind(self._server, settings.listen_address)
             await self._server.start()

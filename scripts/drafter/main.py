@@ -47,6 +47,7 @@ Example:
 Every constant is in scripts/drafter/config.toml.
 """
 
+ROOT = Path(__file__).parents[2]
 LOG_SECONDS = 30.0  # between lines of progress when the output is a file
 STAGES = ("prompts", "answers", "student", "training", "evaluation", "export", "compare", "quantised")
 
@@ -93,15 +94,15 @@ class Run:
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    default=Path("minedraft/assets/smollm2-135m-drafter"),
-    show_default=True,
+    default=ROOT / "minedraft/assets/smollm2-135m-drafter",
+    show_default="minedraft/assets/smollm2-135m-drafter",
     help="Where export writes.",
 )
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
-    default=Path("scripts/drafter/results"),
-    show_default=True,
+    default=ROOT / "scripts/drafter/results",
+    show_default="scripts/drafter/results",
     help="Where evaluation writes its JSON and plot.",
 )
 @click.option(
@@ -278,3 +279,7 @@ RUNNERS: dict[str, Callable[[Run], None]] = {
     "compare": _compare,
     "quantised": _quantised,
 }
+
+
+if __name__ == "__main__":
+    main(prog_name="scripts/train_drafter")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM
 
-from minedraft.cli.bench import machine_facts
+from minedraft.bench.report import machine_facts
 from minedraft.models.shipped_drafter import assemble_drafter
 from scripts.drafter import stages
 from scripts.drafter.config import Config

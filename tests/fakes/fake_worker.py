@@ -24,7 +24,7 @@ from minedraft.process.entry import takes_parent
 from minedraft.process.parent import exit_with_parent
 from minedraft.types import DraftCommand, DraftMethod, Proposal, Role, Verdict, VerifyCommand
 from minedraft_workers.runtime import Work, WorkerRuntime
-from minedraft_workers.server import serve
+from minedraft_workers.server import serve_worker
 from minedraft_workers.servicer import drafter_handler, verifier_handler
 from tests.fakes.workers import FakeDrafter, FakeVerifier
 
@@ -75,7 +75,7 @@ async def _serve(role: Role, model: Path, address: Address) -> int:
     actor = FakeActor(role, model)
     runtime = WorkerRuntime(actor)
     handler = drafter_handler(actor, runtime) if role is Role.DRAFTER else verifier_handler(actor, runtime)
-    return await serve(runtime, handler, address)
+    return await serve_worker(runtime, handler, address)
 
 
 @click.command()

@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM
 from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
 from minedraft.engine.pipeline import Pipeline
-from minedraft.errors import MineDraftError, WorkerLost
-from minedraft.output import RequestUsage
+from minedraft.errors import WorkerLost
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import DraftCommand, DraftReply, FinishReason, Mode, Proposal, TokenLogprobs
+from minedraft.types import DraftCommand, DraftReply, FinishReason, Mode, Proposal
+from scripts.lib.sink import Collector
 from tests.support.counted import CountedPipeline
 from tests.support.in_process import InProcessDrafter, InProcessVerifier, load_executor
 from tests.support.stepping import until
@@ -65,33 +65,14 @@ def truth(target_dir: Path, prompts: list[tuple[int, ...]]) -> list[list[int]]:
     return outputs
 
 
-class Answer:
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []
-        self.reason: FinishReason | None = None
-        self.error: MineDraftError | None = None
-        self.usage: RequestUsage | None = None
-        self.done = asyncio.Event()
-
-    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
-        self.tokens.extend(token_ids)
-        self.logprobs.extend(logprobs)
-        return False
-
-    def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
-        self.reason, self.error, self.usage = reason, error, usage
-        self.done.set()
-
-
 def limits(mode: Mode, max_batch_size: int, draft_len: int = 4, prefill_chunk: int = 24) -> SchedulerLimits:
     return SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, max_model_len=512)
 
 
 async def answer(
     pipeline: Pipeline, prompts: Sequence[tuple[int, ...]], params: SamplingParams, seeds: Sequence[int] | None = None
-) -> list[Answer]:
-    answers = [Answer() for _ in prompts]
+) -> list[Collector]:
+    answers = [Collector() for _ in prompts]
     for index, prompt in enumerate(prompts):
         seed = seeds[index] if seeds is not None else params.seed or 0
         stop_ids = () if params.ignore_eos else (EOS_ID,)
@@ -235,7 +216,7 @@ async def test_preemption_and_aborted_neighbours_leave_the_tokens_unchanged(
     verifier = InProcessVerifier(load_executor(target_dir, num_blocks=32))
     drafter = InProcessDrafter(load_executor(draft_dir, num_blocks=32), verifier)
     async with CountedPipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter) as pipeline:
-        victims = [Answer() for _ in range(4)]
+        victims = [Collector() for _ in range(4)]
         ids = [
             pipeline.submit(NewRequest((9, 9, n), SamplingParams(max_new_tokens=90, ignore_eos=True)), victim)
             for n, victim in enumerate(victims)
@@ -306,7 +287,7 @@ async def test_min_new_tokens_keeps_stop_tokens_out_at_every_drafted_position(
     stop_id = truth[2][4]  # greedy would stop here
     params = SamplingParams(max_new_tokens=20, min_new_tokens=15, stop_token_ids=(stop_id,), ignore_eos=True)
     async with CountedPipeline(limits(Mode.MINEDRAFT, 2), verifier, drafter) as pipeline:
-        got = Answer()
+        got = Collector()
         pipeline.submit(NewRequest(prompts[2], params, 0, (stop_id,)), got)
         await asyncio.wait_for(got.done.wait(), 30)
     assert stop_id not in got.tokens[:15]

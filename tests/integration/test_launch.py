@@ -18,28 +18,14 @@ from minedraft import Client, SamplingParams
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, MineDraftError, Unavailable
 from minedraft.text.tokenizer import Tokenizer
 from tests.fakes.workers import VOCAB_SIZE, continuation
+from tests.support.processes import is_gone, until
 from tests.support.tiny_models import make_tiny_model, write_tiny_tokenizer
+from tests.support.worker_process import FAKE, worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).parents[2]
 PROMPT = [5, 6, 7]
-
-
-def until(condition: Callable[[], object], within_s: float, what: str) -> None:
-    """Poll a condition of other processes until it holds."""
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {within_s:g} s: {what}"
-        time.sleep(0.01)
-
-
-def is_gone(process: psutil.Process) -> bool:
-    """Ended; whether somebody has reaped it is up to the machine's init."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 @dataclass
@@ -303,21 +289,14 @@ def test_a_second_service_on_the_same_socket_is_refused_and_the_first_goes_on(st
 @pytest.fixture
 def external(tmp_path) -> Iterator[list[str]]:
     """Flags that name two workers which run already; they must still run at the end."""
-    (tmp_path / "ext").mkdir()
-    addresses = {role: f"unix:{tmp_path}/ext/{role}.sock" for role in ("verifier", "drafter")}
-    argv = [sys.executable, "-m", "tests.fakes.fake_worker"]
-    model = ["--model", str(tmp_path / "model")]
-    workers = [subprocess.Popen([*argv, role, *model, "--listen", at], cwd=ROOT) for role, at in addresses.items()]
-    try:
-        yield [
-            "--target", str(tmp_path / "model"), "--target-address", addresses["verifier"],
-            "--draft-address", addresses["drafter"],
-        ]  # fmt: skip
-        assert [worker.poll() for worker in workers] == [None, None]
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.wait(10)
+    folder, model = tmp_path / "ext", str(tmp_path / "model")
+    folder.mkdir()
+    with (
+        worker("verifier", folder, "--model", model, program=FAKE) as verifier,
+        worker("drafter", folder, "--model", model, program=FAKE) as drafter,
+    ):
+        yield ["--target", model, "--target-address", verifier.address, "--draft-address", drafter.address]
+        assert (verifier.poll(), drafter.poll()) == (None, None)
 
 
 def test_workers_that_run_already_are_used_and_left_running(start, external):

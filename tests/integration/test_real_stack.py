@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
@@ -15,6 +13,7 @@ from scipy import stats
 from transformers import AutoModelForCausalLM
 
 from minedraft import AsyncClient, Client, SamplingParams
+from minedraft.local import serve
 from minedraft.types import FinishReason, Mode
 from tests.support.tiny_models import add_noise, make_tiny_model
 
@@ -32,18 +31,11 @@ def target_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(target_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     draft_dir = add_noise(make_tiny_model(tmp_path_factory.mktemp("draft") / "model", vocab_size=70, seed=3), 0.1)
-    listen = f"unix:{tmp_path_factory.mktemp('run')}/m.sock"
-    flags = ["--target", str(target_dir), "--draft", str(draft_dir), "--listen", listen, "--dtype", "float32"]
-    flags += ["--draft-len", "3", "--max-batch-size", "16", "--num-blocks", "400", "--allow-configure"]
-    command = [sys.executable, "-m", "minedraft.cli.launch", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
-        assert launcher.stdout is not None
-        try:
-            assert any("ready on" in line for line in launcher.stdout), "it never said that it is ready"
-            yield listen
-        finally:
-            launcher.terminate()
-    assert launcher.returncode == 0
+    settings = {"dtype": "float32", "draft_len": 3, "max_batch_size": 16, "num_blocks": 400, "allow_configure": True}
+    service = serve(target_dir, draft_dir, **settings)
+    with service:
+        yield service.address
+    assert service.exit_code == 0
 
 
 @pytest.fixture(scope="module")

@@ -247,7 +247,7 @@ async def test_a_slow_reader_gets_everything_and_holds_up_nobody(client):
 
 
 async def test_a_client_that_reads_nothing_loses_its_place(service, monkeypatch):
-    monkeypatch.setattr("minedraft.server.service.SEND_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("minedraft.server.grpc_door.SEND_TIMEOUT_S", 0.2)
     message = inference_pb2.GenerateRequest(
         token_ids={"ids": PROMPT}, sampling={"max_new_tokens": 2000, "ignore_eos": True}
     )

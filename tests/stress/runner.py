@@ -190,7 +190,6 @@ async def run_preset(
             await _run_load(
                 service, Run(service, load, truth, outcome, patience, report), outcome, num_clients, seconds, stop
             )
-            await service.stop()
     except Broken as broken:
         outcome.problem = str(broken)
     return outcome

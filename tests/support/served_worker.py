@@ -30,7 +30,7 @@ from minedraft.v1 import worker_pb2
 from minedraft_workers.runtime import Work, WorkerRuntime
 from minedraft_workers.server import start
 from minedraft_workers.servicer import drafter_handler, verifier_handler
-from tests.fakes.null_worker import NullActor
+from scripts.lib.null_worker import NullActor
 
 
 class GatedActor(NullActor):

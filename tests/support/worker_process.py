@@ -10,7 +10,8 @@ from pathlib import Path
 
 REPO = Path(__file__).parents[2]
 PRODUCT = ("-m", "minedraft_workers.main")
-NULL = ("-m", "tests.fakes.null_worker")
+NULL = ("-m", "scripts.lib.null_worker")
+FAKE = ("-m", "tests.fakes.fake_worker")
 
 
 class WorkerProcess(subprocess.Popen[str]):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import pickle
 import pkgutil
+import re
 from collections.abc import Iterator
 from importlib import import_module
 
 import pytest
 
 import minedraft
+from minedraft import errors
 from minedraft.core.blocks import BlocksExhausted
 from minedraft.errors import ConfigError, ConfigErrors, InvalidRequest, MineDraftError, Overloaded
 
@@ -59,3 +61,28 @@ def test_a_message_is_one_line_of_bounded_length_whatever_it_is_about() -> None:
         assert message.isprintable()
         assert len(message) < 1200
         assert "line one line two" in message
+
+
+TREE = [
+    (m[1], m[2], m[3], m[4], m[5])
+    for m in re.finditer(r"[├└]── (\w+) +([A-Z_]+|-) +(\d+|-) +(yes|no)[^\d\n(]*(\d*)", errors.__doc__ or "")
+]
+
+
+def test_the_tree_has_every_error_of_its_module() -> None:
+    kinds = [kind.__name__ for kind in EVERY_KIND if kind.__module__ == errors.__name__ and kind is not MineDraftError]
+    assert sorted(row[0] for row in TREE) == sorted(kinds)
+
+
+@pytest.mark.parametrize(("name", "grpc_code", "http_status", "retry", "exit_code"), TREE)
+def test_the_tree_says_what_each_error_is_to_a_client_and_to_a_shell(
+    name: str, grpc_code: str, http_status: str, retry: str, exit_code: str
+) -> None:
+    kind: type[MineDraftError] = getattr(errors, name)
+    crosses = grpc_code != "-"
+    assert crosses is (http_status != "-"), "an error that a client can get has a code for every door"
+    # What no client gets is, should it come to one, an internal error.
+    assert kind.grpc_code == (grpc_code if crosses else "INTERNAL")
+    assert kind.http_status == (int(http_status) if crosses else 500)
+    assert kind.retryable is (retry == "yes")
+    assert kind.exit_code == int(exit_code or errors.EXIT_INTERNAL)

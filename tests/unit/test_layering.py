@@ -37,13 +37,15 @@ TOP = {
     "values": "types errors sampling_params prompts output",
     "places": "address device",
     "settings": "config config_checks flags",
-    "client": "__init__ client loan local",
+    "client": "__init__ client loan",
+    "local": "local",
 }
 ROOMS = {
     "values": Room(is_pure=True),
     "places": Room("values"),
     "settings": Room("values places", "pydantic click"),
-    "client": Room("values places rpc v1 process", "grpc"),
+    "client": Room("values places rpc v1", "grpc"),
+    "local": Room("values settings client process"),
     "core": Room("values", is_pure=True),
     "engine": Room("values core"),
     "rpc": Room("values places v1", "grpc google grpc_health grpc_status"),
@@ -81,11 +83,13 @@ MAY_IMPORT_HEAVY = frozenset(
 MAY_IMPORT_STUBS = frozenset(
     {
         "minedraft/client.py",
-        "minedraft/server/composition.py",
-        "minedraft/server/service.py",
+        "minedraft/server/grpc_door.py",
         "workers/servicer.py",
     }
 )
+# Of the server only its doors, and what puts the process together, know how clients come in.
+DOORS = frozenset({"minedraft/server/grpc_door.py", "minedraft/server/composition.py"})
+WIRE = ("grpc", "google", "minedraft.rpc", "minedraft.v1")
 # Each can run code from the bytes it reads.
 UNSAFE_MODULES = frozenset({"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"})
 UNSAFE_CALLS = frozenset({"eval", "exec", "compile", "torch.load", "torch.hub.load", "os.system"})
@@ -161,6 +165,13 @@ def test_a_file_imports_only_what_its_room_may(path: Path):
             assert top not in IMPURE, f"{dotted} in the pure {own}"
         if dotted.startswith("minedraft.v1"):
             assert own == "rpc" or name in MAY_IMPORT_STUBS, f"{dotted}: only the codec knows fields"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.values[0].parent.name == "server"])
+def test_the_service_knows_no_wire(path: Path):
+    name = _name(path)
+    found = [dotted for dotted, _ in _imports(ast.parse(path.read_text())) if dotted.startswith(WIRE)]
+    assert name in DOORS or not found, f"{found}: only {', '.join(sorted(DOORS))}"
 
 
 def test_every_folder_says_what_it_is_and_what_it_may_import():

@@ -30,9 +30,14 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
     [
         ("import minedraft", ("torch", "grpc", "transformers")),
         ("from minedraft import AsyncClient, Client, SamplingParams", ("torch", "transformers")),
-        ("import minedraft.client, minedraft.bench.runner", ("torch", "minedraft.core", "minedraft.engine")),
+        (
+            "import minedraft.client, minedraft.bench.runner",
+            ("torch", "pydantic", "minedraft.core", "minedraft.engine"),
+        ),
+        ("import minedraft.local", ("torch", "transformers", "minedraft.core", "minedraft.engine", "minedraft.launch")),
         ("import minedraft.core.scheduler, minedraft.engine.pipeline, minedraft.engine.slots", ("torch", "grpc")),
-        ("import minedraft.server.service, minedraft.models.catalogue", ("torch", "transformers")),
+        ("import minedraft.server.service", ("torch", "transformers", "grpc", "google.protobuf", "minedraft.rpc")),
+        ("import minedraft.server.composition, minedraft.models.catalogue", ("torch", "transformers")),
         ("import minedraft.cli.main, minedraft.cli.launch", ("torch", "transformers")),
     ],
 )

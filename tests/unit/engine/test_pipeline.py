@@ -20,35 +20,14 @@ from minedraft.errors import (
     Unavailable,
     WorkerLost,
 )
-from minedraft.output import RequestUsage
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Batch, DraftCommand, FinishReason, Mode, TokenLogprobs, VerifyCommand, VerifyReply
+from minedraft.types import Batch, DraftCommand, FinishReason, Mode, VerifyCommand, VerifyReply
+from scripts.lib.sink import Collector
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
 from tests.support.counted import CountedPipeline
 from tests.support.stepping import until
 
 PROMPTS = [tuple(range(n, 2 * n + 1)) for n in range(1, 14)]
-
-
-class Collector:
-    """A sink that remembers; `stop_after` tokens it asks to stop, as a stop string would."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.tokens: list[int] = []
-        self.stop_after = stop_after
-        self.reason: FinishReason | None = None
-        self.error: MineDraftError | None = None
-        self.usage: RequestUsage | None = None
-        self.done = asyncio.Event()
-
-    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
-        self.tokens.extend(token_ids)
-        return self.stop_after is not None and len(self.tokens) >= self.stop_after
-
-    def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
-        assert not self.done.is_set(), "a request ends once"
-        self.reason, self.error, self.usage = reason, error, usage
-        self.done.set()
 
 
 async def answer_all(pipeline: Pipeline, prompts: Sequence[tuple[int, ...]], max_new: int = 20) -> list[Collector]:

@@ -13,11 +13,11 @@ from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import Unavailable, WorkerLost
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Batch, FinishReason, Mode
+from scripts.lib.sink import Collector
 from tests.fakes.policies import AnyDraftPolicy, RestlessMode
 from tests.fakes.workers import FakeDrafter, FakeVerifier, continuation
 from tests.support.counted import CountedPipeline
 from tests.support.stepping import until
-from tests.unit.engine.test_pipeline import Collector
 
 ONE = SchedulerLimits(Mode.SD, 1, 3, max_model_len=128)
 TWO = SchedulerLimits(Mode.MINEDRAFT, 1, 3, max_model_len=128)

@@ -14,11 +14,11 @@ from minedraft.engine.slots import SlotState, drafter_slot, verifier_slot
 from minedraft.errors import InternalError, WorkerLost
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Role
+from scripts.lib.sink import Collector
 from tests.fakes.service import FakeConnector
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
 from tests.support.counted import CountedPipeline
 from tests.support.stepping import until
-from tests.unit.engine.test_pipeline import Collector
 
 LIMITS = SchedulerLimits(max_batch_size=2, max_model_len=128)
 PROMPTS = [(n, 3, 5) for n in range(1, 7)]

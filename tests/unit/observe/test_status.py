@@ -15,8 +15,9 @@ from minedraft.observe.timeline import Timeline
 from minedraft.output import ServiceStatus
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import LinkStats, Mode, Role
+from scripts.lib.sink import Collector
 from tests.fakes.workers import FakeDrafter, FakeVerifier
-from tests.unit.engine.test_pipeline import Collector, answer_all
+from tests.unit.engine.test_pipeline import answer_all
 
 LIMITS = SchedulerLimits(max_batch_size=2, max_model_len=128)
 PROMPTS = [(n, 3) for n in range(1, 7)]

@@ -10,7 +10,7 @@ from minedraft.errors import InvalidRequest
 from minedraft.rpc import codec
 from minedraft.types import DraftMethod, Role, Timing
 from minedraft.v1 import worker_pb2
-from tests.fakes.null_worker import null_info
+from scripts.lib.null_worker import null_info
 
 INFO = null_info(Role.VERIFIER)
 

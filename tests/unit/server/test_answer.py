@@ -5,7 +5,7 @@ import pytest
 from minedraft.output import RequestUsage, join_outputs
 from minedraft.sampling_params import SamplingParams
 from minedraft.server.answer import MAX_MESSAGE_TOKENS, Answer
-from minedraft.server.service import derive_seed
+from minedraft.server.intake import derive_seed
 from minedraft.types import FinishReason, TokenLogprobs
 
 USAGE = RequestUsage(1, 99, 1, 0, 0, 0.0, 0.0, 0.0)

@@ -1,7 +1,7 @@
 """Keeps the README's table of settings equal to the fields of `Settings`.
 
-python scripts/settings.py            writes the table between the two markers
-python scripts/settings.py --check    only says whether it is current
+python -m scripts.lib.settings            writes the table between the two markers
+python -m scripts.lib.settings --check    only says whether it is current
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minedraft.config import Settings
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
 
 
@@ -37,7 +37,7 @@ def main() -> int:
     current = f"{head}{BEGIN}\n{table()}\n{END}{tail}"
     if "--check" in sys.argv[1:]:
         if current != text:
-            print("README.md: the table of settings is old; run scripts/settings.py", file=sys.stderr)
+            print("README.md: the table of settings is old; run python -m scripts.lib.settings", file=sys.stderr)
         return int(current != text)
     README.write_text(current)
     return 0

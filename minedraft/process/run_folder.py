@@ -1,4 +1,4 @@
-"""The private folder that holds the workers' sockets of one launch."""
+"""A private folder for the sockets of one service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RUN_PREFIX = "minedraft-run-"
 
 
 class RunFolder:
-    """A private folder for the workers' sockets, gone with its owner.
+    """A private folder for sockets, gone with its owner.
 
     Its lock is held as long as the owner lives; folders whose owner is gone are removed by the next
     start of the same user.
@@ -31,9 +31,7 @@ class RunFolder:
                 shutil.rmtree(self.path, ignore_errors=True)
                 raise
         except OSError as error:
-            raise ConfigError(
-                "XDG_RUNTIME_DIR", str(base), f"cannot hold the workers' sockets: {error.strerror}"
-            ) from None
+            raise ConfigError("XDG_RUNTIME_DIR", str(base), f"cannot hold sockets: {error.strerror}") from None
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

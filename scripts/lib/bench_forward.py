@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Milliseconds a forward takes, against what memory and arithmetic of this core allow."""
+"""scripts/bench/forward: milliseconds of a forward, against what memory and arithmetic of this core allow."""
 
 from __future__ import annotations
 
@@ -8,12 +7,16 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
+
+from minedraft.bench.report import machine_facts
+from minedraft.cli.console import run
 
 if TYPE_CHECKING:
     from minedraft_workers.execution.executor import Executor
@@ -31,8 +34,10 @@ NEW_TOKENS = 64
 @click.option("--context", default=128, show_default=True, help="Cached tokens of each sequence.")
 @click.option("--repeat", default=7, show_default=True, help="Forwards measured for each row; the median counts.")
 @click.option("--generate/--no-generate", default=True, show_default=True, help="Compare with transformers' generate.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for machines.")
-def main(model: Path, device: str, dtype: str, context: int, repeat: int, generate: bool, as_json: bool) -> None:
+@click.option("--json", "json_path", type=click.Path(path_type=Path), default=None, help="Write the figures here.")
+def main(
+    model: Path, device: str, dtype: str, context: int, repeat: int, generate: bool, json_path: Path | None
+) -> None:
     """Measure the executor on the folder MODEL: forwards of n sequences with 1 and 4 new tokens each.
 
     \b
@@ -46,14 +51,14 @@ def main(model: Path, device: str, dtype: str, context: int, repeat: int, genera
 
     \b
     Examples:
-      scripts/bench_forward ~/.cache/minedraft/models/smollm2-135m-instruct
-      scripts/bench_forward MODEL --device cpu:1 --dtype float32 --no-generate --json
+      scripts/bench/forward ~/.cache/minedraft/models/smollm2-135m-instruct
+      scripts/bench/forward MODEL --device cpu:1 --dtype float32 --no-generate --json forward.json
     """
     from minedraft.device import Device
     from minedraft_workers.device import pin
     from minedraft_workers.execution.executor import Executor
 
-    console = Console(stderr=as_json)
+    console = Console()
     owned = Device.parse(device, "--device").here("--device")
     pin(owned)
     with console.status("loading"):
@@ -61,50 +66,56 @@ def main(model: Path, device: str, dtype: str, context: int, repeat: int, genera
     with console.status("measuring the floor"):
         limits = measure_limits(executor.dtype_name)
     result: dict[str, Any] = {
+        "machine": machine_facts(),
         "model": executor.model_name,
         "device": executor.device_name,
         "dtype": executor.dtype_name,
         "load": os.getloadavg()[0],
         **limits,
-        "forwards": [],
+        "forwards": measure_forwards(executor, limits, context, repeat, console),
     }
-    title = (
-        f"{executor.model_name}, {executor.device_name}, {executor.dtype_name}, {context} cached tokens: "
-        f"{limits['read_gb_per_s']:.1f} GB/s, {limits['gflop_per_s']:.0f} GFLOP/s"
-    )
-    table = Table("sequences", "new tokens each", "ms", "tokens/s", "floor ms", "ratio", title=title)
-    with console.status(f"caching {context} tokens of {max(NUM_SEQUENCES)} sequences"):
-        fill_cache(executor, context)
-    for span_len in SPAN_LENS:
-        for num_sequences in NUM_SEQUENCES:
-            with console.status(f"{num_sequences} sequences, {span_len} tokens each"):
-                seconds = time_forward(executor, num_sequences, span_len, context, repeat)
-            rows = num_sequences * span_len
-            floor = floor_seconds(executor, limits, num_sequences, span_len, context)
-            result["forwards"].append(
-                {
-                    "sequences": num_sequences,
-                    "span_len": span_len,
-                    "ms": seconds * 1e3,
-                    "tokens_per_s": rows / seconds,
-                    "floor_ms": floor * 1e3,
-                    "ratio": seconds / floor,
-                }
-            )
-            table.add_row(
-                str(num_sequences),
-                str(span_len),
-                f"{seconds * 1e3:.1f}",
-                f"{rows / seconds:.0f}",
-                f"{floor * 1e3:.1f}",
-                f"{seconds / floor:.2f}",
-            )
-    executor.release_all()
-    console.print(table)
+    console.print(render(result, context))
     if generate:
         result["generate"] = compare_with_generate(executor, model, console)
-    if as_json:
-        click.echo(json.dumps(result))
+    if json_path is not None:
+        json_path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def measure_forwards(
+    executor: Executor, limits: dict[str, float], context: int, repeat: int, console: Console
+) -> list[dict[str, float]]:
+    """One row for each number of sequences and of new tokens."""
+    forwards: list[dict[str, float]] = []
+    with console.status(f"caching {context} tokens of {max(NUM_SEQUENCES)} sequences"):
+        fill_cache(executor, context)
+    for span_len, num_sequences in product(SPAN_LENS, NUM_SEQUENCES):
+        with console.status(f"{num_sequences} sequences, {span_len} tokens each"):
+            seconds = time_forward(executor, num_sequences, span_len, context, repeat)
+        floor_s = floor_seconds(executor, limits, num_sequences, span_len, context)
+        forwards.append(
+            {
+                "sequences": num_sequences,
+                "span_len": span_len,
+                "ms": seconds * 1e3,
+                "tokens_per_s": num_sequences * span_len / seconds,
+                "floor_ms": floor_s * 1e3,
+                "ratio": seconds / floor_s,
+            }
+        )
+    executor.release_all()
+    return forwards
+
+
+def render(result: dict[str, Any], context: int) -> Table:
+    title = (
+        f"{result['model']}, {result['device']}, {result['dtype']}, {context} cached tokens: "
+        f"{result['read_gb_per_s']:.1f} GB/s, {result['gflop_per_s']:.0f} GFLOP/s"
+    )
+    table = Table("sequences", "new tokens each", "ms", "tokens/s", "floor ms", "ratio", title=title)
+    formats = ("{sequences}", "{span_len}", "{ms:.1f}", "{tokens_per_s:.0f}", "{floor_ms:.1f}", "{ratio:.2f}")
+    for row in result["forwards"]:
+        table.add_row(*(text.format(**row) for text in formats))
+    return table
 
 
 def measure_limits(dtype_name: str) -> dict[str, float]:
@@ -204,4 +215,4 @@ def best_seconds(run: Callable[[], object], repeat: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "scripts/bench/forward")

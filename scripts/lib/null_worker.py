@@ -1,6 +1,6 @@
 """A worker whose forward takes no time, on the product's own runtime: shows what control costs.
 
-`python -m tests.fakes.null_worker drafter|verifier --listen ADDR`
+`python -m scripts.lib.null_worker drafter|verifier --listen ADDR`
 """
 
 from __future__ import annotations
@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import click
 
 from minedraft.address import Address
+from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.process.claim import ListenClaim
 from minedraft.types import (
     PROTOCOL_VERSION,
@@ -24,7 +27,7 @@ from minedraft.types import (
     WorkerInfo,
 )
 from minedraft_workers.runtime import Work, WorkerRuntime
-from minedraft_workers.server import serve
+from minedraft_workers.server import serve_worker
 from minedraft_workers.servicer import drafter_handler, verifier_handler
 
 
@@ -46,10 +49,16 @@ def null_info(role: Role) -> WorkerInfo:
 
 
 class NullActor:
-    """Proposes the tokens 1, 2, 3 ... and accepts every other draft."""
+    """Proposes the tokens 1, 2, 3 ... and accepts every other draft.
 
-    def __init__(self, role: Role) -> None:
+    Args:
+        tokenizer: folder of the tokenizer that it says it has.
+    """
+
+    def __init__(self, role: Role, tokenizer: Path | None = None) -> None:
         self.info = null_info(role)
+        if tokenizer is not None:
+            self.info = replace(self.info, vocab_fingerprint=vocab_fingerprint(tokenizer))
         self.num_free_blocks = self.info.num_blocks
 
     def draft(self, command: DraftCommand) -> Work[Proposal]:
@@ -84,20 +93,21 @@ class NullActor:
         pass
 
 
-async def _serve(role: Role, address: Address) -> int:
-    actor = NullActor(role)
+async def _serve(role: Role, address: Address, tokenizer: Path | None) -> int:
+    actor = NullActor(role, tokenizer)
     runtime = WorkerRuntime(actor)
     handler = drafter_handler(actor, runtime) if role is Role.DRAFTER else verifier_handler(actor, runtime)
-    return await serve(runtime, handler, address)
+    return await serve_worker(runtime, handler, address)
 
 
 @click.command()
 @click.argument("role", type=click.Choice([role.value for role in Role]))
 @click.option("--listen", required=True)
-def main(role: str, listen: str) -> None:
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer that it says it has.")
+def main(role: str, listen: str, tokenizer: Path | None) -> None:
     address = Address.parse(listen, "listen")
     with ListenClaim(address):
-        code = asyncio.run(_serve(Role(role), address))
+        code = asyncio.run(_serve(Role(role), address, tokenizer))
     os._exit(code)
 
 

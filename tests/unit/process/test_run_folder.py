@@ -1,6 +1,6 @@
 import pytest
 
-from minedraft.launch.run_folder import RunFolder
+from minedraft.process.run_folder import RunFolder
 
 
 @pytest.fixture

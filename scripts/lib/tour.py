@@ -1,34 +1,29 @@
-"""What scripts/quickstart shows once the environment is there: start, answer, compare, stop."""
+"""scripts/quickstart, once the environment is there: start, answer, compare, stop."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from minedraft import AsyncClient, SamplingParams
-from minedraft.bench.runner import BenchPrompt, default_configs, load_prompts
-from minedraft.cli.bench import render_rows, run_with_progress, write_report
-from minedraft.cli.console import progress_printer, run
-from minedraft.errors import Unavailable
+from minedraft.bench.prompts import BenchPrompt, load_prompts
+from minedraft.bench.report import render_rows, run_with_progress, write_report
+from minedraft.bench.runner import default_configs
+from minedraft.cli.console import progress_printer, run, say
+from minedraft.errors import StartFailed
+from minedraft.local import LocalService, serve
 from minedraft.models.catalogue import PAIRS, ensure_pair
-from minedraft.process.with_parent import child_command, child_environment
 from minedraft.types import DraftMethod, Mode
 
 # A draft model this much dearer or cheaper wants another number of drafts; small batches keep it short.
 SHAPES = {"smollm2": (4, 2), "qwen": (2, 3)}  # pair -> m, k
 METHODS = click.Choice([method.value for method in DraftMethod])
-STOP_TIMEOUT_S = 40.0
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--pair", type=click.Choice(list(PAIRS)), default="smollm2", show_default=True, help="Models to serve.")
 @click.option("--draft-method", type=METHODS, default=DraftMethod.MODEL.value, help="Where drafts come from.")
 @click.option("--max-new-tokens", default=48, show_default=True, type=click.IntRange(1, 1024), help="Tokens an answer.")
@@ -45,36 +40,25 @@ def tour(pair: str, draft_method: str, max_new_tokens: int, repeats: int, json_p
     folders = ensure_pair(pair, progress_printer())
     size, draft_len = SHAPES[pair]
     method = DraftMethod.NGRAM if folders.draft is None else DraftMethod(draft_method)
-    with tempfile.TemporaryDirectory(prefix="minedraft-") as folder:
-        address = f"unix:{folder}/minedraft.sock"
-        command = ["--target", str(folders.target), "--draft-method", method.value, "--listen", address]
-        if method is DraftMethod.MODEL:
-            command += ["--draft", str(folders.draft)]
-        command += ["--max-batch-size", str(size), "--draft-len", str(draft_len), "--allow-configure"]
-        with _launched(command) as launcher:
-            asyncio.run(_show(console, launcher, address, size, draft_len, max_new_tokens, repeats, json_path))
-    console.print("stopped; nothing is left running")
-
-
-@contextmanager
-def _launched(flags: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    launcher = subprocess.Popen(child_command("minedraft.cli.launch", *flags), env=child_environment())
+    service = serve(
+        folders.target,
+        folders.draft if method is DraftMethod.MODEL else None,
+        draft_method=method.value,
+        max_batch_size=size,
+        draft_len=draft_len,
+        allow_configure=True,
+        on_line=say,
+    )
     try:
-        yield launcher
-    finally:
-        if launcher.poll() is None:
-            launcher.send_signal(signal.SIGTERM)
-        try:
-            launcher.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            launcher.kill()  # its children go with it
-            launcher.wait()
+        asyncio.run(_show(console, service, size, draft_len, max_new_tokens, repeats, json_path))
+    except StartFailed as error:  # its words have been shown
+        click.get_current_context().exit(error.exit_code)
+    console.print("stopped; nothing is left running")
 
 
 async def _show(
     console: Console,
-    launcher: subprocess.Popen[bytes],
-    address: str,
+    service: LocalService,
     size: int,
     draft_len: int,
     max_new_tokens: int,
@@ -82,8 +66,7 @@ async def _show(
     json_path: Path | None,
 ) -> None:
     prompts = load_prompts(None)
-    async with AsyncClient(address) as client:
-        await _until_serving(client, launcher)
+    async with service as client:
         for prompt in prompts[:4]:
             await _stream(console, client, prompt, max_new_tokens)
         console.print("\nThe same prompts in every mode, all at once:\n")
@@ -98,17 +81,6 @@ async def _show(
         best = max(rows, key=lambda row: row.median("tokens_per_s"))
         if best.config.mode is not Mode.MINEDRAFT:
             console.print(f"Fastest here: {best.config.label}. The README says when overlapping pays and when not.")
-
-
-async def _until_serving(client: AsyncClient, launcher: subprocess.Popen[bytes]) -> None:
-    while launcher.poll() is None:
-        try:
-            if (await client.status()).state == "serving":
-                return
-        except Unavailable:
-            pass  # not listening yet; the launcher shows what it is doing
-        await asyncio.sleep(0.1)
-    raise SystemExit(launcher.returncode or 70)
 
 
 async def _stream(console: Console, client: AsyncClient, prompt: BenchPrompt, max_new_tokens: int) -> None:

@@ -1,0 +1,84 @@
+"""The gRPC door of the service: decodes each call, runs it, encodes what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, cast
+
+import grpc.aio
+
+from minedraft.errors import DeadlineExceeded, MineDraftError, Overloaded, RequestAborted
+from minedraft.output import Output
+from minedraft.rpc import error_status
+from minedraft.rpc.codec_inference import CLIENT_KEY, borrow_from_pb, generate_from_pb, output_to_pb, status_to_pb
+from minedraft.server.service import InferenceService
+from minedraft.v1 import inference_pb2, inference_pb2_grpc
+
+SEND_TIMEOUT_S = 60.0  # a client that reads nothing for this long is aborted
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class GrpcDoor(inference_pb2_grpc.InferenceServicer):
+    """Serves Generate, Abort, GetStatus and Borrow of one service."""
+
+    def __init__(self, service: InferenceService) -> None:
+        self._service = service
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        inference_pb2_grpc.add_InferenceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+
+    async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:
+        # Written to the context, not yielded: a cancelled generator would be closed at some later time.
+        async with self._typed(context, lambda: _why_cancelled(context)):
+            outputs = self._service.generate(generate_from_pb(request), _client_of(context))
+            async with aclosing(outputs):
+                async for output in outputs:
+                    await _send(context, output)
+
+    async def Abort(self, request: inference_pb2.AbortRequest, context: Context) -> inference_pb2.AbortReply:
+        return inference_pb2.AbortReply(found=self._service.abort(request.request_id))
+
+    async def GetStatus(
+        self, request: inference_pb2.GetStatusRequest, context: Context
+    ) -> inference_pb2.GetStatusReply:
+        return status_to_pb(self._service.status())
+
+    async def Borrow(self, requests: AsyncIterator[inference_pb2.BorrowRequest], context: Context) -> None:
+        async with self._typed(context), self._service.lend() as lent:
+            await context.write(inference_pb2.BorrowReply())
+            async for request in requests:
+                await lent.apply(borrow_from_pb(request))
+                await context.write(inference_pb2.BorrowReply())
+
+    @asynccontextmanager
+    async def _typed(
+        self, context: Context, describe_cancel: Callable[[], MineDraftError] | None = None
+    ) -> AsyncIterator[None]:
+        """Around a whole call: a failure is counted, and leaves as its status."""
+        try:
+            with self._service.counted(describe_cancel):
+                yield
+        except MineDraftError as error:
+            await error_status.abort(context, error)
+
+
+async def _send(context: Context, output: Output) -> None:
+    try:
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            await context.write(output_to_pb(output))
+    except TimeoutError:
+        raise Overloaded(f"the client has taken no message for {SEND_TIMEOUT_S:g} s") from None
+
+
+def _why_cancelled(context: Context) -> MineDraftError:
+    remaining_s = cast("float | None", context.time_remaining())
+    return DeadlineExceeded() if remaining_s is not None and remaining_s <= 0 else RequestAborted()
+
+
+def _client_of(context: Context) -> str:
+    """Tell clients apart: all that come through a unix socket have the same peer name."""
+    names = [str(value) for key, value in context.invocation_metadata() or () if key == CLIENT_KEY]
+    return f"{context.peer()} {''.join(names)}"

@@ -1,0 +1,55 @@
+"""Bare workers and schedulers as child processes, for scripts; a whole service is `minedraft.local.serve`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from minedraft.address import Address
+from minedraft.errors import StartFailed
+from minedraft.process.watched import WatchedProcess
+from minedraft.process.with_parent import child_command, child_environment
+from minedraft.rpc.health import LIVE, wait_serving
+
+_STOP_S = 5.0
+
+
+@asynccontextmanager
+async def serving(address: Address, service: str, module: str, *flags: str) -> AsyncIterator[WatchedProcess]:
+    """Run a module as a child process, from when its `service` at `address` serves until the block ends.
+
+    Raises:
+        StartFailed: it has ended before; with its last words.
+    """
+    process = WatchedProcess(child_command(module, *flags), environment=child_environment())
+    process.start()
+    ready = asyncio.create_task(wait_serving(address, service))
+    ended = asyncio.wrap_future(process.ended)
+    either: set[asyncio.Future[Any]] = {ready, ended}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            raise StartFailed("\n  ".join([f"{module} did not start:", *process.tail]))
+        ready.result()
+        yield process
+    finally:
+        ready.cancel()
+        ended.cancel()
+        await asyncio.gather(ready, return_exceptions=True)
+        await process.stop_async(_STOP_S)
+
+
+@asynccontextmanager
+async def workers(
+    folder: Path, module: str, *, verifier: Sequence[str] = (), drafter: Sequence[str] = ()
+) -> AsyncIterator[tuple[Address, Address]]:
+    """Run both workers, each with its flags, on sockets in a folder; gives the verifier's and the drafter's address."""
+    at = {role: Address.parse(f"unix:{folder}/{role}.sock") for role in ("verifier", "drafter")}
+    async with (
+        serving(at["verifier"], LIVE, module, "verifier", "--listen", str(at["verifier"]), *verifier),
+        serving(at["drafter"], LIVE, module, "drafter", "--listen", str(at["drafter"]), *drafter),
+    ):
+        yield at["verifier"], at["drafter"]

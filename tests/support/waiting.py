@@ -1,0 +1,8 @@
+"""A program that says that it is there and waits for a signal."""
+
+from __future__ import annotations
+
+import signal
+
+print("here", flush=True)  # noqa: T201
+signal.pause()
