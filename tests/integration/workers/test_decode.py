@@ -271,7 +271,7 @@ async def test_drafting_gets_shorter_and_ends_with_the_drafters_context(
     sequence.tokens += [1] * 10
     sequence.drafter_len = 60
     driver.number += 1
-    with pytest.raises(ProtocolError, match="at most 64 fit the context"):
+    with pytest.raises(ProtocolError, match="at most 64 fit in the context"):
         await driver.drafter.draft(driver.draft_command([sequence], 8))
 
 
