@@ -235,7 +235,7 @@ async def test_a_stale_round_or_an_unknown_request_changes_nothing(
     driver.number += 2
     stranger = make_sequence(99, [1, 2])
     stranger.verifier_len = 1
-    with pytest.raises(ProtocolError, match="request_id is 99: unknown here"):
+    with pytest.raises(ProtocolError, match="request_id is 99: unknown, and"):
         await driver.verifier.verify(driver.verify_command([*sequences, stranger], {}))
     ahead = make_sequence(0, [1] * 60)
     ahead.verifier_len = 59

@@ -147,7 +147,7 @@ async def test_another_protocol_version_is_a_configuration_error(
     worker: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("minedraft_workers.servicer.PROTOCOL_VERSION", 99)
-    with pytest.raises(ConfigError, match=f"protocol version {PROTOCOL_VERSION} was asked for, this worker speaks 99"):
+    with pytest.raises(ConfigError, match=f"the scheduler speaks protocol version {PROTOCOL_VERSION}, this worker 99"):
         await GrpcVerifier.connect(worker.address)
     monkeypatch.undo()
     worker.runtime.info = replace(worker.runtime.info, protocol_version=99)
@@ -229,5 +229,5 @@ async def test_a_stream_without_a_handshake_is_refused(worker: Served) -> None:
     async with raw_channel(worker) as channel:
         for metadata in ((), (("minedraft-epoch", "x"),), (("minedraft-epoch", "7"),)):
             stream = channel.stream_stream("/minedraft.v1.Verifier/Run")(metadata=metadata)
-            with pytest.raises(grpc.aio.AioRpcError, match="nobody has taken this worker"):
+            with pytest.raises(grpc.aio.AioRpcError, match="no scheduler has taken this worker"):
                 await stream.read()
