@@ -2,8 +2,8 @@
 
     from minedraft import AsyncClient, Client, SamplingParams
 
-The clients are imported when first used, so that `minedraft.errors` and the other plain modules cost
-a worker nothing.
+The clients are imported on first use, so that a worker that needs `minedraft.errors` or another plain
+module does not load them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client", "MineDraftError", "Output", "SamplingParams", "ServiceStatus"]
 
-# gRPC's own log repeats, of every peer that goes away, what our errors say. Read when gRPC is imported.
+# For every lost peer, gRPC's own log repeats what our errors say. gRPC reads this when it is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 _LAZY = {

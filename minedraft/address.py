@@ -12,7 +12,7 @@ from urllib.parse import quote
 from minedraft.errors import ConfigError
 
 MAX_UNIX_PATH_BYTES = 107  # sockaddr_un.sun_path less its terminating zero (Linux)
-_HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # nothing that a URI would read as something else
+_HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # no character with a meaning in a URI
 _PORT = re.compile(r"[0-9]{1,5}")
 
 
@@ -26,10 +26,10 @@ class Address:
 
     @classmethod
     def parse(cls, text: str | os.PathLike[str], field: str = "address") -> Address:
-        """Read `unix:PATH` or `host:port` ("[::1]:50051" for IPv6); a path object is a unix socket's.
+        """Return the address of `unix:PATH`, `host:port` ("[::1]:50051" for IPv6) or a unix socket's path object.
 
         Raises:
-            ConfigError: naming `field`, the text and what is wrong with it.
+            ConfigError: the text has another form; the error names `field`.
         """
         if isinstance(text, os.PathLike):
             return cls(path=_parse_path(os.fsdecode(text), field))
@@ -47,19 +47,19 @@ class Address:
 
     @property
     def target(self) -> str:
-        """The address as people write it."""
+        """The address as users write it."""
         if self.path is not None:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def uri(self) -> str:
-        """The address as gRPC takes it: as a URI, in which `#`, `?` and `%` have another meaning."""
+        """The address as gRPC takes it: a URI, in which `#`, `?` and `%` are escaped."""
         return f"unix:{quote(os.fsencode(self.path))}" if self.path is not None else self.target
 
     @property
     def is_local(self) -> bool:
-        """Whether only processes of this host can reach it."""
+        """Whether only processes of this host can reach the address."""
         if self.path is not None or self.host == "localhost":
             return True
         return _is_ip(self.host) and ipaddress.ip_address(self.host).is_loopback
@@ -69,7 +69,7 @@ class Address:
 
 
 def default_listen() -> str:
-    """`unix:` under the user's runtime folder, or under a private folder in /tmp."""
+    """Return a unix socket address in the user's runtime folder or, without one, in a private folder in /tmp."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     folder = Path(runtime) if runtime else Path(f"/tmp/minedraft-{os.getuid()}")  # noqa: S108 - made 0700, owner checked
     return f"unix:{folder / 'minedraft.sock'}"
@@ -80,21 +80,21 @@ def _parse_path(text: str, field: str) -> Path:
         return ConfigError(field, f"unix:{text}", limit)
 
     if not _is_unicode(text) or "\0" in text:
-        raise refuse("a unix socket path is Unicode text without zeros")
+        raise refuse("must be Unicode text without NUL characters")
     try:
         path = Path(text).expanduser()
         if not path.name:
-            raise refuse("a path must follow unix:")
+            raise refuse("must have a path after unix:")
         path = Path(os.path.abspath(path))
-    except RuntimeError:  # ~somebody
-        raise refuse("there is no user of that name, so no home folder") from None
+    except RuntimeError:  # ~user
+        raise refuse("~ names a user that does not exist") from None
     except OSError as error:  # the working directory is gone
         raise refuse(str(error)) from None
     if "," in str(path):
-        raise refuse("gRPC takes what a comma separates for several addresses")
+        raise refuse("must not contain a comma, which separates addresses in gRPC")
     num_bytes = len(os.fsencode(path))
     if num_bytes > MAX_UNIX_PATH_BYTES:
-        raise refuse(f"a unix socket path has at most {MAX_UNIX_PATH_BYTES} bytes, not {num_bytes}")
+        raise refuse(f"a unix socket path has at most {MAX_UNIX_PATH_BYTES} bytes, this one has {num_bytes}")
     return path
 
 

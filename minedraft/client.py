@@ -1,10 +1,10 @@
-"""Clients of a running MineDraft: `AsyncClient`, and `Client`, the same without async.
+"""Clients of a running MineDraft service: `AsyncClient` and its blocking twin `Client`.
 
     with Client("unix:/run/user/1000/minedraft.sock") as client:
         for out in client.generate("Once upon a time", SamplingParams(max_new_tokens=32)):
             print(out.text, end="")
 
-Every failure is one of `minedraft.errors`, with the field, value and limit the server named.
+Every failure is one of `minedraft.errors`, with the field, value and limit that the server named.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _CLOSED = "the client was closed during the call"
 class AsyncClient:
     """A connection to the service; use it as `async with AsyncClient(addr) as client`.
 
-    It may be used from one event loop after another, or from several: each has its own connection.
+    Several event loops may use it, together or one after another: each has its own connection.
 
     Args:
-        address: `unix:PATH` or `host:port`; by default where `minedraft-launch` listens by default. A path
-            object is the unix socket there.
-        timeout_s: deadline of every call, unless the call gives its own; None for none.
+        address: `unix:PATH`, `host:port`, or a path object for a unix socket; None for the default
+            address of `minedraft-launch`.
+        timeout_s: deadline of every call that does not give its own, in seconds; None for none.
 
     Raises:
-        ConfigError: no such address can be. InvalidRequest: no such deadline.
+        ConfigError: `address` is malformed. InvalidRequest: `timeout_s` is negative or not a number.
     """
 
     def __init__(self, address: str | os.PathLike[str] | None = None, *, timeout_s: float | None = None) -> None:
@@ -77,7 +77,7 @@ class AsyncClient:
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> AsyncIterator[Output]:
-        """Stream the answer; with `params.n` samples their pieces interleave, told apart by `index`.
+        """Stream the answer; the pieces of `params.n` samples interleave, and `index` says which sample each is of.
 
         Leaving the loop early, or cancelling the task, aborts the request. The last piece of each
         sample has `finish_reason` and `usage`.
@@ -85,7 +85,7 @@ class AsyncClient:
         Args:
             prompt: text, token ids, or chat messages (rendered with the model's own template).
             request_id: a name for `abort`, at most 64 printable characters; by default a random one.
-            timeout_s: the deadline of this call in seconds.
+            timeout_s: the deadline of this call, in seconds.
 
         Raises:
             MineDraftError: the subclass says why.
@@ -94,7 +94,7 @@ class AsyncClient:
         call = self._stub.Generate(message, timeout=self._deadline_s(timeout_s), metadata=self._metadata)
         try:
             async with self._typed_errors():
-                # Not `async for`: left early, its iterator would keep the connection open after `close`.
+                # Not `async for`: if left early, its iterator would keep the connection open after `close`.
                 while (reply := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
                     yield output_from_pb(reply)
         finally:
@@ -108,7 +108,7 @@ class AsyncClient:
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Output:
-        """The whole answer at once. `params.n` must be 1; see `complete_all`."""
+        """Return the whole answer. `params.n` must be 1; see `complete_all`."""
         _check_single(params)
         return (await self.complete_all(prompt, params, request_id=request_id, timeout_s=timeout_s))[0]
 
@@ -120,32 +120,32 @@ class AsyncClient:
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> list[Output]:
-        """All `params.n` whole answers, in the order of their index."""
+        """Return all `params.n` whole answers, in the order of their index."""
         stream = self.generate(prompt, params, request_id=request_id, timeout_s=timeout_s)
         async with aclosing(cast(Any, stream)):
             return _join([piece async for piece in stream])
 
     async def abort(self, request_id: str) -> bool:
-        """End a request; False when no live one has this id."""
+        """End a request. Return False if no live request has this id."""
         async with self._typed_errors():
             message = inference_pb2.AbortRequest(request_id=check_request_id(request_id))
             reply = await self._stub.Abort(message, timeout=self._timeout_s)
         return bool(reply.found)
 
     async def status(self) -> ServiceStatus:
-        """State, batches, workers and rates of the service."""
+        """Return state, batches, workers and rates of the service."""
         async with self._typed_errors():
             return status_from_pb(await self._stub.GetStatus(inference_pb2.GetStatusRequest(), timeout=self._timeout_s))
 
     def borrow(self) -> AsyncLoan:
-        """Have the mode and the batch limits of the service to yourself, as long as the block lasts.
+        """Return a loan of the service: inside its block, this client alone sets mode and batch limits.
 
             async with client.borrow() as loan:
                 await loan.configure("sd", max_batch_size=4, draft_len=2)
 
         Entering it raises:
             InvalidRequest: the service was started without --allow-configure.
-            Unavailable: another client has it, or nobody is there.
+            Unavailable: another client has the loan, or the service cannot be reached.
         """
         return AsyncLoan(lambda: self._stub.Borrow(), self._typed_errors)
 
@@ -156,7 +156,7 @@ class AsyncClient:
     def _stub(self) -> Any:  # noqa: ANN401 - the generated stub is untyped
         here = asyncio.get_running_loop()
         if here not in self._channels:
-            # A channel works in the event loop that it was made in, and in no other.
+            # A channel works only in the event loop that it was made in.
             self._channels = {loop: kept for loop, kept in self._channels.items() if not loop.is_closed()}
             self._channels[here] = client_channel(self.address)
         return inference_pb2_grpc.InferenceStub(self._channels[here])  # type: ignore[no-untyped-call]
@@ -171,12 +171,12 @@ class AsyncClient:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # Nobody has cancelled the caller: gRPC says so of a call whose channel was closed.
+            # The caller was not cancelled: gRPC raises this in a call whose channel was closed.
             raise RequestAborted(_CLOSED) from None
 
 
 class Client:
-    """`AsyncClient` without async: the same methods, blocking; no threads of its own."""
+    """`AsyncClient` without async: the same methods, blocking. It starts no threads."""
 
     def __init__(self, address: str | os.PathLike[str] | None = None, *, timeout_s: float | None = None) -> None:
         self.address = Address.parse(default_listen() if address is None else address, "server")
@@ -227,7 +227,7 @@ class Client:
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Output:
-        """The whole answer at once. `params.n` must be 1; see `complete_all`."""
+        """Return the whole answer. `params.n` must be 1; see `complete_all`."""
         _check_single(params)
         return self.complete_all(prompt, params, request_id=request_id, timeout_s=timeout_s)[0]
 
@@ -239,24 +239,24 @@ class Client:
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> list[Output]:
-        """All `params.n` whole answers, in the order of their index."""
+        """Return all `params.n` whole answers, in the order of their index."""
         with closing(cast(Any, self.generate(prompt, params, request_id=request_id, timeout_s=timeout_s))) as stream:
             return _join(list(stream))
 
     def abort(self, request_id: str) -> bool:
-        """End a request; False when no live one has this id."""
+        """End a request. Return False if no live request has this id."""
         with self._typed_errors():
             message = inference_pb2.AbortRequest(request_id=check_request_id(request_id))
             reply = self._stub.Abort(message, timeout=self._timeout_s)
         return bool(reply.found)
 
     def status(self) -> ServiceStatus:
-        """State, batches, workers and rates of the service."""
+        """Return state, batches, workers and rates of the service."""
         with self._typed_errors():
             return status_from_pb(self._stub.GetStatus(inference_pb2.GetStatusRequest(), timeout=self._timeout_s))
 
     def borrow(self) -> Loan:
-        """Have the mode and the batch limits of the service to yourself; see `AsyncClient.borrow`."""
+        """Return a loan of the service; see `AsyncClient.borrow`."""
         return Loan(lambda requests: self._stub.Borrow(requests), self._typed_errors)
 
     def _deadline_s(self, timeout_s: float | None) -> float | None:
@@ -274,7 +274,7 @@ class Client:
         try:
             yield
         except (grpc.RpcError, ValueError) as error:
-            if self._num_closes != num_closes:  # a ValueError when it was closed before the call began
+            if self._num_closes != num_closes:  # a ValueError if the channel was closed before the call began
                 raise RequestAborted(_CLOSED) from None
             if isinstance(error, grpc.RpcError):
                 raise _typed(error, self.address) from None
@@ -282,7 +282,7 @@ class Client:
 
 
 def _typed(error: grpc.RpcError, address: Address) -> MineDraftError:
-    """The error the server meant; one that gRPC itself made (nobody listens ...) says where."""
+    """Return the error that the server meant; an error made by gRPC itself gets the address in its message."""
     call = cast(grpc.aio.AioRpcError, error)  # both kinds have code(), details() and trailing_metadata()
     typed = to_error(call)
     if _has_details(call) or type(typed) not in (Unavailable, RequestAborted):
@@ -290,7 +290,7 @@ def _typed(error: grpc.RpcError, address: Address) -> MineDraftError:
     details = call.details() or ""
     if "No such file" in details or "refused" in details:
         details = "nothing listens there; minedraft-launch starts the service"
-    elif type(typed) is RequestAborted:  # what gRPC answers for a server that stops before it has looked at the call
+    elif type(typed) is RequestAborted:  # gRPC's answer for a server that stops before it has looked at the call
         details = "the service has stopped"
     return Unavailable(f"no answer from {address}: {details}")
 
@@ -302,7 +302,7 @@ def _has_details(call: grpc.aio.AioRpcError) -> bool:
 
 def _check_single(params: SamplingParams | None) -> None:
     if isinstance(params, SamplingParams) and params.n != 1:
-        raise InvalidRequest("n", params.n, "complete gives one answer; complete_all gives all n")
+        raise InvalidRequest("n", params.n, "complete returns one answer; complete_all returns all n")
 
 
 def _join(pieces: Sequence[Output]) -> list[Output]:

@@ -1,8 +1,7 @@
-"""Every setting of a running MineDraft, and of a worker alone, from flags, a TOML file and defaults, in that order.
+"""The settings of the service and of a single worker. Flags go before the TOML file, the file before the defaults.
 
 One text per field: the descriptions below are `--help`, the comments of the TOML file and the README
-table. All problems are found before anything is started and before torch is imported, and all of
-them are reported at once.
+table. All problems are found before a process is started or torch is imported, and are reported together.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _S = TypeVar("_S", bound="SharedSettings")
 
 
 class Positional:
-    """Marks a setting that a command line gives by its place, without a flag."""
+    """Marks a setting that is a positional argument of the command line."""
 
 
 def _default_target_device() -> str:
@@ -39,7 +38,7 @@ def _default_draft_device() -> str:
 
 
 def _expand_home(path: Path | None) -> Path | None:
-    """`~` as the home folder: a TOML file and `--flag=~/x` come without a shell's help."""
+    """Return the path with `~` expanded: in a TOML file and in `--flag=~/x` no shell does it."""
     return None if path is None else Path(os.path.expanduser(path))
 
 
@@ -48,51 +47,51 @@ _OptionalFolder = Annotated[Path | None, Field(strict=False), AfterValidator(_ex
 
 
 class SharedSettings(BaseModel):
-    """What the service is told and tells its workers. Frozen: a running process never changes its settings."""
+    """The settings that the service shares with its workers. Frozen: they never change in a running process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     draft_method: Annotated[DraftMethod, Field(strict=False)] = Field(
         DraftMethod.MODEL,
-        description="model: the draft model proposes; ngram: the prompt's own n-grams, no draft model.",
+        description="model: use the draft model; ngram: look up n-grams in the request, no draft model.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Number format of the weights; auto measures which one is faster on the device."
+        "auto", description="Number format of the weights; auto picks the faster one for the device."
     )
     max_model_len: int | None = Field(
-        None, ge=16, le=1 << 20, description="Tokens of prompt and answer together; the model's own limit by default."
+        None, ge=16, le=1 << 20, description="Maximum tokens of prompt and answer together; default: the model's limit."
     )
     num_blocks: int | None = Field(
         None,
         ge=8,
         le=1 << 24,
-        description="Blocks of KV cache in a worker; by default an eighth of the free memory (CUDA: 0.8).",
+        description="KV cache blocks per worker; default: what fits in 1/8 of the free memory (CUDA: 0.8).",
     )
-    block_size: int = Field(16, ge=1, le=256, description="Tokens in a block of KV cache.")
+    block_size: int = Field(16, ge=1, le=256, description="Tokens per KV cache block.")
     insecure_public: bool = Field(
         False,
-        description="Listen beyond this host though nothing protects it: no encryption, no login.",
+        description="Allow a non-local address without TLS or authentication.",
     )
 
     @classmethod
     def own_first(cls) -> list[tuple[str, FieldInfo]]:
-        """Names and fields as they are shown: those of the class before those it shares."""
+        """Return names and fields in the order they are shown in: the class's own before the shared ones."""
         return sorted(cls.model_fields.items(), key=lambda item: item[0] in SharedSettings.model_fields)
 
     def to_plain_values(self) -> dict[str, Any]:
-        """Texts and numbers, without what is unset; given as flags they make the same settings again."""
+        """Return the set values as texts and numbers; given as flags, they make the same settings again."""
         return {name: value for name, value in self.model_dump(mode="json").items() if value is not None}
 
 
 class WorkerSettings(SharedSettings):
-    """What one worker process is told."""
+    """The settings of one worker process."""
 
-    role: Annotated[Role, Field(strict=False), Positional()] = Field(description="Which worker it is.")
+    role: Annotated[Role, Field(strict=False), Positional()] = Field(description="The worker's role.")
     model: _Folder = Field(
-        description="Model folder; where n-grams propose, the target's, for its tokenizer.", examples=["DIR"]
+        description="Model folder; with --draft-method ngram the target's, for its tokenizer.", examples=["DIR"]
     )
-    listen: str = Field(description="Where it serves the scheduler: unix:PATH or HOST:PORT.", examples=["ADDR"])
-    device: str = Field("cpu", description=f"Where it computes: {DEVICE_FORMS}.", examples=["DEVICE"])
+    listen: str = Field(description="Address to serve the scheduler on: unix:PATH or HOST:PORT.", examples=["ADDR"])
+    device: str = Field("cpu", description=f"Device to run on: {DEVICE_FORMS}.", examples=["DEVICE"])
 
     @property
     def listen_address(self) -> Address:
@@ -100,18 +99,18 @@ class WorkerSettings(SharedSettings):
 
     @property
     def has_model(self) -> bool:
-        """Whether it runs a model; a verifier always does."""
+        """Whether the worker runs a model; a verifier always does."""
         return self.role is Role.VERIFIER or self.draft_method is DraftMethod.MODEL
 
 
 class Settings(SharedSettings):
-    """What the service is told."""
+    """The settings of the service."""
 
     target: _OptionalFolder = Field(
-        None, description="Folder of the target model; without it the default pair is used.", examples=["DIR"]
+        None, description="Target model folder; if omitted, the default pair is used.", examples=["DIR"]
     )
     draft: _OptionalFolder = Field(
-        None, description="Folder of the draft model, with the target's tokenizer.", examples=["DIR"]
+        None, description="Draft model folder; must have the target's tokenizer.", examples=["DIR"]
     )
     mode: Annotated[Mode, Field(strict=False)] = Field(
         Mode.MINEDRAFT,
@@ -119,52 +118,50 @@ class Settings(SharedSettings):
         "ar: no drafts.",
     )
     max_batch_size: int = Field(
-        8, ge=1, le=MAX_BATCH_SIZE, description="Requests in each batch (m); minedraft has two batches, sd and ar one."
+        8, ge=1, le=MAX_BATCH_SIZE, description="Requests per batch (m); minedraft has two batches, sd and ar one."
     )
     draft_len: int = Field(
         3,
         ge=0,
         le=MAX_DRAFT_LEN,
-        description="Tokens the drafter proposes per request and round (k); not used in mode ar.",
+        description="Draft tokens per request and round (k); ignored in mode ar.",
     )
     target_device: str = Field(
         default_factory=_default_target_device,
-        description=f"Where the verifier runs: {DEVICE_FORMS}; the second core by default.",
+        description=f"Device of the verifier: {DEVICE_FORMS}; default: the second core.",
         examples=["DEVICE"],
     )
     draft_device: str = Field(
         default_factory=_default_draft_device,
-        description="Where the drafter runs, as for the target; the first core by default.",
+        description="Device of the drafter, in the same form; default: the first core.",
         examples=["DEVICE"],
     )
     prefill_chunk: int = Field(
         256,
         ge=16,
         le=8192,
-        description="Prompt tokens in one verify round, over all newcomers; at most max_model_len.",
+        description="Prompt tokens per verify round, over all new requests; at most max_model_len.",
     )
     max_waiting: int = Field(
-        256, ge=1, le=65536, description="Requests that may wait for a seat; more are refused at once."
+        256, ge=1, le=65536, description="Requests that may wait for a seat; further ones are refused."
     )
     listen: str = Field(
         default_factory=default_listen,
-        description="Where clients connect: unix:PATH or HOST:PORT.",
+        description="Address to serve clients on: unix:PATH or HOST:PORT.",
         examples=["ADDR"],
     )
     allow_configure: bool = Field(
-        False, description="Let a client borrow the service to switch its mode for a while, as `minedraft bench` does."
+        False, description="Let a client change mode and batch limits temporarily, as `minedraft bench` does."
     )
     target_address: str | None = Field(
-        None, description="Use the verifier that already runs at this address.", examples=["ADDR"]
+        None, description="Use the verifier already running at this address.", examples=["ADDR"]
     )
     draft_address: str | None = Field(
-        None, description="Use the drafter that already runs at this address.", examples=["ADDR"]
+        None, description="Use the drafter already running at this address.", examples=["ADDR"]
     )
-    load_timeout_s: float = Field(
-        600.0, gt=0, le=86400, description="Seconds the workers may take until they are ready."
-    )
+    load_timeout_s: float = Field(600.0, gt=0, le=86400, description="Seconds within which the workers must be ready.")
     drain_timeout_s: float = Field(
-        30.0, ge=0, le=3600, description="Seconds that running requests get to finish at shutdown."
+        30.0, ge=0, le=3600, description="Seconds that running requests have to finish at shutdown."
     )
 
     @property
@@ -182,7 +179,7 @@ class Settings(SharedSettings):
 
     @property
     def own_workers(self) -> tuple[Role, ...]:
-        """The workers that belong to this service: not those that run already, at an address that was given."""
+        """The workers that belong to this service: those without a given address, where one runs already."""
         roles = []
         if self.target_address is None:
             roles.append(Role.VERIFIER)
@@ -191,7 +188,7 @@ class Settings(SharedSettings):
         return tuple(roles)
 
     def for_worker(self, role: Role, address: str) -> WorkerSettings:
-        """What a worker of this service is told that listens at `address`. The folders must be known."""
+        """Return the settings of a worker of this service that listens at `address`. The folders must be set."""
         is_verifier = role is Role.VERIFIER
         is_of_target = is_verifier or self.draft_method is DraftMethod.NGRAM
         own = {
@@ -204,7 +201,7 @@ class Settings(SharedSettings):
 
 
 def load_settings(flags: Mapping[str, Any] | None = None, file: Path | None = None) -> Settings:
-    """Merge flags over the TOML file over the defaults, and check everything.
+    """Return the checked settings: flags go before the TOML file, the file before the defaults.
 
     Args:
         flags: field name -> value; None means "not given".
@@ -222,7 +219,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, file: Path | None = No
                 values[name] = value
             else:
                 known = ", ".join(Settings.model_fields)
-                errors.append(ConfigError(f"{file}: {key}", value, f"unknown setting; known are {known}"))
+                errors.append(ConfigError(f"{file}: {key}", value, f"unknown setting; known settings: {known}"))
     settings = _validate(Settings, values | _given(flags or {}), errors)
     settings = _shrink_defaults(settings)
     _raise_all(errors, contradictions(settings))
@@ -230,7 +227,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, file: Path | None = No
 
 
 def load_worker_settings(flags: Mapping[str, Any]) -> WorkerSettings:
-    """Check the settings of a worker alone.
+    """Return the checked settings of a single worker.
 
     Args:
         flags: field name -> value; None means "not given".
@@ -249,11 +246,11 @@ def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _validate(kind: type[_S], values: Mapping[str, Any], errors: list[ConfigError]) -> _S:
-    """The settings, with the defaults of those that are wrong and added to `errors`: so contradictions among
-    the others show too.
+    """Return the settings. Wrong ones are added to `errors` and get their defaults, so that contradictions
+    among the others are found too.
 
     Raises:
-        ConfigErrors: one that has no default is wrong.
+        ConfigErrors: a setting without a default is wrong.
     """
     try:
         return kind.model_validate(values)
@@ -266,7 +263,7 @@ def _validate(kind: type[_S], values: Mapping[str, Any], errors: list[ConfigErro
 
 
 def _raise_all(errors: list[ConfigError], found: list[ConfigError]) -> None:
-    """Raise ConfigErrors with `errors` and what was found besides, where there is any; each setting is named once."""
+    """Raise ConfigErrors if `errors` or `found` has any; each setting is named once."""
     named = {error.field for error in errors}
     errors = [*errors, *(error for error in found if error.field not in named)]
     if errors:
@@ -274,7 +271,7 @@ def _raise_all(errors: list[ConfigError], found: list[ConfigError]) -> None:
 
 
 def _shrink_defaults(settings: Settings) -> Settings:
-    """A limit that nobody gave shrinks to what fits; one that was given is refused by `contradictions`."""
+    """Return the settings with default limits reduced to what fits; given limits are checked by `contradictions`."""
     limit = settings.max_model_len
     if limit is None or "prefill_chunk" in settings.model_fields_set:
         return settings
@@ -296,8 +293,8 @@ def _to_config_errors(error: ValidationError, kind: type[SharedSettings]) -> lis
         name, value = ".".join(str(part) for part in detail["loc"]), detail["input"]
         limit = detail["msg"].replace("Input should be", "must be").replace("Input should", "must")
         if detail["type"] == "extra_forbidden":
-            limit = f"unknown setting; known are {', '.join(kind.model_fields)}"
-        elif detail["type"] == "missing":  # its input is everything that was given
+            limit = f"unknown setting; known settings: {', '.join(kind.model_fields)}"
+        elif detail["type"] == "missing":  # the detail's input is then the whole mapping
             value, limit = None, "must be given"
         errors.append(ConfigError(name, str(value) if isinstance(value, Path) else value, limit))
     return errors

@@ -1,4 +1,4 @@
-"""Settings that are right one by one and cannot work together, and texts that mean nothing."""
+"""Checks that types and ranges cannot express: contradictions between settings, devices and addresses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from minedraft.types import DraftMethod
 if TYPE_CHECKING:
     from minedraft.config import Settings, SharedSettings
 
-_TOKENS_BESIDE_DRAFTS = 3  # of a shortest request with one whole round: its prompt, the first token, the bonus token
+_TOKENS_BESIDE_DRAFTS = 3  # of the shortest request with one whole round: prompt, first token, bonus token
 
 
 def contradictions(settings: Settings) -> list[ConfigError]:
-    """All that cannot work in the settings of a service."""
+    """Return an error for each setting of a service that cannot work."""
     return [
         *_wrong_models(settings),
         *_wrong_lengths(settings),
@@ -26,7 +26,7 @@ def contradictions(settings: Settings) -> list[ConfigError]:
 
 
 def wrong_devices(settings: SharedSettings, *fields: str) -> list[ConfigError]:
-    """The settings among `fields` that name no device."""
+    """Return an error for each of `fields` that names no device."""
     errors: list[ConfigError] = []
     for field in fields:
         try:
@@ -37,7 +37,7 @@ def wrong_devices(settings: SharedSettings, *fields: str) -> list[ConfigError]:
 
 
 def wrong_addresses(settings: SharedSettings, *fields: str) -> list[ConfigError]:
-    """The settings among `fields` that are no address, that of another one, or open to other hosts unasked."""
+    """Return an error for each of `fields` that is malformed, used twice, or open to other hosts without consent."""
     errors: list[ConfigError] = []
     fields_of: dict[str, str] = {}
     for field in fields:
@@ -50,41 +50,41 @@ def wrong_addresses(settings: SharedSettings, *fields: str) -> list[ConfigError]
             errors.append(error)
             continue
         if address.target in fields_of:
-            limit = f"is also {fields_of[address.target]}; each needs its own address"
+            limit = f"already used for {fields_of[address.target]}; each needs its own address"
             errors.append(ConfigError(field, text, limit))
         fields_of[address.target] = field
         if field == "listen" and not address.is_local and not settings.insecure_public:
-            limit = "other hosts could connect, unencrypted; --insecure-public says that is meant"
+            limit = "reachable from other hosts without encryption; pass --insecure-public to allow it"
             errors.append(ConfigError(field, text, limit))
     return errors
 
 
 def _wrong_models(settings: Settings) -> list[ConfigError]:
-    """Folders that are missing, or that nobody would use."""
+    """Return an error for each model folder that is missing or would not be used."""
     errors: list[ConfigError] = []
     draft, is_ngram = settings.draft, settings.draft_method is DraftMethod.NGRAM
     if draft is not None and is_ngram:
-        limit = "a draft model is not used with draft_method ngram; leave one of them out"
+        limit = "draft_method ngram uses no draft model; remove one of the two"
         errors.append(ConfigError("draft", str(draft), limit))
     if draft is not None and settings.draft_address is not None:
-        limit = "the drafter at draft_address has its own model; leave one of them out"
+        limit = "the drafter at draft_address has its own model; remove one of the two"
         errors.append(ConfigError("draft", str(draft), limit))
     if draft is not None and settings.target is None:
-        errors.append(ConfigError("draft", str(draft), "needs target: a pair of your own is given by both folders"))
+        errors.append(ConfigError("draft", str(draft), "requires target: give both folders, or neither"))
     has_drafter = draft is not None or settings.draft_address is not None or is_ngram
     if settings.target is not None and settings.needs_drafter and not has_drafter:
-        limit = "target needs a draft model: give draft, or draft_method ngram, or mode ar"
+        limit = "required with target: give draft, or use draft_method ngram or mode ar"
         errors.append(ConfigError("draft", None, limit))
     return errors
 
 
 def _wrong_lengths(settings: Settings) -> list[ConfigError]:
-    """Lengths that were given and do not fit into each other, or the mode."""
+    """Return an error for each given length that contradicts another one, or the mode."""
     errors: list[ConfigError] = []
     if settings.draft_len == 0 and settings.mode.has_drafts:
-        limit = f"must be at least 1 in mode {settings.mode.value}; without drafts use mode ar"
+        limit = f"must be at least 1 in mode {settings.mode.value}; use mode ar to decode without drafts"
         errors.append(ConfigError("draft_len", 0, limit))
-    holders: list[tuple[int, str]] = []  # what bounds a request: tokens, and the settings that say so
+    holders: list[tuple[int, str]] = []  # bounds of a request: tokens, and the settings that set them
     if settings.num_blocks is not None:
         kv = f"num_blocks {settings.num_blocks} of block_size {settings.block_size}"
         holders.append((settings.num_blocks * settings.block_size, kv))
@@ -98,6 +98,6 @@ def _wrong_lengths(settings: Settings) -> list[ConfigError]:
     num_tokens = settings.draft_len + _TOKENS_BESIDE_DRAFTS
     if holders and settings.needs_drafter and num_tokens > min(holders)[0]:
         held, holder = min(holders)
-        limit = f"a prompt and one round of it need {num_tokens} tokens, {holder} gives {held}"
+        limit = f"the shortest prompt and one round need {num_tokens} tokens, {holder} allows {held}"
         errors.append(ConfigError("draft_len", settings.draft_len, limit))
     return errors

@@ -1,4 +1,4 @@
-"""Where a worker computes: some of this machine's cores, or one CUDA device."""
+"""The device of a worker: some of this machine's cores, or one CUDA device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Device:
 
     Attributes:
         kind: "cpu" or "cuda".
-        cores: the cores, ascending ("cpu" only); none stands for every core of the process that computes.
+        cores: core numbers, ascending ("cpu" only); empty for every core that the process may use.
         index: the CUDA ordinal ("cuda" only).
     """
 
@@ -33,10 +33,10 @@ class Device:
 
     @classmethod
     def parse(cls, text: str, field: str = "device") -> Device:
-        """Read a device in one of DEVICE_FORMS. Whether this machine has it is another matter (`here`).
+        """Return the device of a text in one of DEVICE_FORMS. This machine need not have it (see `here`).
 
         Raises:
-            ConfigError: the text has another form; it names `field`.
+            ConfigError: the text has another form; the error names `field`.
         """
         plain = text.strip().lower()
         if cuda := _CUDA.fullmatch(plain):
@@ -47,19 +47,20 @@ class Device:
         return cls("cpu", cores=_parse_cores(cores, text, field) if colon else ())
 
     def here(self, field: str = "device") -> Device:
-        """Return the device with its cores named, checked against what this process may use. Whether there is
-        a CUDA device of that number only torch can tell.
+        """Return the device with its cores filled in, checked against what this process may use. Only torch
+        can tell whether a CUDA device of that number exists.
 
         Raises:
-            ConfigError: this process may not use one of the cores, or sees no NVIDIA device; it names `field`.
+            ConfigError: this process may not use one of the cores, or there is no NVIDIA device; the error
+                names `field`.
         """
         if self.kind == "cuda":
             if not any(path.exists() for path in (*Path("/dev").glob("nvidia[0-9]*"), Path("/dev/dxg"))):
-                raise ConfigError(field, str(self), "this machine shows no NVIDIA device")
+                raise ConfigError(field, str(self), "no NVIDIA device found")
             return self
         usable = usable_cores()
         if missing := sorted(set(self.cores).difference(usable)):
-            limit = f"core {format_cores(missing)} is not among those of this process: {format_cores(usable)}"
+            limit = f"core {format_cores(missing)} is not available; this process may use {format_cores(usable)}"
             raise ConfigError(field, str(self), limit)
         return replace(self, cores=self.cores or usable)
 
@@ -70,12 +71,12 @@ class Device:
 
 
 def usable_cores() -> tuple[int, ...]:
-    """The cores that this process may use, ascending."""
+    """Return the numbers of the cores that this process may use, ascending."""
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
 def format_cores(cores: Iterable[int]) -> str:
-    """Write core numbers the way they are read: 0,1,2,5 -> "0-2,5"."""
+    """Return core numbers as text that `Device.parse` reads: 0,1,2,5 -> "0-2,5"."""
     ranges: list[list[int]] = []
     for core in sorted(set(cores)):
         if ranges and ranges[-1][1] == core - 1:
@@ -93,6 +94,6 @@ def _parse_cores(listed: str, text: str, field: str) -> tuple[int, ...]:
             raise ConfigError(field, text, f"must be {DEVICE_FORMS}")
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < _NUM_CORES:
-            raise ConfigError(field, text, f"a range of cores ascends and stays below {_NUM_CORES}")
+            raise ConfigError(field, text, f"core ranges must ascend and stay below {_NUM_CORES}")
         cores.update(range(first, last + 1))
     return tuple(sorted(cores))

@@ -1,4 +1,4 @@
-"""Every error a user or an operator can meet, as one tree.
+"""Every error that a user or an operator can meet, as one tree.
 
     MineDraftError                      gRPC code            HTTP   retry    exit code
     ├── ConfigError                     -                    -      no       78
@@ -19,8 +19,8 @@
         └── ProtocolError               INTERNAL             500    no       70   (a worker's message breaks a rule)
             └── StaleRound              INTERNAL             500    no       70   (it belongs to another round or epoch)
 
-`reason` is a closed vocabulary: it is what crosses the wire, what the log line says and what the
-counter `minedraft_errors_total{reason}` counts.
+`reason` is a closed vocabulary, used on the wire, in log lines and by the counter
+`minedraft_errors_total{reason}`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _MAX_LIMIT_CHARS = 1000
 
 
 class MineDraftError(Exception):
-    """Base of everything this package raises on purpose. It can be copied and pickled.
+    """Base of every error that this package raises on purpose. It can be copied and pickled.
 
     Attributes:
-        request_id: in a worker's refusal of a command, the one request that is at fault, where it is one.
+        request_id: in a worker's refusal of a command, the request at fault; None if no single one is.
     """
 
     reason = "INTERNAL"
@@ -50,13 +50,13 @@ class MineDraftError(Exception):
     request_id: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception's own way back calls its class with `args`: here that is the message, while the
-        # subclasses take what the message is made of.
+        # By default an exception is restored by calling its class with `args`. Here `args` is the message,
+        # while the subclasses take the parts that the message is made of.
         return _restore, (type(self), self.args), self.__dict__
 
 
 class _FieldError(MineDraftError):
-    """An error about one named value: says the field, the value given and the limit it breaks."""
+    """An error about one named value: the field, the value given and the limit it breaks."""
 
     def __init__(self, field: str, value: object, limit: str) -> None:
         self.field = field
@@ -73,7 +73,7 @@ class ConfigError(_FieldError):
 
 
 class ConfigErrors(ConfigError):
-    """Several settings are wrong; `errors` has them all, the message one a line."""
+    """Several settings are wrong; `errors` has them all, the message one per line."""
 
     def __init__(self, errors: list[ConfigError]) -> None:
         first = errors[0]
@@ -99,7 +99,7 @@ class StartFailed(MineDraftError):
 
 
 class InvalidRequest(_FieldError):
-    """A client's request breaks a limit; nothing else in flight is disturbed."""
+    """A client's request breaks a limit; other requests are unaffected."""
 
     reason = "INVALID_REQUEST"
     grpc_code = "INVALID_ARGUMENT"
@@ -171,7 +171,7 @@ class Draining(Unavailable):
 
 
 class NumericError(MineDraftError):
-    """The target produced NaN or Inf for this request; its neighbours are unaffected."""
+    """The target produced NaN or Inf for this request; other requests are unaffected."""
 
     reason = "NUMERIC"
 
@@ -199,13 +199,13 @@ def _restore(kind: type[MineDraftError], args: tuple[Any, ...]) -> MineDraftErro
 def _shorten(value: object) -> str:
     try:
         text = repr(value)
-    except Exception:  # the value is foreign, and so is what its repr raises (an int of 5000 digits: ValueError)
+    except Exception:  # a foreign value's repr may raise anything (an int of 5000 digits: ValueError)
         text = f"<{type(value).__name__}>"
     return _cut(text, _MAX_VALUE_CHARS)
 
 
 def _one_line(limit: str) -> str:
-    """Other programs' words may be in it (a template's, a parser's): of any length, with any characters."""
+    """Return the limit bounded and printable: it may quote other programs (a template, a parser)."""
     return "".join(char if char.isprintable() else " " for char in _cut(limit, _MAX_LIMIT_CHARS))
 
 

@@ -1,4 +1,4 @@
-"""Command line flags made from the fields of settings, and back: one text, one name, one default."""
+"""Command line flags from the fields of settings, and back: one text, one name, one default."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class UserPath(click.Path):
-    """A path whose `~` is the home folder, also in `--flag=~/x`, which shells leave alone."""
+    """A path with `~` expanded, also in `--flag=~/x`, where no shell does it."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -28,7 +28,7 @@ class UserPath(click.Path):
 
 
 def settings_flags(kind: type[SharedSettings]) -> Callable[[_F], _F]:
-    """Give a click command a parameter for every setting of `kind`; one that is not given is None."""
+    """Return a decorator that gives a click command a parameter for every setting of `kind`, None if not given."""
 
     def decorate(function: _F) -> _F:
         for name, field in reversed(kind.own_first()):
@@ -42,7 +42,7 @@ def settings_flags(kind: type[SharedSettings]) -> Callable[[_F], _F]:
 
 
 def to_flags(settings: SharedSettings) -> list[str]:
-    """The command line that gives these settings again, with no file."""
+    """Return the arguments that give these settings again, without a file."""
     argv: list[str] = []
     fields = type(settings).model_fields
     for name, value in settings.to_plain_values().items():
@@ -71,7 +71,7 @@ def _option(field: FieldInfo) -> dict[str, Any]:
     elif kind is Path:
         option |= {"type": click.Path(path_type=Path), "metavar": "DIR"}
     elif kind in (int, float):
-        # Ranges are checked with all other settings, so that every problem is reported at once.
+        # Ranges are checked with all other settings, so that all problems are reported together.
         option["type"] = kind
         option["metavar"] = "N" if kind is int else "SECONDS"
     else:
@@ -88,7 +88,7 @@ def _help_text(field: FieldInfo) -> str:
 
 
 def _plain_type(annotation: Any) -> Any:  # noqa: ANN401 - a type expression
-    """`int` of `int | None`."""
+    """Return `int` for `int | None`."""
     members = [member for member in get_args(annotation) if member is not type(None)]
     is_optional = type(None) in get_args(annotation)
     plain = members[0] if is_optional else annotation

@@ -1,4 +1,4 @@
-"""The service, borrowed: what `AsyncClient.borrow` and `Client.borrow` give."""
+"""The loan of the service that `AsyncClient.borrow` and `Client.borrow` return."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from minedraft.errors import Unavailable
 from minedraft.rpc.codec_inference import borrow_to_pb
 from minedraft.types import LoanTerms, Mode
 
-_ENDED = "the service has ended the loan"
+_ENDED = "the service ended the loan"
 
 
 class AsyncLoan:
-    """Mode and batch limits of the service for one client alone; others are served meanwhile.
+    """Lets one client set mode and batch limits of the service; other clients are served meanwhile.
 
-    Entering it begins the loan. At its end, also when this process dies, the service goes back to the
-    settings it was started with; a block that ends well waits for that.
+    Entering it begins the loan. When the loan ends, also by the death of this process, the service goes
+    back to the settings it was started with; a block that ends without an error waits for that.
 
     Args:
-        borrow: opens the stream. typed_errors: makes gRPC's errors ours.
+        borrow: opens the stream. typed_errors: turns gRPC's errors into `minedraft.errors`.
     """
 
     def __init__(
@@ -54,19 +54,19 @@ class AsyncLoan:
             self._call.cancel()
 
     async def configure(self, mode: Mode | str, max_batch_size: int, draft_len: int) -> None:
-        """Run with these settings and fresh counters. Returns when they hold, so when those requests have
-        ended that were decoding before; requests that wait are kept.
+        """Run with these settings. Return when they are in force; live requests are kept, and recent rates
+        begin anew.
 
         Args:
             mode: "ar", "sd" or "minedraft".
-            max_batch_size: requests in each batch (m).
+            max_batch_size: requests per batch (m).
             draft_len: tokens proposed per request and round (k).
 
         Raises:
             InvalidRequest: a value out of range. Unavailable: the loan has ended; the subclass says why.
         """
         message = borrow_to_pb(LoanTerms.check(mode, max_batch_size, draft_len))
-        with suppress(asyncio.InvalidStateError):  # the stream has ended: reading says why
+        with suppress(asyncio.InvalidStateError):  # the stream has ended; reading raises the reason
             async with self._typed_errors():
                 await self._call.write(message)
         await self._read_reply()
@@ -78,10 +78,10 @@ class AsyncLoan:
 
 
 class Loan:
-    """The same, blocking.
+    """`AsyncLoan` without async.
 
     Args:
-        borrow: opens the stream, given what to send. typed_errors: makes gRPC's errors ours.
+        borrow: opens the stream, given the messages to send. typed_errors: as in `AsyncLoan`.
     """
 
     def __init__(
@@ -125,5 +125,5 @@ class Loan:
                 raise Unavailable(_ENDED)
 
     def _cancel(self) -> None:
-        self._requests.put(None)  # gRPC's thread waits for it
+        self._requests.put(None)  # ends the iterator that gRPC's thread waits on
         self._call.cancel()

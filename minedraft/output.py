@@ -1,4 +1,4 @@
-"""What a client gets back: pieces of an answer, its usage, and the state of the service."""
+"""The values that a client receives: pieces of an answer, its usage, and the state of the service."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from minedraft.types import FinishReason, TokenLogprobs
 
 @dataclass(frozen=True, slots=True)
 class RequestUsage:
-    """Final account of a request. Seconds are since its arrival."""
+    """Final account of a request. Times are in seconds since its arrival."""
 
     prompt_tokens: int
     output_tokens: int
-    rounds: int  # verify rounds that sampled for it
-    drafted_tokens: int
-    accepted_tokens: int
-    queue_s: float
+    rounds: int  # verify rounds that sampled for this request
+    drafted_tokens: int  # draft tokens verified
+    accepted_tokens: int  # draft tokens accepted
+    queue_s: float  # until its first round
     first_token_s: float
     total_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A piece of one answer, or with `complete` the whole of it.
+    """A piece of one answer; from `complete`, the whole answer.
 
     Attributes:
         text: new text, complete characters only. token_ids: new token ids, EOS included.
         finish_reason, usage: None until the end.
-        logprobs: one per token id when asked for.
+        logprobs: one per token id, if the request asked for them.
         index: which of the n samples, 0..n-1.
     """
 
@@ -48,8 +48,8 @@ class BatchState:
 
     Attributes:
         name: "A" or "B".
-        num_requests: requests that decode in it now.
-        rounds: committed since the start of the service.
+        num_requests: requests that have a seat in it now.
+        rounds: rounds committed since the start of the service.
     """
 
     name: str
@@ -65,10 +65,10 @@ class WorkerState:
         role: "drafter" or "verifier". state: "ready" or "lost".
         device: "cpu:0-3", "cuda:1". dtype: "float32", "bfloat16", or "none" without a model.
         epoch: number of this incarnation; another one after every handshake.
-        num_blocks, num_free_blocks: blocks of KV cache, of `block_size` tokens each; 0 blocks: it holds no KV.
-        busy: share of the measured time in which its device thread worked, 0..1, recent rounds.
-        step_ms: median milliseconds of a command, recent rounds.
-        draft_method: of a drafter: "model" or "ngram".
+        num_blocks, num_free_blocks: KV cache blocks of `block_size` tokens; num_blocks 0: it holds no KV.
+        busy: share of the measured time in which its device thread worked, 0..1, over recent rounds.
+        step_ms: median milliseconds of a command, over recent rounds.
+        draft_method: "model" or "ngram" for a drafter, else "".
     """
 
     role: str
@@ -87,23 +87,23 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """What the service does. Counts are since its start and only grow; what is recent is of at most the last
-    1,024 rounds, and begins anew when mode or sizes change.
+    """The state of the service. Counts are since its start and only grow; recent figures are of at most the
+    last 1,024 rounds, and begin anew when mode or sizes change.
 
     Attributes:
-        state: "starting", "serving", "degraded" (a drafter is wanted and lost) or "draining".
+        state: "starting", "serving", "degraded" (the drafter is lost) or "draining".
         mode, draft_len, max_batch_size: in force now (k, and m of each batch).
         num_waiting, num_running: requests without and with a seat.
         vsr: accepted / verified drafts, recent. mean_accepted_len: accepted drafts per request and round that had
             drafts, recent.
-        overlap_efficiency: ideal step time max(t_draft, t_verify) / measured step time, recent.
-        control_overhead_ms: median of step time - max(t_draft, t_verify), recent.
-        tokens_per_s: output tokens a second over the last ten seconds.
+        overlap_efficiency: ideal step time max(t_draft, t_verify) / measured step time, 0..1, recent.
+        control_overhead_ms: median milliseconds of step time - max(t_draft, t_verify), recent.
+        tokens_per_s: output tokens per second over the last ten seconds.
         output_tokens, finished_requests, preemptions, verified_drafts, accepted_drafts: counts.
         stale_replies: proposals and replies dropped because they belong to another round or epoch.
-        wire_bytes: between the scheduler and both workers, both ways. steps: committed rounds of all batches.
-        verify_ms, draft_ms, step_ms: median milliseconds a round, recent.
-        errors: failed calls, by the reason of the error.
+        wire_bytes: bytes between the scheduler and both workers, both ways. steps: committed rounds of all batches.
+        verify_ms, draft_ms, step_ms: median milliseconds of a verify, a draft and a step, recent.
+        errors: number of failed calls by the error's reason.
     """
 
     state: str
@@ -135,7 +135,7 @@ class ServiceStatus:
 
 
 def join_outputs(pieces: Sequence[Output]) -> Output:
-    """The pieces of one sample, in order, as one Output."""
+    """Return the pieces of one sample, given in order, as one Output."""
     last = pieces[-1]
     return Output(
         text="".join(piece.text for piece in pieces),

@@ -1,4 +1,4 @@
-"""What a client may ask: the three kinds of prompt, and the limits that need no model to be checked."""
+"""The three kinds of prompt, and the checks of a request that need no model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MAX_PROMPT_TOKENS = 1 << 18
 MAX_CHAT_MESSAGES = 1024
 MAX_REQUEST_ID_CHARS = 64
 MAX_ROLE_CHARS = 64
-MAX_TIMEOUT_S = 1e9  # gRPC takes a deadline beyond what its clock can hold for one that has passed
+MAX_TIMEOUT_S = 1e9  # gRPC treats a deadline beyond the range of its clock as passed
 
-_TOKEN_ID_LIMIT = f"each token id is an integer in [0, {MAX_TOKEN_ID}]"
+_TOKEN_ID_LIMIT = f"each token id must be an integer in [0, {MAX_TOKEN_ID}]"
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text, token ids, or chat messages with the keys "role" and "content"."""
@@ -46,7 +46,7 @@ AnyPrompt = TextPrompt | TokenPrompt | ChatPrompt
 
 @dataclass(frozen=True, slots=True)
 class GenerateCall:
-    """One Generate request; `request_id` is empty when the server shall choose."""
+    """One Generate request; with an empty `request_id` the server chooses one."""
 
     prompt: AnyPrompt
     sampling: SamplingParams
@@ -54,7 +54,7 @@ class GenerateCall:
 
 
 def to_call(prompt: Prompt, params: SamplingParams | None, request_id: str | None) -> GenerateCall:
-    """What a client gives, checked as far as that needs no model.
+    """Return the request that a client makes, checked as far as that needs no model.
 
     Args:
         params: None for the defaults.
@@ -72,11 +72,11 @@ def to_call(prompt: Prompt, params: SamplingParams | None, request_id: str | Non
 
 
 def check_request_id(request_id: str) -> str:
-    """The id, if it can be one. Raises InvalidRequest."""
+    """Return the id. Raise InvalidRequest unless it is short, printable text."""
     if (
         not isinstance(request_id, str)
         or len(request_id) > MAX_REQUEST_ID_CHARS
-        or not request_id.isprintable()  # what is no Unicode text is not printable either
+        or not request_id.isprintable()  # lone surrogates are not printable either
     ):
         raise InvalidRequest(
             "request_id", request_id, f"must be text of at most {MAX_REQUEST_ID_CHARS} printable characters"
@@ -85,7 +85,8 @@ def check_request_id(request_id: str) -> str:
 
 
 def check_timeout(timeout_s: float | None) -> float | None:
-    """Seconds until a deadline, as gRPC takes them; None for no deadline. Raises InvalidRequest."""
+    """Return the seconds until a deadline as gRPC takes them, None for no deadline. Raise InvalidRequest unless
+    they are a number of 0 or more."""
     if timeout_s is None:
         return None
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, Real) or not timeout_s >= 0:
@@ -94,10 +95,10 @@ def check_timeout(timeout_s: float | None) -> float | None:
 
 
 def to_prompt(prompt: Prompt) -> AnyPrompt:
-    """Tell the three kinds of prompt apart, and check the limits that need no model.
+    """Return the prompt as one of the three kinds, checked as far as that needs no model.
 
     Raises:
-        InvalidRequest: empty, too large, or a mixture.
+        InvalidRequest: the prompt is empty, too large, of another type or a mixture.
     """
     if isinstance(prompt, str):
         return check_text(TextPrompt(prompt))
@@ -134,7 +135,8 @@ def check_chat(prompt: ChatPrompt) -> ChatPrompt:
         raise too_many_messages(len(prompt.messages))
     for message in prompt.messages:
         if not 1 <= len(message["role"]) <= MAX_ROLE_CHARS:
-            raise InvalidRequest("prompt", message["role"], f"a message's role has 1 to {MAX_ROLE_CHARS} characters")
+            limit = f"a message's role must have 1 to {MAX_ROLE_CHARS} characters"
+            raise InvalidRequest("prompt", message["role"], limit)
         _num_bytes(message["role"])
     _check_bytes(sum(_num_bytes(message["content"]) for message in prompt.messages))
     return prompt
@@ -144,7 +146,7 @@ def _num_bytes(text: str) -> int:
     try:
         return len(text.encode())
     except UnicodeEncodeError as error:
-        raise InvalidRequest("prompt", text[error.start : error.end], "is not valid Unicode text") from None
+        raise InvalidRequest("prompt", text[error.start : error.end], "must be valid Unicode text") from None
 
 
 def _check_bytes(num_bytes: int) -> None:
@@ -152,10 +154,10 @@ def _check_bytes(num_bytes: int) -> None:
         raise InvalidRequest("prompt", f"{num_bytes} bytes", f"at most {MAX_PROMPT_BYTES} bytes are allowed")
 
 
-def _to_list(prompt: Any) -> list[Any]:  # noqa: ANN401 - whatever a caller gives
-    """The entries of any list, and of other libraries' arrays, which are no `Sequence`."""
+def _to_list(prompt: Any) -> list[Any]:  # noqa: ANN401 - a caller may give anything
+    """Return the entries of a list or of another library's array, which is not a `Sequence`."""
     if not isinstance(prompt, (bytes, bytearray, memoryview, Mapping)) and hasattr(prompt, "__getitem__"):
-        with suppress(TypeError):  # a number in an array's clothes has no length
+        with suppress(TypeError):  # an array of no dimensions has no length
             if (count := len(prompt)) > MAX_PROMPT_TOKENS:
                 raise too_many_tokens(count)
             return list(prompt)
@@ -163,7 +165,7 @@ def _to_list(prompt: Any) -> list[Any]:  # noqa: ANN401 - whatever a caller give
 
 
 def _to_token_id(value: object) -> int:
-    """Other libraries' integers are taken as well; true and false are none."""
+    """Return the id as an int. Other libraries' integers are allowed; true and false are not."""
     if not isinstance(value, bool):
         with suppress(TypeError):
             return operator.index(value)  # type: ignore[arg-type]
@@ -172,10 +174,10 @@ def _to_token_id(value: object) -> int:
 
 def _to_message(message: object) -> dict[str, str]:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        raise InvalidRequest("prompt", message, 'each message has exactly the keys "role" and "content"')
+        raise InvalidRequest("prompt", message, 'each message must have exactly the keys "role" and "content"')
     for key in ("role", "content"):
         if not isinstance(message[key], str):
-            raise InvalidRequest("prompt", message[key], f"a message's {key} is a string")
+            raise InvalidRequest("prompt", message[key], f"a message's {key} must be a string")
     return dict(message)
 
 

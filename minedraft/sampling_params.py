@@ -1,4 +1,4 @@
-"""What a client may ask of sampling, and the limits on it. Standard library only."""
+"""The sampling parameters of a request and their limits. Standard library only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_TOKEN_ID = (1 << 31) - 1
 class SamplingParams:
     """How tokens are chosen and when to stop. Every field is applied at every position, or refused.
 
-    None in a field means that it is not given. Numbers may be numpy's.
+    A field that is None takes its default. Numbers may be numpy's.
 
     Attributes:
         temperature: 0 is greedy; otherwise logits are divided by it. 0..100.
@@ -38,19 +38,19 @@ class SamplingParams:
         presence_penalty: subtracted from logits of tokens already in the output. [-2, 2].
         frequency_penalty: the same, times the number of occurrences in the output. [-2, 2].
         logit_bias: token id -> value added to its logit, [-100, 100]; at most 1024 entries.
-        max_new_tokens: output length limit; 1 or more, and refused where the context has less room.
-            None: 128, after chat messages 512, or less where the context has less room.
+        max_new_tokens: output length limit, 1 or more; refused if the context has less room.
+            None: 128, after chat messages 512, or less if the context has less room.
         min_new_tokens: stop tokens cannot be chosen before this many output tokens.
         stop: strings that end the output when they appear in it; they are cut from the text. The
-            text of a special token ends it at that token.
+            text of a special token ends the output at that token.
         stop_token_ids: token ids that end the output.
-        seed: makes the output reproducible whatever else runs (0..2**63-1); None draws one.
+        seed: makes the output reproducible, whatever other requests run (0..2**63-1); None draws one.
         n: number of independent samples of the same prompt.
         ignore_eos: do not stop at the model's end-of-sequence token.
-        logprobs: None for none, else the number of top alternatives (0..20) returned beside each
+        logprobs: None for none, else the number of top alternatives (0..20) returned with each
             chosen token's log-probability under the target.
         skip_special_tokens: leave special tokens (end of sequence, tool calls) out of the text; the
-            token ids have them anyway.
+            token ids always include them.
     """
 
     temperature: float = 0.0
@@ -93,16 +93,16 @@ class SamplingParams:
 
     @property
     def output_limit(self) -> int:
-        """`max_new_tokens`, which `fit` has made a number."""
+        """`max_new_tokens` as a number, once `fit` has set it."""
         assert self.max_new_tokens is not None, "the service calls fit before it makes a request"
         return self.max_new_tokens
 
     def fit(self, room: int, default: int) -> SamplingParams:
-        """Return these with a number for `max_new_tokens`: `default` or `room` where none was given.
+        """Return the parameters with `max_new_tokens` set: if it is None, to `default` or `room`, if less.
 
         Args:
-            room: tokens that the context has left after the prompt, 1 or more. A limit that was given
-                stays; the scheduler refuses one that is larger.
+            room: tokens that the context has left after the prompt, 1 or more. A given limit is kept;
+                the scheduler refuses one above `room`.
 
         Raises:
             InvalidRequest: `min_new_tokens` does not fit.
@@ -114,11 +114,11 @@ class SamplingParams:
         return replace(self, max_new_tokens=min(max(default, self.min_new_tokens), room))
 
     def check_token_ids(self, vocab_size: int) -> None:
-        """Raise InvalidRequest when a token id named here is outside the target's vocabulary."""
+        """Raise InvalidRequest unless every token id named here is in the target's vocabulary."""
         for name, ids in (("stop_token_ids", self.stop_token_ids), ("logit_bias", self.logit_bias)):
             for token_id in ids:
                 if token_id >= vocab_size:
-                    raise InvalidRequest(name, token_id, f"token ids are below the vocabulary size {vocab_size}")
+                    raise InvalidRequest(name, token_id, f"token ids must be below the vocabulary size {vocab_size}")
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -174,9 +174,9 @@ def _to_stop(value: Any) -> tuple[str, ...]:  # noqa: ANN401
     texts = _to_tuple("stop", [value] if isinstance(value, str) else value, MAX_STOP_STRINGS)
     for text in texts:
         if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARS:
-            raise InvalidRequest("stop", text, f"each stop string has 1 to {MAX_STOP_CHARS} characters")
+            raise InvalidRequest("stop", text, f"each stop string must have 1 to {MAX_STOP_CHARS} characters")
         if any("\ud800" <= char <= "\udfff" for char in text):
-            raise InvalidRequest("stop", text, "is not valid Unicode text")
+            raise InvalidRequest("stop", text, "must be valid Unicode text")
     return texts
 
 

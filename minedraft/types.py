@@ -1,10 +1,22 @@
 """The values that cross a boundary between scheduler and workers. Standard library only.
 
-Glossary (the same words everywhere): *target* / *draft model*; *verifier* / *drafter* are the
-processes that run them; *committed tokens* = prompt + accepted output, the only truth about a
-request; *round* = one draft + one verify of one batch; *prefix length* = the number of leading
-committed tokens a worker's KV holds; *bonus token* = the token the target adds after the accepted
-drafts. A request sampled `n` times is `n` requests here, each with its own id.
+Glossary (the same words everywhere):
+
+* *target* / *draft model*: the model whose output is served / the small one that proposes tokens.
+* *verifier* / *drafter*: the worker processes that run them. *slot*: the place of a worker in the
+  pipeline, empty while the worker is lost.
+* *committed tokens*: prompt + accepted output, the only truth about a request. *bonus token*: the token
+  the target adds after the accepted drafts.
+* *batch*: the requests that share rounds, A or B. *seat*: the place of one request in a batch.
+* *round*: one draft + one verify of one batch. *lane*: the task that takes one batch from round to
+  round. *step*: the time from one committed round to the next, whichever batch they are of.
+* *span*: one request's part of a round, a command or a forward. *prefix length*: the number of leading
+  committed tokens a worker's KV holds.
+* *introduce* a request: send a worker its first span, with prefix length 0 and the `SequenceSpec`.
+  *release* a request: tell a worker to free its KV and forget it.
+* *observer*: a function that takes every event. *policy*: an object that makes one kind of decision.
+
+A request sampled `n` times is `n` requests here, each with its own id.
 """
 
 from __future__ import annotations
@@ -24,7 +36,7 @@ MAX_DRAFT_LEN = 16  # the largest k that a service can be set to
 
 
 class Batch(IntEnum):
-    """The two batch queues; a request is in exactly one at a time."""
+    """The two batches; a request has a seat in at most one."""
 
     A = 0
     B = 1
@@ -59,7 +71,7 @@ class DraftMethod(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class LoanTerms:
-    """What a client that has borrowed the service sets: mode, requests a batch (m), drafts a request (k)."""
+    """What a client that borrows the service sets: mode, requests per batch (m), drafts per request (k)."""
 
     mode: Mode
     max_batch_size: int
@@ -67,7 +79,7 @@ class LoanTerms:
 
     @classmethod
     def check(cls, mode: object, max_batch_size: object, draft_len: object) -> LoanTerms:
-        """Raises InvalidRequest: an unknown mode, or a size out of range."""
+        """Return the terms. Raise InvalidRequest for an unknown mode or a size out of range."""
         modes = [mode.value for mode in Mode]
         if mode not in modes:
             raise InvalidRequest("mode", mode, f"one of {', '.join(modes)}")
@@ -76,7 +88,7 @@ class LoanTerms:
 
 
 class Role(str, Enum):
-    """Which worker a process is."""
+    """The role of a worker process."""
 
     DRAFTER = "drafter"
     VERIFIER = "verifier"
@@ -93,7 +105,7 @@ class Acceptance(IntEnum):
 
 
 class FinishReason(str, Enum):
-    """Why an answer ended."""
+    """The reason why an answer ended."""
 
     STOP = "stop"  # end-of-sequence token, stop token or stop string
     LENGTH = "length"  # max_new_tokens or the context limit
@@ -102,7 +114,7 @@ class FinishReason(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class RoundId:
-    """Names one command of one worker incarnation; a worker executes each at most once."""
+    """The name of one round of one batch in one epoch of a worker, which executes each command of it at most once."""
 
     epoch: int
     batch: Batch
@@ -111,8 +123,8 @@ class RoundId:
 
 @dataclass(frozen=True, slots=True)
 class SequenceSpec:
-    """What a worker must know of a request besides its tokens; sent when the request is introduced
-    to a worker (prefix length 0), kept there until released.
+    """What a worker must know of a request besides its tokens; sent when the request is introduced,
+    kept by the worker until the request is released.
 
     Attributes:
         prompt_len: tokens before this index are prompt (penalties count output only).
@@ -130,7 +142,7 @@ class SequenceSpec:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A small dense array on its way through a token channel, little-endian, C order.
+    """A small dense array in a message, made by a token channel; little-endian, C order.
 
     dtype is one of "int32", "float32"; len(data) == prod(shape) * 4.
     """
@@ -142,7 +154,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class TruncatedQ:
-    """The renormalised top-m draft distribution each draft token was sampled from.
+    """The renormalised top-m draft distribution that each draft token was sampled from.
 
     ids: int32 [draft_len, m], -1 pads; probs: float32 [draft_len, m], each row sums to 1.
     """
@@ -153,10 +165,10 @@ class TruncatedQ:
 
 @dataclass(frozen=True, slots=True)
 class DraftSpan:
-    """One request's part of a draft (or drafter prefill) command.
+    """The span of a draft (or drafter prefill) command.
 
-    The drafter keeps the first `prefix_len` KV entries, appends `tokens` (committed tokens it has
-    not cached yet, at least one), then proposes `draft_len` tokens (0 = only cache the tokens).
+    The drafter keeps the first `prefix_len` KV entries, appends `tokens` (committed, not cached yet,
+    at least one), then proposes `draft_len` tokens (0 = only cache the tokens).
     """
 
     request_id: int
@@ -175,10 +187,10 @@ class DraftCommand:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Draft tokens for one request, starting right after `committed_len` committed tokens: all that
-    the drafter has of the request (span.prefix_len + len(span.tokens)).
+    """Draft tokens for one request, which follow its first `committed_len` committed tokens
+    (span.prefix_len + len(span.tokens)).
 
-    `q` is there only under REJECTION acceptance.
+    `q` is set only under REJECTION acceptance.
     """
 
     request_id: int
@@ -189,22 +201,22 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Measured inside the worker, in nanoseconds.
+    """The times of one command, measured in the worker, in nanoseconds.
 
-    start_ns is a moment: on the worker's monotonic clock in its reply, on the scheduler's once its link has
-    received it (`WorkerInfo.clock_offset_ns`). It is exact to a microsecond, the others to a nanosecond.
+    start_ns is a moment on the worker's monotonic clock; the link converts it to the scheduler's clock
+    (`WorkerInfo.clock_offset_ns`). Its resolution is a microsecond, that of the others a nanosecond.
     """
 
     queue_ns: int = 0  # command received -> taken by the device thread
     forward_ns: int = 0  # model forward passes only
     busy_ns: int = 0  # command taken -> reply ready
     idle_ns: int = 0  # device thread idle before it took this command
-    start_ns: int = 0  # when the device thread took it
+    start_ns: int = 0  # when the device thread took this command
 
 
 @dataclass(slots=True)
 class LinkStats:
-    """What has gone over a worker's link so far.
+    """The traffic of a worker's link so far.
 
     wire_bytes: serialised messages, both ways. num_stale: commands and replies dropped because they
     belong to another round or epoch.
@@ -224,7 +236,7 @@ class DraftReply:
 
 @dataclass(frozen=True, slots=True)
 class VerifySpan:
-    """One request's part of a verify command.
+    """The span of a verify command.
 
     The verifier keeps the first `prefix_len` KV entries, appends `tokens` (committed, not cached
     yet, at least one) and `drafts`. With `sample` it returns accepted drafts and the bonus token;
@@ -249,8 +261,8 @@ class VerifyCommand:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Target log-probabilities at one output position: after penalties, bias and temperature have
-    been left out (the raw model distribution)."""
+    """Log-probabilities of the target's raw distribution at one output position: no penalties, bias or
+    temperature."""
 
     logprob: float
     top_ids: tuple[int, ...] = ()
@@ -262,8 +274,8 @@ class Verdict:
     """The target's decision for one request.
 
     tokens: the `accepted_len` accepted drafts followed by exactly one bonus (or replacement) token;
-    empty when the span did not sample or `error` is set. committed_len: committed tokens that they
-    continue. error: "" or a reason of minedraft.errors (NUMERIC).
+    empty if the span did not sample or `error` is set. committed_len: number of committed tokens before
+    `tokens`. error: "" or a reason of minedraft.errors (NUMERIC).
     """
 
     request_id: int
@@ -284,23 +296,23 @@ class VerifyReply:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """What a worker says of itself in the handshake, which also starts a new epoch: all KV dropped,
-    stored replies forgotten, `epoch` different from every earlier one."""
+    """A worker's answer to the handshake, which also starts a new epoch: all KV dropped, stored replies
+    forgotten, `epoch` different from every earlier one."""
 
     role: Role
     epoch: int
     protocol_version: int
     vocab_size: int  # ids below this can appear in tokens
     vocab_fingerprint: str  # sha256 over (id, token) pairs of the tokenizer
-    num_blocks: int  # 0: it holds no KV, so nothing runs out (a drafter only)
-    block_size: int  # tokens a block
-    max_model_len: int  # tokens a sequence
+    num_blocks: int  # of KV; 0: the worker holds no KV, so it never runs out (drafter only)
+    block_size: int  # tokens per block
+    max_model_len: int  # tokens per sequence
     model_name: str
     device: str
     dtype: str
     draft_method: DraftMethod | None = None  # drafter only
     weights_bytes: int = 0
-    clock_offset_ns: int = 0  # add it to a moment on the worker's clock; measured by the link, not sent
+    clock_offset_ns: int = 0  # scheduler's clock less the worker's; measured by the link, not sent
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> int:

@@ -1,4 +1,4 @@
-"""A worker put together: its model folder and device, then executor, actor, runtime and server."""
+"""Puts a worker together: model folder and device, then executor, actor, runtime and server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Plan:
     """A worker's settings, checked against this machine and the model folder. Made without torch.
 
     Attributes:
-        max_model_len: tokens a sequence, None: the model's own limit.
+        max_model_len: tokens per sequence; None for the model's own limit.
     """
 
     settings: WorkerSettings
@@ -39,38 +39,38 @@ class Plan:
 
     @classmethod
     def make(cls, settings: WorkerSettings) -> Self:
-        """Look at the folder and the machine.
+        """Return the plan, after a check of folder and machine.
 
         Raises:
-            ModelError: the folder cannot be used. ConfigError: the device or the context cannot.
+            ModelError: the folder cannot be used. ConfigError: the device or the context cannot be used.
         """
         folder = check_model_folder(settings.model, "model")
         return cls(settings, folder, Device.parse(settings.device).here(), _cap_context(settings, folder))
 
     def check_model(self) -> None:
-        """Raise ModelError unless the model can be built; it is, without its weights."""
+        """Raise ModelError unless the model can be built, without loading its weights."""
         if self.settings.has_model:
             from minedraft_workers.execution.loading import check_model
 
             check_model(self.folder.path)
 
     def run(self) -> int:
-        """Load, and serve until a signal; returns the exit code.
+        """Load the model and serve until a signal. Return the exit code.
 
         Raises:
-            ConfigError: device, model, memory or address cannot be used after all.
+            ConfigError: device, model, memory or address cannot be used.
         """
         start_s = time.monotonic()
         pin(self.device)
-        logger.info("torch imported, on %s, in %.1f s", self.device, time.monotonic() - start_s)
+        logger.info("torch imported on %s in %.1f s", self.device, time.monotonic() - start_s)
         return asyncio.run(_serve(self, load_actor(self), start_s))
 
 
 def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
-    """The actor of this role, with its model loaded where it has one.
+    """Return the actor of the worker's role, with its model loaded if it has one.
 
     Raises:
-        ModelError: the model cannot run here. ConfigError: the KV cache that was asked for does not fit.
+        ModelError: the model cannot run here. ConfigError: the requested KV cache does not fit.
     """
     from minedraft_workers.drafter import DrafterActor
 
@@ -134,7 +134,7 @@ def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:
     settings, folder = plan.settings, plan.folder
     return WorkerInfo(
         role=settings.role,
-        epoch=0,  # the runtime counts them
+        epoch=0,  # set by the runtime
         protocol_version=PROTOCOL_VERSION,
         vocab_size=executor.vocab_size if executor else folder.vocab_size,
         vocab_fingerprint=vocab_fingerprint(folder.path),
@@ -150,8 +150,11 @@ def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:
 
 
 def _cap_context(settings: WorkerSettings, folder: FolderInfo) -> int | None:
-    """The drafter serves what it can of a longer context (near its end nothing is drafted); the
-    verifier must serve all of it."""
+    """Return the worker's maximum of tokens per sequence, None for the model's limit.
+
+    If it is less than requested, a drafter serves less (near the end of the context nothing is drafted);
+    for a verifier that raises ConfigError.
+    """
     max_model_len = settings.max_model_len
     limit, why = folder.max_context, f"the context of {folder.name} is {folder.max_context} tokens"
     if settings.num_blocks is not None and settings.num_blocks * settings.block_size < limit:
@@ -165,8 +168,8 @@ def _cap_context(settings: WorkerSettings, folder: FolderInfo) -> int | None:
 
 
 def _check_kv_memory(plan: Plan, executor: Executor) -> None:
-    """A context that was asked for must fit the KV memory; the model's own shrinks to it, and that is said."""
-    holds = f"the KV memory holds {executor.num_blocks * executor.block_size} tokens"
+    """Raise ConfigError if a requested context exceeds the KV cache; log a warning if the model's own does."""
+    holds = f"the KV cache holds {executor.num_blocks * executor.block_size} tokens"
     if plan.max_model_len is not None and executor.max_model_len < plan.max_model_len:
         raise ConfigError("max_model_len", plan.max_model_len, holds)
     if plan.max_model_len is None and executor.max_model_len < plan.folder.max_context:

@@ -1,4 +1,4 @@
-"""Makes a worker's process run on its device."""
+"""Binds a worker's process to its device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def torch_device(device: Device) -> torch.device:
-    """The device as torch names it: the cores of a CPU are one device to it."""
+    """Return torch's device; to torch all cores of a CPU are one device."""
     import torch
 
     return torch.device("cuda", device.index) if device.kind == "cuda" else torch.device("cpu")
@@ -27,13 +27,13 @@ def pin(device: Device) -> None:
     there are cores; on CUDA the device becomes the current one.
 
     Args:
-        device: one that is here (`Device.here`).
+        device: as returned by `Device.here`.
 
     Raises:
         ConfigError: there is no such CUDA device.
     """
     if device.kind == "cpu":
-        assert device.cores, "its cores are named"
+        assert device.cores, "Device.here fills in the cores"
         for thread_id in os.listdir("/proc/self/task"):
             # A thread can end between the listing and the call.
             with contextlib.suppress(ProcessLookupError):
@@ -42,11 +42,11 @@ def pin(device: Device) -> None:
 
     if device.kind == "cpu":
         torch.set_num_threads(len(device.cores))
-        # torch allows this once; a second call would find the value already set.
+        # torch allows this call only once per process.
         if torch.get_num_interop_threads() != 1:
             torch.set_num_interop_threads(1)
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.index >= count:
-        raise ConfigError("device", str(device), f"torch sees {count} CUDA devices here")
+        raise ConfigError("device", str(device), f"torch found {count} CUDA devices")
     torch.cuda.set_device(device.index)

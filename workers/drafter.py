@@ -31,7 +31,7 @@ class DrafterActor:
         return self._proposer.num_free_blocks
 
     def draft(self, command: DraftCommand) -> Work[Proposal]:
-        """Free what is released, cache the new tokens, propose. Implements `DraftingActor`."""
+        """Release requests, cache the new tokens, propose. Implements `DraftingActor`."""
         self.release(command.released)
         rows = [
             DraftRow(self._requests.find(span), span.prefix_len, span.tokens, span.draft_len) for span in command.spans
@@ -42,7 +42,7 @@ class DrafterActor:
         return Work(tuple([self._to_proposal(row) for row in asked]), forward_ns)
 
     def prefill(self, command: DraftCommand) -> Work[Proposal]:
-        """A draft command whose spans ask for nothing."""
+        """Execute a draft command whose spans ask for no drafts."""
         return self.draft(command)
 
     def release(self, request_ids: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""`minedraft-worker drafter|verifier`: checks everything that can be checked first, then loads and serves."""
+"""`minedraft-worker drafter|verifier`: checks settings, folder and device, then loads the model and serves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minedraft_workers.composition import Plan
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @settings_flags(WorkerSettings)
-@click.option("--check", is_flag=True, help="Look at settings and model folder, without the weights, then exit.")
+@click.option("--check", is_flag=True, help="Check settings and model folder without loading weights, then exit.")
 @takes_parent
 def command(check: bool, parent_pid: int | None, **flags: object) -> int:
     """Run one worker process: the drafter (draft model) or the verifier (target model)."""
@@ -36,13 +36,13 @@ def command(check: bool, parent_pid: int | None, **flags: object) -> int:
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 stopped by a signal, 70 internal error, 78 configuration."""
-    # While weights load nothing needs to be put in order: the default action ends the process at once.
+    """Run the command and exit with 0 (stopped by a signal), 70 (internal error) or 78 (configuration)."""
+    # Nothing needs cleaning up while weights load, so Ctrl-C may end the process immediately.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     role = next((argument for argument in sys.argv[1:] if argument in set(Role)), "worker")
     code = run_logged(command, "minedraft-worker", role)
     logging.shutdown()
-    # Not sys.exit: the device thread may still be inside a forward, which nothing can interrupt.
+    # Not sys.exit: the device thread may still be inside a forward, which cannot be interrupted.
     os._exit(code)
 
 

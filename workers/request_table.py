@@ -1,4 +1,4 @@
-"""The requests a worker knows, and the check of a command's spans against them."""
+"""The requests that a worker knows, and the check of a command's spans against them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class RequestTable:
         return len(self._states)
 
     def find(self, span: DraftSpan | VerifySpan) -> SequenceState:
-        """The state that a span continues; a new one, not yet in the table, where it brings a spec.
+        """Return the state that a span continues; for a span with a spec, a new state that is not in the table yet.
 
         Raises:
-            InvalidRequest: the request is unknown, or the span keeps more tokens than are valid.
+            InvalidRequest: the request is unknown, or the span keeps more tokens than are cached.
         """
         if span.spec is not None:
             return SequenceState(span.request_id, span.spec)
         state = self._states.get(span.request_id)
         if state is None:
-            raise _refusal(span, "request_id", span.request_id, "unknown here, and no spec introduces it")
+            raise _refusal(span, "request_id", span.request_id, "unknown, and the span has no spec")
         if span.prefix_len > len(state.tokens):
             limit = f"{len(state.tokens)} tokens of request {span.request_id} are cached"
             raise _refusal(span, "prefix_len", span.prefix_len, limit)

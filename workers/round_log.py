@@ -1,4 +1,4 @@
-"""Each round at most once: which command of each kind and batch was last, and what came of it. Pure."""
+"""Rounds run at most once: the log of the last command of each kind and batch, and its result. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ResultT = TypeVar("ResultT")
 
 
 class RoundLog(Generic[ResultT]):
-    """The rounds of one epoch."""
+    """The last rounds of the present epoch, with their results."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -23,10 +23,10 @@ class RoundLog(Generic[ResultT]):
         self._last.clear()
 
     def find(self, method: str, round_id: RoundId) -> ResultT | None:
-        """The result of this very round, if it is a repeat.
+        """Return the result of this round if it has run before, else None.
 
         Raises:
-            StaleRound: another epoch, or a round before the last one of this method and batch.
+            StaleRound: the round is of another epoch, or before the last one of this method and batch.
         """
         self.check_epoch(round_id.epoch)
         number, result = self._last.get((method, round_id.batch), (-1, None))

@@ -1,7 +1,7 @@
-"""What both workers share: one thread that owns the device, and rounds that run at most once.
+"""The runtime of both workers: one thread that owns the device, and rounds that run at most once.
 
-Commands go through a bounded mailbox to the device thread, which takes the next one by itself: between
-two commands there is no hop through the event loop, and health and handshake answer during a forward.
+Commands go through a bounded mailbox to the device thread, which takes the next one by itself: there is no
+hop through the event loop between two commands, and health and handshake answer during a forward.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ from minedraft_workers.tenancy import Tenancy
 
 logger = logging.getLogger("minedraft.worker")
 
-# Two lanes have at most a draft, a prefill and a release each; the rest is room for repeats.
+# Each of the two lanes has at most a draft, a prefill and a release; the rest is room for repeats.
 MAILBOX_SIZE = 32
-# An actor raises these before it has touched anything; any other exception ends the process.
+# An actor raises these before it changes anything; any other exception ends the process.
 REFUSALS = (InvalidRequest, ProtocolError, BlocksExhausted)
 
-# A forward may take as long as it needs, but a thread that is inside one and has not computed for so
-# long waits for something that will not come.
+# A forward has no time limit, but a thread that is inside one and uses no CPU time for this long hangs.
 HANG_S = 120.0
 _LEAST_PROGRESS_S = 1e-3  # CPU time
 
@@ -48,7 +47,7 @@ RowT = TypeVar("RowT")
 
 @dataclass(frozen=True, slots=True)
 class Work(Generic[RowT]):
-    """What an actor made of a command. forward_ns: spent in the model's forward passes."""
+    """An actor's result of a command. forward_ns: nanoseconds spent in forwards of the model."""
 
     rows: tuple[RowT, ...]
     forward_ns: int = 0
@@ -56,7 +55,7 @@ class Work(Generic[RowT]):
 
 @dataclass(frozen=True, slots=True)
 class Executed(Generic[RowT]):
-    """Work as it goes into a reply."""
+    """The result of a command with the other contents of its reply."""
 
     rows: tuple[RowT, ...]
     timing: Timing
@@ -79,13 +78,13 @@ class Actor(Protocol):
         ...
 
     def reset(self, target_vocab_size: int) -> None:
-        """Forget everything: a new epoch begins. To a drafter: the ids it proposes are below
-        `target_vocab_size` (0: all may be), for the target may have fewer rows than the draft model."""
+        """Forget everything: a new epoch begins. A drafter then proposes only ids below `target_vocab_size`
+        (0: no limit), because the target may have fewer rows than the draft model."""
         ...
 
 
 class DraftingActor(Actor, Protocol):
-    """Raises one of REFUSALS, having changed nothing but releases, where a command cannot be executed."""
+    """Its methods raise one of REFUSALS for a command that cannot be executed, and then only apply its releases."""
 
     def draft(self, command: DraftCommand) -> Work[Proposal]: ...
 
@@ -93,7 +92,7 @@ class DraftingActor(Actor, Protocol):
 
 
 class VerifyingActor(Actor, Protocol):
-    """Raises one of REFUSALS, having changed nothing but releases, where a command cannot be executed."""
+    """Its methods raise one of REFUSALS for a command that cannot be executed, and then only apply its releases."""
 
     def verify(self, command: VerifyCommand) -> Work[Verdict]: ...
 
@@ -109,11 +108,11 @@ class _Item:
 
 
 class DeviceThread:
-    """Runs tasks one after another. Its methods are called in the event loop that made it.
+    """Runs tasks one after another. Call its methods in the event loop that made it.
 
     Args:
-        on_crash: called in the event loop when a task raised what is not a refusal. The thread has
-            ended then, and so must the process: the state of the device is not known any more.
+        on_crash: called in the event loop when a task raised anything but a refusal. The thread has
+            ended then, and the process must end too, because the state of the device is unknown.
     """
 
     def __init__(self, actor: Actor, on_crash: Callable[[], None], mailbox_size: int = MAILBOX_SIZE) -> None:
@@ -121,17 +120,17 @@ class DeviceThread:
         self._on_crash = on_crash
         self._mailbox_size = mailbox_size
         self._mailbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self.num_open = 0  # offered and not answered
+        self.num_open = 0  # tasks offered and not answered
         self._loop = asyncio.get_running_loop()
         self._crash: InternalError | None = None
-        self._current: _Item | None = None  # written by the device thread, as is its clock
+        self._current: _Item | None = None  # written by the device thread, like `_cpu_clock`
         self._cpu_clock: int | None = None
         self._last_look = (0.0, 0.0, 0.0)  # monotonic time, the thread's CPU time, seconds without progress
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
     def offer(self, task: Callable[[], Work[Any]]) -> asyncio.Future[CommandResult]:
-        """Put a task into the mailbox.
+        """Put a task into the mailbox and return the future of its result.
 
         Raises:
             Overloaded: the mailbox is full. InternalError: the thread has crashed.
@@ -146,7 +145,7 @@ class DeviceThread:
         return reply
 
     def drop_queued(self, error: MineDraftError) -> None:
-        """Answer every task that has not been started with `error`."""
+        """Answer every task that has not started with `error`."""
         while True:
             try:
                 item = self._mailbox.get_nowait()
@@ -156,12 +155,11 @@ class DeviceThread:
                 self._answer(item, error)
 
     def end_if_hung(self, hang_s: float) -> bool:
-        """Fail everything where the thread has been inside a task for `hang_s` seconds and has used no
-        CPU time in them; to be called several times in that span. A computation that is merely long
-        goes on using CPU time, be it to wait for a GPU.
+        """Fail all tasks if the thread has been inside one for `hang_s` seconds without using CPU time. Call
+        it several times within `hang_s`. A long computation keeps using CPU time, even while it waits for a GPU.
 
         Returns:
-            Whether the thread is taken to hang, now or before.
+            Whether the thread has failed, by a hang or otherwise, now or before.
         """
         if self._crash is not None or self._cpu_clock is None:
             return self._crash is not None
@@ -174,15 +172,15 @@ class DeviceThread:
         item = self._current
         if item is None or cpu_s - cpu_before_s > _LEAST_PROGRESS_S:
             stalled_s, cpu_before_s = 0.0, cpu_s
-        else:  # while the whole process was stopped (a debugger, SIGSTOP) nothing could compute
+        else:  # bounded, because a process that was stopped (a debugger, SIGSTOP) could not compute
             stalled_s += min(now_s - last_look_s, hang_s / 4)
         self._last_look = (now_s, cpu_before_s, stalled_s)
         if item is not None and stalled_s >= hang_s:
-            self._fail(item, TimeoutError(f"it has not computed for {stalled_s:.0f} s: the device hangs"))
+            self._fail(item, TimeoutError(f"no CPU time used for {stalled_s:.0f} s: the device hangs"))
         return self._crash is not None
 
     def stop(self, timeout_s: float) -> bool:
-        """Drop what is queued and end the thread; False when it is still inside a task after `timeout_s`."""
+        """Drop queued tasks and end the thread. Return False if it is still inside a task after `timeout_s`."""
         self.drop_queued(ProtocolError("the worker is stopping"))
         self._mailbox.put(None)
         self._thread.join(timeout_s)
@@ -219,7 +217,7 @@ class DeviceThread:
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
-            if not self._loop.is_closed():  # closed: the process is ending, nobody waits any more
+            if not self._loop.is_closed():  # closed: the process is ending, and no reply is awaited
                 raise
 
     def _answer(self, item: _Item, outcome: CommandResult) -> None:
@@ -239,10 +237,13 @@ class DeviceThread:
 
 
 class WorkerRuntime:
-    """Executes each round of the present epoch at most once, and answers a repeat as before.
+    """Executes each round of the present epoch at most once, and answers a repeat with the stored result.
 
-    Its methods are called in the event loop. `crashed` is set when the process must end with 70;
-    `tenancy` says whose commands these are.
+    Call its methods in the event loop.
+
+    Attributes:
+        crashed: set when the process must exit with 70.
+        tenancy: the scheduler that uses the worker.
     """
 
     def __init__(self, actor: Actor, mailbox_size: int = MAILBOX_SIZE) -> None:
@@ -251,7 +252,7 @@ class WorkerRuntime:
         self.tenancy = Tenancy()
         self._actor = actor
         self._device = DeviceThread(actor, self.crashed.set, mailbox_size)
-        # Random high bits: no epoch of this process is one of an earlier process.
+        # Random high bits, so that no earlier process has used the same epoch.
         self._log: RoundLog[asyncio.Future[CommandResult]] = RoundLog((secrets.randbits(43) + 1) << 20)
 
     @property
@@ -259,8 +260,8 @@ class WorkerRuntime:
         return self._log.epoch
 
     def start_epoch(self, target_vocab_size: int = 0) -> WorkerInfo:
-        """Begin a new epoch, during a forward too: what is queued is dropped, and the actor's reset is
-        ahead of every command of the new epoch."""
+        """Begin a new epoch, even during a forward: queued commands are dropped, and the actor is reset before
+        any command of the new epoch. Return the info with the new epoch."""
         self._log.begin_epoch()
         self._device.drop_queued(StaleRound(f"epoch {self.epoch} has begun"))
 
@@ -272,11 +273,11 @@ class WorkerRuntime:
         return replace(self.info, epoch=self.epoch)
 
     def submit(self, method: str, round_id: RoundId, task: Callable[[], Work[Any]]) -> asyncio.Future[CommandResult]:
-        """Have a command's task run, unless the same round has run or is running; the future holds what
-        came of that run, the error that it raised included. Never cancel it: a repeat may need it.
+        """Run a command's task, unless the same round has run or is running. Return the future of the result,
+        which may be an error. Never cancel the future: a repeat may need it.
 
         Raises:
-            StaleRound: another epoch, or a round before the last one; nothing is executed.
+            StaleRound: the round is of another epoch, or before the last one; nothing is executed.
             Overloaded: the mailbox is full. InternalError: the device thread has crashed.
         """
         reply = self._log.find(method, round_id)
@@ -286,7 +287,7 @@ class WorkerRuntime:
         return reply
 
     def submit_release(self, epoch: int, request_ids: Sequence[int]) -> asyncio.Future[CommandResult]:
-        """Free KV outside a round. Raises as `submit`."""
+        """Free KV outside a round. Raise as `submit`."""
         self._log.check_epoch(epoch)
 
         def task() -> Work[Any]:
@@ -297,14 +298,14 @@ class WorkerRuntime:
 
     @property
     def num_open(self) -> int:
-        """Commands taken in and not answered yet."""
+        """Commands submitted and not answered yet."""
         return self._device.num_open
 
     async def watch(self, hang_s: float = HANG_S) -> None:
-        """Set `crashed` should the device thread hang; returns then. See `DeviceThread.end_if_hung`."""
+        """Set `crashed` if the device thread hangs, then return. See `DeviceThread.end_if_hung`."""
         while not self._device.end_if_hung(hang_s):  # noqa: ASYNC110 - a hang is the absence of events
             await asyncio.sleep(hang_s / 8)
 
     def stop(self, timeout_s: float) -> bool:
-        """End the device thread; False when it is still inside a forward after `timeout_s`."""
+        """End the device thread. Return False if it is still inside a forward after `timeout_s`."""
         return self._device.stop(timeout_s)

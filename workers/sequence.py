@@ -1,4 +1,4 @@
-"""What a worker remembers of one request between rounds, besides its KV."""
+"""A worker's state of one request between rounds, besides its KV."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from minedraft.types import SequenceSpec
 class SequenceState:
     """A request's parameters and committed tokens, with the token counts that penalties need.
 
-    Change `tokens` by `replace_from` or by appending; the counts follow incrementally, so a round
-    costs its new tokens and not the whole history.
+    Change `tokens` only with `replace_from` or by appending: the counts are updated incrementally, so
+    that the cost of a round grows with its new tokens and not with the history.
+
+    Attributes:
+        bias_ids, bias_values: int64 and float32 [n], the request's logit bias.
+        stop_ids: int64 [m], masked until `min_new_tokens`.
     """
 
     __slots__ = (
@@ -45,22 +49,22 @@ class SequenceState:
         self._counts = array("f")
 
     def replace_from(self, prefix_len: int, tokens: Sequence[int]) -> None:
-        """Keep the first `prefix_len` tokens and put `tokens` after them.
+        """Keep the first `prefix_len` tokens and append `tokens`.
 
         Raises:
-            ValueError: `prefix_len` is more than the tokens known.
+            ValueError: `prefix_len` is negative or more than the tokens known.
         """
         if not 0 <= prefix_len <= len(self.tokens):
             raise ValueError(f"prefix_len {prefix_len} is beyond the {len(self.tokens)} tokens known")
-        # Committed tokens are usually resent as they were; the counts then stay valid.
+        # Committed tokens are usually resent unchanged; the counts then stay valid.
         counted = self.tokens[prefix_len : self._counted_len]
         if counted != list(tokens[: len(counted)]):
             self._forget_counts()
         self.tokens[prefix_len:] = tokens
 
     def seen_tokens(self, extra: Sequence[int] = ()) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """The distinct token ids of prompt + output + `extra` (drafts before a position), and how often
-        each occurs in the output (`extra` is output, the prompt is not)."""
+        """Return the distinct token ids of prompt + output + `extra` (drafts before a position), int64 [n], and
+        how often each occurs in output + `extra`, float32 [n]."""
         if len(self.tokens) < self._counted_len:
             self._forget_counts()
         for index in range(self._counted_len, len(self.tokens)):

@@ -1,4 +1,4 @@
-"""A worker process from its first served call to its exit code."""
+"""A worker's gRPC server, from its start to the exit code of the process."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _THREAD_GRACE_S = 0.3
 
 
 async def start(handler: grpc.GenericRpcHandler[Any, Any], address: Address) -> tuple[grpc.aio.Server, HealthServicer]:
-    """Listen and answer; health says that it serves.
+    """Return a started server and its health service, which says serving.
 
     Raises:
-        ConfigError: the address cannot be bound.
+        ConfigError: the server cannot listen at the address.
     """
     server = worker_server()
     server.add_generic_rpc_handlers((handler,))
@@ -46,10 +46,10 @@ async def serve_worker(
     *,
     on_ready: Callable[[], None] = lambda: None,
 ) -> int:
-    """Serve until SIGTERM, SIGINT or a crash of the device thread; returns the exit code.
+    """Serve until SIGTERM, SIGINT or a crash of the device thread. Return the exit code.
 
-    It returns within two seconds of the signal, during a forward too; a second signal ends the
-    process at once. Raises as `start`.
+    It returns within two seconds of the signal, even during a forward; a second signal ends the
+    process immediately. It raises as `start`.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -67,17 +67,17 @@ async def serve_worker(
     await health.close()
     await server.stop(_grace_s(runtime))
     if not runtime.stop(_THREAD_GRACE_S):
-        logger.info("stopped during a forward")
+        logger.info("stopped during a forward pass")
     return EXIT_INTERNAL if has_crashed else EXIT_OK
 
 
 def _grace_s(runtime: WorkerRuntime) -> float | None:
-    """How long open calls get to end."""
+    """Return the seconds that open calls have to end; None to end them immediately."""
     if runtime.crashed.is_set():
         return _CRASH_GRACE_S
     if runtime.num_open:
         return _STOP_GRACE_S
-    return None  # none: the stream of an idle scheduler would only make it wait
+    return None  # an idle scheduler's stream would not end by itself
 
 
 def _on_signal(signum: int, stop: asyncio.Event) -> None:

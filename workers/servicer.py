@@ -1,7 +1,7 @@
-"""The gRPC edge of a worker: decode commands off the stream, hand them to the runtime, encode replies.
+"""The gRPC services of a worker: decode commands from the stream, submit them to the runtime, encode replies.
 
-Nothing here waits for the device: a command is submitted as it arrives, and its reply is put on the
-stream by the callback of its future.
+Nothing here waits for the device: each command is submitted when it arrives, and the callback of its
+future puts the reply on the stream.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _Submit = Callable[[worker_pb2.Command], _Submitted]
 
 
 def drafter_handler(actor: DraftingActor, runtime: WorkerRuntime) -> grpc.GenericRpcHandler[Any, Any]:
-    """The Drafter service."""
+    """Return the Drafter service."""
 
     def submit_draft(message: worker_pb2.Command) -> _Submitted:
         command = draft_command_from_pb(message.draft, runtime.info)
@@ -56,7 +56,7 @@ def drafter_handler(actor: DraftingActor, runtime: WorkerRuntime) -> grpc.Generi
 
 
 def verifier_handler(actor: VerifyingActor, runtime: WorkerRuntime) -> grpc.GenericRpcHandler[Any, Any]:
-    """The Verifier service."""
+    """Return the Verifier service."""
 
     def submit_verify(message: worker_pb2.Command) -> _Submitted:
         command = verify_command_from_pb(message.verify, runtime.info)
@@ -75,7 +75,7 @@ class _CommandStream:
         self._has_mail = asyncio.Event()
 
     async def run(self, requests: AsyncIterator[bytes], context: _Context) -> None:
-        """Until the scheduler ends the stream or its connection drops."""
+        """Serve until the scheduler ends the stream or its connection drops."""
         error: ProtocolError | None = None
         async with asyncio.TaskGroup() as group:
             writer = group.create_task(self._write(context))
@@ -83,7 +83,7 @@ class _CommandStream:
                 async for data in requests:
                     self._take(worker_pb2.Command.FromString(data))
             except DecodeError as cause:
-                error = ProtocolError(f"the stream has bytes that are no command: {cause}")
+                error = ProtocolError(f"the stream has bytes that are not a command: {cause}")
             writer.cancel()
         if error is not None:
             logger.error("stream closed: %s", error)
@@ -138,21 +138,21 @@ def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) 
         try:
             version = codec.protocol_version_from_pb(message)
             if version != PROTOCOL_VERSION:
-                what = f"protocol version {version} was asked for, this worker speaks {PROTOCOL_VERSION}"
+                what = f"the scheduler speaks protocol version {version}, this worker {PROTOCOL_VERSION}"
                 raise ProtocolError(what)
             name, target_vocab_size = codec.handshake_from_pb(message)
             runtime.tenancy.check_free()
             info = runtime.start_epoch(target_vocab_size)
         except MineDraftError as error:
             nonlocal last_refusal
-            if str(error) != last_refusal:  # who waits for the worker asks five times a second
+            if str(error) != last_refusal:  # a scheduler that waits for the worker asks five times a second
                 logger.warning("handshake refused: %s", error)
                 last_refusal = str(error)
             is_in_use = isinstance(error, WorkerInUse)
             code = grpc.StatusCode.ABORTED if is_in_use else grpc.StatusCode.FAILED_PRECONDITION
             await error_status.abort(context, error, code)
         runtime.tenancy.announce(name, info.epoch)
-        logger.info("epoch %d begins, for %s", info.epoch, name)
+        logger.info("epoch %d begins for %s", info.epoch, name)
         return codec.info_to_pb(info, time.monotonic_ns())
 
     async def run(requests: AsyncIterator[bytes], context: _Context) -> None:
@@ -180,7 +180,7 @@ def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) 
 
 
 def _epoch_of(context: _Context) -> int:
-    """The epoch that a stream names, 0 where it names none."""
+    """Return the epoch that a stream names, 0 if it names none."""
     metadata = context.invocation_metadata() or ()
     text = next((str(value) for key, value in metadata if key == EPOCH_KEY), "")
     return int(text) if text.isascii() and text.isdigit() else 0

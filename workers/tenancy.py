@@ -1,4 +1,4 @@
-"""One scheduler at a time: a worker whose commands come from two of them would answer both wrongly."""
+"""One scheduler at a time: with commands from two, a worker would answer both wrongly."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from minedraft.errors import StaleRound, WorkerInUse
 
 
 class Tenancy:
-    """Who has the worker. A handshake makes the caller the next tenant, its stream makes it the tenant,
-    and the end of that stream frees the worker; one that never opens a stream blocks nobody.
+    """The scheduler that uses the worker. A handshake makes a scheduler the next tenant, its stream makes it
+    the tenant, and the end of the stream frees the worker. A handshake without a stream blocks no other.
 
     Attributes:
-        tenant: the name of the scheduler whose stream is open.
+        tenant: the name of the scheduler whose stream is open; None if the worker is free.
     """
 
     def __init__(self) -> None:
@@ -18,23 +18,23 @@ class Tenancy:
         self.tenant: str | None = None
 
     def check_free(self) -> None:
-        """Raise WorkerInUse where a scheduler's stream is open."""
+        """Raise WorkerInUse if a scheduler's stream is open."""
         if self.tenant is not None:
             raise WorkerInUse(f"in use by {self.tenant}; a worker serves one scheduler at a time")
 
     def announce(self, name: str, epoch: int) -> None:
-        """The handshake of `name` has begun `epoch`; check that the worker is free first."""
+        """Record that the handshake of scheduler `name` began `epoch`. Call `check_free` before."""
         self._next = (name, epoch)
 
     def move_in(self, epoch: int) -> None:
-        """The stream that follows a handshake is open.
+        """Record that the stream of the handshake that began `epoch` is open.
 
         Raises:
-            WorkerInUse: another stream is open. StaleRound: another handshake came after this one's.
+            WorkerInUse: another stream is open. StaleRound: there was no such handshake, or a later one.
         """
         self.check_free()
         if self._next is None:
-            raise StaleRound(f"the epoch is not {epoch}: nobody has taken this worker")
+            raise StaleRound(f"the epoch is not {epoch}: no scheduler has taken this worker")
         name, latest = self._next
         if epoch != latest:
             raise StaleRound(f"the epoch is {latest}, not {epoch}: {name} has taken this worker")

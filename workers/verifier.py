@@ -34,7 +34,7 @@ class VerifierActor:
         return self._executor.num_free_blocks
 
     def verify(self, command: VerifyCommand) -> Work[Verdict]:
-        """Free what is released, run all spans as one forward, decide. Implements `VerifyingActor`."""
+        """Release requests, run all spans as one forward, decide. Implements `VerifyingActor`."""
         self.release(command.released)
         spans = command.spans
         states = [self._requests.find(span) for span in spans]
@@ -68,7 +68,7 @@ class VerifierActor:
 
     def _unpack_q(self, span: VerifySpan) -> tuple[torch.Tensor, torch.Tensor]:
         assert span.q is not None, "called for spans that have a q"
-        # Acceptance reads single numbers of it, so the host is the place for it.
+        # On the host, because acceptance reads single numbers of it.
         unpack, host = self._channel.unpack, torch.device("cpu")
         return unpack(span.q.ids, _Q_IDS, host), unpack(span.q.probs, _Q_PROBS, host)
 
@@ -83,6 +83,6 @@ def _to_verdict(state: SequenceState, span: VerifySpan, outcome: Outcome | None)
     if outcome is None or outcome.error:
         error = "" if outcome is None else outcome.error
         return Verdict(span.request_id, committed_len, 0, (), error=error)
-    # The rejected drafts' KV is left where it is: the next command's prefix length cuts it off.
+    # The KV of rejected drafts is dropped by the next command's prefix length.
     state.tokens.extend(span.drafts[: outcome.accepted_len])
     return Verdict(span.request_id, committed_len, outcome.accepted_len, outcome.tokens, outcome.logprobs)

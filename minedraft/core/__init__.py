@@ -1,4 +1,4 @@
-"""Every decision, pure: requests, batches, rounds, blocks of KV, what the drafter holds.
+"""Every scheduling decision, pure: requests, batches, rounds, KV blocks, the drafter's book.
 
 May import: values.
 """

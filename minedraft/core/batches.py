@@ -1,4 +1,4 @@
-"""The two batch queues: who decodes where, kept balanced so that neither device waits."""
+"""The two batches and their seats, kept balanced so that neither device waits."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from minedraft.types import Batch
 
 
 class BatchManager:
-    """Keeps A and B (or A alone) and decides which a request joins and when one moves.
+    """Keeps batches A and B (or A alone) and decides which one a request joins and when a request moves.
 
-    The paper's rules with one repair: it never moves a running request, so under light load its two
-    batches drift apart and it falls back to sequential work; here one moves at a round boundary
-    whenever the sizes differ by more than one.
+    The paper's rules with one repair: the paper never moves a running request, so under light load its
+    two batches drift apart and it falls back to sequential work; here a request moves at a round
+    boundary whenever the sizes differ by more than one.
 
-    Number and size of the batches can change at any time. A batch that is closed takes nobody in; its
-    members go on in it until the open one has seats, and move at their own round boundary.
+    Number and size of the batches can change at any time. A closed batch admits no request; its members
+    go on in it until the open batch has seats, and move at their own round boundary.
     """
 
     def __init__(self, num_batches: int, max_batch_size: int) -> None:
@@ -27,7 +27,7 @@ class BatchManager:
 
     @property
     def batches(self) -> tuple[Batch, ...]:
-        """The open batches, and a closed one while it has members."""
+        """The open batches, and a closed batch while it has members."""
         return tuple(batch for batch, members in self._members.items() if members or batch in self._open)
 
     @property
@@ -61,16 +61,16 @@ class BatchManager:
         return any(len(self._members[batch]) < self.max_batch_size for batch in self._open)
 
     def resize(self, num_batches: int, max_batch_size: int) -> None:
-        """Open `num_batches` batches of at most `max_batch_size` requests. Nobody moves now: members beyond
-        that keep their places until `rebalance` moves them or they end."""
+        """Open `num_batches` batches of at most `max_batch_size` requests. No request moves now: members
+        beyond that keep their seats until `rebalance` moves them or they end."""
         assert num_batches in (1, 2)
         assert max_batch_size > 0
         self.max_batch_size = max_batch_size
         self._open = tuple(Batch)[:num_batches]
 
     def join(self, request: Request, next_drafted: Batch) -> Batch:
-        """Seat a newcomer in the smaller batch; between equals in the one drafted next, so that it
-        starts soonest."""
+        """Seat a request in the smaller batch, of equal ones in `next_drafted`, where it starts soonest; return
+        the batch."""
         assert request.batch is None, f"request {request.id} is in batch {request.batch} already"
         assert self.has_seat(), "no seat is free"
         batch = min(self._open, key=lambda b: (len(self._members[b]), b != next_drafted))
@@ -84,9 +84,11 @@ class BatchManager:
         request.batch = None
 
     def rebalance(self, batch: Batch) -> Request | None:
-        """Move one request from `batch` to the other when it has two or more than that, or when `batch` is
-        closed and the other has a seat; called at the round boundary of `batch`. The newest moves: it has
-        waited least for its place."""
+        """Move one request from `batch` to the other batch and return it; None if none should move.
+
+        A request moves if `batch` has at least two requests more than the other, or is closed while the
+        other has a seat; the newest one moves. Call this at the round boundary of `batch`.
+        """
         members, others = self._members[batch], self._members[batch.other]
         if batch not in self._open:
             if len(others) >= self.max_batch_size:

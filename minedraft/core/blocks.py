@@ -1,5 +1,5 @@
-"""KV blocks: who owns which. Pure bookkeeping, used with real block ids by the workers and as a
-mirror by the scheduler, so that both can tell whether a command fits before anything runs.
+"""Ownership of KV blocks. Pure bookkeeping, used with real block ids by the workers and as a mirror
+by the scheduler, so that both can tell whether a command fits before it runs.
 
 Invariant: every block is free or owned by exactly one request; totals balance after every call.
 """
@@ -10,7 +10,7 @@ from minedraft.errors import InternalError
 
 
 class BlocksExhausted(InternalError):
-    """More blocks were asked for than are free; nothing was changed."""
+    """More blocks were requested than are free; nothing was changed."""
 
     reason = "KV_EXHAUSTED"
 
@@ -27,7 +27,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._num_untouched = num_blocks  # ids below num_blocks never handed out yet, highest first
-        self._free: list[int] = []  # a stack: the block freed last is the one likeliest in cache
+        self._free: list[int] = []  # a stack: the block freed last is the likeliest to be in the CPU's cache
         self._tables: dict[int, list[int]] = {}
 
     @property
@@ -39,14 +39,14 @@ class BlockPool:
         return frozenset(self._tables)
 
     def num_blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold `num_tokens` tokens."""
+        """Return the number of blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
     def num_owned(self, owner: int) -> int:
         return len(self._tables.get(owner, ()))
 
     def table(self, owner: int) -> list[int]:
-        """The owner's block ids in token order (empty for a stranger). Do not modify."""
+        """Return the owner's block ids in token order, empty for an unknown owner. Do not modify the list."""
         return self._tables.get(owner, [])
 
     def resize(self, owner: int, num_tokens: int) -> list[int]:
@@ -67,7 +67,7 @@ class BlockPool:
         return table
 
     def release(self, owner: int) -> None:
-        """Free all of the owner's blocks; a stranger is ignored, so that releases can be repeated."""
+        """Free all of the owner's blocks; an unknown owner is ignored, so that releases can be repeated."""
         self._free.extend(reversed(self._tables.pop(owner, [])))
 
     def _take(self) -> int:

@@ -1,4 +1,4 @@
-"""Counts of everything since the start of the service: an observer whose numbers only grow."""
+"""Counts since the start of the service: an observer whose numbers only grow."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from minedraft.types import Batch, LinkStats
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start, whatever mode was run and however often a worker was lost.
+    """Totals since the start, over all modes and over every link to a worker.
 
     Attributes:
-        rounds: committed, of each batch.
-        drafted_rows: sampled rows that had drafts.
-        failed_commands: refused by a worker, or answered against the contract.
-        past_links: what went over links that are gone.
-        causes: requests that ended with an error, by its reason.
+        rounds: committed rounds of each batch.
+        drafted_rows: spans that sampled and had drafts.
+        failed_commands: commands that a worker refused, or answered against the contract.
+        past_links: traffic of lost links.
+        causes: requests that ended with an error, by the error's reason.
     """
 
     finished: int = 0

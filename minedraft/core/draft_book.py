@@ -1,8 +1,8 @@
-"""What one drafter holds of each request, and what it may be asked for next. Pure.
+"""The record of what one drafter holds of each request, and what it can be asked for next. Pure.
 
-It needs no scheduler of ours and no event loop: whoever drives requests through a target can keep such a
-book beside them, one for each drafter that it uses. A drafter that comes back starts with an empty book, so
-nothing has to be undone when one is lost.
+A book depends on neither scheduler nor event loop: any program that drives requests through a target can
+keep one for each drafter. A drafter that returns gets an empty book, so nothing has to be undone when a
+drafter is lost.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from minedraft.core.ledger import KvLedger
 from minedraft.types import DraftCommand, DraftSpan, RoundId, SequenceSpec
 
 MAX_LAG = 2
-"""Tokens a round leaves the drafter behind: the bonus token, and the last draft, which was never fed back."""
+"""Tokens that the drafter lags behind after a round: the bonus token, and the last draft, which was not fed back."""
 
 
 class BookRequest(Protocol):
-    """What the book must know of a request: `tokens` are committed and only grow, `spec` never changes."""
+    """The part of a request that the book reads: `tokens` are committed and only grow, `spec` never changes."""
 
     @property
     def id(self) -> int: ...
@@ -33,7 +33,8 @@ class BookRequest(Protocol):
 
 @dataclass(slots=True)
 class _Entry:
-    """cached_len: leading tokens the drafter's KV holds. checked_len: tokens whose ids were looked at."""
+    """cached_len: leading tokens that the drafter's KV holds. checked_len: leading tokens whose ids were
+    checked. is_barred: the request decodes without drafts."""
 
     cached_len: int = 0
     checked_len: int = 0
@@ -54,11 +55,11 @@ class DraftBook:
         self._vocab_size = vocab_size
         self._entries: dict[int, _Entry] = {}
 
-    # What it may be asked for
+    # What the drafter can be asked for
 
     def draft_len(self, request: BookRequest, wanted: int) -> int:
-        """Drafts to ask for, at most `wanted`; 0 while the drafter is behind by more than a round
-        leaves it, where its KV has no room, or where it does not know a token."""
+        """Return the number of drafts to ask for, at most `wanted`; 0 if the drafter lags behind by more
+        than MAX_LAG, has no room in its KV, or does not know one of the request's tokens."""
         committed_len = len(request.tokens)
         if not self._can_serve(request) or committed_len - self.cached_len(request.id) > MAX_LAG:
             return 0
@@ -66,8 +67,11 @@ class DraftBook:
         return draft_len if draft_len > 0 and self.kv.can_reserve(request.id, committed_len + draft_len - 1) else 0
 
     def prefill_len(self, request: BookRequest, budget: int) -> int:
-        """Committed tokens the drafter should cache meanwhile, at most `budget`. Those it is only a
-        round behind wait for the draft, and so does the last one: a draft needs a token to start from."""
+        """Return the number of committed tokens that the drafter should cache during the verify, at most
+        `budget`; 0 for a lag up to MAX_LAG, which the next draft makes up.
+
+        The last token is always left to the draft, which needs a token to start from.
+        """
         behind = len(request.tokens) - self.cached_len(request.id)
         num_tokens = min(behind - 1, budget)
         if behind <= MAX_LAG or num_tokens <= 0 or not self._can_serve(request):
@@ -75,26 +79,26 @@ class DraftBook:
         return num_tokens if self.kv.can_reserve(request.id, self.cached_len(request.id) + num_tokens) else 0
 
     def plan_draft(self, request: BookRequest, draft_len: int) -> DraftSpan:
-        """Reserve KV for `draft_len` drafts (see `draft_len`) and return what to send."""
+        """Reserve KV for `draft_len` drafts (see `draft_len`) and return the span to send."""
         committed_len = len(request.tokens)
         self.kv.reserve(request.id, committed_len + draft_len - 1)
-        # At least one token, though all may be cached: a round that the verifier did not finish comes again.
+        # At least one token, even if all are cached: a round that the verifier did not finish is repeated.
         return self._span(request, min(self.cached_len(request.id), committed_len - 1), committed_len, draft_len)
 
     def plan_prefill(self, request: BookRequest, num_tokens: int) -> DraftSpan:
-        """Reserve KV for `num_tokens` more tokens (see `prefill_len`) and return what to send."""
+        """Reserve KV for `num_tokens` more tokens (see `prefill_len`) and return the span to send."""
         start = self.cached_len(request.id)
         self.kv.reserve(request.id, start + num_tokens)
         return self._span(request, start, start + num_tokens, 0)
 
-    # Commands, and what came of them
+    # Commands and their results
 
     def command(self, round_id: RoundId, spans: tuple[DraftSpan, ...]) -> DraftCommand:
-        """The command for `spans`, which also tells the drafter what to free. `executed` or `refused` follows."""
+        """Return the command for `spans`, with all pending releases. Call `executed` or `refused` with it later."""
         return DraftCommand(round_id, spans, self.kv.take_releases())
 
     def executed(self, command: DraftCommand) -> bool:
-        """The drafter has cached the tokens of a command; whether blocks became free by it."""
+        """Record that the drafter executed a command. Return whether that freed blocks."""
         for span in command.spans:
             if span.request_id in self._entries:
                 self._entries[span.request_id].cached_len = span.prefix_len + len(span.tokens)
@@ -102,8 +106,8 @@ class DraftBook:
         return bool(command.released)
 
     def refused(self, command: DraftCommand, culprit: int | None) -> None:
-        """The drafter has not executed a command. A request that it named decodes without drafts from
-        now on; if it named none, all of them are introduced to it anew."""
+        """Record that the drafter did not execute a command. The request `culprit` decodes without drafts
+        from now on; if it is None, all requests of the command are introduced anew."""
         self.kv.return_releases(command.released)
         if culprit is not None and culprit in self._entries:
             self._entries[culprit].is_barred = True
@@ -113,25 +117,25 @@ class DraftBook:
             self.release(span.request_id)
 
     def accepted(self, request_id: int, committed_len: int, num_drafts: int, accepted_len: int) -> None:
-        """Of `num_drafts` drafts after `committed_len` tokens, `accepted_len` are committed now."""
+        """Record that of `num_drafts` drafts after `committed_len` tokens, `accepted_len` are committed."""
         entry = self._entries.get(request_id)
-        if entry is not None and entry.cached_len == committed_len:  # else this drafter did not make them
-            # The last draft was proposed but never fed back, so its KV does not exist.
+        if entry is not None and entry.cached_len == committed_len:  # else this drafter did not propose them
+            # The last draft was proposed but not fed back, so its KV does not exist.
             entry.cached_len += min(accepted_len, max(num_drafts - 1, 0))
 
     def cached_len(self, request_id: int) -> int:
-        """Leading tokens of the request that the drafter's KV holds."""
+        """Return the number of leading tokens of the request that the drafter's KV holds."""
         entry = self._entries.get(request_id)
         return 0 if entry is None else entry.cached_len
 
     def release(self, request_id: int) -> None:
-        """Free the request's KV; it can be introduced again."""
+        """Free the request's KV; the request can be introduced again."""
         if request_id in self._entries:
             self._entries[request_id].cached_len = 0
         self.kv.release(request_id)
 
     def forget(self, request_id: int) -> None:
-        """The request has ended."""
+        """Free the request's KV and drop its entry: the request has ended."""
         self.kv.release(request_id)
         self._entries.pop(request_id, None)
 
@@ -148,7 +152,7 @@ class DraftBook:
             if entry.is_barred:
                 self.release(request.id)
         has_room = num_tokens < self.kv.max_model_len
-        # Introduced again before its release is acknowledged, its new KV would be freed with the old.
+        # If it were introduced again before its release is acknowledged, the release would free its new KV.
         return has_room and not entry.is_barred and not self.kv.is_leaving(request.id)
 
     def _span(self, request: BookRequest, start: int, end: int, draft_len: int) -> DraftSpan:
@@ -162,8 +166,8 @@ class DraftBook:
 
 
 def restrict(spec: SequenceSpec, vocab_size: int) -> SequenceSpec:
-    """The spec without the token ids that a drafter of `vocab_size` does not know. It changes what is
-    proposed, never what is accepted."""
+    """Return the spec without token ids from `vocab_size` up, which the drafter does not know. This changes
+    what is proposed, never what is accepted."""
     sampling = spec.sampling
     known = replace(
         sampling,

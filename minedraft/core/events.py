@@ -1,7 +1,7 @@
 """Everything that happens to a request, a round or a worker, as frozen values.
 
-The scheduler and the pipeline say what happened; observers take it (statistics, status, pictures, policies).
-Whoever wants to know something new adds an observer, not a line in the loop.
+The scheduler and the pipeline publish events; observers take them (statistics, status, timeline, policies).
+To learn something new, add an observer, not a line in the loop.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from minedraft.types import Batch, FinishReason, LinkStats, Mode, Role, Timing, 
 
 @dataclass(frozen=True, slots=True)
 class RequestQueued:
-    """A request was accepted; it waits for a seat."""
+    """A request was accepted and waits for a seat."""
 
     request_id: int
     prompt_len: int
@@ -23,7 +23,7 @@ class RequestQueued:
 
 @dataclass(frozen=True, slots=True)
 class RequestSeated:
-    """A request takes part in the rounds of `batch` from now on."""
+    """A request got a seat in `batch` and takes part in its rounds from now on."""
 
     request_id: int
     batch: Batch
@@ -31,7 +31,7 @@ class RequestSeated:
 
 @dataclass(frozen=True, slots=True)
 class RequestMoved:
-    """A request changed to `batch` at the boundary of its round."""
+    """A request moved to `batch` at its round boundary."""
 
     request_id: int
     batch: Batch
@@ -39,14 +39,14 @@ class RequestMoved:
 
 @dataclass(frozen=True, slots=True)
 class RequestPreempted:
-    """A request gave its KV memory to an older one; it waits, and is recomputed later."""
+    """A request lost its seat and its KV to an older one; it waits and is recomputed later."""
 
     request_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class RequestEnded:
-    """A request's last event. reason: None where it ended with an error, whose reason `error` is."""
+    """A request ended; its last event. reason: None if it ended with an error. error: that error's reason, else ""."""
 
     request_id: int
     output_len: int
@@ -56,14 +56,15 @@ class RequestEnded:
 
 @dataclass(frozen=True, slots=True)
 class LaneIdle:
-    """The lane of `batch` has found nothing to do; its next round shows a lack of work, not the machinery."""
+    """The lane of `batch` found nothing to do, so the time to its next round is not overhead."""
 
     batch: Batch
 
 
 @dataclass(frozen=True, slots=True)
 class RoundPlanned:
-    """A round was begun. num_prompt_tokens: prompt tokens it caches in the verifier. num_drafts: asked for."""
+    """A round began. num_prompt_tokens: prompt tokens that it caches in the verifier. num_drafts: drafts to ask
+    for."""
 
     batch: Batch
     number: int
@@ -74,7 +75,7 @@ class RoundPlanned:
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """The drafter executed a command of a round: a draft, or with `is_prefill` the caching of prompt tokens."""
+    """The drafter executed a draft or, with `is_prefill`, a prefill of a round."""
 
     batch: Batch
     number: int
@@ -84,7 +85,7 @@ class Drafted:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The verifier executed the command of a round."""
+    """The verifier executed a round's command."""
 
     batch: Batch
     number: int
@@ -93,12 +94,12 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class RoundCommitted:
-    """A round's verdicts are part of its requests now.
+    """A round's verdicts became part of its requests.
 
     Attributes:
         accepted: (drafts verified, drafts accepted) of each request that had drafts.
-        is_prefill: it carried prompt tokens, for either worker.
-        num_active: batches that have requests after it.
+        is_prefill: whether the round carried prompt tokens, for either worker.
+        num_active: batches that have requests after the round.
     """
 
     batch: Batch
@@ -112,7 +113,7 @@ class RoundCommitted:
 
 @dataclass(frozen=True, slots=True)
 class RoundAbandoned:
-    """A round came to nothing; its requests go on, but for those that ended with it."""
+    """A round was given up; those of its requests that did not end with it go on."""
 
     batch: Batch
     number: int
@@ -120,7 +121,7 @@ class RoundAbandoned:
 
 @dataclass(frozen=True, slots=True)
 class ProposalsDropped:
-    """Proposals that match no request of their round, or no longer continue it."""
+    """Proposals were dropped: they match no request of their round, or do not continue it."""
 
     batch: Batch
     number: int
@@ -129,9 +130,9 @@ class ProposalsDropped:
 
 @dataclass(frozen=True, slots=True)
 class CommandFailed:
-    """A worker refused a command, or answered it against the contract; the worker lives.
+    """A worker refused a command, or its reply broke the contract; the worker is kept.
 
-    batch, number: of its round; None and 0 for a command outside the rounds.
+    batch, number: the command's round; None and 0 for a command outside the rounds.
     """
 
     role: Role
@@ -142,14 +143,14 @@ class CommandFailed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerJoined:
-    """A worker is there, with nothing cached."""
+    """A worker joined, with nothing cached."""
 
     info: WorkerInfo
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLeft:
-    """A worker is gone. stats: what went over its link."""
+    """A worker was lost. stats: the traffic of its link."""
 
     role: Role
     cause: str
@@ -158,7 +159,7 @@ class WorkerLeft:
 
 @dataclass(frozen=True, slots=True)
 class ModeChanged:
-    """Mode and sizes are in force. why: who asked for them."""
+    """New mode and sizes are in force. why: who asked for them."""
 
     mode: Mode
     max_batch_size: int
@@ -186,4 +187,5 @@ Event: TypeAlias = (
 )
 
 Observer: TypeAlias = Callable[[Event, float], None]
-"""Takes an event and the scheduler's monotonic time in seconds. Must not block, raise or change anything else."""
+"""Takes an event and the scheduler's monotonic time in seconds. It must not block, raise, or change anything but
+itself."""

@@ -18,7 +18,8 @@ class KvLedger:
     """Blocks promised to requests on one worker, and releases on their way to it.
 
     Args:
-        num_blocks: that the worker has; 0: it holds no KV, and whatever is asked for fits.
+        num_blocks: KV blocks of the worker; 0: it holds no KV, so every request fits.
+        block_size: tokens per block. max_model_len: tokens per request.
     """
 
     def __init__(self, num_blocks: int, block_size: int, max_model_len: int) -> None:
@@ -30,12 +31,12 @@ class KvLedger:
 
     @property
     def capacity(self) -> int:
-        """Tokens that one request can have, alone."""
+        """Tokens that one request can have in an empty cache."""
         return min(self.pool.num_blocks * self.pool.block_size, self.max_model_len)
 
     @property
     def num_free(self) -> int:
-        """Of the worker's blocks."""
+        """Free blocks of the worker; 0 if it holds no KV."""
         return self.pool.num_free if self.num_blocks else 0
 
     def fits(self, num_tokens: int) -> bool:
@@ -43,7 +44,8 @@ class KvLedger:
         return num_tokens <= self.capacity
 
     def is_leaving(self, request_id: int) -> bool:
-        """Its release is not acknowledged yet; introducing it again now could free the new KV."""
+        """Whether the request's release is not acknowledged yet. Do not introduce it again before: the release
+        could free the new KV."""
         return request_id in self._unsent or request_id in self._unacknowledged
 
     def can_reserve(self, request_id: int, num_tokens: int, headroom: int = 0) -> bool:
@@ -52,36 +54,36 @@ class KvLedger:
         return num_tokens <= self.max_model_len and num_more <= self.pool.num_free
 
     def will_fit(self, request_id: int, num_tokens: int, leaving: Iterable[int]) -> bool:
-        """Whether `num_tokens` fit once everything released so far and the requests `leaving` are gone."""
+        """Whether `num_tokens` fit once all pending releases are done and the requests `leaving` are released."""
         on_the_way_out = self._unsent.keys() | self._unacknowledged | set(leaving)
         num_coming = sum(self.pool.num_owned(owner) for owner in on_the_way_out if owner != request_id)
         return self._num_more(request_id, num_tokens) <= self.pool.num_free + num_coming
 
     def reserve(self, request_id: int, num_tokens: int) -> None:
-        """Own at least the blocks for `num_tokens`; a rollback keeps its blocks, they are needed again soon."""
+        """Give the request at least the blocks for `num_tokens`. Spare blocks are kept: they are needed again soon."""
         if self.pool.num_blocks_for(num_tokens) > self.pool.num_owned(request_id):
             self.pool.resize(request_id, num_tokens)
 
     def release(self, request_id: int) -> None:
-        """Tell the worker to free the request's KV; the blocks count as owned until it has."""
+        """Have the request's KV freed; its blocks count as owned until the worker acknowledges."""
         if self.pool.num_owned(request_id):
             self._unsent[request_id] = None
 
     def take_releases(self) -> tuple[int, ...]:
-        """The releases that the next command to the worker must carry."""
+        """Return the releases that the next command to the worker must carry."""
         released = tuple(self._unsent)
         self._unsent.clear()
         self._unacknowledged.update(released)
         return released
 
     def return_releases(self, request_ids: Iterable[int]) -> None:
-        """The command that carried these releases was not executed; the next one carries them again."""
+        """Queue these releases again: the command that carried them was not executed."""
         for request_id in request_ids:
             self._unacknowledged.discard(request_id)
             self._unsent[request_id] = None
 
     def acknowledge(self, request_ids: Iterable[int]) -> None:
-        """The worker has executed a command that carried these releases."""
+        """Free the blocks of these requests: the worker has executed a command that carried their releases."""
         for request_id in request_ids:
             self._unacknowledged.discard(request_id)
             self.pool.release(request_id)

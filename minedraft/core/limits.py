@@ -1,4 +1,4 @@
-"""What bounds the scheduler: mode, sizes, lengths."""
+"""The limits of the scheduler: mode, sizes, lengths."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class SchedulerLimits:
     """The settings that scheduling needs.
 
     Attributes:
-        mode: in `ar`, draft_len is 0 whatever was given.
-        max_batch_size: requests in each batch (m).
-        draft_len: tokens proposed per request and round, at most (k).
-        prefill_chunk: prompt tokens a round may carry beside decoding requests, per worker.
-        max_waiting: requests queued beyond the seats.
-        max_model_len: tokens a request may have, prompt and answer together.
+        mode: in `ar`, draft_len is always 0.
+        max_batch_size: requests per batch (m).
+        draft_len: maximum tokens proposed per request and round (k).
+        prefill_chunk: maximum prompt tokens per round and worker.
+        max_waiting: maximum requests that wait, beyond the seats.
+        max_model_len: maximum tokens of a request, prompt and answer together.
     """
 
     mode: Mode = Mode.MINEDRAFT
@@ -32,7 +32,7 @@ class SchedulerLimits:
 
     def __post_init__(self) -> None:
         if not self.mode.has_drafts:
-            object.__setattr__(self, "draft_len", 0)  # frozen, and one name for k is enough
+            object.__setattr__(self, "draft_len", 0)  # the dataclass is frozen
 
     @property
     def num_batches(self) -> int:
@@ -40,21 +40,21 @@ class SchedulerLimits:
 
     @property
     def terms(self) -> LoanTerms:
-        """What of these limits can change while requests are live."""
+        """The limits that can change while requests are live."""
         return LoanTerms(self.mode, self.max_batch_size, self.draft_len)
 
     def lent(self, terms: LoanTerms) -> SchedulerLimits:
-        """These limits, with what a borrower of the service or a mode policy sets."""
+        """Return these limits with the terms that a borrower of the service or a mode policy sets."""
         return replace(self, mode=terms.mode, max_batch_size=terms.max_batch_size, draft_len=terms.draft_len)
 
 
 def check_request(new: NewRequest, limits: SchedulerLimits, verifier_kv: KvLedger) -> None:
-    """Raise InvalidRequest where a request could never run: no prompt, or longer than context or memory."""
+    """Raise InvalidRequest unless the request has a prompt and fits both the context and the verifier's KV cache."""
     prompt_len, output_limit = len(new.prompt_token_ids), new.sampling.output_limit
     if prompt_len == 0:
-        raise InvalidRequest("prompt", "empty", "a prompt has at least one token")
+        raise InvalidRequest("prompt", "empty", "must have at least one token")
     if prompt_len >= limits.max_model_len:
-        limit = f"at most {limits.max_model_len - 1} fit the context beside an answer"
+        limit = f"at most {limits.max_model_len - 1} fit in the context, with room for an answer"
         raise InvalidRequest("prompt", f"{prompt_len} tokens", limit)
     total_len = prompt_len + output_limit
     if total_len > limits.max_model_len:
@@ -64,8 +64,5 @@ def check_request(new: NewRequest, limits: SchedulerLimits, verifier_kv: KvLedge
         )
         raise InvalidRequest("max_new_tokens", output_limit, limit)
     if not verifier_kv.fits(total_len):
-        limit = (
-            f"prompt ({prompt_len} tokens) and output must fit the verifier's KV memory of "
-            f"{verifier_kv.capacity} tokens"
-        )
+        limit = f"the verifier's KV cache holds {verifier_kv.capacity} tokens, the prompt needs {prompt_len}"
         raise InvalidRequest("max_new_tokens", output_limit, limit)

@@ -11,11 +11,11 @@ from minedraft.types import Acceptance, Batch, FinishReason, SequenceSpec, Token
 
 @dataclass(frozen=True, slots=True)
 class NewRequest:
-    """What a client asks for, tokenised and checked against the model.
+    """A client's request, tokenised and checked against the model.
 
     Attributes:
         prompt_token_ids: at least one id, all below the target's vocabulary size.
-        seed: key of all randomness of this request (drawn by the service where the client gave none).
+        seed: key of all randomness of this request (drawn by the service if the client gave none).
         stop_ids: token ids that end the output: EOS unless ignored, and the client's own.
     """
 
@@ -26,8 +26,8 @@ class NewRequest:
 
     @property
     def acceptance(self) -> Acceptance:
-        """Greedy by temperature; `COUPLED` where the client fixed a seed, for then the output must
-        not depend on the drafter; `REJECTION`, which accepts more, for the rest."""
+        """`GREEDY` at temperature 0; `COUPLED` with a seed from the client, because the output must then
+        not depend on the drafter; otherwise `REJECTION`, which accepts more drafts."""
         if self.sampling.is_greedy:
             return Acceptance.GREEDY
         return Acceptance.REJECTION if self.sampling.seed is None else Acceptance.COUPLED
@@ -39,10 +39,10 @@ class Request:
 
     Attributes:
         tokens: committed tokens: prompt + accepted output.
-        verifier_len: leading tokens the verifier's KV holds.
-        batch: where it decodes; None while it waits.
-        in_round: part of a round that is planned and not committed yet.
-        must_leave: it is preempted when its round ends.
+        verifier_len: leading tokens that the verifier's KV holds.
+        batch: the batch it has a seat in; None while it waits.
+        in_round: whether it is part of a round that is planned and not committed yet.
+        must_leave: whether it is preempted when its round ends.
     """
 
     id: int
@@ -81,9 +81,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class RequestUpdate:
-    """What one event did to one request: new tokens, perhaps the end, perhaps an error.
+    """New tokens of a request, its end, or both.
 
-    A request's last RequestUpdate has `finish_reason` or `error`; there is exactly one such.
+    Exactly one update of a request has `finish_reason` or `error`: the last one.
     """
 
     request: Request

@@ -1,8 +1,8 @@
-"""What recent rounds took: overlap efficiency, control overhead, utilisation, acceptance. A pure observer.
+"""Figures of recent rounds: overlap efficiency, control overhead, utilisation, acceptance. A pure observer.
 
-A *step* is the time between the verify of one round and the verify of the next, of whatever batch:
-with two batches in flight the verifier ideally goes from one to the other without a pause, so the
-ideal step is max(t_draft, t_verify); taking turns it is t_draft + t_verify.
+A *step* is the time from one committed round to the next, whichever batch they are of. With two batches
+in flight the verifier ideally goes from one to the other without a pause, so the ideal step is
+max(t_draft, t_verify); when drafter and verifier take turns it is t_draft + t_verify.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _NO_TIME = Timing()
 class RoundSample:
     """One committed round. Times in seconds; `finished_s` on the scheduler's monotonic clock.
 
-    `is_steady`: the batch went straight from its last round into this one, so the step before it
-    shows the machinery and not a lack of work. `num_active`: batches that had requests after it.
+    is_steady: the batch went straight from its last round into this one, so that the step measures the
+    system and not a lack of work. num_active: batches that had requests after the round.
     """
 
     batch: Batch
@@ -47,8 +47,8 @@ class RoundSample:
 class RoundSummary:
     """Means and medians over the steady rounds of a window; zeros when there were none.
 
-    vsr: accepted / verified drafts, and mean_accepted_len: accepted drafts per row that had drafts, both of
-    every round of the window.
+    vsr (accepted / verified drafts) and mean_accepted_len (accepted drafts per span that had drafts) are over
+    every round of the window. The `_ms` figures are milliseconds, the others ratios from 0 to 1.
     """
 
     num_rounds: int = 0
@@ -64,7 +64,7 @@ class RoundSummary:
 
 
 class RoundStats:
-    """A window of recent rounds; it begins anew when mode or sizes change."""
+    """A window of recent rounds, which begins anew when mode or sizes change."""
 
     def __init__(self, window: int = WINDOW_ROUNDS) -> None:
         self.samples: deque[RoundSample] = deque(maxlen=window)
@@ -96,7 +96,7 @@ class RoundStats:
         return summarise(self.samples)
 
     def tokens_per_s(self, now_s: float, window_s: float = 10.0) -> float:
-        """Output tokens a second over the last `window_s` seconds."""
+        """Return the output tokens per second over the last `window_s` seconds."""
         recent = [s for s in self.samples if s.finished_s >= now_s - window_s]
         if not recent:
             return 0.0
@@ -131,8 +131,8 @@ class RoundStats:
 
 
 def summarise(samples: Iterable[RoundSample]) -> RoundSummary:
-    """Summary of the steady decode rounds among `samples`. Left out are rounds that carried a prompt
-    chunk and the tail where fewer batches had requests: their times are of another kind."""
+    """Return the summary of the steady decode rounds among `samples`. Rounds with a prompt chunk, and rounds
+    while fewer batches had requests, are left out: their times are not comparable."""
     samples = list(samples)
     num_drafts, num_accepted = sum(s.num_drafts for s in samples), sum(s.num_accepted for s in samples)
     vsr = num_accepted / max(num_drafts, 1)
@@ -159,8 +159,8 @@ def summarise(samples: Iterable[RoundSample]) -> RoundSummary:
 
 
 def _control_overhead_s(steady: Sequence[RoundSample]) -> float:
-    """Median over pairs of consecutive steps (one of each batch: single steps alternate short and
-    long) of the step time beyond the longer of draft and verify."""
+    """Return the median step time beyond the longer of draft and verify, in seconds. It is taken over pairs
+    of consecutive steps, because the steps of two batches alternate between short and long."""
     if len(steady) < 2:
         return steady[0].step_s - max(steady[0].draft_s, steady[0].verify_s)
     return median(

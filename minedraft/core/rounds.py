@@ -1,4 +1,4 @@
-"""One round of one batch: the plan, and the worker commands made from it. Pure values."""
+"""One round of one batch: its plan, and the spans of the commands made from it. Pure values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from minedraft.types import Batch, DraftSpan, FinishReason, Proposal, VerifySpan
 
 @dataclass(frozen=True, slots=True)
 class PlannedSpan:
-    """One request's part of a round: `num_tokens` committed tokens to cache in the verifier, and for
-    the drafter either a draft or committed tokens to cache."""
+    """The span of a round: `num_tokens` committed tokens to cache in the verifier, and for the drafter
+    either a draft or committed tokens to cache."""
 
     request: Request
     committed_len: int
     num_tokens: int
-    sample: bool  # the verifier will hold the whole prefix, so it says what follows
+    sample: bool  # the verifier will hold all committed tokens, so it samples what follows
     draft: DraftSpan | None = None
     prefill: DraftSpan | None = None
 
@@ -34,12 +34,13 @@ class PlannedSpan:
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
-    """What one round of one batch will do.
+    """The plan of one round of one batch.
 
     Attributes:
-        drafts: for the drafter, before the verify.
-        prefills: for the drafter while the verify runs: prompts that the verifier caches in this very round.
-        verifier_kv, book: of the verifier and the drafter that this is for; others would not know these requests.
+        drafts: spans for the drafter, before the verify.
+        prefills: spans for the drafter during the verify: committed tokens that it lacks.
+        verifier_kv, book: those of the verifier and the drafter that the round is for; no other worker
+            knows its requests.
     """
 
     batch: Batch
@@ -60,12 +61,13 @@ class RoundPlan:
 
     @property
     def is_prefill(self) -> bool:
-        """Whether it carries prompt tokens, for either worker."""
+        """Whether the round carries prompt tokens, for either worker."""
         return bool(self.prefills) or any(span.num_tokens > 1 for span in self.spans)
 
 
 def truncate_output(tokens: Sequence[int], request: Request) -> tuple[tuple[int, ...], FinishReason | None]:
-    """Output tokens up to the first stop id (kept, as `generate` does) or the length limit."""
+    """Return the output tokens up to the first stop id (kept) or the length limit, and the reason if they end
+    the output."""
     for index, token in enumerate(tokens[: request.remaining_len]):
         if token in request.spec.stop_ids:
             return tuple(tokens[: index + 1]), FinishReason.STOP
@@ -74,8 +76,8 @@ def truncate_output(tokens: Sequence[int], request: Request) -> tuple[tuple[int,
 
 
 def match_proposals(plan: RoundPlan, proposals: Iterable[Proposal]) -> tuple[list[Proposal], int]:
-    """The proposals that continue a request of the round, by request id and committed length, and the number
-    of those that do not."""
+    """Return the proposals that continue a request of the round, matched by request id and committed length,
+    and the number of other proposals."""
     span_of = {span.request.id: span for span in plan.spans}
     fitting: list[Proposal] = []
     num_others = 0
@@ -90,7 +92,7 @@ def match_proposals(plan: RoundPlan, proposals: Iterable[Proposal]) -> tuple[lis
 
 
 def to_verify_span(span: PlannedSpan, proposal: Proposal | None) -> VerifySpan:
-    """What the verifier is sent for one request: tokens it has not cached, and the drafts that came."""
+    """Return the verifier's span for one request: the tokens it has not cached, and the proposed drafts."""
     request = span.request
     return VerifySpan(
         request_id=request.id,

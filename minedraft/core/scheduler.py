@@ -1,8 +1,8 @@
-"""The scheduling policy, pure: no asyncio, no gRPC, no clock, no log. The pipeline drives it.
+"""The scheduling of requests, pure: no asyncio, no gRPC, no clock, no log. The pipeline drives it.
 
 A round of one batch is `plan` -> (draft) -> `assemble` -> (verify) -> `commit`. Both batches go
-through the same calls, interleaved in any order; requests in a planned round are `in_round` and
-nobody else touches them until it is committed. What has happened is in `take_events`.
+through the same calls, interleaved in any order. Requests of a planned round are `in_round`, and no
+other round changes them until it is committed. `take_events` returns what has happened.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Scheduler:
 
     Args:
         verifier_kv: mirror of the verifier's KV.
-        book: what the drafter holds; None decodes without drafts.
-        policy: how many drafts to ask for, and which to verify.
+        book: the drafter's book; None decodes without drafts.
+        policy: decides how many drafts to ask for, and which to verify.
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class Scheduler:
         self._change: str | None = None  # why limits change, until they are in force
 
     def take_events(self) -> Sequence[events.Event]:
-        """What has happened since the last call, in order."""
+        """Return the events since the last call, in order."""
         happened, self._events = self._events, []
         return happened
 
     # Requests come and go
 
     def add(self, new: NewRequest) -> Request:
-        """Accept a request; it starts at the next round that has room.
+        """Accept a request; it starts with the next round that has room.
 
         Raises:
-            InvalidRequest: it could never run (empty, longer than the context or the KV memory).
+            InvalidRequest: the request could never run (empty, longer than the context or the KV cache).
             Overloaded: the waiting queue is full.
         """
         check_request(new, self.limits, self.verifier_kv)
@@ -76,7 +76,7 @@ class Scheduler:
         return request
 
     def abort(self, request_id: int) -> RequestUpdate | None:
-        """End a request; None when it is unknown or ends with the round it is part of."""
+        """End a request. Return None if it is unknown, or ends later with the round it is part of."""
         request = self.requests.get(request_id)
         if request is None or request.is_aborted:
             return None
@@ -89,15 +89,15 @@ class Scheduler:
         return RequestUpdate(request, finish_reason=reason)
 
     def fail_all(self, error: MineDraftError) -> list[RequestUpdate]:
-        """End every request with `error`, whatever round it is part of; no round can be committed any more."""
+        """End every request with `error`, even those in a round; after this no round can be committed."""
         return [self._fail(request, error) for request in list(self.requests.values())]
 
     # Mode and sizes
 
     def reconfigure(self, limits: SchedulerLimits, why: str) -> None:
-        """Go over to other limits while requests are live. Nobody is refused or lost: members of a batch that
-        is closed move to the open one at their own round boundary, as it has seats; a batch that has more
-        than its new size takes nobody in until it has not. `is_settled` says when that has come to an end."""
+        """Change the limits while requests are live. No request is refused or lost: members of a closed batch
+        move to the open one at their round boundary, once it has seats; a batch above its new size admits
+        no request until it has shrunk. `is_settled` is true when this is complete."""
         self.limits = limits
         self.batches.resize(limits.num_batches, limits.max_batch_size)
         self._change = why
@@ -105,29 +105,29 @@ class Scheduler:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the batches are as the limits say."""
+        """Whether the batches conform to the limits."""
         return self._change is None
 
     # Workers come and go
 
     def attach_drafter(self, book: DraftBook) -> None:
-        """Draft from now on, with a drafter that holds nothing yet."""
+        """Draft from now on; the drafter holds nothing yet."""
         self.book = book
 
     def detach_drafter(self) -> None:
-        """Decode without drafts; those of rounds in flight still count."""
+        """Decode without drafts; drafts of rounds in flight are still used."""
         self.book = None
 
     def attach_verifier(self, kv: KvLedger) -> list[RequestUpdate]:
-        """Go on with a verifier that holds nothing yet: requests are recomputed as after a preemption, in the
-        seats they have, and their tokens are the same. One that its memory could never hold ends."""
+        """Go on with a verifier that holds nothing yet: requests keep their seats and are recomputed as after a
+        preemption, with the same tokens. A request that its KV cache could never hold ends."""
         self.verifier_kv, self.has_verifier = kv, True
         resting = [request for request in self.requests.values() if not request.in_round]
         return [update for request in resting if (update := self._end_if_too_long(request)) is not None]
 
     def detach_verifier(self) -> None:
-        """Nothing is planned until `attach_verifier`. Requests keep their tokens, their seats and what the
-        drafter holds of them; each round in flight must be given up by `lose_round`."""
+        """Plan nothing until `attach_verifier`. Requests keep their tokens, their seats and their KV in the
+        drafter; each round in flight must be given up with `lose_round`."""
         old = self.verifier_kv
         self.verifier_kv = KvLedger(old.num_blocks, old.pool.block_size, old.max_model_len)
         self.has_verifier = False
@@ -136,23 +136,23 @@ class Scheduler:
             request.must_leave = False
 
     def is_current(self, plan: RoundPlan) -> bool:
-        """Whether the verifier that a round was planned for is still there."""
+        """Whether the verifier that a round was planned for is still attached."""
         return self.has_verifier and plan.verifier_kv is self.verifier_kv
 
     # A round
 
     def plan(self, batch: Batch) -> RoundPlan | None:
-        """Begin the batch's next round: admit, reserve KV, preempt; None when it has nothing to do now."""
+        """Begin the batch's next round: admit, reserve KV, preempt. Return None if it has nothing to do now."""
         if not self.has_verifier:
             return None
         self._admit(batch)
-        if self._change is not None:  # members of a closed batch need not wait for another of its rounds
+        if self._change is not None:  # members of a closed batch need not wait for its next round
             self._move_from(batch)
         members = list(self.batches.members(batch))
         verifier_budget = drafter_budget = self.limits.prefill_chunk
         spans: list[PlannedSpan] = []
         for request in members:
-            if request.batch is not batch:  # preempted by a neighbour a moment ago
+            if request.batch is not batch:  # preempted just now, for another member
                 continue
             span = self._plan_span(request, len(members), verifier_budget, drafter_budget)
             if span is None:
@@ -172,7 +172,7 @@ class Scheduler:
         return plan
 
     def assemble(self, plan: RoundPlan, proposals: Iterable[Proposal]) -> tuple[VerifySpan, ...]:
-        """The verify command of a planned round, with the drafts that came for it.
+        """Return the spans of a planned round's verify command, with the proposed drafts.
 
         A proposal is matched by request id and committed length, never by position; one that does not
         match is counted and dropped, and its request decodes without drafts.
@@ -188,10 +188,10 @@ class Scheduler:
     def commit(
         self, plan: RoundPlan, command: Sequence[VerifySpan], verdicts: Iterable[Verdict]
     ) -> list[RequestUpdate]:
-        """Take a round's verdicts: grow the requests, end those that are done, free their KV.
+        """Apply a round's verdicts: grow its requests, end those that are done, free their KV.
 
         Args:
-            command: what `assemble` returned.
+            command: the spans that `assemble` returned.
 
         Raises:
             ProtocolError: a verdict is missing or does not continue its request.
@@ -222,14 +222,14 @@ class Scheduler:
         return updates
 
     def abandon(self, plan: RoundPlan, culprit: int | None, error: MineDraftError) -> list[RequestUpdate]:
-        """The verifier did not execute a round: end the request that it named, or all of the round if it
-        named none, with `error`. The others have lost a round and nothing else."""
+        """Give up a round that the verifier did not execute: end `culprit`, or all its requests if that is
+        None, with `error`. The others lose only this round."""
         return self._give_up(
             plan, lambda request: self._fail(request, error) if culprit in (None, request.id) else None
         )
 
     def lose_round(self, plan: RoundPlan) -> list[RequestUpdate]:
-        """Give up a round whose verifier is gone; its requests come again with the next one."""
+        """Give up a round whose verifier is lost; its requests are in the next round again."""
         return self._give_up(plan, self._end_if_too_long)
 
     # Inside
@@ -247,14 +247,14 @@ class Scheduler:
         return updates
 
     def _end_round(self, plan: RoundPlan) -> None:
-        """What waits for a round's end: requests that must leave do, and the batches are evened out."""
+        """Preempt the requests that must leave, and rebalance the batches."""
         for span in plan.spans:
             if span.request.must_leave and span.request.batch is not None:
                 self._preempt(span.request)
         self._move_from(plan.batch)
 
     def _move_from(self, batch: Batch) -> None:
-        """Move whoever should be in the other batch; `batch` is at its round boundary."""
+        """Move requests that should be in the other batch; `batch` is at its round boundary."""
         while (moved := self.batches.rebalance(batch)) is not None:
             self._events.append(events.RequestMoved(moved.id, batch.other))
         self._settle()
@@ -286,7 +286,7 @@ class Scheduler:
     def _plan_span(
         self, request: Request, batch_size: int, verifier_budget: int, drafter_budget: int
     ) -> PlannedSpan | None:
-        """What the round does for one request, with KV reserved; None when it must sit this round out."""
+        """Return a request's span of the round, with KV reserved; None if it must sit this round out."""
         committed_len = len(request.tokens)
         missing = committed_len - request.verifier_len
         num_tokens = min(missing, verifier_budget) if missing > 1 else 1
@@ -307,7 +307,7 @@ class Scheduler:
         return PlannedSpan(request, committed_len, num_tokens, num_tokens == missing, draft, prefill)
 
     def _draft_len(self, request: Request, batch_size: int) -> int:
-        """Drafts to ask for: what the policy says, and fewer near a limit, for the bonus token takes one place."""
+        """Return the drafts to ask for: the policy's number, less near a limit, where the bonus token needs room."""
         limits = self.limits
         if self.book is None or not limits.draft_len:
             return 0
@@ -316,17 +316,16 @@ class Scheduler:
         return self.book.draft_len(request, min(wanted, room))
 
     def _prefill_len(self, request: Request, budget: int) -> int:
-        """Committed tokens the drafter should cache meanwhile; none where no draft will follow."""
+        """Return the committed tokens that the drafter should cache during the verify; 0 if no draft will follow."""
         if self.book is None or not self.limits.draft_len or request.remaining_len <= 1:
             return 0
         return self.book.prefill_len(request, budget)
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:
-        """Preempt the youngest requests until `num_tokens` will fit; they are recomputed later.
+        """Preempt the youngest requests until `num_tokens` will fit. Return whether they fit now.
 
-        Blocks on their way out count as room to come, but cannot be used before the worker has
-        acknowledged, so the request mostly sits this round out. One in flight in the other batch is
-        marked and leaves with its round.
+        Released blocks count as room, but can be used only once the worker has acknowledged, so the
+        request mostly sits this round out. A victim in a round of the other batch leaves when that ends.
         """
         seated = [r for batch in Batch for r in self.batches.members(batch)]
         while not self.verifier_kv.will_fit(request.id, num_tokens, [r.id for r in seated if r.must_leave]):

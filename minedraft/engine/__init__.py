@@ -1,4 +1,4 @@
-"""The loop that runs the core's rounds on two workers, whatever carries its commands: asyncio, no gRPC.
+"""The loop that runs the core's rounds on two workers, over any kind of link: asyncio, no gRPC.
 
 May import: values, core.
 """

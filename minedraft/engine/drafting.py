@@ -1,7 +1,7 @@
-"""The drafter's part in the rounds: there while it is, left out while it is not.
+"""The drafter's part in the rounds, left out while there is no drafter.
 
-The drafter is an accelerator, not a dependency. A command that it refuses costs that round its drafts; a
-loss costs drafts until a new link is brought; neither costs a request anything else.
+The drafter is an accelerator, not a dependency. A refused command costs one round its drafts; a loss costs
+drafts until there is a new link; neither costs a request anything else.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from minedraft.types import DraftReply, DraftSpan, Proposal, Role, RoundId, Work
 logger = logging.getLogger("minedraft.pipeline")
 
 MAX_FAILURES = 3
-"""Failed commands in a row that name no request at fault; the worker itself is, then."""
+"""Failed commands in a row that name no request at fault, after which the worker itself is held at fault."""
 
 
 class Drafting:
-    """Asks the drafter, and keeps its book in the scheduler.
+    """Sends the drafter its commands and keeps its book in the scheduler.
 
     Args:
-        publish: tells the observers.
-        wake: makes the lanes look again at what they can do.
+        publish: passes an event to the observers.
+        wake: makes both lanes check again for work.
 
     Attributes:
-        drafter: None while there is none.
+        drafter: the present drafter; None while there is none.
     """
 
     def __init__(self, scheduler: Scheduler, publish: Callable[[events.Event], None], wake: Callable[[], None]) -> None:
@@ -43,20 +43,20 @@ class Drafting:
         self._num_failures = 0  # in a row
 
     async def draft(self, plan: RoundPlan) -> Sequence[Proposal]:
-        """The proposals of a round, none where the drafter does not deliver."""
+        """Return the proposals of a round; none if there is no drafter or its command fails."""
         reply = await self._ask(plan, plan.drafts, is_prefill=False) if plan.drafts else None
         return reply.proposals if reply is not None else ()
 
     async def prefill(self, plan: RoundPlan) -> None:
-        """Let the drafter cache the prompts that the verifier is caching now. A round that asks nothing
-        of it tells it at least what has ended: a preempted request waits for that."""
+        """Let the drafter cache the committed tokens it lacks. A round without a drafter command sends its
+        pending releases: a preempted request may wait for them."""
         if plan.prefills:
             await self._ask(plan, plan.prefills, is_prefill=True)
         elif not plan.drafts:
             await self.release()
 
     async def release(self) -> bool:
-        """Send releases that no command has carried; True when there were any."""
+        """Send the releases that no command has carried. Return whether there were any."""
         drafter, book = self.drafter, self._scheduler.book
         if drafter is None or book is None or not (released := book.kv.take_releases()):
             return False
@@ -83,7 +83,7 @@ class Drafting:
 
     def gain(self, drafter: Drafter) -> None:
         """Draft with `drafter`, whose worker knows no request yet."""
-        assert self.drafter is None, "the lost one is dropped first"
+        assert self.drafter is None, "the lost drafter is dropped first"
         self.drafter = drafter
         self._num_failures = 0
         self._scheduler.attach_drafter(DraftBook(make_ledger(drafter.info), drafter.info.vocab_size))
@@ -108,13 +108,13 @@ class Drafting:
         return reply
 
     def _on_error(self, drafter: Drafter, error: MineDraftError, plan: RoundPlan | None) -> None:
-        if drafter is not self.drafter:  # lost meanwhile, by the other lane
+        if drafter is not self.drafter:  # the other lane has found it lost
             return
         if isinstance(error, WorkerLost):
             self.lose(error)
             return
         self._publish(failed_command(Role.DRAFTER, plan, error))
-        logger.warning("the drafter failed a command, its round has no drafts: %s", error)
+        logger.warning("drafter command failed, its round has no drafts: %s", error)
         self._num_failures += error.request_id is None
         if self._num_failures >= MAX_FAILURES:
             drafter.give_up(f"{MAX_FAILURES} commands failed in a row, the last: {error}")
@@ -122,17 +122,17 @@ class Drafting:
 
 
 def failed_command(role: Role, plan: RoundPlan | None, error: MineDraftError) -> events.CommandFailed:
-    """The event of a command that a worker did not execute; without a plan it was a release."""
+    """Return the event of a command that a worker did not execute; plan: None for a release."""
     batch, number = (None, 0) if plan is None else (plan.batch, plan.number)
     return events.CommandFailed(role, batch, number, str(error))
 
 
 def make_ledger(info: WorkerInfo) -> KvLedger:
-    """The scheduler's mirror of a worker's KV."""
+    """Return the scheduler's mirror of a worker's KV."""
     return KvLedger(info.num_blocks, info.block_size, info.max_model_len)
 
 
 def check_balance(role: Role, scheduler: Scheduler, ledger: KvLedger, num_free: int) -> None:
-    """With nothing live the worker must have every block back."""
+    """Log an error if blocks are missing on an idle worker: with no live request, every block must be free."""
     if not scheduler.requests and not ledger.pool.owners and num_free != ledger.num_blocks:
         logger.error("%s leaks KV: %d of %d blocks free while idle", role.value, num_free, ledger.num_blocks)

@@ -1,4 +1,4 @@
-"""The loop: a lane takes one batch from round to round. Each way to interleave the steps is one function."""
+"""The loop: a lane takes one batch from round to round. Each way to interleave its calls is one function."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from minedraft.types import Batch, Proposal
 
 
 class Steps(Protocol):
-    """What a lane is made of. Each step is safe to run beside those of the other lane."""
+    """The calls that a lane makes. Each is safe to run concurrently with those of the other lane."""
 
     async def plan(self, batch: Batch) -> RoundPlan:
-        """The batch's next round; waits until there is something to do."""
+        """Return the batch's next round; wait until there is something to do."""
         ...
 
     async def draft(self, plan: RoundPlan) -> Sequence[Proposal]:
-        """What the drafter proposes for the round."""
+        """Return the drafter's proposals for the round."""
         ...
 
     async def prefill(self, plan: RoundPlan) -> None:
-        """Have the drafter cache prompt tokens of the round."""
+        """Have the drafter cache the round's prompt tokens."""
         ...
 
     async def verify(self, plan: RoundPlan, proposals: Sequence[Proposal]) -> Checked | None:
-        """What the verifier says of the round; None when it came to nothing."""
+        """Return the verifier's verdicts on the round; None if the round was given up."""
         ...
 
     def commit(self, plan: RoundPlan, checked: Checked) -> None:
-        """Make the round's tokens part of its requests, and deliver them."""
+        """Add the round's tokens to its requests and deliver them."""
         ...
 
 
 async def run_overlapped(steps: Steps, batch: Batch) -> None:
-    """Drafts and verifies of one batch in turn, until cancelled. Two such lanes overlap: while one has the
-    verifier, the other has the drafter. The drafter's prefill runs beside the verify of the same round."""
+    """Draft and verify the rounds of one batch, until cancelled. Two such lanes overlap: while one uses the
+    verifier, the other uses the drafter. The drafter's prefill runs during the verify of the same round."""
     while True:
         plan = await steps.plan(batch)
         proposals = await steps.draft(plan)

@@ -35,32 +35,32 @@ logger = logging.getLogger("minedraft.pipeline")
 
 
 class Sink(Protocol):
-    """Where a request's tokens go. Called in the event loop; must not block."""
+    """Receives a request's tokens. Called in the event loop; must not block."""
 
     def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
-        """New tokens. Return True to end the request now (a stop string was found)."""
+        """Take new tokens. Return True to end the request now (a stop string was found)."""
 
     def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
-        """The end, exactly once: either a reason or an error."""
+        """Take the end, with either a reason or an error. Called exactly once."""
 
 
 class Pipeline:
     """Runs the scheduler's rounds on the two workers.
 
-    Use as an async context manager; leaving it cancels what is still running.
+    Use as an async context manager; leaving it ends the requests that are still live.
 
     Args:
         drafter: None decodes without drafts.
         observers: take every event, in the order of the list.
-        draft_policy: how many drafts to ask for, and which to verify.
-        mode_policy: mode and sizes to run with; it is not asked while `is_lent`.
-        verifier_returns: a lost verifier leaves the requests where they are until `gain_verifier`; otherwise its
-            loss ends everything.
+        draft_policy: decides how many drafts to ask for, and which to verify.
+        mode_policy: decides mode and sizes; it is not called while `is_lent`.
+        verifier_returns: if true, requests outlive the loss of the verifier and wait for `gain_verifier`;
+            otherwise its loss ends the pipeline.
         clock: monotonic seconds (a parameter for tests).
 
     Attributes:
-        failure: what has ended everything; `failed` is set with it.
-        is_lent: a client sets mode and sizes for now.
+        failure: the error that has ended the pipeline; `failed` is set with it.
+        is_lent: whether a client sets mode and sizes at present.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Pipeline:
         self._wake = {batch: asyncio.Event() for batch in Batch}
         self._idle = asyncio.Event()
         self._idle.set()
-        self._settled = asyncio.Event()  # the limits asked for are in force
+        self._settled = asyncio.Event()  # the requested limits are in force
         self._settled.set()
         self._lanes: list[asyncio.Task[None]] = []
         self.scheduler = Scheduler(limits, make_ledger(verifier.info), None, draft_policy)
@@ -130,7 +130,7 @@ class Pipeline:
 
     @property
     def drafter(self) -> Drafter | None:
-        """None while there is none: nothing is drafted then."""
+        """The present drafter; None while there is none, and nothing is drafted."""
         return self._drafting.drafter
 
     # Requests
@@ -157,7 +157,7 @@ class Pipeline:
         return request.id
 
     def abort(self, request_id: int) -> bool:
-        """End a request; its KV is free within a round. False when no live request has this id."""
+        """End a request; its KV is free within a round. Return False if no live request has this id."""
         if request_id not in self._sinks:
             return False
         update = self.scheduler.abort(request_id)
@@ -173,23 +173,23 @@ class Pipeline:
     # Mode and sizes
 
     def reconfigure(self, limits: SchedulerLimits, why: str = "asked for") -> None:
-        """Go over to another mode or other limits while requests are live; see `Scheduler.reconfigure`."""
+        """Change mode and limits while requests are live; see `Scheduler.reconfigure`."""
         self._settled.clear()
         self.scheduler.reconfigure(limits, why)
         self._publish_events()
         self._wake_lanes()
 
     async def settled(self) -> None:
-        """Return when the limits asked for are in force.
+        """Return when the requested limits are in force.
 
         Raises:
-            Unavailable: the verifier is gone.
+            Unavailable: the pipeline has failed.
         """
         self._check_verifier()
         await self._settled.wait()
         self._check_verifier()
 
-    # Workers come and go, as the owner of their links sees it
+    # Workers come and go: called by the owner of their links
 
     def lose_drafter(self, error: MineDraftError) -> None:
         """Go on without drafts."""
@@ -200,15 +200,15 @@ class Pipeline:
         self._drafting.gain(drafter)
 
     def lose_verifier(self, error: MineDraftError) -> None:
-        """Keep the requests until `gain_verifier`."""
+        """Keep the requests, and plan no round, until `gain_verifier`."""
         self._verifying.lose(error)
 
     def gain_verifier(self, verifier: Verifier) -> None:
-        """Go on where the requests were: `verifier` is a new link, whose worker knows no request yet."""
+        """Go on with the live requests: `verifier` is a new link, whose worker knows no request yet."""
         self._verifying.gain(verifier)
 
     def fail(self, error: MineDraftError) -> None:
-        """End everything with `error`."""
+        """End the pipeline and every request with `error`."""
         if self.failure is None:
             self.failure = error
             for lane in self._lanes:
@@ -216,12 +216,12 @@ class Pipeline:
                     lane.cancel()
             self._deliver(self.scheduler.fail_all(error))
             self.failed.set()
-            self._settled.set()  # nothing will come into force any more
+            self._settled.set()  # wakes `settled`, which then raises
 
-    # The steps of a lane
+    # The calls of a lane
 
     async def plan(self, batch: Batch) -> RoundPlan:
-        """The batch's next round; waits until there is something to do."""
+        """Return the batch's next round; wait until there is something to do."""
         while True:
             self._wake[batch].clear()
             plan = self.scheduler.plan(batch)
@@ -232,7 +232,7 @@ class Pipeline:
                     self._usage[span.request.id].start(now_s)
                 return plan
             self._publish(events.LaneIdle(batch))
-            # Freed blocks may be what the waiting requests wait for; no command is there to carry them.
+            # Waiting requests may need the blocks that these releases free, and no command carries them now.
             has_released = await self._verifying.release()
             if not (await self._drafting.release() or has_released):
                 await self._wake[batch].wait()
@@ -247,8 +247,8 @@ class Pipeline:
         return await self._verifying.verify(plan, proposals)
 
     def commit(self, plan: RoundPlan, checked: Checked) -> None:
-        """Make the round's tokens part of its requests, and deliver them."""
-        if not self.scheduler.is_current(plan):  # the verifier was lost after its answer
+        """Add the round's tokens to its requests and deliver them."""
+        if not self.scheduler.is_current(plan):  # the verifier was lost after its reply
             self._deliver(self.scheduler.lose_round(plan))
         else:
             self._deliver(self.scheduler.commit(plan, checked.spans, checked.verdicts))
@@ -256,10 +256,10 @@ class Pipeline:
                 self.reconfigure(self.scheduler.limits.lent(terms), "policy")
         self._wake_lanes()
 
-    # Around it
+    # Inside
 
     async def _guard_lane(self, batch: Batch) -> None:
-        """A lane that fails takes the service with it: every waiter hears of it at once."""
+        """Run a lane; if it fails, fail the pipeline, so that every waiting caller is told."""
         try:
             await run_overlapped(self, batch)
         except asyncio.CancelledError:
@@ -287,7 +287,7 @@ class Pipeline:
         self._publish_events()
 
     def _publish_events(self) -> None:
-        """Tell what has happened in the scheduler; a lane that got a request or a seat by it must look again."""
+        """Pass the scheduler's events to the observers, and wake lanes that got a request or a seat by them."""
         happened = self.scheduler.take_events()
         if not happened:
             return
@@ -316,14 +316,14 @@ class Pipeline:
 
 
 def _check_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
-    """Raise InvalidRequest where an id is outside the vocabulary."""
+    """Raise InvalidRequest unless every id is in the vocabulary."""
     if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
         wrong = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
-        raise InvalidRequest(field, wrong, f"token ids are in [0, {vocab_size})")
+        raise InvalidRequest(field, wrong, f"token ids must be in [0, {vocab_size})")
 
 
 def _cause_of(error: BaseException) -> BaseException:
-    """The first real error inside a task group's bundle."""
+    """Return the first error inside the exception group of a task group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

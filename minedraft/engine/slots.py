@@ -1,4 +1,4 @@
-"""The places of the two workers: a worker joins, is lost, and joins again."""
+"""The slots of the two workers: a worker joins, is lost, and joins again."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ WorkerT = TypeVar("WorkerT", bound=Worker)
 
 
 class Connector(Protocol):
-    """Makes links. The first two wait for a worker that is still loading; the caller sets the deadline."""
+    """Makes links. The `connect` methods wait for a worker that is still loading; the caller sets the deadline."""
 
     async def connect_verifier(self) -> Verifier: ...
 
     async def connect_drafter(self, verifier: WorkerInfo) -> Drafter | None:
-        """None where the settings have no drafter."""
+        """Return None if the settings have no drafter."""
         ...
 
     async def reconnect_verifier(self) -> Verifier:
-        """A new link to a verifier that was there before; does not wait for long.
+        """Return a new link to a verifier that was lost; gives up after seconds.
 
         Raises:
-            MineDraftError: it is not there, or not to be used.
+            MineDraftError: the verifier cannot be reached or used.
         """
         ...
 
     async def reconnect_drafter(self, verifier: WorkerInfo) -> Drafter:
-        """The same for a drafter."""
+        """Return a new link to a drafter, like `reconnect_verifier`."""
         ...
 
 
 class SlotState(str, Enum):
-    """Where the worker of a slot stands."""
+    """The state of a slot's worker."""
 
     READY = "ready"
-    LOST = "lost"  # looked for again and again
+    LOST = "lost"  # the slot tries to reconnect
 
 
 class WorkerSlot(Generic[WorkerT]):
-    """Keeps a worker in the pipeline: drops one that is lost at once, and takes it back when it answers
-    again, be it the same process after a pause or a new one at the same address.
+    """Keeps a worker in the pipeline: drops it as soon as it is lost, and takes it back when it answers
+    again, whether it is the same process after a pause or a new one at the same address.
 
     Args:
         name: for the log.
-        lose, gain: tell the pipeline.
-        reconnect: one attempt; raises MineDraftError.
+        lose, gain: tell the pipeline that the worker is lost, or back.
+        reconnect: makes one attempt; raises MineDraftError if it fails.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class WorkerSlot(Generic[WorkerT]):
         self._reconnect = reconnect
 
     async def run(self, worker: WorkerT) -> None:
-        """Until cancelled; the worker of the moment is closed then."""
+        """Serve the slot until cancelled, then close its present worker."""
         try:
             while True:
                 await worker.lost.wait()
@@ -98,12 +98,12 @@ class WorkerSlot(Generic[WorkerT]):
                 return await self._reconnect()
             except MineDraftError as error:
                 if str(error) != last_cause:  # once for each cause, not every five seconds
-                    logger.info("no %s yet: %s", self._name, error)
+                    logger.info("%s not back yet: %s", self._name, error)
                     last_cause = str(error)
 
 
 def drafter_slot(pipeline: Pipeline, connector: Connector) -> WorkerSlot[Drafter]:
-    """The drafter's place: while it is empty, the pipeline decodes without drafts."""
+    """Return the drafter's slot: while it is empty, the pipeline decodes without drafts."""
 
     async def reconnect() -> Drafter:
         drafter = await connector.reconnect_drafter(pipeline.verifier.info)
@@ -114,7 +114,7 @@ def drafter_slot(pipeline: Pipeline, connector: Connector) -> WorkerSlot[Drafter
 
 
 def verifier_slot(pipeline: Pipeline, connector: Connector) -> WorkerSlot[Verifier]:
-    """The verifier's place: while it is empty, the requests of the pipeline wait."""
+    """Return the verifier's slot: while it is empty, the requests of the pipeline wait."""
 
     async def reconnect() -> Verifier:
         verifier = await connector.reconnect_verifier()
@@ -127,24 +127,26 @@ def verifier_slot(pipeline: Pipeline, connector: Connector) -> WorkerSlot[Verifi
 def check_drafter(drafter: WorkerInfo, verifier: WorkerInfo) -> None:
     """Raise ModelError unless token ids mean the same to both; padded output layers may differ in size."""
     if drafter.vocab_fingerprint != verifier.vocab_fingerprint:
-        raise ModelError("draft", drafter.model_name, f"its tokenizer is not that of the target {verifier.model_name}")
+        limit = f"its tokenizer differs from that of the target {verifier.model_name}"
+        raise ModelError("draft", drafter.model_name, limit)
 
 
 def check_successor(verifier: WorkerInfo, last: WorkerInfo) -> None:
-    """Raise ModelError unless a verifier can go on where another one was."""
+    """Raise ModelError unless a verifier can go on with the requests of the last one."""
     if (verifier.vocab_fingerprint, verifier.vocab_size) != (last.vocab_fingerprint, last.vocab_size):
-        raise ModelError("target", verifier.model_name, f"its vocabulary is not that of {last.model_name} before it")
+        limit = f"its vocabulary differs from that of the last verifier ({last.model_name})"
+        raise ModelError("target", verifier.model_name, limit)
 
 
 async def fail_when_lost(pipeline: Pipeline, verifier: Verifier) -> None:
-    """Tell the pipeline at once when the verifier goes, also while nothing is asked of it."""
+    """Fail the pipeline as soon as the verifier is lost, also while it has no command."""
     await verifier.lost.wait()
     assert verifier.lost_error is not None, "set before the event"
     pipeline.fail(verifier.lost_error)
 
 
 async def _close_unless(worker: Worker, check: Callable[[], None]) -> None:
-    """Close a link that the check refuses."""
+    """Raise what `check` raises, with the link closed."""
     try:
         check()
     except MineDraftError:

@@ -1,4 +1,4 @@
-"""The times of a live request, for the account that its client gets at the end."""
+"""The times of a live request, for the usage that its client gets at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from minedraft.output import RequestUsage
 
 
 class UsageClock:
-    """The times of one live request."""
+    """The times of one live request, in seconds on the clock of the caller."""
 
     def __init__(self, arrived_s: float) -> None:
         self._arrived_s = arrived_s
@@ -15,7 +15,7 @@ class UsageClock:
         self._first_token_s: float | None = None
 
     def start(self, now_s: float) -> None:
-        """Part of a round; only the first time counts."""
+        """Record that the request is part of a round; only the first call counts."""
         if self._started_s is None:
             self._started_s = now_s
 

@@ -1,4 +1,4 @@
-"""The verifier's part in the rounds: one command a round, and what ends and frees beside it."""
+"""The verifier's part in the rounds: one command per round, releases, and the loss of the verifier."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ logger = logging.getLogger("minedraft.pipeline")
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A round as the verifier has executed it."""
+    """The spans that the verifier executed in a round, and its verdicts on them."""
 
     spans: tuple[VerifySpan, ...]
     verdicts: Sequence[Verdict]
 
 
 class Verifying:
-    """Asks the verifier, and keeps its mirror in the scheduler.
+    """Sends the verifier its commands and keeps its mirror in the scheduler.
 
     Args:
-        deliver: passes on what has happened to requests.
-        publish: tells the observers.
-        wake: makes the lanes look again at what they can do.
-        can_return: a lost verifier leaves the requests where they are, until `gain`. Otherwise its loss is
-            raised as the error that it is.
+        deliver: passes updates of requests to their sinks.
+        publish: passes an event to the observers.
+        wake: makes both lanes check again for work.
+        can_return: if true, requests outlive the loss of the verifier and wait for `gain`; otherwise its
+            loss is raised.
 
     Attributes:
-        verifier: the present one or, while `is_lost`, the last.
+        verifier: the present verifier or, while `is_lost`, the last one.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Verifying:
         self._publish = publish
         self._wake = wake
         self._can_return = can_return
-        self._num_failures = 0  # in a row, of rounds where no request was named
+        self._num_failures = 0  # rounds in a row that failed with no request named
 
     async def verify(self, plan: RoundPlan, proposals: Sequence[Proposal]) -> Checked | None:
-        """The verdicts of a round; None when it came to nothing, and its requests have been told.
+        """Return the verdicts of a round; None if it was given up, with updates delivered.
 
         Raises:
-            WorkerLost: the verifier is gone, and may not return.
-            ProtocolError: it refuses whatever comes.
+            WorkerLost: the verifier is lost and cannot return.
+            ProtocolError: MAX_FAILURES commands failed in a row, and the verifier cannot return.
         """
         if not self._scheduler.is_current(plan):  # lost during the draft
             self._lose_round(plan)
@@ -95,7 +95,7 @@ class Verifying:
         return Checked(spans, reply.verdicts)
 
     async def release(self) -> bool:
-        """Send releases that no command carries; True when there were any. Raises WorkerLost as `verify`."""
+        """Send the releases that no command has carried. Return whether there were any. Raise as `verify`."""
         verifier, ledger = self.verifier, self._scheduler.verifier_kv
         if self.is_lost or not (released := ledger.take_releases()):
             return False
@@ -112,9 +112,9 @@ class Verifying:
         return True
 
     def lose(self, error: MineDraftError) -> None:
-        """Plan nothing until there is a verifier again."""
+        """Plan nothing until `gain`."""
         if not self.is_lost:
-            logger.warning("verifier lost, requests wait for it: %s", error)
+            logger.warning("verifier lost, requests wait until it is back: %s", error)
             self.is_lost = True
             self._scheduler.detach_verifier()
             self._publish(events.WorkerLeft(Role.VERIFIER, str(error), self.verifier.stats))
@@ -122,7 +122,7 @@ class Verifying:
 
     def gain(self, verifier: Verifier) -> None:
         """Go on with `verifier`, whose worker knows no request yet."""
-        assert self.is_lost, "the lost one is dropped first"
+        assert self.is_lost, "the lost verifier is dropped first"
         self.verifier, self.is_lost, self._num_failures = verifier, False, 0
         updates = self._scheduler.attach_verifier(make_ledger(verifier.info))
         self._publish(events.WorkerJoined(verifier.info))
@@ -130,8 +130,8 @@ class Verifying:
         self._wake()
 
     def _on_refusal(self, plan: RoundPlan, error: ProtocolError) -> None:
-        """A round that the verifier refused costs the request that it named, or those of the round; the
-        verifier is as it was, and everybody else goes on."""
+        """End the request that the verifier named in its refusal, or all of the round if it named none. The
+        verifier is unchanged, and all other requests go on."""
         logger.error("round %d of batch %s failed: %s", plan.number, plan.batch.name, error)
         self._publish(failed_command(Role.VERIFIER, plan, error))
         if not self._scheduler.is_current(plan):
@@ -154,7 +154,7 @@ class Verifying:
         self._wake()
 
     def _acknowledge(self, ledger: KvLedger, released: tuple[int, ...]) -> None:
-        """Blocks are free now: whoever waits for them must look again, in either lane."""
+        """Free the blocks of executed releases, and wake both lanes: requests may wait for the blocks."""
         if released:
             ledger.acknowledge(released)
             self._wake()

@@ -1,4 +1,4 @@
-"""The seams to the two workers: what the pipeline asks of them, whatever carries it."""
+"""The interfaces of the two workers, as the pipeline uses them over any kind of link."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from minedraft.types import DraftCommand, DraftReply, LinkStats, VerifyCommand, 
 
 
 class Worker(Protocol):
-    """What both links have.
+    """The link to a worker of either role.
 
     Attributes:
-        info: what the worker said of itself in the handshake.
-        stats: what has gone over the link.
-        lost: set when the link is dead; `lost_error` then says which worker and why.
+        info: the worker's answer to the handshake.
+        stats: traffic so far.
+        lost: set when the link is dead; `lost_error` then names the worker and the cause.
     """
 
     @property
@@ -32,14 +32,14 @@ class Worker(Protocol):
     def lost_error(self) -> WorkerLost | None: ...
 
     def give_up(self, cause: str) -> None:
-        """Declare the link dead: the worker lives, but it is of no use as it is."""
+        """Declare the link dead although the worker lives: it is of no use."""
         ...
 
     async def release(self, request_ids: Sequence[int]) -> int:
-        """Free KV outside a round; returns the number of free blocks after.
+        """Free KV outside a round. Return the number of free blocks afterwards.
 
         Raises:
-            WorkerLost: the worker is gone, and with it every other call.
+            WorkerLost: the worker is lost; every other call raises it too.
             ProtocolError: a command or a reply breaks the contract.
         """
         ...
@@ -53,17 +53,17 @@ class Drafter(Worker, Protocol):
     """The process that proposes tokens."""
 
     async def draft(self, command: DraftCommand) -> DraftReply:
-        """Propose `draft_len` tokens (or fewer) for each span, one Proposal for each span that asks for any.
+        """Return one Proposal of up to `draft_len` tokens for each span that asks for drafts.
 
         Raises:
-            WorkerLost: the drafter is gone, and with it every other call.
+            WorkerLost: the drafter is lost; every other call raises it too.
             ProtocolError: a command or a reply breaks the contract; the drafter lives. The error's
-                `request_id` is the request whose span was refused, if it is one.
+                `request_id` is the request whose span was refused, if a single one is at fault.
         """
         ...
 
     async def prefill(self, command: DraftCommand) -> DraftReply:
-        """Cache the tokens of each span; proposes nothing. Raises as `draft`."""
+        """Cache the tokens of each span; propose nothing. Raise as `draft`."""
         ...
 
 
@@ -71,11 +71,11 @@ class Verifier(Worker, Protocol):
     """The process that runs the target model."""
 
     async def verify(self, command: VerifyCommand) -> VerifyReply:
-        """Check the drafts of each span; one Verdict for each span, in the command's order.
+        """Return one Verdict for each span, in the command's order.
 
         Raises:
-            WorkerLost: the verifier is gone, and with it every other call.
+            WorkerLost: the verifier is lost; every other call raises it too.
             ProtocolError: a command or a reply breaks the contract; the verifier lives. The error's
-                `request_id` is the request whose span was refused, if it is one.
+                `request_id` is the request whose span was refused, if a single one is at fault.
         """
         ...

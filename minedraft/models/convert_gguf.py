@@ -1,7 +1,7 @@
 """Converts a GGUF file to a bf16 model folder: `python -m minedraft.models.convert_gguf GGUF OUT EOS...`.
 
-A program of its own, so that the memory it takes goes away with it. It says on standard output, one
-line a step, what it does.
+A separate program, so that its memory is freed when it ends. It prints one line per step on standard
+output.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _write_tokenizer(gguf: Path, out: Path) -> dict[str, int]:
     loaded = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     settings: dict[str, Any] = json.loads(loaded.backend_tokenizer.to_str())
     vocab: dict[str, int] = settings["model"]["vocab"]
-    # Rows that only pad the output layer have names in GGUF; they are no tokens.
+    # GGUF names the rows that only pad the output layer; they are not tokens.
     for token in [token for token in vocab if re.fullmatch(r"\[PAD\d+\]", token)]:
         del vocab[token]
     if loaded.__class__.__name__.startswith("Qwen2") and settings["normalizer"] is None:
@@ -49,7 +49,7 @@ def _write_weights(gguf: Path, out: Path, eos_ids: list[int]) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    # transformers 5 keeps GGUF weights packed, and refuses to save them, unless told otherwise.
+    # By default, transformers 5 keeps GGUF weights packed and refuses to save them.
     model = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent), gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )

@@ -1,4 +1,4 @@
-"""Reading the files of a model folder: their sha256, and those that are JSON."""
+"""Reading the files of a model folder: sha256 and JSON."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from minedraft.errors import ModelError
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of what a file holds, in hex."""
+    """Return the sha256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json_object(file: Path, field: str, *, must_exist: bool = False) -> dict[str, Any]:
-    """Return the object in `file`; an empty one where there is no such file, unless it must exist.
+    """Return the object in `file`; an empty one if the file does not exist, unless it must.
 
     Raises:
-        ModelError: the file cannot be read, or holds something else; what it says is not lost in silence.
+        ModelError: the file cannot be read, or does not hold a JSON object.
     """
     try:
         value = json.loads(file.read_bytes())

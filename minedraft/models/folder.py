@@ -1,7 +1,7 @@
-"""Says whether a folder holds a model that can be served, before torch is imported and within a blink.
+"""Checks whether a model folder can be served: fast, and without importing torch.
 
-Only what is safe to load passes: safetensors, a tokenizer.json, a causal language model, no link out of
-the folder. Code in it (auto_map) is never run: where transformers has the model itself, it is not needed.
+Only folders that are safe to load pass: safetensors, a tokenizer.json, a causal language model, no link
+that leaves the folder. Code in a folder (auto_map) is never run: models of transformers do not need it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _LOADED_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
 
 @dataclass(frozen=True, slots=True)
 class FolderInfo:
-    """What a model folder says of itself.
+    """The facts about a model that its folder's files state.
 
     Attributes:
         vocab_size: rows of the output layer; may exceed the tokenizer's size (padding).
-        max_context: the longest sequence, in tokens (see `max_context`).
+        max_context: the longest sequence, in tokens (see `model_config.max_context`).
     """
 
     path: Path
@@ -46,11 +46,11 @@ class FolderInfo:
 
 
 def check_model_folder(path: Path, field: str) -> FolderInfo:
-    """Return what is known of the model in `path`, whose `~` is the home folder.
+    """Return the facts about the model in `path`, with `~` expanded.
 
     Raises:
-        ModelError: naming `field` (the flag or setting the path came from), the path or file, and
-            what it must be instead.
+        ModelError: naming `field` (the flag or setting of the path), the path or file, and what it
+            must be instead.
     """
     path = Path(path)
     try:
@@ -68,7 +68,7 @@ def check_pair(target: FolderInfo, draft: FolderInfo, field: str = "draft") -> N
         raise ModelError(
             field,
             str(draft.path),
-            f"its tokenizer must be the target's ({target.path}), but "
+            f"must have the tokenizer of the target {target.path}, but "
             + _first_difference(read_vocabulary(target.path), read_vocabulary(draft.path)),
         )
 
@@ -96,7 +96,8 @@ def _check(path: Path, field: str) -> FolderInfo:
 
 
 def _check_links(path: Path, field: str) -> None:
-    """Refuse links that leave the folder or lead nowhere; a hub cache links snapshots/REV/FILE to blobs/HASH."""
+    """Raise ModelError for a link that leaves the folder, or is broken. Links from snapshots/REV/FILE to
+    blobs/HASH, as in a hub cache, are allowed."""
     root = path.resolve()
     allowed = [root]
     if root.parent.name == "snapshots":
@@ -106,10 +107,10 @@ def _check_links(path: Path, field: str) -> None:
             real = entry.resolve()
             if not any(real.is_relative_to(place) for place in allowed):
                 raise ModelError(
-                    field, str(entry), "a link that leads out of the model folder; put the file itself there"
+                    field, str(entry), "a link to a file outside the model folder; replace it with the file itself"
                 )
             if not real.exists():
-                raise ModelError(field, str(entry), "a link to a file that is not there; fetch the model again")
+                raise ModelError(field, str(entry), "a link to a missing file; fetch the model again")
 
 
 def _read_config(path: Path, field: str) -> ModelConfig:
@@ -117,7 +118,7 @@ def _read_config(path: Path, field: str) -> ModelConfig:
         ggufs = sorted(path.glob("*.gguf"))
         if ggufs:
             raise ModelError(field, str(path), _gguf_hint(ggufs[0]))
-        raise ModelError(field, str(path), "no config.json in it; this is not a Hugging Face model folder")
+        raise ModelError(field, str(path), "no config.json in it; not a Hugging Face model folder")
     return check_config(read_json_object(path / "config.json", field), path / "config.json", field)
 
 
@@ -129,16 +130,16 @@ def _check_weights(path: Path, field: str) -> None:
     except BadWeights as error:
         raise ModelError(field, str(path), str(error)) from error
     if not tensors:
-        raise ModelError(field, str(path / WEIGHTS_NAME), "it holds no tensors")
+        raise ModelError(field, str(path / WEIGHTS_NAME), "holds no tensors")
 
 
 def _missing_weights(path: Path) -> str:
     if (path / "adapter_model.safetensors").exists():
-        return f"a LoRA adapter without its model; merge it and save {WEIGHTS_NAME}"
+        return f"a LoRA adapter without its base model; merge the two and save {WEIGHTS_NAME}"
     pickles = [p for p in _files(path) if p.suffix in _PICKLES]
     if pickles:
         return (
-            f"only {pickles[0].name}: pickled weights can run code when loaded and are refused; "
+            f"only {pickles[0].name}: pickled weights are refused because loading them can run code; "
             "save the model as safetensors (save_pretrained does)"
         )
     if ggufs := [p for p in _files(path) if p.suffix == ".gguf"]:
@@ -149,7 +150,7 @@ def _missing_weights(path: Path) -> str:
 def _gguf_hint(gguf: Path) -> str:
     return (
         f"only GGUF weights ({gguf.name}); safetensors are needed "
-        "(`minedraft models` lists the models it fetches and converts by itself)"
+        "(`minedraft models` lists the models that it can fetch and convert)"
     )
 
 
@@ -174,7 +175,7 @@ def _check_draft_vocab(path: Path, vocab_size: int, field: str) -> None:
     except BadWeights as error:
         raise ModelError(field, str(file), str(error)) from error
     if ids is None or ids.dtype != "I32" or len(ids.shape) != 1 or not 1 <= ids.shape[0] <= vocab_size:
-        raise ModelError(field, str(file), f"needs a tensor 'ids', int32 [1 to {vocab_size}]")
+        raise ModelError(field, str(file), f"must hold a tensor 'ids', int32 [1 to {vocab_size}]")
 
 
 def _first_difference(target: Mapping[int, str], draft: Mapping[int, str]) -> str:
@@ -182,7 +183,7 @@ def _first_difference(target: Mapping[int, str], draft: Mapping[int, str]) -> st
         if target.get(token_id) != draft.get(token_id):
             break
     ours, theirs = (repr(v[token_id]) if token_id in v else "nothing" for v in (draft, target))
-    return f"id {token_id} is {ours} here and {theirs} there ({len(draft)} and {len(target)} tokens)"
+    return f"id {token_id} is {ours} in the draft and {theirs} in the target ({len(draft)} and {len(target)} tokens)"
 
 
 def _files(path: Path) -> Iterator[Path]:

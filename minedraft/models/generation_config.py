@@ -1,4 +1,4 @@
-"""How a model folder says answers should be made: the tokens that end them, and defaults of sampling."""
+"""The generation settings of a model folder: end-of-sequence tokens, and defaults of sampling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minedraft.models.files import read_json_object
 from minedraft.sampling_params import MAX_TOKEN_ID
 
 GENERATION_CONFIG_NAME = "generation_config.json"
-# Settings that change what transformers' generate answers -> the value that changes nothing.
+# Settings that change the answers of transformers' generate -> the value that changes nothing.
 _ALWAYS_APPLIED: Mapping[str, object] = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
@@ -47,8 +47,8 @@ def read_eos_ids(model_dir: Path, field: str = "target") -> tuple[int, ...]:
     The tokenizer may name another one (see Tokenizer.load).
 
     Raises:
-        ModelError: naming `field`, the file and the id: one that the output layer has no row for would
-            end the service at the first request; or the file cannot be read.
+        ModelError: naming `field`, the file and the id: the output layer has no row for the id, so the first
+            request would end the service; or the file cannot be read.
     """
     model_dir = Path(model_dir)
     vocab_size = _vocab_size(read_json_object(model_dir / "config.json", field))
@@ -62,7 +62,7 @@ def read_eos_ids(model_dir: Path, field: str = "target") -> tuple[int, ...]:
                     limit = f"eos_token_id {token_id!r} must be an integer, or a list of them"
                     raise ModelError(field, str(model_dir / name), limit)
                 if not 0 <= token_id < vocab_size:
-                    limit = f"eos_token_id {token_id} is no token of the model: they are in [0, {vocab_size})"
+                    limit = f"eos_token_id {token_id} is not a token of the model; must be in [0, {vocab_size})"
                     raise ModelError(field, str(model_dir / name), limit)
                 ids.append(token_id)
     return tuple(dict.fromkeys(ids))
@@ -71,8 +71,8 @@ def read_eos_ids(model_dir: Path, field: str = "target") -> tuple[int, ...]:
 def describe_unapplied(model_dir: Path) -> str:
     """Return a line that names the defaults of generation_config.json that are not applied here, "" for none.
 
-    A request that does not say how to sample is greedy, and without penalties, whatever the model (see
-    SamplingParams). Where this line names something, the model's own `generate` may answer otherwise.
+    For every model, a request without sampling parameters is greedy and without penalties (see
+    SamplingParams). With the named defaults, the model's own `generate` may answer differently.
 
     Raises:
         ModelError: the file cannot be read.
@@ -88,11 +88,11 @@ def describe_unapplied(model_dir: Path) -> str:
     if not found:
         return ""
     are = "is" if len(found) == 1 else "are"
-    return f"{file}: {', '.join(found)} {are} not applied: each request says how to sample"
+    return f"{file}: {', '.join(found)} {are} not applied; each request sets its own sampling"
 
 
 def _vocab_size(config: Mapping[str, Any]) -> int:
-    """Rows of the output layer; any number where config.json does not say it, as check_model_folder demands."""
+    """Return the rows of the output layer; without a vocab_size, which check_model_folder refuses, the maximum."""
     text_config = config.get("text_config")
     value = (text_config if isinstance(text_config, dict) else config).get("vocab_size")
     return value if isinstance(value, int) else MAX_TOKEN_ID + 1

@@ -1,4 +1,4 @@
-"""What config.json says of a model, as far as it can be checked without torch."""
+"""The facts about a model in config.json, as far as they can be checked without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from minedraft.errors import ModelError
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
-# Their frequencies change for the whole forward once any sequence in it is longer than the trained context.
+# Ropes whose frequencies change for a whole forward if one sequence in it exceeds the trained context.
 _LENGTH_DEPENDENT_ROPES = frozenset({"dynamic", "longrope", "su"})
 _SIZES = (
     "hidden_size",
@@ -42,7 +42,7 @@ _ENCODER_DECODERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """vocab_size: rows of the output layer. max_context: see `max_context`."""
+    """The facts in config.json. vocab_size: rows of the output layer. max_context: in tokens, see `max_context`."""
 
     model_type: str
     vocab_size: int
@@ -50,7 +50,7 @@ class ModelConfig:
 
 
 def check_config(config: Mapping[str, Any], file: Path, field: str) -> ModelConfig:
-    """Return what `config`, read from `file`, says.
+    """Return the facts in `config`, read from `file`.
 
     Raises:
         ModelError: naming `field`, the file or its folder, and what it must be instead.
@@ -65,17 +65,17 @@ def check_config(config: Mapping[str, Any], file: Path, field: str) -> ModelConf
     _check_kind(config, file, field)
     vocab_size, context = _first_positive(text_config.get("vocab_size")), max_context(text_config)
     if vocab_size is None:
-        raise ModelError(field, str(file), "vocab_size must be there, a positive integer")
+        raise ModelError(field, str(file), "vocab_size must be given, a positive integer")
     if context is None:
-        raise ModelError(field, str(file), f"{_CONTEXT_KEYS[0]} must be there, a positive integer")
+        raise ModelError(field, str(file), f"{_CONTEXT_KEYS[0]} must be given, a positive integer")
     return ModelConfig(str(config["model_type"]), vocab_size, context)
 
 
 def max_context(config: Mapping[str, Any]) -> int | None:
-    """Return the longest sequence, in tokens, whose tokens all see the same position encoding; None if unknown.
+    """Return the longest sequence, in tokens, for which the position encoding does not change; None if unknown.
 
     Args:
-        config: of the text model, as config.json or transformers has it.
+        config: the text model's, as config.json or transformers has it.
     """
     limit = _first_positive(*(config.get(key) for key in _CONTEXT_KEYS))
     if limit is None:
@@ -90,7 +90,8 @@ def max_context(config: Mapping[str, Any]) -> int | None:
 
 
 def _rope_context(rope: Mapping[str, Any], limit: int, trained: int | None) -> int:
-    """`trained`: the context before it was stretched, where config.json says it beside the rope."""
+    """Return the longest sequence for one rope. trained: the context before it was extended, if config.json
+    states it outside the rope."""
     kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
     trained = trained or _first_positive(rope.get("original_max_position_embeddings")) or limit
     if kind in _LENGTH_DEPENDENT_ROPES:
@@ -104,9 +105,9 @@ def _rope_context(rope: Mapping[str, Any], limit: int, trained: int | None) -> i
 def _check_kind(config: Mapping[str, Any], file: Path, field: str) -> None:
     folder, model_type = file.parent, config.get("model_type")
     if not model_type:
-        raise ModelError(field, str(file), "it has no model_type")
+        raise ModelError(field, str(file), "has no model_type")
     if config.get("is_encoder_decoder") or model_type in _ENCODER_DECODERS:
-        limit = f"an encoder-decoder model ({model_type}); only causal language models work"
+        limit = f"an encoder-decoder model ({model_type}); only causal language models are supported"
         raise ModelError(field, str(folder), limit)
     architectures = config.get("architectures") or []
     if architectures and not any(str(name).endswith(_CAUSAL_ENDINGS) for name in architectures):
@@ -117,14 +118,15 @@ def _check_kind(config: Mapping[str, Any], file: Path, field: str) -> None:
 
 
 def _check_types(config: Mapping[str, Any], file: Path, field: str) -> None:
-    """transformers refuses other types too, but only after torch is there. null means "not given"."""
+    """Raise ModelError for a value of the wrong type, before transformers does it, which needs torch. null means
+    "not given"."""
 
     def expect(key: str, is_right: bool, what: str) -> None:
         if not is_right:
             raise ModelError(field, str(file), f"{key} must be {what}, not {config[key]!r}")
 
     given = {key for key, value in config.items() if value is not None}
-    for key in given.intersection(_SIZES):  # some models have one for each layer
+    for key in given.intersection(_SIZES):  # some models have a list, one entry per layer
         expect(key, isinstance(config[key], list) or _first_positive(config[key]) is not None, "a positive integer")
     for key in given & {"tie_word_embeddings", "is_encoder_decoder"}:
         expect(key, isinstance(config[key], bool), "true or false")
@@ -139,7 +141,7 @@ def _check_types(config: Mapping[str, Any], file: Path, field: str) -> None:
 
 
 def _check_rope(rope: Mapping[str, Any], file: Path, field: str) -> None:
-    """A factor that is no positive number would make every logit NaN."""
+    """Raise ModelError unless the rope's factor is a positive number: any other makes every logit NaN."""
     for each in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         factor = each.get("factor")
         is_number = isinstance(factor, (int, float)) and not isinstance(factor, bool)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`done` of `total` bytes of a step; total 0 means that only the step's name is known."""
+    """`done` of `total` bytes of a step; total 0: only the step's name is known."""
 
     step: str
     done: int = 0
@@ -20,4 +20,4 @@ OnProgress = Callable[[Progress], None]
 
 
 def ignore_progress(progress: Progress) -> None:
-    """Discards progress."""
+    """Discard progress."""

@@ -1,13 +1,13 @@
-"""The format of a drafter's shipped weights: matrices as 8-bit integers, with a scale for every four rows.
+"""The format of a drafter's shipped weights: matrices as 8-bit integers with a scale per four rows.
 
 A matrix NAME [rows, columns] is two tensors of the safetensors file:
 
     NAME           int8 [rows, columns], codes from -127 to 127
-    NAME.scales    float16 [rows / 4, rounded up], positive; number i is of the rows 4i to 4i + 3
+    NAME.scales    float16 [rows / 4, rounded up], positive; scale i is for the rows 4i to 4i + 3
 
-A weight is its code times its row's scale, which is exact in float32. It is off by half a scale at most, and a
-scale is a 127th of the largest weight of its rows, rounded up. Vectors (the norms) are no part of this: they are
-stored in bfloat16, as they are.
+A weight is its code times its row's scale, which is exact in float32. Its error is at most half a scale, and a
+scale is a 127th of the largest weight of its rows, rounded up. Vectors (the norms) are not in this format: they
+are stored in bfloat16, unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ROWS_PER_SCALE = 4  # one for every row would take the shipped drafter above 32 MB
+ROWS_PER_SCALE = 4  # with a scale per row the shipped drafter would exceed 32 MB
 _SUFFIX = ".scales"
 _MAX_CODE = 127
 
@@ -45,8 +45,8 @@ def unpack_matrices(tensors: Mapping[str, NDArray[Any]], path: Path) -> dict[str
     """Return the matrices that `tensors`, read from `path`, store.
 
     Raises:
-        ModelError: a tensor has another type or shape than the format says, its scales are missing, or they belong
-            to no matrix.
+        ModelError: a tensor's type or shape is not the format's, its scales are missing, or scales belong to no
+            matrix.
     """
     names = [name for name in tensors if not name.endswith(_SUFFIX)]
     if lost := tensors.keys() - {*names, *(name + _SUFFIX for name in names)}:
@@ -59,12 +59,12 @@ def _unpack(name: str, tensors: Mapping[str, NDArray[Any]], path: Path) -> NDArr
 
     codes, scales = tensors[name], tensors.get(name + _SUFFIX)
     if codes.dtype != np.int8 or codes.ndim != 2:
-        raise ModelError("drafter", str(path), f"tensor {name!r} is {_kind(codes)}, a matrix of int8 is needed")
+        raise ModelError("drafter", str(path), f"tensor {name!r} is {_kind(codes)}, must be a matrix of int8")
     if scales is None:
         raise ModelError("drafter", str(path), f"tensor {name!r} has no scales ({name + _SUFFIX!r} is missing)")
     num_scales = _num_scales(len(codes))
     if scales.dtype != np.float16 or scales.shape != (num_scales,):
-        limit = f"float16 [{num_scales}] is needed for {len(codes)} rows"
+        limit = f"must be float16 [{num_scales}] for {len(codes)} rows"
         raise ModelError("drafter", str(path), f"tensor {name + _SUFFIX!r} is {_kind(scales)}, {limit}")
     if not (np.isfinite(scales) & (scales > 0)).all():
         raise ModelError("drafter", str(path), f"tensor {name + _SUFFIX!r} has a scale that is not positive and finite")
@@ -79,7 +79,7 @@ def _scales_of(name: str, matrix: NDArray[np.float32]) -> NDArray[np.float16]:
     if not (exact <= np.finfo(np.float16).max).all():
         raise ModelError("drafter", name, f"weights must be finite and at most {_MAX_CODE} times float16's largest")
     scales = exact.astype(np.float16)
-    # A scale that was rounded down would ask for codes above the largest one.
+    # A scale rounded down would need codes above the largest one.
     scales = np.where(scales < exact, np.nextafter(scales, np.float16(np.inf)), scales)
     return np.maximum(scales, np.finfo(np.float16).smallest_subnormal)  # rows of zeros need a scale, too
 

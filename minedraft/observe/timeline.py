@@ -1,4 +1,4 @@
-"""What each worker did when: an observer that keeps the bars of the overlap picture."""
+"""The timeline of both workers: an observer that keeps the bars of the overlap picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Bar:
 
 
 class Timeline:
-    """The last `max_bars` commands of both workers, in the order in which they ended."""
+    """The last `max_bars` commands of both workers, in the order of their replies."""
 
     def __init__(self, max_bars: int = 4096) -> None:
         self.bars: deque[Bar] = deque(maxlen=max_bars)

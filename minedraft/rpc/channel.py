@@ -1,4 +1,4 @@
-"""Every gRPC channel and server of this package is opened here, with the options of its kind."""
+"""The gRPC channels and servers of this package, each kind with its options. No other module opens one."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ MAX_WORKER_MESSAGE_BYTES = 16 << 20
 _KEEPALIVE_TIME_MS = 2_000
 _KEEPALIVE_TIMEOUT_MS = 3_000
 _NEVER_MS = (1 << 31) - 1
-# A worker lets go of a scheduler whose host has gone silent, so that another one can have it. One that is
-# only stopped for a while (a debugger, a laptop's lid) must find its worker as it was.
+# A worker drops a scheduler whose host is silent, so that another scheduler can use the worker. A scheduler
+# that is only paused for a while (a debugger, a laptop's lid) keeps its worker.
 _SERVER_KEEPALIVE_TIME_MS = 30_000
 _SERVER_KEEPALIVE_TIMEOUT_MS = 60_000
 
 EPOCH_KEY = "minedraft-epoch"
-"""Metadata of a command stream: the epoch of the handshake that it follows."""
+"""Metadata key of a command stream: the epoch of the handshake that the stream follows."""
 
-_MAX_REQUEST_BYTES = 2 << 20  # above the prompt cap, so that a prompt just over it gets our own message
+_MAX_REQUEST_BYTES = 2 << 20  # above the prompt limit, so that a prompt just over it gets our own message
 _MAX_REPLY_BYTES = 8 << 20
 
 Options = Sequence[tuple[str, int]]
 
 _CHANNEL: Options = (
-    # An address names the peer itself: a proxy of the environment is meant for the web.
+    # The address is the peer's own; proxies set in the environment are meant for the web.
     ("grpc.enable_http_proxy", 0),
-    # Each channel has its own connection: one must not share another's death, nor its wait for a retry.
+    # One connection per channel, so that one link's failure or retry delay cannot affect another's.
     ("grpc.use_local_subchannel_pool", 1),
-    # A generation must not run twice behind the caller's back.
+    # A transparent retry would run a generation twice.
     ("grpc.enable_retries", 0),
-    # A peer that starts or starts again is found at once; gRPC's own waits grow from one second to two minutes.
+    # Reconnect to a restarted peer quickly; gRPC's default delays grow from one second to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
@@ -45,24 +45,24 @@ _CHANNEL: Options = (
 
 _CLIENT_CHANNEL: Options = (*_CHANNEL, ("grpc.max_receive_message_length", _MAX_REPLY_BYTES))
 
-# A silent peer is noticed within 5 s, calls or none.
+# A silent peer is detected within 5 s, with or without calls.
 _WORKER_CHANNEL: Options = (
     *_CHANNEL,
     ("grpc.max_receive_message_length", MAX_WORKER_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_WORKER_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
     ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
-    # No keepalive ping is sent while another kind of ping is unanswered; its own limit is a minute.
+    # While a ping of another kind is unanswered, no keepalive ping is sent; the default limit for it is a minute.
     ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),  # no limit
-    # A connection that closes means that the worker is gone, so it must never close for idleness.
+    # A closed connection means a lost worker, so an idle one must not be closed.
     ("grpc.client_idle_timeout_ms", _NEVER_MS),
 )
 
 _SERVER: Options = (
     ("grpc.so_reuseport", 0),
-    # Peers may ping as often as they like, with calls or without; gRPC's own limit is once in five minutes.
+    # Allow frequent pings, with or without calls; gRPC's default limit is one in five minutes.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_ping_strikes", 0),  # no limit
     ("grpc.keepalive_permit_without_calls", 1),
@@ -72,7 +72,7 @@ _CLIENT_SERVER: Options = (
     *_SERVER,
     ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
     ("grpc.max_metadata_size", 16 << 10),
-    # A client that vanished without a word (its host is gone, it is frozen) lets go within a minute.
+    # The requests of a client that vanished (its host is down, or it is frozen) end within a minute.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),  # no limit
@@ -89,35 +89,35 @@ _WORKER_SERVER: Options = (
 
 
 def client_channel(address: Address) -> grpc.aio.Channel:
-    """A client's connection to the service, or anybody's to a health service."""
+    """Return a client's channel to the service, or any process's channel to a health service."""
     return grpc.aio.insecure_channel(address.uri, options=_CLIENT_CHANNEL)
 
 
 def blocking_client_channel(address: Address) -> grpc.Channel:
-    """The same without async."""
+    """Return a client's channel to the service, without async."""
     return grpc.insecure_channel(address.uri, options=_CLIENT_CHANNEL)
 
 
 def worker_channel(address: Address) -> grpc.aio.Channel:
-    """The scheduler's connection to a worker."""
+    """Return the scheduler's channel to a worker."""
     return grpc.aio.insecure_channel(address.uri, options=_WORKER_CHANNEL)
 
 
 def client_server() -> grpc.aio.Server:
-    """The server that clients call."""
+    """Return the server that clients call."""
     return grpc.aio.server(options=_CLIENT_SERVER)
 
 
 def worker_server() -> grpc.aio.Server:
-    """A worker's server: accepts the scheduler's pings, and never shares its port."""
+    """Return a worker's server, which accepts the scheduler's pings and never shares its port."""
     return grpc.aio.server(options=_WORKER_SERVER)
 
 
 def bind(server: grpc.aio.Server, address: Address) -> None:
-    """Have a server listen at `address` once it is started; a unix socket is for this user only.
+    """Have a server listen at `address` once it is started; a unix socket is accessible to this user only.
 
     Raises:
-        ConfigError: it cannot listen there.
+        ConfigError: the server cannot listen there.
     """
     old_mask = os.umask(0o177)
     try:

@@ -1,8 +1,8 @@
-"""What every message of the worker protocol shares: rounds, sequence specs, tensors, timings, handshake.
+"""The common parts of the worker protocol's messages: rounds, sequence specs, tensors, timings, handshake.
 
 The modules named codec* are the only readers and writers of protobuf fields. Decoders check every
-integer before anything is sized or indexed by it. They raise `InvalidRequest` naming field, value and
-limit; `codec_draft` and `codec_verify` turn that into `ProtocolError` where the sender was a worker.
+integer before they size or index anything by it. They raise `InvalidRequest` naming field, value and
+limit; `codec_draft` and `codec_verify` turn that into `ProtocolError` if the sender was a worker.
 """
 
 from __future__ import annotations
@@ -96,13 +96,14 @@ def spec_from_pb(message: worker_pb2.SequenceSpec, info: WorkerInfo) -> Sequence
 def tokens_from_pb(ids: Sequence[int], vocab_size: int, field: str, request_id: int | None = None) -> tuple[int, ...]:
     tokens = tuple(ids)
     if tokens and max(tokens) >= vocab_size:
-        limit = f"token ids are below the vocabulary size {vocab_size}"
+        limit = f"token ids must be below the vocabulary size {vocab_size}"
         raise InvalidRequest(name_of(request_id, field), max(tokens), limit)
     return tokens
 
 
 def name_of(request_id: int | None, field: str) -> str:
-    """The name of a field in an error message; made only there, it would cost a third of decoding."""
+    """Return the name of a field for an error message. Call it only on an error: it would take a third of the
+    time of decoding."""
     return field if request_id is None else f"{field} of request {request_id}"
 
 
@@ -115,10 +116,10 @@ def released_from_pb(ids: Sequence[int]) -> tuple[int, ...]:
 def spans_from_pb(
     messages: Sequence[_MessageT], decode: Callable[[_MessageT, WorkerInfo], _SpanT], info: WorkerInfo
 ) -> tuple[_SpanT, ...]:
-    """Decode the spans of a command; an error says which request it is about.
+    """Return the decoded spans of a command.
 
     Raises:
-        InvalidRequest: as `decode`, or a request has two spans.
+        InvalidRequest: as `decode`, with the request id set, or a request has two spans.
     """
     check_span_count("spans", len(messages))
     spans: dict[int, _SpanT] = {}
@@ -129,7 +130,7 @@ def spans_from_pb(
             error.request_id = message.request_id
             raise
         if spans.setdefault(message.request_id, span) is not span:
-            raise InvalidRequest("spans", "a request id twice", "each request has at most one span")
+            raise InvalidRequest("spans", "a request id twice", "each request may have one span")
     return tuple(spans.values())
 
 
@@ -139,23 +140,23 @@ def check_span_count(field: str, num_spans: int) -> None:
 
 
 def check_span(request_id: int, prefix_len: int, num_tokens: int, num_drafts: int, info: WorkerInfo) -> None:
-    """A span adds at least one token and stays inside the context."""
+    """Raise InvalidRequest unless a span adds at least one token and stays inside the context."""
     if num_tokens < 1:
-        raise InvalidRequest(name_of(request_id, "tokens"), "empty", "at least one token")
+        raise InvalidRequest(name_of(request_id, "tokens"), "empty", "must have at least one token")
     if num_drafts > MAX_SPAN_DRAFTS:
         raise InvalidRequest(name_of(request_id, "drafts"), f"{num_drafts} tokens", f"at most {MAX_SPAN_DRAFTS}")
     if prefix_len + num_tokens + num_drafts > info.max_model_len:
         total = f"{prefix_len} + {num_tokens} + {num_drafts}"
-        limit = f"at most {info.max_model_len} fit the context"
+        limit = f"at most {info.max_model_len} fit in the context"
         raise InvalidRequest(name_of(request_id, "tokens"), total, limit)
 
 
 def introduction_from_pb(
     message: worker_pb2.SequenceSpec, request_id: int, prefix_len: int, info: WorkerInfo
 ) -> SequenceSpec:
-    """The spec of a span; it introduces a request, so nothing can be cached yet."""
+    """Return the spec of a span that introduces a request, for which nothing can be cached yet."""
     if prefix_len:
-        raise InvalidRequest(name_of(request_id, "prefix_len"), prefix_len, "must be 0 where there is a spec")
+        raise InvalidRequest(name_of(request_id, "prefix_len"), prefix_len, "must be 0 in a span with a spec")
     return spec_from_pb(message, info)
 
 
@@ -164,7 +165,7 @@ def tensor_to_pb(tensor: Tensor) -> common_pb2.Tensor:
 
 
 def tensor_from_pb(message: common_pb2.Tensor, dtype: str, max_shape: tuple[int, ...], field: str) -> Tensor:
-    """Decode a tensor of exactly `dtype`, as many dimensions as `max_shape` and none larger than there."""
+    """Return a tensor of exactly `dtype`, with as many dimensions as `max_shape` and none larger than there."""
     shape = tuple(message.shape)
     if message.dtype != _DTYPE_TO_PB[dtype]:
         raise InvalidRequest(f"{field}.dtype", int(message.dtype), f"must be {dtype}")
@@ -183,9 +184,9 @@ def q_to_pb(q: TruncatedQ) -> worker_pb2.TruncatedQ:
 
 
 def q_from_pb(message: worker_pb2.TruncatedQ, num_drafts: int, field: str) -> TruncatedQ:
-    """Decode a truncated q for `num_drafts` draft tokens; its contents are checked where they are used."""
+    """Return the truncated q of `num_drafts` draft tokens; its values are checked where they are used."""
     if num_drafts == 0:
-        raise InvalidRequest(field, "present", "must be absent where there are no drafts")
+        raise InvalidRequest(field, "present", "must be absent in a span without drafts")
     ids = tensor_from_pb(message.ids, "int32", (num_drafts, MAX_TOP_M), f"{field}.ids")
     probs = tensor_from_pb(message.probs, "float32", (num_drafts, MAX_TOP_M), f"{field}.probs")
     if ids.shape != probs.shape or ids.shape[0] != num_drafts:
@@ -204,7 +205,7 @@ def timing_to_pb(timing: Timing) -> worker_pb2.Timing:
 
 
 def timing_from_pb(message: worker_pb2.Timing, info: WorkerInfo) -> Timing:
-    """The timing of a worker of `info`; its start is on this process's clock."""
+    """Return the timing of a command of worker `info`, with its start on this process's clock."""
     start_ns = message.start_us * 1000 + info.clock_offset_ns
     return Timing(message.queue_ns, message.forward_ns, message.busy_ns, message.idle_ns, start_ns)
 
@@ -224,15 +225,15 @@ def handshake_to_pb(client_name: str, target_vocab_size: int) -> worker_pb2.Hand
 
 
 def handshake_from_pb(message: worker_pb2.HandshakeRequest) -> tuple[str, int]:
-    """Who wants the worker, and the target's vocabulary size (0: the worker need not know)."""
+    """Return the name of the scheduler and the target's vocabulary size (0: no limit for the worker)."""
     if message.target_vocab_size > MAX_VOCAB_SIZE:
         raise InvalidRequest("target_vocab_size", message.target_vocab_size, f"must be in [0, {MAX_VOCAB_SIZE}]")
-    return message.client_name[:MAX_NAME_CHARS] or "a scheduler without a name", message.target_vocab_size
+    return message.client_name[:MAX_NAME_CHARS] or "an unnamed scheduler", message.target_vocab_size
 
 
 def info_to_pb(info: WorkerInfo, clock_ns: int) -> worker_pb2.HandshakeReply:
-    """What a worker says of itself. clock_ns: its monotonic clock now, from which the scheduler measures how
-    the two clocks differ."""
+    """Return a worker's answer to the handshake. clock_ns: its monotonic clock now, from which the scheduler
+    computes the offset of the two clocks."""
     return worker_pb2.HandshakeReply(
         role=info.role.value,
         epoch=info.epoch,
@@ -252,8 +253,8 @@ def info_to_pb(info: WorkerInfo, clock_ns: int) -> worker_pb2.HandshakeReply:
 
 
 def info_from_pb(message: worker_pb2.HandshakeReply, sent_ns: int, received_ns: int) -> WorkerInfo:
-    """What a worker says of itself. sent_ns, received_ns: this process's monotonic clock when the request left
-    and when the reply was there."""
+    """Return the worker's info. sent_ns, received_ns: this process's monotonic clock when the request was sent
+    and when the reply arrived."""
     roles = {role.value: role for role in Role}
     if message.role not in roles:
         raise InvalidRequest("role", message.role, f"must be one of {sorted(roles)}")
@@ -291,7 +292,7 @@ def info_from_pb(message: worker_pb2.HandshakeReply, sent_ns: int, received_ns: 
 
 
 def clock_offset_ns(worker_ns: int, sent_ns: int, received_ns: int) -> int:
-    """What to add to a moment on the worker's clock, to within half the round trip. 0 where the worker's answer
+    """Return this process's clock less the worker's, to within half the round trip. It is 0 if the worker's time
     lies inside the round trip: the clocks are the same, as on one host, or cannot be told apart."""
     if sent_ns <= worker_ns <= received_ns:
         return 0
@@ -303,7 +304,7 @@ def release_to_pb(epoch: int, request_ids: Sequence[int]) -> worker_pb2.ReleaseR
 
 
 def release_from_pb(message: worker_pb2.ReleaseRequest) -> tuple[int, tuple[int, ...]]:
-    """The epoch and the request ids."""
+    """Return the epoch and the request ids."""
     return message.epoch, released_from_pb(message.request_ids)
 
 

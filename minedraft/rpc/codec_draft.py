@@ -1,4 +1,4 @@
-"""Draft and Prefill messages: the command on its way to the drafter, the proposals on their way back."""
+"""Draft and Prefill messages: commands to the drafter, and its proposals."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def draft_command_to_pb(command: DraftCommand) -> worker_pb2.DraftRequest:
 
 
 def draft_command_from_pb(message: worker_pb2.DraftRequest, info: WorkerInfo) -> DraftCommand:
-    """Decode in the drafter.
+    """Return the command, in the drafter.
 
     Raises:
-        InvalidRequest: something is out of the limits of `info` or of the protocol.
+        InvalidRequest: a value breaks a limit of `info` or of the protocol.
     """
     spans = codec.spans_from_pb(message.spans, _span_from_pb, info)
     return DraftCommand(codec.round_from_pb(message.round), spans, codec.released_from_pb(message.released))
@@ -36,11 +36,11 @@ def draft_reply_to_pb(reply: DraftReply) -> worker_pb2.DraftReply:
 
 
 def draft_reply_from_pb(message: worker_pb2.DraftReply, command: DraftCommand, info: WorkerInfo) -> DraftReply:
-    """Decode in the scheduler: one proposal for each span of `command` that asks for drafts, in its order.
+    """Return the reply, in the scheduler: one proposal for each span of `command` that asks for drafts, in order.
 
     Raises:
         StaleRound: the reply is for another round.
-        ProtocolError: it does not answer the command, or is out of limits.
+        ProtocolError: the reply does not answer the command, or a value breaks a limit.
     """
     try:
         round_id = codec.round_from_pb(message.round)

@@ -1,4 +1,4 @@
-"""The client API's messages to and from plain values; nothing else touches their fields."""
+"""The client API's messages to and from plain values. No other module reads or writes their fields."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from minedraft.sampling_params import MAX_TOKEN_ID
 from minedraft.types import FinishReason, LoanTerms, TokenLogprobs
 from minedraft.v1 import common_pb2, inference_pb2
 
-CLIENT_KEY = "minedraft-client"  # in a call's metadata: a name that the client drew when it was made
+CLIENT_KEY = "minedraft-client"  # metadata key of a call: the random name of a client object
 
 _FINISH_TO_PB = {
     FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
@@ -51,7 +51,7 @@ def generate_to_pb(call: GenerateCall) -> inference_pb2.GenerateRequest:
 
 
 def generate_from_pb(message: inference_pb2.GenerateRequest) -> GenerateCall:
-    """Decode and check what can be checked without the model, before any work is done.
+    """Return the request, checked as far as that needs no model.
 
     Raises:
         InvalidRequest: naming field, value and limit.
@@ -141,7 +141,7 @@ def borrow_to_pb(terms: LoanTerms) -> inference_pb2.BorrowRequest:
 
 
 def borrow_from_pb(message: inference_pb2.BorrowRequest) -> LoanTerms:
-    """Raises InvalidRequest: an unknown mode, or a size out of range."""
+    """Return the terms. Raise InvalidRequest for an unknown mode or a size out of range."""
     return LoanTerms.check(message.mode, message.max_batch_size, message.draft_len)
 
 
@@ -150,13 +150,13 @@ def _names(kind: type[RequestUsage | BatchState | WorkerState | ServiceStatus]) 
 
 
 def _ids_from_pb(ids: Sequence[int]) -> tuple[int, ...]:
-    """The ids of a message: int32 by their type, so that only their sign is left to check, and at once: a look
-    at each of a long prompt's would hold up the answers of others."""
+    """Return the ids of a message. Their type is int32, so only the sign needs a check. `min` does it in one
+    call: a Python loop over a long prompt would delay other answers."""
     if not ids:
         raise InvalidRequest("prompt", [], "must not be empty")
     if len(ids) > MAX_PROMPT_TOKENS:
         raise too_many_tokens(len(ids))
     token_ids = tuple(ids)
     if (least := min(token_ids)) < 0:
-        raise InvalidRequest("prompt", least, f"each token id is an integer in [0, {MAX_TOKEN_ID}]")
+        raise InvalidRequest("prompt", least, f"each token id must be an integer in [0, {MAX_TOKEN_ID}]")
     return token_ids

@@ -23,8 +23,8 @@ def refusal_to_pb(call: int, error: MineDraftError) -> worker_pb2.Reply:
 
 
 def refusal_from_pb(message: worker_pb2.Refusal) -> InternalError:
-    """A StaleRound or a ProtocolError: the worker lives, the command was not executed. A plain
-    InternalError: the worker is going down."""
+    """Return the error of a refusal. StaleRound or ProtocolError: the command was not executed, the worker
+    lives. A plain InternalError: the worker is exiting."""
     error: InternalError
     if message.reason == StaleRound.reason:
         error = StaleRound(message.message)
@@ -37,11 +37,11 @@ def refusal_from_pb(message: worker_pb2.Refusal) -> InternalError:
 
 
 def encode(to_pb: Callable[[_CommandT], _PbT], command: _CommandT) -> _PbT:
-    """Make a command's message.
+    """Return a command's message.
 
     Raises:
-        ProtocolError: a value that the message cannot hold (a negative id, say): our bug, but not one
-            that should cost more than this command.
+        ProtocolError: a value that the message cannot hold (a negative id, say). That is our bug, and is
+            confined to this command.
     """
     try:
         return to_pb(command)
@@ -50,10 +50,10 @@ def encode(to_pb: Callable[[_CommandT], _PbT], command: _CommandT) -> _PbT:
 
 
 def envelope_to_bytes(message: worker_pb2.Command | worker_pb2.Reply) -> bytes:
-    """Serialise, within the limit that the other side sets.
+    """Return the serialised message.
 
     Raises:
-        ProtocolError: the message is larger; sent anyhow, it would end the whole stream.
+        ProtocolError: the message exceeds the limit of the other side; sending it would end the stream.
     """
     data = message.SerializeToString()
     if len(data) > MAX_WORKER_MESSAGE_BYTES:

@@ -1,4 +1,4 @@
-"""SamplingParams to and from its protobuf message; used on the client edge and on the worker link."""
+"""SamplingParams to and from its protobuf message, for the client API and the worker link."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _DEFAULTS = SamplingParams()
 
 
 def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
-    """Encode. Numbers cross the wire as float32, so a second trip changes nothing more."""
+    """Return the message. It holds numbers as float32, so only the first round trip rounds them."""
     message = common_pb2.SamplingParams(
         temperature=params.temperature,
         top_k=params.top_k,
@@ -36,7 +36,7 @@ def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
 
 
 def sampling_from_pb(message: common_pb2.SamplingParams) -> SamplingParams:
-    """Decode; an unset optional field takes its default.
+    """Return the parameters; an unset optional field takes its default.
 
     Raises:
         InvalidRequest: a value breaks a limit of `SamplingParams`.

@@ -1,4 +1,4 @@
-"""Verify messages: the command on its way to the verifier, the verdicts on their way back."""
+"""Verify messages: commands to the verifier, and its verdicts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from minedraft.sampling_params import MAX_LOGPROBS
 from minedraft.types import TokenLogprobs, Verdict, VerifyCommand, VerifyReply, VerifySpan, WorkerInfo
 from minedraft.v1 import common_pb2, worker_pb2
 
-_MAX_LOGPROB = 1e-3  # 0 and room for rounding
+_MAX_LOGPROB = 1e-3  # 0, with room for rounding
 _VERDICT_ERRORS = frozenset({"", NumericError.reason})
 
 
@@ -21,10 +21,10 @@ def verify_command_to_pb(command: VerifyCommand) -> worker_pb2.VerifyRequest:
 
 
 def verify_command_from_pb(message: worker_pb2.VerifyRequest, info: WorkerInfo) -> VerifyCommand:
-    """Decode in the verifier.
+    """Return the command, in the verifier.
 
     Raises:
-        InvalidRequest: something is out of the limits of `info` or of the protocol.
+        InvalidRequest: a value breaks a limit of `info` or of the protocol.
     """
     spans = codec.spans_from_pb(message.spans, _span_from_pb, info)
     return VerifyCommand(codec.round_from_pb(message.round), spans, codec.released_from_pb(message.released))
@@ -40,11 +40,11 @@ def verify_reply_to_pb(reply: VerifyReply) -> worker_pb2.VerifyReply:
 
 
 def verify_reply_from_pb(message: worker_pb2.VerifyReply, command: VerifyCommand, info: WorkerInfo) -> VerifyReply:
-    """Decode in the scheduler: exactly one verdict for each span of `command`, in its order.
+    """Return the reply, in the scheduler: exactly one verdict for each span of `command`, in its order.
 
     Raises:
         StaleRound: the reply is for another round.
-        ProtocolError: it does not answer the command, or is out of limits.
+        ProtocolError: the reply does not answer the command, or a value breaks a limit.
     """
     try:
         round_id = codec.round_from_pb(message.round)
@@ -87,7 +87,7 @@ def _span_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> VerifySpa
     codec.check_span(request_id, prefix_len, len(tokens), len(drafts), info)
     if drafts and not sample:
         name = codec.name_of(request_id, "drafts")
-        raise InvalidRequest(name, f"{len(drafts)} tokens", "none in a span that does not sample")
+        raise InvalidRequest(name, f"{len(drafts)} tokens", "must be none in a span that does not sample")
     q = spec = None
     if message.HasField("q"):
         q = codec.q_from_pb(message.q, len(drafts), codec.name_of(request_id, "q"))
@@ -142,11 +142,11 @@ def logprobs_from_pb(message: common_pb2.TokenLogprobs, vocab_size: int, field: 
     num_top = len(message.top_ids)
     if num_top > MAX_LOGPROBS or len(message.top_logprobs) != num_top:
         value = f"{num_top} ids, {len(message.top_logprobs)} numbers"
-        raise InvalidRequest(field, value, f"as many of each, at most {MAX_LOGPROBS}")
+        raise InvalidRequest(field, value, f"must be equally many, at most {MAX_LOGPROBS}")
     top_ids = tuple(message.top_ids)
     if top_ids and not 0 <= min(top_ids) <= max(top_ids) < vocab_size:
-        raise InvalidRequest(field, top_ids, f"token ids are in [0, {vocab_size})")
+        raise InvalidRequest(field, top_ids, f"token ids must be in [0, {vocab_size})")
     top_logprobs = tuple(message.top_logprobs)
     if not all(number <= _MAX_LOGPROB for number in (message.logprob, *top_logprobs)):  # also refuses NaN
-        raise InvalidRequest(field, (message.logprob, *top_logprobs), "log-probabilities are at most 0")
+        raise InvalidRequest(field, (message.logprob, *top_logprobs), "log-probabilities must be at most 0")
     return TokenLogprobs(message.logprob, top_ids, top_logprobs)

@@ -14,7 +14,7 @@ class GrpcConnector:
     """Links to worker processes.
 
     Args:
-        target: where the verifier is. draft: where the drafter is; None decodes without drafts.
+        target: the verifier's address. draft: the drafter's address; None decodes without drafts.
     """
 
     def __init__(self, target: Address, draft: Address | None) -> None:
@@ -35,7 +35,7 @@ class GrpcConnector:
         return await GrpcVerifier.connect(self._target, connect_timeout_s=_RECONNECT_TIMEOUT_S)
 
     async def reconnect_drafter(self, verifier: WorkerInfo) -> GrpcDrafter:
-        assert self._draft is not None, "there was one"
+        assert self._draft is not None, "there was a drafter before"
         return await GrpcDrafter.connect(
             self._draft, target_vocab_size=verifier.vocab_size, connect_timeout_s=_RECONNECT_TIMEOUT_S
         )

@@ -1,7 +1,7 @@
-"""The only mapper between errors and gRPC statuses: code, message, and google.rpc details.
+"""The mapping between errors and gRPC statuses: code, message, and google.rpc details.
 
-Every status carries an `ErrorInfo` whose reason is the error class's; field errors add `BadRequest`,
-retryable ones `RetryInfo`. So the other side can raise the same class again.
+Every status has an `ErrorInfo` with the reason of the error class; field errors add `BadRequest`,
+retryable ones `RetryInfo`. The other side can thus raise the same class.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from minedraft.errors import ConfigError, InternalError, InvalidRequest, MineDra
 DOMAIN = "minedraft"
 _RETRY_AFTER_S = 1.0
 
-# A peer may refuse trailers of more than 8 KB, and then reports an overload. The message crosses three
-# times as large, for each of its bytes can become %XX, and once more in the details, which cross in base64.
+# A peer may refuse trailers of more than 8 KB and then report an overload. The message takes up to three
+# times its bytes there (each can become %XX), and once more in the details, which are in base64.
 _MAX_MESSAGE_BYTES = 800
 _MAX_LIMIT_BYTES = 600
 _MAX_VALUE_BYTES = 480
@@ -52,11 +52,7 @@ _BY_CODE: dict[grpc.StatusCode, type[MineDraftError]] = {
 
 
 def to_status(error: MineDraftError, code: grpc.StatusCode | None = None) -> grpc.Status:
-    """The status for `error`; `code` overrides the class's own.
-
-    Returns:
-        Something for `context.abort_with_status`.
-    """
+    """Return the status for `error`, as `context.abort_with_status` takes it; `code` overrides that of its class."""
     name = error.grpc_code if code is None else code.name
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
     details: list[Any] = [info]
@@ -88,7 +84,7 @@ async def abort(
 
 
 def to_error(call: grpc.aio.AioRpcError) -> MineDraftError:
-    """The error that the other side meant; without details, the nearest one by code."""
+    """Return the error that the other side meant; for a status without details, the nearest one by code."""
     message = call.details() or call.code().name
     reason, metadata, retry_after_s = _read_details(call)
     if reason == InvalidRequest.reason and metadata:
@@ -103,7 +99,7 @@ def to_error(call: grpc.aio.AioRpcError) -> MineDraftError:
 
 
 def _cut(text: str, max_bytes: int) -> str:
-    """The text in at most so many bytes of UTF-8; half a surrogate pair, which has none, is spelled out."""
+    """Return the text truncated to `max_bytes` of UTF-8, with lone surrogates as escapes."""
     data = text.encode(errors="backslashreplace")
     if len(data) <= max_bytes:
         return data.decode()
@@ -111,7 +107,7 @@ def _cut(text: str, max_bytes: int) -> str:
 
 
 class _Verbatim(str):
-    """Text that is already somebody's repr."""
+    """Text that is already a repr and must not be quoted again."""
 
     __slots__ = ()
 
@@ -120,9 +116,9 @@ class _Verbatim(str):
 
 
 def _read_details(call: grpc.aio.AioRpcError) -> tuple[str, dict[str, str], float]:
-    """Reason and metadata of the ErrorInfo and the retry delay in seconds; empty where there are none."""
+    """Return reason and metadata of the ErrorInfo, empty without one, and the retry delay in seconds."""
     reason, metadata, retry_after_s = "", dict[str, str](), _RETRY_AFTER_S
-    # ValueError: the details contradict the call's own code or message, so they are not ours.
+    # ValueError: the details contradict the call's code or message, so they are not ours.
     with suppress(ValueError, DecodeError):
         status = rpc_status.from_call(cast(grpc.Call, call))
         for detail in status.details if status is not None else ():

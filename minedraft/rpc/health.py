@@ -1,4 +1,4 @@
-"""Standard gRPC health (grpc.health.v1): the names we serve, and waiting for a peer's."""
+"""Standard gRPC health (grpc.health.v1): the names we serve, and waiting for a peer to serve one."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from minedraft.rpc.channel import client_channel
 
 __all__ = ["INFERENCE_SERVICE", "LIVE", "NOT_SERVING", "SERVING", "HealthServicer", "add_health", "wait_serving"]
 
-_CLOSE_S = 0.5  # more than enough to send a status; a connection that takes none is left to the server's stop
+_CLOSE_S = 0.5  # ample for sending a status; the server's stop ends a connection that takes none
 
 LIVE = ""
 """Serving while the process answers."""
 
 INFERENCE_SERVICE = "minedraft.v1.Inference"
-"""Serving once a real generation has gone through both workers, until draining starts."""
+"""Serving from the first real generation through both workers until draining starts."""
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class HealthServicer(_async.HealthServicer):  # type: ignore[misc]
-    """grpc.health.v1, whose watchers can be sent away: a stream left open when the server has stopped is
-    cut by the end of the event loop, and gRPC logs that as an error."""
+    """grpc.health.v1 with a way to end all Watch streams. gRPC logs an error for a stream that is still open
+    when the event loop ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,14 +36,14 @@ class HealthServicer(_async.HealthServicer):  # type: ignore[misc]
         self._watches: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
-        """End every Watch, now and to come; returns when they have ended."""
+        """End every present and future Watch; return when the present ones have ended."""
         self._closed.set()
         if self._watches:
             await asyncio.wait(self._watches, timeout=_CLOSE_S)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: ANN401
         call = asyncio.current_task()
-        assert call is not None, "a coroutine that runs belongs to a task"
+        assert call is not None, "a running coroutine belongs to a task"
         self._watches.add(call)
         call.add_done_callback(self._watches.discard)
         ends = [asyncio.create_task(super().Watch(request, context)), asyncio.create_task(self._closed.wait())]
@@ -56,7 +56,7 @@ class HealthServicer(_async.HealthServicer):  # type: ignore[misc]
 
 
 async def add_health(server: grpc.aio.Server, *later: str) -> HealthServicer:
-    """Serve health on this server: live at once, the services `later` when their state is set."""
+    """Serve health on this server: LIVE is serving at once, the services `later` once their state is set."""
     servicer = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     await servicer.set(LIVE, SERVING)
@@ -66,27 +66,27 @@ async def add_health(server: grpc.aio.Server, *later: str) -> HealthServicer:
 
 
 async def wait_serving(address: Address, service: str) -> None:
-    """Return once the peer says that the service is serving; waits for ever for a peer to appear.
+    """Return once the peer says that the service is serving; wait without limit for the peer to appear.
 
-    Whoever calls sets the deadline, and watches the peer's process.
+    The caller sets the deadline and watches the peer process.
 
     Raises:
-        ConfigError: what answers there is not ours.
+        ConfigError: the server at the address is not MineDraft.
     """
     async with client_channel(address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         while True:
             call = stub.Watch(health_pb2.HealthCheckRequest(service=service), wait_for_ready=True)
             try:
-                # Not `async for`: left early, its iterator would keep the connection open.
+                # Not `async for`: if left early, its iterator would keep the connection open.
                 while (reply := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
                     if reply.status == SERVING:
                         return
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise ConfigError(
-                        "address", str(address), f"no MineDraft answers there: {error.details()}"
+                        "address", str(address), f"the server there is not MineDraft: {error.details()}"
                     ) from None
             finally:
                 call.cancel()
-            await asyncio.sleep(0.05)  # the peer is there but went away: not a hot loop
+            await asyncio.sleep(0.05)  # no busy loop while the peer keeps ending the stream

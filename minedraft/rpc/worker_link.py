@@ -1,9 +1,9 @@
 """The scheduler's end of the worker links: drafter and verifier over gRPC.
 
 A link dies as a whole. When the worker's process ends, its connection drops or it fails, every pending
-and every later call raises `WorkerLost` at once; a new link (handshake, new epoch) is the only way back.
-A reply that breaks the contract raises `ProtocolError`. No command has a deadline: a forward takes as
-long as it takes. Pings tell a host that is silent, and a worker whose device hangs ends itself.
+and every later call raises `WorkerLost` immediately; only a new link (handshake, new epoch) helps then.
+A reply that breaks the contract raises `ProtocolError`. Commands have no deadline, because a forward may
+take long: pings detect a silent host, and a worker whose device hangs exits.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from minedraft.v1 import worker_pb2
 
 logger = logging.getLogger("minedraft.rpc.worker_link")
 
-_SLOW_COMMAND_S = 60.0  # longer than this is said in the log, once a command
+_SLOW_COMMAND_S = 60.0  # a command that takes longer is logged, once
 _IN_USE_POLL_S = 0.2
-_IN_USE_WAIT_S = 3.0  # the scheduler that has the worker may be on its way out: a restart finds it so
+_IN_USE_WAIT_S = 3.0  # after a restart, the previous scheduler may still be exiting
 
 _Stream: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
 
@@ -63,9 +63,9 @@ class _WorkerLink:
     """One connection and one epoch of a worker. Made by `connect`, ended by `close` or `async with`.
 
     Attributes:
-        info: what the worker said in the handshake.
-        stats: what has gone over the link.
-        lost: set when the link is dead; `lost_error` then says which worker and why.
+        info: the worker's answer to the handshake.
+        stats: traffic so far.
+        lost: set when the link is dead; `lost_error` then names the worker and the cause.
     """
 
     role: ClassVar[Role]
@@ -90,16 +90,16 @@ class _WorkerLink:
     async def connect(
         cls, address: Address | str, *, target_vocab_size: int = 0, connect_timeout_s: float = 10.0
     ) -> Self:
-        """Shake hands, which starts a new epoch of the worker: its KV and stored replies are dropped.
+        """Return a link after a handshake, which starts a new epoch of the worker: KV and stored replies dropped.
 
         Args:
-            target_vocab_size: for a drafter: the ids it proposes are below it; 0 for all.
-            connect_timeout_s: how long to wait for the worker to be there, and to be free.
+            target_vocab_size: for a drafter: the ids that it proposes are below it; 0 for no limit.
+            connect_timeout_s: seconds to wait for the worker to answer and to be free.
 
         Raises:
-            ConfigError: something else answers there, another version of this protocol, or a worker
-                that another scheduler uses.
-            WorkerLost: nothing answers in time.
+            ConfigError: the server at the address is no such worker, speaks another protocol version, or
+                is in use by another scheduler.
+            WorkerLost: no answer in time.
         """
         link = cls(Address.parse(address) if isinstance(address, str) else address)
         try:
@@ -115,14 +115,14 @@ class _WorkerLink:
         return link
 
     def give_up(self, cause: str) -> None:
-        """Declare the link dead: the worker lives, but it is of no use as it is."""
+        """Declare the link dead although the worker lives: it is of no use."""
         self._lose(cause)
 
     async def close(self) -> None:
         """Drop the connection; pending calls raise WorkerLost. Safe to call twice."""
         self._lose("its link was closed here")
         if self._stream is not None:
-            # The reader ends by itself, with the stream: an event that comes later finds no event loop.
+            # The reader is not cancelled: an event of its stream could then arrive after the event loop has closed.
             self._stream.cancel()
             self._writer.cancel()
             await asyncio.gather(self._reader, self._writer, return_exceptions=True)
@@ -137,7 +137,7 @@ class _WorkerLink:
         await self.close()
 
     async def release(self, request_ids: Sequence[int]) -> int:
-        """Free KV outside a round; returns the number of free blocks after."""
+        """Free KV outside a round. Return the number of free blocks afterwards."""
         reply = await self._call(
             worker_pb2.Command(release=codec.release_to_pb(self.info.epoch, request_ids)), "release"
         )
@@ -147,11 +147,11 @@ class _WorkerLink:
             raise ProtocolError(f"{self.role.value}'s reply: {error}") from error
 
     async def _call(self, command: worker_pb2.Command, reply_kind: str) -> worker_pb2.Reply:
-        """Send a command and wait for its reply.
+        """Send a command and return its reply.
 
         Raises:
             WorkerLost: the link is dead, or dies meanwhile. ProtocolError: the worker refused the
-            command, or answered another one. StaleRound: the command's round or epoch has passed.
+            command, or its reply is of another kind. StaleRound: the command's round or epoch has passed.
         """
         if self.lost_error is not None:
             raise WorkerLost(str(self.lost_error))
@@ -177,9 +177,9 @@ class _WorkerLink:
         return reply
 
     async def _read_replies(self, stream: _Stream) -> None:
-        """Until the stream ends; it lives as long as the connection, so its end is the worker's death."""
+        """Read until the stream ends. It lives as long as the connection, so its end means a lost worker."""
         try:
-            while isinstance(data := await stream.read(), bytes):  # else it is the end
+            while isinstance(data := await stream.read(), bytes):  # else the end of the stream
                 self.stats.wire_bytes += len(data)
                 reply = worker_pb2.Reply.FromString(data)
                 waiter = self._pending.get(reply.call)
@@ -191,11 +191,11 @@ class _WorkerLink:
         except grpc.aio.AioRpcError as error:
             self._lose(f"{error.code().name}: {error.details()}")
         except DecodeError as error:
-            self._lose(f"it sent bytes that are no message: {error}")
+            self._lose(f"it sent bytes that are not a message: {error}")
 
     async def _write_commands(self, stream: _Stream) -> None:
-        # A task of its own: cancelling a caller inside `write` would end the stream for everybody.
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader says why
+        # A separate task: cancelling a caller inside `write` would end the stream for all callers.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader reports the cause
             while True:
                 await self._has_mail.wait()
                 self._has_mail.clear()
@@ -203,7 +203,7 @@ class _WorkerLink:
                     await stream.write(self._outbox.popleft())
 
     def _tell_slow(self, kind: str) -> None:
-        logger.warning("%s has had a %s command for %.0f s; still waiting", self._name, kind, _SLOW_COMMAND_S)
+        logger.warning("%s has not answered a %s command for %.0f s; still waiting", self._name, kind, _SLOW_COMMAND_S)
 
     async def _shake_hands(self, target_vocab_size: int, timeout_s: float) -> WorkerInfo:
         handshake = self._channel.unary_unary(
@@ -242,12 +242,12 @@ class _WorkerLink:
     def _handshake_error(self, error: grpc.aio.AioRpcError, timeout_s: float) -> MineDraftError:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             other = Role.DRAFTER if self.role is Role.VERIFIER else Role.VERIFIER
-            limit = f"no {self.role.value} answers there but a {other.value}, or another service"
+            limit = f"a {other.value} or another service answers there, not a {self.role.value}"
             return ConfigError(f"{self.role.value} address", str(self.address), limit)
         if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED):
             return ConfigError(f"{self.role.value} address", str(self.address), str(error.details()))
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return WorkerLost(f"{self._name} does not answer within {timeout_s:g} s")
+            return WorkerLost(f"{self._name} did not answer within {timeout_s:g} s")
         return WorkerLost(f"{self._name}: {error.details()}")
 
     def _to_error(self, refusal: InternalError) -> MineDraftError:
@@ -263,7 +263,7 @@ class _WorkerLink:
         return error
 
     def _lose(self, cause: str) -> WorkerLost:
-        """Fail every pending call, now, in this one place."""
+        """Mark the link as dead, fail every pending call, and return the error."""
         if self.lost_error is None:
             self.lost_error = WorkerLost(f"{self._name} is lost: {cause}")
             self.lost.set()
@@ -315,5 +315,5 @@ class GrpcVerifier(_WorkerLink):
 
 
 def _own_name() -> str:
-    """Who has a worker, as another scheduler that wants it is told."""
+    """Return the name of this scheduler, as shown to another one that wants the same worker."""
     return f"the scheduler with process id {os.getpid()} on {socket.gethostname()}"

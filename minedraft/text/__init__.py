@@ -1,4 +1,4 @@
-"""Between text and token ids: tokenizer, chat template, streaming decoder, stop strings.
+"""Text to token ids and back: tokenizer, chat template, streaming decoder, stop strings.
 
 May import: values, models.
 """

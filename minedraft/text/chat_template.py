@@ -1,4 +1,4 @@
-"""Renders chat messages with the model's own template, in a sandbox: templates come with model folders."""
+"""Renders chat messages with the model's own template, in a sandbox, because the template is code of the folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minedraft.models.files import read_json_object
 
 Message = Mapping[str, str]
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Some templates want a system message first, and some refuse one.
+# Some templates require a system message first, and some refuse it.
 _PROBES = (
     ({"role": "user", "content": "a question"},),
     ({"role": "system", "content": "an instruction"}, {"role": "user", "content": "a question"}),
@@ -38,10 +38,10 @@ class ChatTemplate:
     """A model's chat template.
 
     Args:
-        origin: the file that `source` is from, for messages.
+        origin: the file that `source` is from, for error messages.
 
     Attributes:
-        source: the template's text, None when the model has none.
+        source: the template's text; None if the model has none.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, model_dir: Path) -> ChatTemplate:
-        """Read chat_template.jinja, or the chat_template of tokenizer_config.json (a string, or a list
-        of named ones: the one called "default").
+        """Return the template of chat_template.jinja or else of tokenizer_config.json (a string, or from a list
+        of named ones "default").
 
         Raises:
             ModelError: the template is not valid Jinja, or a file cannot be read.
@@ -88,15 +88,15 @@ class ChatTemplate:
         except OSError as error:
             raise ModelError("chat_template", str(file), f"cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
-            raise ModelError("chat_template", str(file), "is not UTF-8 text") from error
+            raise ModelError("chat_template", str(file), "not UTF-8 text") from error
         return cls(source, read_special_tokens(model_dir), model_dir.name, origin=file)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Return the prompt text for `messages`, each {"role": ..., "content": ...}.
 
         Raises:
-            InvalidRequest: malformed messages, no template, or the template refuses them (roles that
-                do not alternate, for example) or leaves out what they say.
+            InvalidRequest: the messages are malformed, there is no template, or it refuses the messages
+                (roles that do not alternate, for example) or drops their content.
         """
         if self._template is None:
             raise InvalidRequest(
@@ -104,7 +104,7 @@ class ChatTemplate:
             )
         _check_messages(messages)
         if self._is_deaf:
-            limit = f"the chat template of {self._model_name} leaves out what messages say; send text"
+            limit = f"the chat template of {self._model_name} drops the content of messages; send text"
             raise InvalidRequest("messages", f"{len(messages)} messages", limit)
         try:
             return self._render(self._template, messages, add_generation_prompt, self._reads_parts)
@@ -127,23 +127,26 @@ class ChatTemplate:
         )
 
     def _probe(self, *, as_parts: bool) -> list[bool]:
-        """Whether what is written shows in the prompt when content is given in this form: text, or a list of
-        typed parts, as the templates of models that also see pictures want it. One answer for each chat
-        that the template does not refuse."""
+        """Return, for each probe chat that the template does not refuse, whether the content appears in the prompt.
+
+        Args:
+            as_parts: give content as a list of typed parts, as templates of multimodal models expect it,
+                instead of as text.
+        """
         shown: list[bool] = []
         for chat in _PROBES if self._template is not None else ():
-            assert self._template is not None, "looked at in the line above"
+            assert self._template is not None, "checked in the line above"
             try:
                 prompt = self._render(self._template, chat, True, as_parts).casefold()
             except _TEMPLATE_ERRORS:
                 continue
             is_there = chat[-1]["content"].casefold() in prompt
-            shown.append(is_there and "'type': 'text'" not in prompt)  # else a list was printed as it is
+            shown.append(is_there and "'type': 'text'" not in prompt)  # else the list itself was printed
         return shown
 
 
 def _rank(shown: Sequence[bool]) -> int:
-    """2: the text shows in every chat, 1: in some, 0: in none, or nothing is known."""
+    """Return 2 if the content appears in every chat, 1 in some, 0 in none or without a chat."""
     return any(shown) + (bool(shown) and all(shown))
 
 
@@ -160,8 +163,8 @@ def read_special_tokens(model_dir: Path) -> dict[str, str]:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}...{% endgeneration %}` marks what the assistant says, for training; here it is
-    just its content."""
+    """`{% generation %}...{% endgeneration %}` marks the assistant's text for training; here it renders as
+    its content."""
 
     tags = {"generation"}  # noqa: RUF012 - the base class declares it so
 
@@ -172,7 +175,7 @@ class _GenerationBlock(Extension):
 
 def _check_messages(messages: Sequence[Message]) -> None:
     if not messages:
-        raise InvalidRequest("messages", [], "at least one message is needed")
+        raise InvalidRequest("messages", [], "must have at least one message")
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise InvalidRequest(f"messages[{i}]", message, 'must be {"role": ..., "content": ...}')
@@ -200,7 +203,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML, which would change what the model reads."""
+    """Return JSON without the HTML escapes of Jinja's own filter, which would change the prompt."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -1,4 +1,4 @@
-"""Turns token ids into text as they come, without ever showing half a character."""
+"""Turns token ids into text as they arrive, complete characters only."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tokenizers import decoders, pre_tokenizers
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _REPLACEMENT = "\ufffd"
-_MAX_HELD = 256  # tokens: decoding them again and again must stay cheap
-_NUM_PROMPT_IDS = 128  # the end of a prompt that is looked at; special tokens in it have no text
+_MAX_HELD = 256  # tokens: they are decoded again with each new one, which must stay cheap
+_NUM_PROMPT_IDS = 128  # ids at the end of a prompt that are looked at; special tokens among them have no text
 _NUM_CONTEXT_IDS = 8
 
 
 class StreamDecoder(Protocol):
-    """One answer's decoder. Everything pushed and flushed, joined, is the one-shot decode of all ids
-    (tokenizers that spell bytes as tokens like <0xE2> may differ where the bytes are no text)."""
+    """The decoder of one answer. All texts pushed and flushed, joined, equal the one-shot decode of all ids
+    (except that tokenizers with byte tokens like <0xE2> may differ where the bytes are not UTF-8)."""
 
     def push(self, ids: Iterable[int]) -> str:
-        """Return the text that `ids` complete; an unfinished character is held back."""
+        """Return the text that `ids` complete; an incomplete character is held back."""
         ...
 
     def flush(self) -> str:
-        """Return what was held back, U+FFFD for a character that never was finished."""
+        """Return the text held back, with U+FFFD for an incomplete character."""
         ...
 
 
@@ -36,8 +36,8 @@ def make_stream_decoder(
     """Return the decoder that fits `tokenizer`; tokens in `skipped_ids` give no text.
 
     Args:
-        prompt_ids: what the answer continues: the space before its first word, or the character that
-            the prompt's last tokens begin, come out as in the decode of prompt and answer together.
+        prompt_ids: the prompt. The answer's first text, such as a space or the rest of a character that
+            the prompt begins, is then as in the decode of prompt and answer together.
     """
     if isinstance(tokenizer.decoder, decoders.ByteLevel):
         return ByteLevelDecoder(tokenizer, skipped_ids, prompt_ids)
@@ -45,7 +45,7 @@ def make_stream_decoder(
 
 
 class ByteLevelDecoder:
-    """For byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM): each token is some bytes, whatever is around it."""
+    """For byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM): each token stands for the same bytes in any context."""
 
     def __init__(self, tokenizer: RawTokenizer, skipped_ids: frozenset[int], prompt_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
@@ -70,11 +70,11 @@ class ByteLevelDecoder:
 
 
 class WindowDecoder:
-    """For every other tokenizer: decodes the new tokens behind the last ones that gave text, so that
-    spaces between words come out right, and keeps only the difference.
+    """For every other tokenizer: decodes the new tokens after the last ones that gave text, so that spaces
+    between words are right, and returns only the difference.
 
-    A token like <0xE2> is a byte, and says by itself whether a character is unfinished. Of other tokens
-    only the text can say it: an unfinished character decodes to U+FFFD, three of them at most.
+    A byte token like <0xE2> shows by itself whether a character is incomplete. For other tokens only the
+    text shows it: an incomplete character decodes to U+FFFD, at most three of them.
     """
 
     def __init__(self, tokenizer: RawTokenizer, skipped_ids: frozenset[int], prompt_ids: Sequence[int] = ()) -> None:
@@ -82,8 +82,8 @@ class WindowDecoder:
         self._skipped_ids = skipped_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._context: list[int] = []
-        self._held: list[int] = []  # their text is not out, or not all of it
-        self._num_shown = 0  # characters of it that are
+        self._held: list[int] = []  # ids whose text is not returned yet, or only in part
+        self._num_shown = 0  # characters of their text that are returned
         self.push(self._end_of(prompt_ids))
 
     def push(self, ids: Iterable[int]) -> str:
@@ -102,7 +102,7 @@ class WindowDecoder:
         return self._show(text, is_last=not text.endswith(_REPLACEMENT) or len(self._held) >= _MAX_HELD)
 
     def _end_of(self, prompt_ids: Sequence[int]) -> list[int]:
-        """Return the last ids that have text, from one that is no part of a character on."""
+        """Return the last ids that have text, starting with one that is not part of a character."""
         ids = [token_id for token_id in prompt_ids[-_NUM_PROMPT_IDS:] if self._has_text(token_id)]
         start = max(len(ids) - _NUM_CONTEXT_IDS, 0)
         while start > 0 and _REPLACEMENT in self._decode([ids[start]]):
@@ -115,11 +115,11 @@ class WindowDecoder:
     def _new_text(self) -> str:
         before = self._decode(self._context)
         whole = self._decode(self._context + self._held)
-        # A broken character can change how the bytes before it are read: those are out already.
+        # An invalid character can change how the bytes before it decode, whose text is returned already.
         return whole[len(before) :] if whole.startswith(before) else self._decode(self._held)
 
     def _show(self, text: str, *, is_last: bool) -> str:
-        """Return what of the held tokens' text can be shown now; all of it with `is_last`."""
+        """Return the part of the held tokens' text that can be shown now; all of it with `is_last`."""
         start = self._num_shown
         if is_last:
             self._context, self._held, self._num_shown = self._held, [], 0
@@ -133,8 +133,8 @@ class WindowDecoder:
 
 
 def _map_bytes() -> dict[str, int]:
-    """Return the inverse of GPT-2's table that spells every byte as a printable character: printable
-    Latin-1 stands for itself, the other bytes for the characters from U+0100 on, in order."""
+    """Return the inverse of GPT-2's table of bytes as printable characters: printable Latin-1 stands for
+    itself, the characters from U+0100 on for the other bytes, in order."""
     printable = {chr(byte): byte for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
     others = [byte for byte in range(256) if byte not in printable.values()]
     table = printable | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 class StopFinder:
-    """Cuts streamed text at the first stop string, wherever the pieces are split.
+    """Truncates streamed text at the first stop string, wherever the pieces are split.
 
-    The first is the one complete at the earliest character; of two that end there, the longer.
+    The first stop string is the one that ends at the earliest character; of two that end there, the longer.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -19,8 +19,7 @@ class StopFinder:
     def push(self, text: str) -> tuple[str, bool]:
         """Return the text that can be shown, and whether a stop string ended it.
 
-        Text that may be the beginning of a stop string is held back; after a stop string, everything
-        is dropped.
+        Text that may be the beginning of a stop string is held back; text after a stop string is dropped.
         """
         if self._found:
             return "", True
@@ -40,7 +39,7 @@ class StopFinder:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that begins, but is not, `stop`."""
+    """Return the length of the longest end of `text` that is a proper beginning of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

@@ -24,9 +24,9 @@ class Tokenizer:
     Attributes:
         vocab_size: number of token ids the tokenizer knows (the model's output layer may be padded
             beyond it).
-        max_token_bytes: no token stands for more bytes of text.
+        max_token_bytes: the most bytes of text that one token stands for.
         eos_ids: ids that end an answer: those of the model's configs, and the tokenizer's own.
-        fingerprint: of the (id, token) table; the drafter and the verifier must have the same.
+        fingerprint: sha256 of the (id, token) table; drafter and verifier must have the same.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, model_dir: Path) -> Tokenizer:
-        """Load tokenizer.json and what lies beside it.
+        """Return the tokenizer of a folder: tokenizer.json, the chat template and the configs.
 
         Raises:
             ModelError: a file is missing or cannot be used.
         """
-        # One text at a time is encoded, in the calling thread: a pool of threads would only take cores
-        # from the workers, and its threads would not have the caller's priority.
+        # Encode in the calling thread: a thread pool would take cores from the workers, and its threads
+        # would not have the caller's priority.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         model_dir = Path(model_dir)
         file = model_dir / "tokenizer.json"
@@ -62,7 +62,7 @@ class Tokenizer:
             raw = RawTokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             raise ModelError("tokenizer", str(file), f"cannot be read ({error})") from error
-        # A file saved while training may cut or pad every prompt to a fixed length.
+        # A file saved during training may truncate or pad every prompt to a fixed length.
         raw.no_truncation()
         raw.no_padding()
         fingerprint = vocab_fingerprint(model_dir)
@@ -73,12 +73,12 @@ class Tokenizer:
         return cls(raw, ChatTemplate.load(model_dir), eos_ids, fingerprint)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of `text`, with the tokens around it (BOS, say) that the tokenizer adds.
+        """Return the ids of `text`, with the tokens that the tokenizer adds around it (BOS, say).
 
-        A text that itself starts with what the tokenizer adds has it once: models have never seen it
-        twice. transformers doubles it.
+        If the text itself starts with the added tokens, they appear once, as in training; transformers
+        would double them.
         """
-        # Unlike `encode`, the batch form lets other threads run meanwhile; the ids are the same.
+        # Unlike `encode`, the batch form releases the GIL; the ids are the same.
         ids: list[int] = self._raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         prefix_len = len(self._prefix)
         if add_special_tokens and prefix_len and ids[prefix_len : 2 * prefix_len] == self._prefix:
@@ -90,10 +90,10 @@ class Tokenizer:
         return len(self._raw.encode_batch_fast([text], add_special_tokens=False)[0])
 
     def stop_ids(self, stop: Iterable[str]) -> tuple[int, ...]:
-        """Return the ids of the special tokens among some stop strings; their text never appears in an answer.
+        """Return the ids of the special tokens among the stop strings; their text never appears in an answer.
 
         Raises:
-            InvalidRequest: a stop string has the text of a special token in it, and so can never end an answer.
+            InvalidRequest: a stop string contains the text of a special token, so it could never match.
         """
         ids: list[int] = []
         for text in stop:
@@ -101,14 +101,14 @@ class Tokenizer:
                 ids.append(self._special_tokens[text])
             elif special := next((token for token in self._special_tokens if token in text), None):
                 limit = (
-                    f"the special token {special} gives no text; use stop_token_ids {self._special_tokens[special]}, "
+                    f"the special token {special} has no text; use stop_token_ids {self._special_tokens[special]}, "
                     "or skip_special_tokens False"
                 )
                 raise InvalidRequest("stop", text, limit)
         return tuple(ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Return the text of `ids` at once; ids that no token has give nothing."""
+        """Return the text of `ids`; unknown ids give no text."""
         text: str = self._raw.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 

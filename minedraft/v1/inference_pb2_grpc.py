@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InferenceStub:
-    """What clients call. Served by the scheduler process.
+    """The client API, served by the scheduler process.
     """
 
     def __init__(self, channel):
@@ -58,7 +58,7 @@ class InferenceStub:
 
 
 class InferenceServicer:
-    """What clients call. Served by the scheduler process.
+    """The client API, served by the scheduler process.
     """
 
     def Generate(self, request, context):
@@ -69,7 +69,7 @@ class InferenceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Abort(self, request, context):
-        """Ends a request by id; unknown ids are not an error (idempotent).
+        """Ends a request by id. Idempotent: an unknown id is not an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,10 +83,10 @@ class InferenceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Borrow(self, request_iterator, context):
-        """Lends the service to one client at a time, which sets its mode and batch limits: while the stream is
-        open the last request holds, and when it ends, however it ends, the service goes back to the settings
-        it was started with. Others are served meanwhile. For benchmarks, which compare modes on the same
-        processes; only where the operator has allowed it (--allow-configure).
+        """Lends the service to one client at a time, which sets its mode and batch limits. While the stream is
+        open, the last request is in force; when it ends, in any way, the service goes back to the settings it
+        was started with. Other clients are served meanwhile. For benchmarks, which compare modes on the same
+        processes; refused unless the operator allows it (--allow-configure).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,7 +124,7 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference:
-    """What clients call. Served by the scheduler process.
+    """The client API, served by the scheduler process.
     """
 
     @staticmethod

@@ -61,8 +61,8 @@ class DrafterServicer:
 
     def Run(self, request_iterator, context):
         """Commands (draft, prefill, release) and their replies, each as soon as it is ready.
-        One stream for all, because a call of its own costs a command twice the CPU time. Its metadata
-        name the epoch of the handshake it follows (minedraft-epoch).
+        One stream for all commands, because a call for each would take twice the CPU time. The stream's
+        metadata names the epoch of the handshake that it follows (minedraft-epoch).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,5 +59,5 @@ def test_a_forward_does_not_wait_for_the_device(tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match="torch sees"):
+    with pytest.raises(ConfigError, match="torch found"):
         pin(Device.parse("cuda:99"))

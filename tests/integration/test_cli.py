@@ -103,7 +103,7 @@ async def test_status_fits_any_terminal(service):
 
 async def test_a_prompt_that_is_no_text_is_refused_in_one_line(service):
     done = await minedraft("generate", "--server", service.address, typed=b"caf\xe9")
-    assert done == Done(1, "", "minedraft: prompt is '\\udce9': is not valid Unicode text\n")
+    assert done == Done(1, "", "minedraft: prompt is '\\udce9': must be valid Unicode text\n")
 
 
 async def test_status_as_json_has_the_documented_keys(service):

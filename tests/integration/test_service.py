@@ -376,7 +376,7 @@ async def test_a_drain_that_takes_too_long_ends_the_rest_explicitly(tmp_path):
 
 async def test_a_drafter_with_another_tokenizer_is_refused(tmp_path):
     async with fake_service(tmp_path, draft_fingerprint="another") as service:
-        with pytest.raises(ModelError, match="its tokenizer is not that of the target"):
+        with pytest.raises(ModelError, match="its tokenizer differs from that of the target"):
             await service.task
 
 

@@ -113,5 +113,5 @@ async def test_defaults_of_the_model_that_are_not_applied_are_said_once(tmp_path
         pass
     file = tmp_path / "model" / "generation_config.json"
     assert [line for line in caplog.messages if str(file) in line] == [
-        f"{file}: repetition_penalty 1.3 is not applied: each request says how to sample"
+        f"{file}: repetition_penalty 1.3 is not applied; each request sets its own sampling"
     ]

@@ -82,8 +82,8 @@ def save_again(asset: Path, tensors: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda name, tensor: {name: tensor.float()}, "a matrix of int8 is needed"),
-        (lambda name, tensor: {name + ".scales": tensor[:1, 0].half()}, r"float16 \[6\] is needed for 24 rows"),
+        (lambda name, tensor: {name: tensor.float()}, "must be a matrix of int8"),
+        (lambda name, tensor: {name + ".scales": tensor[:1, 0].half()}, r"must be float16 \[6\] for 24 rows"),
         (lambda name, tensor: {"lost.scales": tensor[0].half()}, "'lost.scales' belongs to no matrix"),
     ],
 )
@@ -109,7 +109,7 @@ def test_the_module_as_a_program_says_why_it_failed(config, target, tmp_path, ca
     assert main(arguments) == 0
     (tmp_path / "asset" / "README.md").write_text("changed")
     assert main(arguments) == 78
-    assert "changed or truncated" in capsys.readouterr().err.splitlines()[-1]
+    assert "modified or truncated" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_assembling_again_replaces_the_folder_and_leaves_nothing_beside_it(config, target, tmp_path):
@@ -142,7 +142,7 @@ def test_another_target_is_refused(config, target, tmp_path):
     shutil.copytree(target, other)
     tensors = load_file(other / "model.safetensors")
     save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"] * 1.5}, other / "model.safetensors")
-    with pytest.raises(ModelError, match="another model than tiny"):
+    with pytest.raises(ModelError, match="not tiny, the model that the drafter is made for"):
         assemble_drafter(tmp_path / "asset", other, tmp_path / "full")
 
 

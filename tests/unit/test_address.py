@@ -30,7 +30,7 @@ def test_an_address_is_read_and_written(text, target, is_local):
 @pytest.mark.parametrize(
     ("text", "limit"),
     [
-        ("unix:", "a path must follow"),
+        ("unix:", "must have a path after unix:"),
         ("unix:/" + "x" * 120, "at most 107 bytes"),
         ("50051", "unix:PATH or host:port"),
         ("host:", "port"),
@@ -40,8 +40,8 @@ def test_an_address_is_read_and_written(text, target, is_local):
         ("host:" + "9" * 5000, "port"),
         ("http://127.0.0.1:50051", "unix:PATH or host:port"),
         ("a host:50051", "unix:PATH or host:port"),
-        ("unix:~nobody-of-that-name/m.sock", "no user of that name"),
-        ("unix:/a\0b", "without zeros"),
+        ("unix:~nobody-of-that-name/m.sock", "user that does not exist"),
+        ("unix:/a\0b", "without NUL"),
         ("unix:/\udcff", "Unicode text"),
         ("unix:/a,b/m.sock", "comma"),
         (b"unix:/m.sock", "unix:PATH or host:port"),

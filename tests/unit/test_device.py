@@ -55,7 +55,7 @@ def test_another_form_is_refused_with_the_forms_there_are(text):
 
 @pytest.mark.parametrize("text", BAD_RANGES)
 def test_a_range_that_no_machine_has_is_refused(text):
-    with pytest.raises(ConfigError, match="ascends and stays below 4096"):
+    with pytest.raises(ConfigError, match="must ascend and stay below 4096"):
         Device.parse(text)
 
 
@@ -78,7 +78,7 @@ def test_the_service_s_settings_take_a_device_where_a_worker_does(text):
 
 
 def test_a_core_of_somebody_else_is_refused_with_those_that_are_ours():
-    with pytest.raises(ConfigError, match="core 4094-4095 is not among those of this process: ") as caught:
+    with pytest.raises(ConfigError, match="core 4094-4095 is not available; this process may use ") as caught:
         Device.parse(f"cpu:{CORES[0]},4094,4095").here("draft_device")
     assert caught.value.field == "draft_device"
 

@@ -1,4 +1,4 @@
-"""How tensors travel between the workers.
+"""Token channels: carriers of tensors between the workers.
 
 May import: values.
 """

@@ -1,8 +1,8 @@
-"""How a tensor gets from one worker to the other through the scheduler.
+"""The interface of token channels, which carry tensors from one worker to the other through the scheduler.
 
-A carrier turns a device tensor into the `Tensor` value that messages hold, and back. The scheduler
-passes such values on unread. Only `inline` (the bytes travel inside the message) is here; a carrier
-that shares memory puts a handle there instead and keeps the same two methods.
+A channel turns a device tensor into the `Tensor` value that messages hold, and back. The scheduler
+forwards such values unread. `inline` puts the bytes into the message; a channel over shared memory
+would put a handle there and have the same two methods.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from minedraft.types import Tensor
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What the receiver takes: tensors of this dtype ("int32", "float32"), with as many dimensions as
-    `max_shape` has and none larger than there."""
+    """The tensors that a receiver accepts: of this dtype ("int32" or "float32"), with as many dimensions as
+    `max_shape` and none larger than there."""
 
     dtype: str
     max_shape: tuple[int, ...]
 
 
 class TokenChannel(Protocol):
-    """One carrier, used in the device thread only."""
+    """A carrier of tensors, used in the device thread only."""
 
     def pack(self, tensor: torch.Tensor) -> Tensor:
-        """Make a message value of an int32 or float32 tensor."""
+        """Return the message value of an int32 or float32 tensor."""
         ...
 
     def unpack(self, tensor: Tensor, spec: TensorSpec, device: torch.device) -> torch.Tensor:
-        """The tensor again, on `device`.
+        """Return the tensor of a message value, on `device`.
 
         Raises:
-            InvalidRequest: it is not what `spec` says, or its data do not fill its shape.
+            InvalidRequest: the value does not match `spec`, or its data do not fill its shape.
         """
         ...

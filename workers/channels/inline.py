@@ -1,4 +1,4 @@
-"""The carrier that needs nothing shared: the data itself, inside the gRPC message; works between hosts."""
+"""The token channel that puts the data into the gRPC message, which works between any two hosts."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ class InlineChannel:
         dtype = _NUMPY_DTYPES[spec.dtype]
         if len(tensor.data) != math.prod(tensor.shape) * dtype.itemsize:
             raise InvalidRequest("tensor.data", f"{len(tensor.data)} bytes", f"does not fill shape {tensor.shape}")
-        # A copy: torch wants memory it may write, and the message owns its own.
+        # A copy: torch needs writable memory, and that of the message is not.
         array = np.frombuffer(tensor.data, dtype).reshape(tensor.shape).astype(dtype.newbyteorder("="))
         return torch.from_numpy(array).to(device)

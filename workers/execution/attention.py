@@ -18,20 +18,20 @@ from torch import nn
 
 from minedraft_workers.execution.kvcache import KVCache, LayerShape, to_device
 
-# Under this name transformers' models find `attend`. No mask function is registered beside it: then
-# the models build no mask at all (what may attend to what is known here).
+# The name under which transformers' models find `attend`. No mask function is registered for it, so that
+# the models build no mask: `attend` knows which tokens are visible.
 ATTENTION_NAME = "minedraft_paged"
-# Under this keyword the models' own forward passes the context through to `attend`.
+# The keyword under which the models' own forward passes the context to `attend`.
 CONTEXT_KEYWORD = "minedraft_context"
 # Longer spans are attended in pieces: the scores stay in cache, and early pieces skip late keys.
 MAX_QUERY_LEN = 64
-# Padding that is worth one more group, in blocks: what the dozen extra operator calls cost.
+# Padding, in blocks, that costs as much as the dozen operator calls of one more group.
 _MAX_PADDING_BLOCKS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class QuerySpan:
-    """`num_tokens` consecutive query rows of one request; the first is token number `start` of it."""
+    """`num_tokens` consecutive query rows of one request; the first is its token number `start`."""
 
     start: int
     num_tokens: int
@@ -60,12 +60,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class GroupTensors:
-    """What the matmuls of a group read, the same for all layers of one shape and window.
+    """The tensors that the matmuls of a group read, the same for all layers of one shape and window.
 
     rows: int64 [batch * num_blocks], the cache rows to gather; batch = num_seqs * num_kv_heads.
-    key_buffer, value_buffer: [batch * num_blocks, block_size * dim], gathered into anew by each layer;
-    keys [batch, key_dim, num_keys] and values [batch, num_keys, value_dim] look at the same memory.
-    bias: 0 or -inf, [batch, 1, num_keys] for one query token a request, else
+    key_buffer, value_buffer: [batch * num_blocks, block_size * dim], filled anew by each layer;
+    keys [batch, key_dim, num_keys] and values [batch, num_keys, value_dim] are views of the same memory.
+    bias: 0 or -inf, [batch, 1, num_keys] for one query token per request, else
     [num_seqs, 1, query_len, 1, num_keys].
     """
 
@@ -89,7 +89,7 @@ class Scratch:
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def get(self, name: str, num_rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
-        """An uninitialised [num_rows, width] of `like`'s dtype and device, valid until the next call."""
+        """Return an uninitialised [num_rows, width] of `like`'s dtype and device, valid until the next call."""
         buffer = self.buffers.get(name)
         if buffer is None or buffer.numel() < num_rows * width:
             buffer = self.buffers[name] = like.new_empty(num_rows * width * 5 // 4)
@@ -97,7 +97,7 @@ class Scratch:
 
 
 class ForwardContext:
-    """Everything that attention must know about one packed forward; made anew for each.
+    """Everything that attention must know about one packed forward; made anew for each forward.
 
     Index tensors are built once for each kind of layer (key heads, window), not for each layer.
     """
@@ -121,7 +121,7 @@ class ForwardContext:
         self.cache.token_values[layer_id].index_copy_(0, rows, value.reshape(-1, shape.value_dim))
 
     def plan(self, layer_id: int, window: int) -> list[tuple[Group, GroupTensors]]:
-        """The groups with their tensors, for a layer whose tokens see `window` tokens (0 = all)."""
+        """Return the groups with their tensors, for a layer whose tokens see `window` tokens (0 = all)."""
         shape = self.cache.layers[layer_id]
         plan = self._plans.get((shape, window))
         if plan is None:
@@ -173,7 +173,7 @@ class ForwardContext:
 
 
 class ShapeRecorder:
-    """Stands in for a context in a first forward: notes what each layer would cache, attends to nothing."""
+    """Replaces the context in a first forward: records what each layer would cache, and attends to nothing."""
 
     def __init__(self) -> None:
         self.layers: dict[int, LayerShape] = {}
@@ -190,12 +190,12 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    **kwargs: Any,  # noqa: ANN401 - whatever else transformers passes
+    **kwargs: Any,  # noqa: ANN401 - other arguments of transformers
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function: query [1, num_heads, T, dim], key and value [1, num_kv_heads,
-    T, dim] of the packed new tokens -> [1, T, num_heads, value_dim].
+    """Return the attention output of the packed new tokens; transformers calls it in every layer.
 
-    Stores keys and values first, then attends each request's queries to its own cached tokens.
+    It stores keys and values first, then attends each request's queries to its own cached tokens. query is
+    [1, num_heads, T, dim], key and value are [1, num_kv_heads, T, dim], the result [1, T, num_heads, value_dim].
     """
     context = kwargs[CONTEXT_KEYWORD]
     layer_id: int = module.layer_idx  # type: ignore[assignment]
@@ -224,7 +224,7 @@ def attend(
 
 
 def _attend_single(queries: torch.Tensor, tensors: GroupTensors, scale: float, out: torch.Tensor) -> None:
-    """Attend one query token a request to the gathered keys and values: `queries` [num_seqs, num_heads,
+    """Attend one query token per request to the gathered keys and values: `queries` [num_seqs, num_heads,
     key_dim] -> `out` [num_seqs, num_heads, value_dim]."""
     batch, key_dim, _ = tensors.keys.shape
     folded = queries.reshape(batch, -1, key_dim)
@@ -248,7 +248,7 @@ def _attend_group(
     Args:
         queries: [num_seqs * query_len, num_heads, key_dim].
         num_seqs: requests of the group.
-        scale: of the scores; `softcap`: they are squashed into (-softcap, softcap), None: they are not.
+        scale: factor of the scores. softcap: bound that tanh squashes the scores to; None for no bound.
         out: [num_seqs * query_len, num_heads, value_dim], filled.
     """
     batch, key_dim, num_keys = tensors.keys.shape
@@ -274,7 +274,7 @@ def _softmax(scores: torch.Tensor) -> torch.Tensor:
 
 
 def pack_order(spans: Sequence[QuerySpan]) -> list[int]:
-    """The order in which to pack spans so that those attended together are neighbours."""
+    """Return the order in which to pack spans so that spans attended together are neighbours."""
     return sorted(range(len(spans)), key=lambda i: (spans[i].num_tokens, -spans[i].num_blocks))
 
 

@@ -20,8 +20,8 @@ from minedraft_workers.execution.memory import available_memory
 from minedraft_workers.execution.selfcheck import check_packed_forward, record_layers
 from minedraft_workers.execution.spans import ForwardSpan as ForwardSpan
 
-# Of the memory that is free once the weights are there. On a GPU the rest is for activations; on the CPU
-# two workers may look at the same memory, one of them before the other has loaded its weights.
+# Shares of the memory that is free once the weights are loaded. On a GPU the rest is for activations; on the
+# CPU two workers share the memory, and one may look before the other has loaded its weights.
 _CUDA_KV_SHARE = 0.8
 _CPU_KV_SHARE = 0.125
 
@@ -30,13 +30,13 @@ class Executor:
     """One model on one device with its KV cache. Not thread-safe: one device thread calls it.
 
     Attributes:
-        num_blocks, block_size: the KV cache's size, in blocks and tokens a block.
+        num_blocks, block_size: size of the KV cache, in blocks and in tokens per block.
         max_model_len: longest sequence, in tokens.
         vocab_size: token ids given to `forward` are below it.
-        draft_vocab_ids: int64 [n] or None; if there, column j of the logits is token draft_vocab_ids[j].
-        weights_bytes: of the model's parameters in its dtype.
-        read_bytes, num_multiplied: what one forward reads of them, as they are stored, and the weights
-            that each token is multiplied with; what a forward's floor is computed from.
+        draft_vocab_ids: int64 [n]; column j of the logits is token draft_vocab_ids[j]. None: it is token j.
+        weights_bytes: bytes of the model's parameters in its dtype.
+        read_bytes, num_multiplied: bytes of weights that one forward reads, as stored, and number of weights
+            that each token is multiplied with; a lower bound of a forward's time follows from them.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Executor:
         """Load a local folder, make the KV cache and check one small forward against the model's own.
 
         The cache has `num_blocks` blocks, or as many as fit in a share of the free memory: an eighth on
-        the CPU, where it is taken as it is used, and 0.8 on CUDA. `pin(device)` is up to the caller.
+        the CPU, where memory is taken on first use, and 0.8 on CUDA. The caller calls `pin(device)` before.
 
         Raises:
             ModelError: the folder cannot be used, or this kind of model cannot run here.
@@ -108,11 +108,11 @@ class Executor:
 
     @property
     def kv_layers(self) -> tuple[LayerShape, ...]:
-        """What each layer caches a token."""
+        """What each layer caches per token."""
         return self._cache.layers
 
     def cached_len(self, request_id: int) -> int:
-        """Tokens whose KV is kept for this request; 0 where it is unknown."""
+        """Return the number of tokens whose KV is cached for this request; 0 if it is unknown."""
         return self._cache.length(request_id)
 
     @torch.inference_mode()
@@ -125,7 +125,7 @@ class Executor:
         Raises:
             BlocksExhausted: the spans do not fit in the free blocks; nothing was changed.
             ProtocolError: a span is empty, repeated, too long, has a token id out of range, or keeps
-                more than is cached; nothing was changed.
+                more tokens than are cached; nothing was changed.
         """
         if not spans:
             return torch.empty(0, self.num_columns, device=self._cache.device)
@@ -185,14 +185,14 @@ class Executor:
 
 
 def _logit_rows(spans: Sequence[ForwardSpan], order: Sequence[int]) -> np.ndarray:
-    """Packed row of every wanted logit, in the order of the spans."""
+    """Return the packed row of every requested row of logits, in the order of the spans."""
     ends = np.empty(len(spans), dtype=np.int64)
     ends[list(order)] = np.cumsum([len(spans[i].tokens) for i in order])
     return np.concatenate([np.arange(end - span.num_logits, end) for span, end in zip(spans, ends, strict=True)])
 
 
 def _choose_context(config: PretrainedConfig, max_model_len: int | None) -> int | None:
-    """Tokens a sequence: what was asked for, or the model's context; None where neither is known."""
+    """Return the tokens per sequence: the requested ones or the model's context; None if neither is known."""
     limit = max_context(config.get_text_config().to_dict())
     if max_model_len is None:
         return limit
@@ -212,17 +212,17 @@ def _make_cache(
     try:
         return KVCache(layers, num_blocks=num_blocks, block_size=block_size, dtype=dtype, device=device)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        limit = f"{num_blocks * block_bytes / 1e9:.0f} GB of KV cache are more than this device has"
+        limit = f"needs {num_blocks * block_bytes / 1e9:.0f} GB of KV cache, more than this device has"
         raise ConfigError("num_blocks", num_blocks, limit) from error
 
 
 def _fit_blocks(block_bytes: int, block_size: int, device: torch.device) -> int:
-    """As many blocks as fit in the KV cache's share of the free memory."""
+    """Return the number of blocks that fit in the KV cache's share of the free memory."""
     if device.type == "cuda":
         kv_bytes = int(torch.cuda.mem_get_info(device)[0] * _CUDA_KV_SHARE)
     else:
         kv_bytes = int(available_memory() * _CPU_KV_SHARE)
     if kv_bytes < block_bytes:
-        limit = f"one block of {block_size} tokens takes {block_bytes} bytes, the memory has room for {kv_bytes}"
+        limit = f"one block of {block_size} tokens needs {block_bytes} bytes, the memory has room for {kv_bytes}"
         raise ConfigError("num_blocks", None, limit)
     return kv_bytes // block_bytes

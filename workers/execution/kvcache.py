@@ -1,8 +1,8 @@
 """Keys and values of every request, in blocks of tokens.
 
 Layout per layer: rows of one head's `block_size` tokens, row number = block * num_heads + head, so
-that the blocks of a sequence are gathered by whole rows (long copies) straight into the shape the
-attention matmul wants, `[sequence, head, token, dim]`.
+that the blocks of a sequence are gathered by whole rows (long copies) into the shape that the
+attention matmul needs, `[sequence, head, token, dim]`.
 
 Invariant: a free block is all zeros. A sequence's last block and the padding of a group are read
 beyond their length (masked to probability 0), and 0 * NaN would be NaN: without this, one request's
@@ -22,7 +22,7 @@ from minedraft.core.blocks import BlockPool, BlocksExhausted
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What one attention layer caches a token: `num_heads` keys of `key_dim`, values of `value_dim`."""
+    """What one attention layer caches per token: `num_heads` keys of `key_dim` and values of `value_dim`."""
 
     num_heads: int
     key_dim: int
@@ -34,10 +34,10 @@ class LayerShape:
 
 
 class KVCache:
-    """The tensors and, through `BlockPool`, who owns which block.
+    """The tensors and, in `pool`, the owners of the blocks.
 
     `keys[layer]` and `values[layer]` are [(num_blocks + 1) * num_heads, block_size * dim]; the block
-    after the last, `padding_block`, belongs to nobody and stays zero.
+    after the last, `padding_block`, has no owner and stays zero.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class KVCache:
 
         self.keys = [rows(shape, shape.key_dim) for shape in self.layers]
         self.values = [rows(shape, shape.value_dim) for shape in self.layers]
-        # The same memory by token: row (block * num_heads + head) * block_size + offset.
+        # Views of the same memory by token: row (block * num_heads + head) * block_size + offset.
         self.token_keys = [keys.view(-1, shape.key_dim) for keys, shape in zip(self.keys, layers, strict=True)]
         self.token_values = [
             values.view(-1, shape.value_dim) for values, shape in zip(self.values, layers, strict=True)
@@ -69,15 +69,15 @@ class KVCache:
 
     @staticmethod
     def block_bytes(layers: Sequence[LayerShape], block_size: int, dtype: torch.dtype) -> int:
-        """Bytes that one block takes over all layers."""
+        """Return the bytes that one block takes over all layers."""
         return block_size * dtype.itemsize * sum(shape.num_elements for shape in layers)
 
     def length(self, request_id: int) -> int:
-        """Tokens cached for this request; 0 where it is unknown."""
+        """Return the number of tokens cached for this request; 0 if it is unknown."""
         return self._lengths.get(request_id, 0)
 
     def resize(self, lengths: Sequence[tuple[int, int]]) -> list[list[int]]:
-        """Give each (request id, num_tokens) exactly the blocks it needs; return the block tables.
+        """Give each (request id, num_tokens) exactly the blocks it needs. Return the block tables.
 
         Raises:
             BlocksExhausted: together they do not fit; nothing was changed.
@@ -112,7 +112,7 @@ class KVCache:
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Copy a host array without waiting for the device."""
+    """Return a copy of a host array on the device, without waiting for the device."""
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
@@ -120,6 +120,6 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 def _zeros(num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if device.type != "cpu":
         return torch.zeros(num_rows, width, dtype=dtype, device=device)
-    # numpy's zeros come from calloc: memory is taken page by page when a block is first used, not at start.
+    # numpy's zeros come from calloc: memory is taken page by page when a block is first used.
     raw = np.zeros(num_rows * width * dtype.itemsize, dtype=np.uint8)
     return torch.from_numpy(raw).view(dtype).view(num_rows, width)

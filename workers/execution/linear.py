@@ -1,11 +1,11 @@
-"""Linear layers whose weights are stored the way the CPU's matmul reads them.
+"""Linear layers whose weights are stored in the layout that the CPU's matmul reads.
 
-torch lays weights out anew in every call; done once, a forward of a few rows is up to twice as fast.
-Two layouts, both probed because the operators behind them may be missing in another build:
+torch converts the layout in every call; done once, a forward of a few rows is up to twice as fast.
+There are two layouts, both probed because a torch build may lack their operators:
 
 * `HalfStoredLinear` (float32 models): FBGEMM keeps the weight in float16 and multiplies in float32.
-  Used where that storage loses nothing, as with weights that were saved in bfloat16. Half the bytes
-  are read, which is what bounds a forward of few rows.
+  Used if that storage is lossless, as with weights that were saved in bfloat16. Half the bytes are
+  read, which bounds a forward of few rows.
 * `PackedLinear` (float32 and bfloat16): oneDNN's packed weight in the model's own dtype.
 """
 
@@ -16,7 +16,7 @@ import time
 import torch
 from torch import nn
 
-# The row count oneDNN's packing is laid out for; any count gives right results. Measured best over 2 to 64.
+# The row count that oneDNN's packing is optimised for; any count gives right results. The best for 2 to 64 rows.
 _PACKED_FOR_ROWS = 64
 _FLOAT16_MAX = 65504.0
 # Storage errors below this share of the largest weight vanish in float32's own rounding (2**-24).
@@ -24,7 +24,7 @@ _MAX_STORAGE_ERROR = 2.0**-32
 
 
 class PackedLinear(nn.Module):
-    """Takes the place of an `nn.Linear`; weight packed by oneDNN, same dtype."""
+    """Replaces an `nn.Linear`; the weight is packed by oneDNN in the same dtype."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class PackedLinear(nn.Module):
 
 
 class HalfStoredLinear(nn.Module):
-    """Takes the place of a float32 `nn.Linear` whose weight times `scale` fits float16."""
+    """Replaces a float32 `nn.Linear` whose weight times `scale` fits float16."""
 
     def __init__(self, linear: nn.Linear, scale: float) -> None:
         super().__init__()
@@ -60,11 +60,10 @@ class HalfStoredLinear(nn.Module):
 
 
 def pack_linears(model: nn.Module, dtype: torch.dtype) -> int:
-    """Pack every plain linear layer of the model in place and drop its dense weight.
+    """Pack every plain linear layer of the model in place, drop its dense weight, and return the bytes that a
+    forward reads less.
 
-    Returns the bytes by which that shortened what a forward reads.
-
-    A weight tied to the token embedding stays there in dense form too: looking up rows needs it.
+    A weight tied to the token embedding is also kept in dense form, which looking up rows needs.
     """
     can_halve, can_pack_dense = dtype == torch.float32 and _can_store_half(), can_pack(dtype)
     linears = [
@@ -85,14 +84,14 @@ def pack_linears(model: nn.Module, dtype: torch.dtype) -> int:
 
 
 def half_scale(weight: torch.Tensor) -> float | None:
-    """The power of two by which `weight`, float32, can be stored as float16 without loss; None if none can.
+    """Return the power of two that scales `weight`, float32, to fit float16 without loss; None if there is none.
 
-    1.0 if it needs no scaling.
+    It is 1.0 if the weight needs no scaling.
     """
     if _is_storable(weight, 1.0):
         return 1.0
     largest = float(weight.abs().max())
-    if not 0 < largest < float("inf"):  # all zero, or NaN and Inf, which must stay what they are
+    if not 0 < largest < float("inf"):  # all zero, or with NaN or Inf, which must be kept
         return None
     scale = 2.0 ** int(torch.tensor(_FLOAT16_MAX / largest).log2().floor())
     return scale if _is_storable(weight, scale) else None
@@ -112,7 +111,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def fastest_dtype(num_rows: int = 8) -> torch.dtype:
-    """bfloat16 if this CPU multiplies it faster than float32, both packed; else float32."""
+    """Return bfloat16 if this CPU multiplies it faster than float32, both packed; else float32."""
     if not can_pack(torch.bfloat16):
         return torch.float32
     times = {dtype: _time_linear(dtype, num_rows) for dtype in (torch.float32, torch.bfloat16)}
@@ -143,7 +142,7 @@ def _probe(dtype: torch.dtype) -> tuple[nn.Linear, torch.Tensor]:
 
 
 def _time_linear(dtype: torch.dtype, num_rows: int) -> float:
-    # 8 different matrices of 4 million weights: more than most caches hold, so that reading them counts.
+    # 8 matrices of 4 million weights: more than most caches hold, so that the time includes reading them.
     weights = [torch.rand(2048, 2048).bfloat16().to(dtype) for _ in range(8)]
     linears = nn.Sequential(*(nn.Linear(2048, 2048, bias=False, dtype=dtype) for _ in weights))
     linears.load_state_dict({f"{i}.weight": weight for i, weight in enumerate(weights)})

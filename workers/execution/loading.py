@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to a model that runs packed forwards; refuses what it would run wrongly."""
+"""Loads a Hugging Face folder as a model that runs packed forwards; refuses models that would run wrongly."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class LoadedModel:
     """A model ready to run.
 
-    num_bytes: of its weights in its dtype, a tied one counted once. read_bytes: of those that a forward
-    reads, as they are stored. num_multiplied: weights each token is multiplied with. draft_vocab_ids:
-    int64 on the device, ascending, if the folder has a draft vocabulary; then the output layer has only
-    those rows.
+    num_bytes: bytes of its weights in its dtype, a tied weight counted once. read_bytes: bytes of weights
+    that a forward reads, as stored. num_multiplied: weights that each token is multiplied with.
+    draft_vocab_ids: int64 [n] on the device, ascending, the rows that the output layer has; None unless the
+    folder has a draft vocabulary.
     """
 
     model: PreTrainedModel
@@ -42,13 +42,13 @@ class LoadedModel:
 
 
 AttentionInterface.register(ATTENTION_NAME, attend)
-# A worker's log is no terminal, and what keeps a model from being loaded is said by us, once.
+# A worker's log is not a terminal, and our own errors say why a model cannot be loaded.
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The torch dtype for "float32", "bfloat16", or "auto": the fastest one on this device.
+    """Return the torch dtype for "float32", "bfloat16", or "auto": the fastest one on this device.
 
     Raises:
         ConfigError: another name.
@@ -61,10 +61,10 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def read_config(model_dir: Path) -> PretrainedConfig:
-    """Read and check a model folder's configuration.
+    """Return a model folder's configuration, checked.
 
     Raises:
-        ModelError: the folder or this kind of model cannot be used; says which and why.
+        ModelError: the folder or this kind of model cannot be used.
     """
     kind = check_model_folder(model_dir, "model").model_type
     if kind not in transformers.CONFIG_MAPPING:
@@ -72,14 +72,15 @@ def read_config(model_dir: Path) -> PretrainedConfig:
         raise ModelError("model", str(model_dir), limit)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # its checks raise what they like
+    except Exception as error:  # its checks raise errors of any kind
         raise ModelError("model", str(model_dir / "config.json"), f"transformers refuses it: {_say(error)}") from error
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError("model", str(model_dir), f"transformers has no causal language model for {kind}")
     text_config = config.get_text_config()
     unknown = sorted(set(getattr(text_config, "layer_types", None) or ()) - _KNOWN_LAYER_TYPES)
     if unknown:
-        raise ModelError("model", str(model_dir), f"{kind} has {unknown[0]} layers; only attention layers are cached")
+        limit = f"{kind} has {unknown[0]} layers; only attention layers are supported"
+        raise ModelError("model", str(model_dir), limit)
     return config
 
 
@@ -93,13 +94,13 @@ def check_model(model_dir: Path) -> None:
     try:
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION_NAME)
-    except Exception as error:  # of any kind: a model's constructor trusts its configuration
+    except Exception as error:  # of any kind: a model's constructor does not check its configuration
         limit = f"transformers cannot build the model: {_say(error)}"
         raise ModelError("model", str(model_dir / "config.json"), limit) from error
 
 
 def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    """Load the weights; on the CPU also lay them out for its matmul.
+    """Return the model with its weights, on the CPU in the layout of its matmul.
 
     Raises:
         ModelError: the weights do not fit the configuration, or the model cannot run packed.
@@ -114,16 +115,16 @@ def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, de
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report
+            ignore_mismatched_sizes=True,  # they are checked below
         )
-    except Exception as error:  # of any kind: a model's constructor trusts its configuration
+    except Exception as error:  # of any kind: a model's constructor does not check its configuration
         raise ModelError("model", str(model_dir), f"transformers cannot load it: {_say(error)}") from error
     model: Any = loaded[0]
     report: dict[str, Any] = loaded[1]
-    # transformers would fill what is missing with random numbers, and only warn.
+    # transformers fills missing weights with random numbers and only warns.
     wrong = [str(name) for name in report["missing_keys"]]
     for name, found, wanted in report["mismatched_keys"]:
-        wrong.append(f"{name} {list(found)} (config.json wants {list(wanted)})")
+        wrong.append(f"{name} {list(found)} (config.json needs {list(wanted)})")
     if wrong:
         raise ModelError(
             "model", str(model_dir), f"weights missing or of the wrong shape: {', '.join(sorted(wrong)[:3])}"
@@ -136,7 +137,7 @@ def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, de
         _cut_output_layer(model, ids)
     num_bytes = sum(weight.nbytes for weight in model.parameters())
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    # Looking up a token reads one row; a tied table is read whole, as the output layer.
+    # An embedding is read one row per token; one that is tied to the output layer is read as a whole.
     read_bytes = num_bytes if embedding is output else num_bytes - embedding.nbytes
     num_multiplied = read_bytes // dtype.itemsize
     if device.type == "cpu":
@@ -146,7 +147,7 @@ def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, de
 
 
 def _say(error: Exception) -> str:
-    """The error in one line of a log."""
+    """Return the error as one line, truncated."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= _MAX_CAUSE_CHARS else f"{text[: _MAX_CAUSE_CHARS - 1]}…"
 

@@ -1,4 +1,4 @@
-"""How much memory a worker may count on: the machine's, within the limits of its control groups."""
+"""The memory that a worker can use: the machine's, within the limits of its control groups."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-# Of a control group, versions 1 and 2: its limit, its use, and the part of the use that the kernel takes back.
+# Of a control group, versions 1 and 2: its limit, its use, and the part of its use that the kernel can reclaim.
 _FILES = {
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     "": ("memory.max", "memory.current", "inactive_file"),
@@ -15,18 +15,18 @@ _FILES = {
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process could still take (Linux).
+    """Return the bytes that this process could still allocate (Linux).
 
     Args:
         root: where `proc` and `sys` are.
     """
     machine = re.search(r"^MemAvailable: +(\d+) kB$", (root / "proc/meminfo").read_text(), re.MULTILINE)
-    assert machine is not None, "Linux has said it since 3.14"
+    assert machine is not None, "Linux has had MemAvailable since 3.14"
     return min([int(machine[1]) * 1024, *_rooms(root)])
 
 
 def _rooms(root: Path) -> Iterator[int]:
-    """What each control group above this process leaves it, in bytes."""
+    """Yield the bytes that each control group above this process leaves it."""
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         controller = next((name for name in controllers.split(",") if name in _FILES), None)
@@ -34,7 +34,7 @@ def _rooms(root: Path) -> Iterator[int]:
             continue
         mount = root / "sys/fs/cgroup" / controller
         folder = mount / path.lstrip("/")
-        # Inside a container the path may be the host's; then only the topmost folder is there, and is the group's.
+        # Inside a container the path may be the host's; then only the topmost folder exists, and is the group's.
         for group in (folder, *folder.parents):
             with suppress(OSError, ValueError):  # no such folder, no limit ("max"), or none at the top
                 yield _room(group, *_FILES[controller])

@@ -1,7 +1,7 @@
-"""RMS norms in four operator calls instead of the seven that transformers' model code makes.
+"""RMS norms in four operator calls instead of the seven of transformers' model code.
 
-A forward of few rows spends a good part of its time in small operators; the norms are the largest
-share that can be replaced without touching model code.
+A forward of few rows spends much of its time in small operators, and the norms are the largest part of
+them that can be replaced without changing model code.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class FastRMSNorm(nn.Module):
 
 @torch.inference_mode()
 def replace_rms_norms(model: nn.Module, dtype: torch.dtype) -> int:
-    """Replace, in place, every RMS norm that a `FastRMSNorm` reproduces; return how many.
+    """Replace, in place, every RMS norm that a `FastRMSNorm` reproduces. Return how many.
 
-    float32 only: in bfloat16 the rounding inside differs from the model's own.
+    Only in float32: in bfloat16 the intermediate rounding differs from the model's own.
     """
     if dtype != torch.float32:
         return 0
@@ -53,7 +53,7 @@ def _reproduce(norm: nn.Module) -> FastRMSNorm | None:
     weight, eps = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or not isinstance(eps, float):
         return None
-    # Small values as well, so that a wrong place of eps would show.
+    # With small values too, where a misplaced eps shows.
     x = torch.linspace(-1, 1.5, 4 * len(weight), device=weight.device).view(4, -1)
     x = x * torch.tensor([[1e-3], [1.0], [30.0], [0.1]], device=weight.device)
     want = norm(x)

@@ -1,7 +1,7 @@
-"""Checks at load that a model, run packed over the paged cache, gives its own numbers.
+"""Checks at load time that a model gives the same logits packed over the paged cache as by itself.
 
-Models that bring position or state of their own (ALiBi, recurrent layers, learned offsets, attention
-that goes round transformers' interface) would answer nonsense without any error; they are refused.
+Models with positions or state of their own (ALiBi, recurrent layers, learned offsets, attention that
+bypasses transformers' interface) would answer nonsense without any error; they are refused.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from minedraft_workers.execution.spans import ForwardSpan
 if TYPE_CHECKING:
     from minedraft_workers.execution.executor import Executor
 
-# Relative to the norm of the model's own logits. Wrong positions or masks are far above.
+# Relative to the norm of the model's own logits. The error of wrong positions or masks is far larger.
 _TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 _FAILURES = (KeyError, NotImplementedError, TypeError, AttributeError, RuntimeError, ValueError, IndexError)
 
 
 @torch.inference_mode()
 def record_layers(model: PreTrainedModel, model_dir: Path) -> list[LayerShape]:
-    """What each layer caches, found by running one token through the model.
+    """Return what each layer caches, found by running one token through the model.
 
     Raises:
-        ModelError: not every layer attends through transformers' interface, exactly once.
+        ModelError: a layer does not attend through transformers' interface exactly once.
     """
     recorder = ShapeRecorder()
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
@@ -42,19 +42,17 @@ def record_layers(model: PreTrainedModel, model_dir: Path) -> list[LayerShape]:
         raise ModelError("model", str(model_dir), limit) from error
     num_layers = model.config.get_text_config().num_hidden_layers
     if sorted(recorder.layers) != list(range(num_layers)) or recorder.num_attended != num_layers:
-        limit = f"{kind}: {len(recorder.layers)} of its {num_layers} layers keep keys and values; all must"
+        limit = f"{kind}: {len(recorder.layers)} of its {num_layers} layers cache keys and values; all must"
         raise ModelError("model", str(model_dir), limit)
     return [recorder.layers[i] for i in range(num_layers)]
 
 
 @torch.inference_mode()
 def check_packed_forward(executor: Executor, model: PreTrainedModel, model_dir: Path) -> None:
-    """Compare two packed forwards (chunk, then rest, of two requests) with the model's own attention.
+    """Raise ModelError unless two packed forwards (chunk, then rest, of two requests) give the logits of the
+    model's own attention.
 
-    Leaves the executor's cache empty.
-
-    Raises:
-        ModelError: the logits differ.
+    It leaves the executor's cache empty.
     """
     length = min(6, executor.block_size, executor.max_model_len)
     texts = [[(7 * i + 3 * owner + 1) % executor.vocab_size for i in range(length)] for owner in (0, 1)]
@@ -71,9 +69,9 @@ def check_packed_forward(executor: Executor, model: PreTrainedModel, model_dir: 
     model.set_attn_implementation("eager")
     own = [model(input_ids=torch.tensor([text], device=model.device), use_cache=False).logits[0] for text in texts]
     model.set_attn_implementation(ATTENTION_NAME)
-    # A checkpoint with NaN for some token is served as it is: each request answers for its own numbers.
+    # A checkpoint may give NaN for some token: it is served, and a request that meets one ends with an error.
     pairs = [(a, b.float()) for a, b in zip(packed, own, strict=True) if bool(b.isfinite().all())]
     error = max((float((a - b).norm() / b.norm().clamp_min(1e-6)) for a, b in pairs), default=0.0)
     if not error <= _TOLERANCES[model.dtype]:
-        limit = f"{model.config.model_type} run packed differs from its own forward by {error:.1%}; not supported"
+        limit = f"{model.config.model_type} differs from its own forward by {error:.1%} when packed; not supported"
         raise ModelError("model", str(model_dir), limit)

@@ -1,4 +1,4 @@
-"""What a forward is made of."""
+"""The span of a forward."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ForwardSpan:
-    """One request's part of a forward: keep `prefix_len` cached tokens, append `tokens` (one or more).
+    """The span of a forward: keep `prefix_len` cached tokens, append `tokens` (one or more).
 
-    num_logits: logits are computed for the last `num_logits` positions of `tokens` (0 = cache only).
+    num_logits: number of last positions of `tokens` to compute logits for (0 = only cache the tokens).
     """
 
     request_id: int

@@ -1,4 +1,4 @@
-"""Where drafts come from.
+"""Proposers: the sources of drafts.
 
 May import: values, core.blocks, execution, sampling, workers.sequence.
 """

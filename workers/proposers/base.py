@@ -1,4 +1,4 @@
-"""Where drafts come from: what every proposer is given, and what it does with it."""
+"""The interface of proposers: the rows that they are given, and their methods."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from minedraft_workers.sequence import SequenceState
 
 @dataclass(slots=True)
 class DraftRow:
-    """One request in the making of a round: `state` still has its old tokens until they are cached.
+    """A request's row of a draft command. `state` has its old tokens until `tokens` are cached.
 
-    drafts: proposed so far. q_ids, q_probs: int32 and float32 [m] of each draft, under REJECTION only.
+    drafts: proposed so far. q_ids, q_probs: int32 and float32 [m] for each draft, under REJECTION only.
     """
 
     state: SequenceState
@@ -36,13 +36,13 @@ class DraftRow:
 
 
 class Proposer(Protocol):
-    """Where draft tokens come from."""
+    """A source of draft tokens."""
 
     @property
     def num_free_blocks(self) -> int: ...
 
     def propose(self, rows: Sequence[DraftRow]) -> int:
-        """Cache each row's tokens (also in `state.tokens`) and fill in its drafts, `draft_len` or fewer.
+        """Cache each row's tokens, also in `state.tokens`, and add up to `draft_len` drafts to it.
 
         Returns:
             Nanoseconds spent in forward passes.
@@ -55,5 +55,5 @@ class Proposer(Protocol):
     def release(self, request_id: int) -> None: ...
 
     def reset(self, target_vocab_size: int) -> None:
-        """Forget every request; propose ids below `target_vocab_size` only (0: any)."""
+        """Forget every request; from now on propose only ids below `target_vocab_size` (0: no limit)."""
         ...

@@ -1,8 +1,8 @@
 """Drafting with a small language model.
 
-It is `draft_len` forward passes in a row: the first packs what each request has not cached yet, each
-later one a single token a request. The last draft is never fed back, so after a round the KV holds
-the committed tokens and all drafts but the last.
+A round is `draft_len` forwards in a row: the first has the tokens that are not cached yet, each later one
+a single token per request. The last draft is not fed back, so after a round the KV holds the committed
+tokens and all drafts but the last.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class ModelProposer:
         return self._executor.num_free_blocks
 
     def propose(self, rows: Sequence[DraftRow]) -> int:
-        """Cache each row's tokens, then draft until every row has its `draft_len` drafts. A row ends
-        early where its context or the KV does, or at logits that are not finite; the others go on.
-        Implements `Proposer`.
+        """Cache each row's tokens, then draft until every row has `draft_len` drafts. Implements `Proposer`.
+
+        A row gets fewer drafts at the end of its context or at logits that are not finite; all rows do if
+        the KV blocks run out.
         """
         start_ns = time.perf_counter_ns()
         logits = self._executor.forward(
@@ -48,7 +49,7 @@ class ModelProposer:
         forward_ns = time.perf_counter_ns() - start_ns
         for row in rows:
             row.state.replace_from(row.prefix_len, row.tokens)
-            # The KV of draft i lies at committed_len + i - 1; the last draft has none.
+            # The KV of draft i (from 1) is at position committed_len + i - 1; the last draft has none.
             row.draft_len = min(row.draft_len, self._executor.max_model_len - row.committed_len + 1)
         active = [row for row in rows if row.draft_len]
         while active:
@@ -77,8 +78,8 @@ class ModelProposer:
         self._executor.release(request_id)
 
     def reset(self, target_vocab_size: int) -> None:
-        """Forget every request. Columns of ids that the target has no row for are never looked at: under
-        REJECTION a proposal cut at such an id would be one whose law depends on the id."""
+        """Forget every request. From now on, columns of ids that the target has no row for are ignored. To cut
+        a proposal at such an id instead would, under REJECTION, make its law depend on the id."""
         self._executor.release_all()
         ids = self._executor.draft_vocab_ids
         limit = target_vocab_size or self._executor.vocab_size
@@ -86,7 +87,7 @@ class ModelProposer:
         self._draft_vocab_ids = None if ids is None else ids[: self._num_columns]  # they ascend
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[DraftRow]) -> None:
-        """Add a draft to each row; one whose logits are not finite has had its last."""
+        """Add a draft to each row; a row whose logits are not finite ends."""
         choice = choose_drafts(
             logits[:, : self._num_columns],
             [ChoiceRow(row.state, row.committed_len + len(row.drafts), row.drafts) for row in rows],
@@ -106,7 +107,7 @@ class ModelProposer:
                 row.q_probs.append(choice.q_probs[index])
 
     def _count_bad(self, num_rows: int) -> None:
-        """Say it the first time and at every power of two: a broken draft model would fill the log."""
+        """Log bad rows at the first and at every power of two: a broken draft model would fill the log."""
         before, self._num_bad = self._num_bad, self._num_bad + num_rows
         if before.bit_length() < self._num_bad.bit_length():
             logger.warning("the draft model's logits are not finite; rows without a draft so far: %d", self._num_bad)

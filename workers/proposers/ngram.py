@@ -1,8 +1,8 @@
 """Drafting without a model and without KV: prompt lookup (Saxena 2023).
 
-The longest n-gram that ends the text is looked for earlier in the text, and what followed its most
-recent occurrence is proposed. Answers that repeat their prompt (code, summaries, tool calls) make it
-worth its near-zero cost. Such drafts are not sampled: under REJECTION their q is 1 on the draft.
+It searches the text for earlier occurrences of the longest n-gram that ends it, and proposes the tokens
+that followed the most recent one. It costs almost nothing and pays for answers that repeat their prompt
+(code, summaries, tool calls). Its drafts are not sampled: under REJECTION, q is 1 on the draft.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ITEM_BYTES = array("i").itemsize
 
 
 class PromptLookup:
-    """The lookup of one request; keeps its tokens packed, so a round costs its new tokens."""
+    """The lookup of one request. It keeps the tokens packed, so that a round only packs its new tokens."""
 
     __slots__ = ("_max_ngram", "_min_ngram", "_num_packed", "_packed")
 
@@ -28,11 +28,11 @@ class PromptLookup:
         self._packed = bytearray()
 
     def propose(self, tokens: Sequence[int], draft_len: int) -> list[int]:
-        """Up to `draft_len` tokens that may follow `tokens`; empty when nothing matches.
+        """Return up to `draft_len` tokens that may follow `tokens`; none if nothing matches.
 
         Args:
-            tokens: all tokens of the request, below 2**31. Those of the last call are taken to be
-                unchanged where the last common one is; a shorter history starts afresh.
+            tokens: all tokens of the request, below 2**31. The tokens of the previous call are taken as
+                unchanged if the last of them is; after a shorter history the lookup starts afresh.
         """
         self._pack(tokens)
         for ngram_len in range(min(self._max_ngram, len(tokens) - 1), self._min_ngram - 1, -1):
@@ -51,18 +51,18 @@ class PromptLookup:
         self._num_packed = len(tokens)
 
     def _last_occurrence(self, num_tokens: int, ngram_len: int) -> int:
-        """Index of the last earlier occurrence of the final n-gram, or -1."""
+        """Return the index of the last earlier occurrence of the final n-gram, or -1."""
         ngram = self._packed[(num_tokens - ngram_len) * _ITEM_BYTES :]
-        end = (num_tokens - 1) * _ITEM_BYTES  # an earlier one ends before the last token
+        end = (num_tokens - 1) * _ITEM_BYTES  # an earlier occurrence ends before the last token
         while True:
             start = self._packed.rfind(ngram, 0, end)
             if start % _ITEM_BYTES == 0 or start < 0:
                 return start // _ITEM_BYTES
-            end = start + len(ngram) - 1  # bytes of two neighbours matched: look further back
+            end = start + len(ngram) - 1  # the match is not aligned to a token: search further back
 
 
 class NgramProposer:
-    """Prompt lookup. It holds no KV, so it has no blocks either."""
+    """Drafts by prompt lookup. It holds no KV and so has no blocks."""
 
     num_free_blocks = 0
 
@@ -83,4 +83,4 @@ class NgramProposer:
         self._lookups.pop(request_id, None)
 
     def reset(self, target_vocab_size: int) -> None:
-        self._lookups.clear()  # what it proposes stands in the text, so the target knows it
+        self._lookups.clear()  # no limit on ids: it proposes only tokens of the text, which the target knows

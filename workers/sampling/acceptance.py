@@ -1,12 +1,12 @@
-"""Which drafts the target keeps, and the token it adds.
+"""Acceptance: the drafts that the target accepts, and the token that it adds.
 
 GREEDY and COUPLED compare each draft with the target's own choice for the position. REJECTION
 (Leviathan et al. 2023; Chen et al. 2023) accepts a draft with probability min(1, p / q) and replaces
-the first rejected one by a draw from the residual max(p - q, 0), which makes the output law p exactly,
-whatever q. Letters as in the papers: p is the target's distribution, q the drafter's.
+the first rejected one by a draw from the residual max(p - q, 0), which makes the output law exactly p
+for every q. Letters as in the papers: p is the target's distribution, q the drafter's.
 
-Positions are decided in order and none is looked at after the first rejection, so what a row costs is
-what it uses, and a NaN in a row that is not used harms nobody.
+Positions are decided in order, and positions after the first rejection are not computed: they cost
+nothing, and a NaN in an unused row has no effect.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from minedraft_workers.sequence import SequenceState
 
 @dataclass(frozen=True, slots=True)
 class VerifyRow:
-    """One request's part of a verification.
+    """A request's row of a verification.
 
-    drafts: k token ids that follow `state.tokens`; k may be 0. q_ids: int32 [k, m], -1 pads, and q_probs:
-    float32 [k, m], what each draft was sampled from; used under REJECTION only, where None means that
-    the drafts were not sampled (q is 1 on the draft).
+    drafts: k token ids that follow `state.tokens`; k may be 0. q_ids (int32 [k, m], -1 pads) and q_probs
+    (float32 [k, m]): the distribution that each draft was sampled from, used under REJECTION only; None
+    means that the drafts were not sampled (q is 1 on the draft).
     """
 
     state: SequenceState
@@ -45,7 +45,7 @@ class VerifyRow:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The target's decision for one request: the accepted drafts and exactly one more token, with their
-    log-probabilities if asked for; no token when `error` (a reason of minedraft.errors) is set."""
+    log-probabilities if requested; no tokens if `error` (a reason of minedraft.errors) is set."""
 
     accepted_len: int
     tokens: tuple[int, ...]
@@ -55,23 +55,23 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class SparseQ:
-    """q of one position: distinct token ids, int64 [m], and float64 [m] probabilities that sum to 1;
-    empty when what was sent is no distribution."""
+    """q of one position: distinct token ids, int64 [m], and probabilities, float64 [m], that sum to 1; empty
+    if the message holds no valid distribution."""
 
     ids: torch.Tensor
     probs: torch.Tensor
 
     def of(self, token: int) -> float:
-        """q of one token."""
+        """Return q of one token."""
         return float(self.probs[self.ids == token].sum())
 
 
 def verify(logits: torch.Tensor, rows: Sequence[VerifyRow]) -> list[Outcome]:
-    """Decide every request of a batch.
+    """Return the decision for each row.
 
     Args:
-        logits: float32 [sum of (len(drafts) + 1), vocab], of the target: for each request in order, the
-            rows that follow its last known token and each of its drafts.
+        logits: float32 [sum of (len(drafts) + 1), vocab], the target's: for each request in order, the
+            logits after its last known token and after each of its drafts.
     """
     num_logits = sum(len(row.drafts) + 1 for row in rows)
     assert len(logits) == num_logits, f"{len(logits)} logits rows for {num_logits} positions"
@@ -91,27 +91,27 @@ def verify(logits: torch.Tensor, rows: Sequence[VerifyRow]) -> list[Outcome]:
 
 
 def accept_prob(p: float, q: float) -> float:
-    """The probability of accepting a draft that has probability p under the target and q under the
-    drafter. A draft that q says cannot have been drawn is rejected."""
+    """Return the probability of accepting a draft that has probability p under the target and q under the
+    drafter. A draft with q = 0, which cannot have been drawn, is rejected."""
     return min(1.0, p / q) if q > 0.0 else 0.0
 
 
 def residual(p: torch.Tensor, q: SparseQ) -> torch.Tensor:
-    """max(p - q, 0), not normalised: what a rejected draft is replaced from.
+    """Return max(p - q, 0), not normalised, the law of the token that replaces a rejected draft.
 
     Args:
         p: float64 [vocab], sums to 1; not changed.
 
     Returns:
-        float64 [vocab] with a positive sum: p itself where rounding leaves nothing, which a rejection
-        reaches with a probability of the order of 1e-16 only.
+        float64 [vocab] with a positive sum: p itself if rounding leaves nothing, which happens after a
+        rejection only with a probability of about 1e-16.
     """
     rest = p.index_add(0, q.ids, q.probs, alpha=-1).clamp_min_(0.0)
     return rest if float(rest.sum()) > 0.0 else p
 
 
 def distribution(processed: ProcessedRow, num_columns: int) -> torch.Tensor:
-    """p of a processed row: float64 [num_columns], sum 1, zero for tokens that truncation dropped."""
+    """Return p of a processed row: float64 [num_columns], sum 1, zero for tokens that truncation dropped."""
     weights = processed.weights().double()
     weights /= weights.sum()
     if processed.columns is None:
@@ -120,11 +120,11 @@ def distribution(processed: ProcessedRow, num_columns: int) -> torch.Tensor:
 
 
 def read_q(ids: torch.Tensor, probs: torch.Tensor, vocab_size: int) -> SparseQ:
-    """Make a distribution of what a drafter sent for one position: pads, ids outside the vocabulary
-    and values that are no probabilities are dropped, the rest is normalised.
+    """Return the distribution that a drafter sent for one position: pads, ids outside the vocabulary and
+    invalid probabilities are dropped, the rest is normalised.
 
     Args:
-        ids: integers [m]. probs: floats [m], the same order.
+        ids: integers [m]. probs: floats [m], in the same order.
     """
     probs = probs.double()
     usable = (ids >= 0) & (ids < vocab_size) & (probs > 0.0) & probs.isfinite()
@@ -139,7 +139,7 @@ def _is_plain(row: VerifyRow) -> bool:
 
 
 def _verify_plain(logits: torch.Tensor, rows: Sequence[VerifyRow]) -> list[Outcome]:
-    """Requests that take the argmax of the logits as they are: one search, one copy to the host."""
+    """Return the decisions for rows that take the argmax of the raw logits: one search, one copy to the host."""
     peaks, best = argmax_rows(logits)
     outcomes = []
     start = 0
@@ -175,8 +175,8 @@ def _verify_row(logits: torch.Tensor, row: VerifyRow, columns: Columns) -> Outco
 
 
 def _choose(logits: torch.Tensor, row: VerifyRow, index: int, columns: Columns) -> int | None:
-    """The token at the index-th position after the known ones, which is the draft there exactly when it
-    is accepted; None when the logits are not usable."""
+    """Return the token at the index-th position after the known ones, which equals the draft there if and only
+    if the draft is accepted; None if the logits are not usable."""
     state, drafts = row.state, row.drafts[:index]
     if is_greedy(state):
         searched = SearchedRow(adjust(logits, state, drafts, columns))
@@ -196,8 +196,8 @@ def _choose(logits: torch.Tensor, row: VerifyRow, index: int, columns: Columns) 
     p_draft = float(p[draft]) if 0 <= draft < len(p) else 0.0
     if uniform(state.spec.seed, position, Purpose.ACCEPT) < accept_prob(p_draft, q.of(draft)):
         return draft
-    # A draft that is rejected has p < q, so its residual is zero and another token is drawn: the
-    # caller can tell acceptance by equality. Only a q that does not hold the draft breaks this.
+    # A rejected draft has p < q, so its residual is zero and another token is drawn: the caller can tell
+    # acceptance by equality. Only a q without the draft breaks this.
     return draw(residual(p, q), u_target)
 
 
@@ -210,7 +210,7 @@ def _q_at(row: VerifyRow, index: int, p: torch.Tensor) -> SparseQ:
 
 
 def _logprobs(logits: torch.Tensor, token: int, num_alternatives: int) -> TokenLogprobs:
-    """Of the model's own distribution: no penalty, bias, temperature or truncation."""
+    """Return log-probabilities of the model's own distribution: no penalty, bias, temperature or truncation."""
     searched = SearchedRow(logits)
     log_total = searched.peak + math.log(float((logits - searched.peak).exp_().sum(dtype=torch.float64)))
     if num_alternatives == 0:

@@ -1,4 +1,4 @@
-"""Choosing tokens from processed rows, and the drafter's step.
+"""Choosing tokens from processed rows, and the drafter's choice for a batch.
 
 GREEDY takes the most probable token, COUPLED the largest logit + noise with noise that the verifier
 shares, REJECTION samples from the renormalised top-m of q and reports exactly what it sampled from.
@@ -37,7 +37,7 @@ class ChoiceRow:
 
     Attributes:
         position: absolute position (index in prompt + output) of the token to choose.
-        drafts: of this round so far.
+        drafts: drafts of this round so far.
     """
 
     state: SequenceState
@@ -46,17 +46,17 @@ class ChoiceRow:
 
     @property
     def takes_peak(self) -> bool:
-        """Whether it takes the most probable token of its row as it is."""
+        """Whether the request takes the most probable token of its raw logits."""
         return is_greedy(self.state) and not needs_adjusting(self.state, self.position)
 
 
 @dataclass(frozen=True, slots=True)
 class DraftChoice:
-    """One draft step of a batch of B requests.
+    """One draft token for each of B requests.
 
-    tokens: B token ids, None where the row has NaN or Inf. q_ids: int32 [B, m] token ids, -1 pads;
-    q_probs: float32 [B, m]; both on the CPU: what the rows under REJECTION were sampled from (other rows
-    and those without a token are all padding), None when no row is under REJECTION.
+    tokens: B token ids, None for a row with NaN or Inf. q_ids (int32 [B, m], -1 pads) and q_probs (float32
+    [B, m]), both on the CPU: the distributions that the rows under REJECTION were sampled from; other rows,
+    and rows without a token, are all padding. None if no row is under REJECTION.
     """
 
     tokens: list[int | None]
@@ -70,13 +70,13 @@ def choose_drafts(
     draft_vocab_ids: torch.Tensor | None = None,
     top_m: int = DEFAULT_TOP_M,
 ) -> DraftChoice:
-    """Choose the next draft token of each request.
+    """Return the next draft token of each request.
 
     Args:
-        logits: float32 [B, n], of the draft model.
+        logits: float32 [B, n], the draft model's.
         rows: the B requests.
         draft_vocab_ids: integers [n], the token id of each column; None = column j is token j.
-        top_m: how many tokens q is cut down to under REJECTION.
+        top_m: number of tokens that q is truncated to under REJECTION.
     """
     columns = columns_of(logits.shape[-1], logits.device, draft_vocab_ids)
     choices = _choose_all(logits, rows, columns, top_m)
@@ -88,7 +88,7 @@ def choose_drafts(
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """The column chosen (None: the row has NaN or Inf) and, if it was sampled, the columns and
+    """The chosen column (None: the row has NaN or Inf) and, if it was sampled, the columns and
     probabilities that it was sampled from."""
 
     column: int | None
@@ -97,7 +97,7 @@ class _Choice:
 
 
 def _choose_all(logits: torch.Tensor, rows: Sequence[ChoiceRow], columns: Columns, top_m: int) -> list[_Choice]:
-    """A choice for each row; those that take their peak are searched together."""
+    """Return a choice for each row; rows that take their peak are searched together."""
     choices = [_Choice(None)] * len(rows)
     plain = [index for index, row in enumerate(rows) if row.takes_peak]
     if plain:
@@ -127,7 +127,7 @@ def _choose(logits: torch.Tensor, row: ChoiceRow, columns: Columns, top_m: int) 
 def _pack_q(
     rows: Sequence[ChoiceRow], choices: Sequence[_Choice], columns: Columns, top_m: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q_ids and q_probs of `DraftChoice`. A token that was not sampled has all of q."""
+    """Return q_ids and q_probs of `DraftChoice`. For a token that was not sampled, q is 1 on the token."""
     q_ids = torch.full((len(rows), min(top_m, columns.num_columns)), -1, dtype=torch.int32)
     q_probs = torch.zeros(q_ids.shape)
     for index, (row, choice) in enumerate(zip(rows, choices, strict=True)):
@@ -142,10 +142,10 @@ def _pack_q(
 
 
 def truncate_q(processed: ProcessedRow, top_m: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The top_m most probable tokens of q, renormalised.
+    """Return the top_m most probable tokens of q, renormalised.
 
     Returns:
-        Indices into the processed row (int64 [m']) and probabilities (float32 [m'], sum 1 but for
+        Indices into the processed row (int64 [m']) and probabilities (float32 [m'], sum 1 up to
         rounding), m' <= top_m, most probable first.
     """
     logits, kept = SearchedRow(processed.logits).largest(top_m)
@@ -154,7 +154,7 @@ def truncate_q(processed: ProcessedRow, top_m: int) -> tuple[torch.Tensor, torch
 
 
 def draw(weights: torch.Tensor, u: float) -> int:
-    """The index at `u` in [0, 1) of the cumulated weights: index i has probability
+    """Return the index at `u` in [0, 1) of the cumulated weights: index i has probability
     weights[i] / sum(weights), in float64. An index of weight 0 is never returned.
 
     Args:
@@ -162,7 +162,7 @@ def draw(weights: torch.Tensor, u: float) -> int:
     """
     if len(weights) <= _DRAW_BLOCK:
         return _find(weights, u)[0]
-    # Cumulating block sums, then inside one block, takes a third of the time for a whole vocabulary.
+    # To cumulate block sums, then weights inside one block, takes a third of the time for a whole vocabulary.
     missing = -len(weights) % _DRAW_BLOCK
     padded = torch.nn.functional.pad(weights, (0, missing)) if missing else weights
     blocks = padded.view(-1, _DRAW_BLOCK)
@@ -171,10 +171,10 @@ def draw(weights: torch.Tensor, u: float) -> int:
 
 
 def _find(weights: torch.Tensor, u: float) -> tuple[int, float]:
-    """The index at `u` of the cumulated weights, and where in that index's share `u` lies, 0..1."""
+    """Return the index at `u` of the cumulated weights, and the place of `u` within that index's share, 0..1."""
     reached = weights.cumsum(0, dtype=torch.float64)
     total = float(reached[-1])
-    # A product rounded up to the whole sum must still find the last index that has weight.
+    # A product rounded up to the total must still find the last index that has weight.
     goal = min(u * total, math.nextafter(total, 0.0))
     index = int(torch.searchsorted(reached, goal, right=True))
     before = float(reached[index - 1]) if index else 0.0
@@ -182,14 +182,14 @@ def _find(weights: torch.Tensor, u: float) -> tuple[int, float]:
 
 
 def coupled_choice(processed: ProcessedRow, columns: Columns, seed: int, position: int) -> int:
-    """The column with the largest logit / temperature + Gumbel noise of (seed, position, token id): a
-    draw from the row's distribution that is the same for everyone who has the same row."""
+    """Return the column with the largest logit / temperature + Gumbel noise of (seed, position, token id): a
+    draw from the row's distribution that is the same in every process with the same row."""
     temperature, logits = processed.temperature, processed.logits
     bits = columns.noise.bits(seed, position, processed.columns)
     if processed.columns is not None or logits.device.type != "cpu":
         return processed.column(int(_noisy(logits, bits, temperature).argmax()))
-    # Two logarithms over a whole vocabulary cost more than all the rest. An upper bound of each score
-    # needs none, and few tokens have one above the exact score of the likeliest winner.
+    # Two logarithms over a whole vocabulary cost more than all else. An upper bound of each score needs
+    # none, and few tokens have a bound above the exact score of the likeliest winner.
     bounds = SearchedRow(torch.add(logits, gumbel_bound(bits), alpha=-temperature * GUMBEL_BOUND_UNIT))
     likeliest = bounds.argmax()
     score = float(logits[likeliest]) + temperature * gumbel_of(int(bits[likeliest]))
@@ -201,5 +201,5 @@ def coupled_choice(processed: ProcessedRow, columns: Columns, seed: int, positio
 
 
 def _noisy(logits: torch.Tensor, bits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Scores in units of a logit, float64: exact enough that every device finds the same winner."""
+    """Return scores in units of a logit, float64: exact enough that every device finds the same winner."""
     return gumbel(bits).mul_(temperature).add_(logits)

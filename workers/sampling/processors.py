@@ -1,12 +1,12 @@
-"""From a row of logits to the distribution a request asked for. Drafter and verifier both use this.
+"""From a row of logits to the distribution that a request asks for, for drafter and verifier.
 
 The order is fixed: repetition penalty, frequency and presence penalty, logit bias, minimum length
 mask, temperature, top-k, top-p, min-p; the conventions are those of transformers and vLLM. Each
 position has its own context: the request's tokens plus the drafts before the position.
 
 Truncations keep tokens by value: a token as probable as the last one kept is kept too, so the result
-does not depend on the order of the columns. A row is always processed by itself: its result is
-bit-equal whatever else is in the batch. Work is proportional to what the row asks for.
+does not depend on the order of the columns. Each row is processed by itself, so its result is bit-equal
+in every batch. The work grows with the parameters that the request sets.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from minedraft_workers.sampling.row_search import SearchedRow
 from minedraft_workers.sampling.vocab_columns import Columns
 from minedraft_workers.sequence import SequenceState
 
-_MIN_TEMPERATURE = 1e-30  # float32 has nothing useful below; the result is the argmax long before
+_MIN_TEMPERATURE = 1e-30  # smaller ones are of no use in float32: the result is the argmax long before
 _NUCLEUS_GUESS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessedRow:
-    """Logits after penalties, bias and mask, cut down to the tokens that truncation keeps.
+    """Logits after penalties, bias and mask, only of the tokens that truncation keeps.
 
     logits: float32 [num_kept]. columns: int64 [num_kept], ascending; None = every column is kept.
-    peak: the largest logit; not finite when the row cannot be used (NaN, +Inf, or all -Inf).
-    temperature: what the logits have still to be divided by.
+    peak: the largest logit; not finite if the row cannot be used (NaN, +Inf, or all -Inf).
+    temperature: the divisor that is not yet applied to the logits.
     """
 
     logits: torch.Tensor
@@ -45,11 +45,11 @@ class ProcessedRow:
         return math.isfinite(self.peak)
 
     def weights(self) -> torch.Tensor:
-        """Unnormalised probabilities, float32 [num_kept]; the most probable has weight 1."""
+        """Return unnormalised probabilities, float32 [num_kept]; the most probable token has weight 1."""
         return _weights(self.logits, self.peak, self.temperature)
 
     def column(self, index: int) -> int:
-        """The column of the index-th kept token."""
+        """Return the column of the index-th kept token."""
         return index if self.columns is None else int(self.columns[index])
 
 
@@ -71,14 +71,14 @@ def needs_adjusting(state: SequenceState, position: int) -> bool:
 
 
 def adjust(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], columns: Columns) -> torch.Tensor:
-    """Apply penalties, bias and the minimum length mask to the logits of the token after `drafts`.
+    """Return the logits of the token after `drafts` with penalties, bias and the minimum length mask applied.
 
     Args:
         row: float32 [num_columns]; not changed.
         drafts: tokens between the request's known tokens and this position.
 
     Returns:
-        A new row, or `row` itself when the request asks for none of these here.
+        A new row, or `row` itself if the request asks for none of these at this position.
     """
     position = len(state.tokens) + len(drafts)
     if not needs_adjusting(state, position):
@@ -106,7 +106,7 @@ def adjust(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], colum
 
 
 def process(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], columns: Columns) -> ProcessedRow:
-    """The distribution of the token after `drafts` for a request that samples (temperature > 0).
+    """Return the distribution of the token after `drafts` for a request that samples (temperature > 0).
 
     Args:
         row: float32 [num_columns], the model's logits; not changed.
@@ -133,7 +133,7 @@ def process(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], colu
 
 
 def _nucleus_threshold(searched: SearchedRow, threshold: float, temperature: float, top_p: float) -> float:
-    """The logit of the last token of the smallest set, among those >= threshold, that has top_p of
+    """Return the logit of the last token of the smallest set, among the tokens >= threshold, that has top_p of
     their probability."""
     if threshold > float("-inf"):
         logits = searched.row[searched.at_least(threshold)].sort(descending=True).values
@@ -151,8 +151,8 @@ def _nucleus_threshold(searched: SearchedRow, threshold: float, temperature: flo
 def _last_needed(
     logits: torch.Tensor, weights: torch.Tensor, top_p: float, total: float | None = None
 ) -> tuple[float, bool]:
-    """The first of `logits`, largest first, at which their weights reach top_p of `total` (of their own
-    sum if None), and whether they do; the last one if they do not."""
+    """Return the first of `logits`, largest first, at which their weights reach top_p of `total` (of their own
+    sum if None), or else the last one; and whether they reach it."""
     reached = weights.cumsum(0, dtype=torch.float64)
     goal = top_p * (float(reached[-1]) if total is None else total)
     last = int(torch.searchsorted(reached, goal))
@@ -160,5 +160,5 @@ def _last_needed(
 
 
 def _weights(logits: torch.Tensor, peak: float, temperature: float) -> torch.Tensor:
-    # The peak goes first: dividing by a tiny temperature then overflows to -inf, never to NaN.
+    # Subtract the peak first: division by a tiny temperature then overflows to -inf, never to NaN.
     return (logits - peak).div_(temperature).exp_()

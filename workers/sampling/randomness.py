@@ -1,6 +1,6 @@
 """Counter-based randomness: every number is a function of (seed, absolute position, purpose) and, for
-vocabulary noise, of the token id. There is no state to save, so a replay after a fault, another
-batch, another device or a drafter with fewer output rows all see the same numbers.
+vocabulary noise, of the token id. There is no state to save: a replay after a fault, another batch,
+another device or a drafter with fewer output rows gets the same numbers.
 
 Two kinds of numbers:
 
@@ -23,7 +23,7 @@ _NOISE_BITS = 31
 
 
 class Purpose(IntEnum):
-    """What a number is used for; numbers of different purposes are independent."""
+    """The use of a number; numbers of different purposes are independent."""
 
     TOKEN_NOISE = 1  # the noise that drafter and verifier share under COUPLED
     DRAFT = 2  # which token the drafter samples
@@ -32,33 +32,33 @@ class Purpose(IntEnum):
 
 
 def random_bits64(seed: int, position: int, purpose: Purpose) -> int:
-    """64 random bits for one use. Each argument goes through a full SplitMix64 round (Steele et al.
-    2014), so neighbouring seeds and positions share nothing."""
+    """Return 64 random bits for one use. Each argument goes through a full SplitMix64 round (Steele et al.
+    2014), so that neighbouring seeds and positions give unrelated bits."""
     state = _mix64(seed + _GOLDEN64)
     state = _mix64(state + (position + 1) * _GOLDEN64)
     return _mix64(state + int(purpose) * _GOLDEN64)
 
 
 def uniform(seed: int, position: int, purpose: Purpose) -> float:
-    """A float64 in [0, 1), multiple of 2**-53."""
+    """Return a float64 in [0, 1), a multiple of 2**-53."""
     return (random_bits64(seed, position, purpose) >> 11) * 2.0**-53
 
 
 class TokenNoise:
     """Noise bits for the columns of a logits row.
 
-    The bits of a column depend on (seed, position) and on the token id the column stands for, not on
-    the column's place nor on which other columns exist.
+    The bits of a column depend on (seed, position) and on the token id that the column stands for, not on
+    the column's place or on other columns.
     """
 
     __slots__ = ("_hashes",)
 
     def __init__(self, token_ids: torch.Tensor) -> None:
-        """token_ids: integers [num_columns], on the device of the logits."""
+        """Take token_ids: integers [num_columns], on the device of the logits."""
         self._hashes = _hash_token_ids(token_ids)
 
     def bits(self, seed: int, position: int, columns: torch.Tensor | None = None) -> torch.Tensor:
-        """int32 in 0..2**31-1: [num_columns], or [len(columns)] for the columns named (int64).
+        """Return int32 in 0..2**31-1, [num_columns], or [len(columns)] if `columns` (int64) are given.
 
         For one token over random keys the bits are uniform; over the tokens of one key, a keyed
         multiply of well mixed values makes them pairwise independent.
@@ -67,31 +67,31 @@ class TokenNoise:
         hashes = self._hashes if columns is None else self._hashes[columns]
         x = torch.bitwise_xor(hashes, _wrapped(key & 0xFFFFFFFF))
         x.mul_(_MULTIPLIER)
-        # The shift keeps the sign, so adding it (not xor, which would make x and ~x collide) is what
-        # loses no information; one operator less than masking the sign bits off.
+        # The shift keeps the sign. Adding it loses no information, while xor would make x and ~x collide;
+        # it takes one operator less than masking the sign bits off.
         x.add_(torch.bitwise_right_shift(x, _SHIFT))
         x.mul_(_wrapped(key >> 32 | 1))
         return x.bitwise_and_(_LOW_BITS)
 
 
 def gumbel(bits: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel noise, float64, from noise bits.
+    """Return standard Gumbel noise, float64, from noise bits.
 
     Large values come from small bits, where v = (bits + 1/2) / 2**31 is finest: the values that win
-    are resolved to 2**-32 in probability, and -log(-log(u)) of a u near one is never taken.
+    are resolved to 2**-32 in probability, and -log(-log(u)) is never computed for u near one.
     """
     v = bits.double().add_(0.5).mul_(2.0**-_NOISE_BITS)
     return torch.log1p(v.neg_()).neg_().log_().neg_()
 
 
 def gumbel_of(bits: int) -> float:
-    """`gumbel` of one token's bits, on the host."""
+    """Return `gumbel` of one token's bits, computed on the host."""
     return -math.log(-math.log1p(-(bits + 0.5) * 2.0**-_NOISE_BITS))
 
 
 def gumbel_bound(bits: torch.Tensor) -> torch.Tensor:
-    """A cheap upper bound of `gumbel(bits)`, float32, in units of `GUMBEL_BOUND_UNIT` and short of
-    `GUMBEL_BOUND_OFFSET`: gumbel <= GUMBEL_BOUND_OFFSET - GUMBEL_BOUND_UNIT * gumbel_bound.
+    """Return a cheap bound of `gumbel(bits)`, float32:
+    gumbel <= GUMBEL_BOUND_OFFSET - GUMBEL_BOUND_UNIT * gumbel_bound.
 
     gumbel = -log(-log(1 - v)) <= -log(v), and the bit pattern of a float32 is a lower bound of its
     base-2 logarithm (Mitchell 1962), off by at most 0.086. No transcendental function is computed.
@@ -112,7 +112,8 @@ def _mix64(x: int) -> int:
 
 
 def _hash_token_ids(token_ids: torch.Tensor) -> torch.Tensor:
-    """Well mixed int32 per id (the 32-bit finaliser of MurmurHash3), in int64 to have logical shifts."""
+    """Return a well mixed int32 per id (the 32-bit finaliser of MurmurHash3), computed in int64, whose shifts
+    of positive values are logical."""
     x = (token_ids.to(torch.int64) + 1) * 0x9E3779B1 & 0xFFFFFFFF
     x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
     x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
@@ -121,8 +122,8 @@ def _hash_token_ids(token_ids: torch.Tensor) -> torch.Tensor:
 
 
 def _wrapped(unsigned: int) -> torch.Tensor:
-    """A 0-dim int32 tensor of an unsigned 32-bit value: such operands also work on other devices and
-    cost a third of what a Python number costs per operator."""
+    """Return a 0-dim int32 tensor of an unsigned 32-bit value. As an operand it works on every device and costs
+    a third of a Python number."""
     return torch.tensor(unsigned - ((unsigned >> 31) << 32), dtype=torch.int32)
 
 

@@ -1,7 +1,7 @@
 """Searches over rows of logits.
 
-On a CPU they go through NumPy's view of the same memory: its `argmax` and comparisons over a whole
-vocabulary are 5 to 15 times faster than torch's, which matters as there are several per token.
+On a CPU they use NumPy on the same memory: its `argmax` and comparisons over a whole vocabulary are 5 to
+15 times faster than torch's, and there are several per token.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _BLOCK = 64
 
 
 def argmax_rows(logits: torch.Tensor) -> tuple[list[float], list[int]]:
-    """Maximum and its first index of each row of [num_rows, n]; a NaN counts as the maximum."""
+    """Return the maximum of each row of [num_rows, n], and its first index; a NaN counts as the maximum."""
     if logits.device.type != "cpu":
         peaks, indices = logits.max(dim=-1)
         found = torch.stack([peaks.double(), indices.double()]).tolist()  # one copy to the host
@@ -29,7 +29,7 @@ class SearchedRow:
 
     Attributes:
         row: float32 [n].
-        peak: its maximum; NaN where it has a NaN.
+        peak: its maximum; NaN if it has a NaN.
     """
 
     __slots__ = ("_values", "peak", "row")
@@ -40,22 +40,23 @@ class SearchedRow:
         self.peak = float(row.amax() if self._values is None else self._values.max())
 
     def argmax(self) -> int:
-        """First index of the maximum; of the first NaN where there is one."""
+        """Return the first index of the maximum, or of the first NaN if there is one."""
         return int(self.row.argmax() if self._values is None else self._values.argmax())
 
     def at_least(self, threshold: float) -> torch.Tensor:
-        """Indices of all values >= threshold, ascending, int64."""
+        """Return the indices of all values >= threshold, int64, ascending."""
         if self._values is None:
             return (self.row >= threshold).nonzero().squeeze(1)
         return torch.from_numpy(np.flatnonzero(self._values >= threshold))
 
     def largest(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k largest values, or all where there are fewer, and their indices; largest first."""
+        """Return the k largest values, or all if there are fewer, and their indices, largest first: float32 and
+        int64 [min(k, n)]."""
         num_blocks = len(self.row) // _BLOCK
         if self._values is None or 4 * k > num_blocks:
             values, indices = self.row.topk(min(k, len(self.row)))
             return values, indices
-        # k blocks have a maximum of at least the k-th largest maximum, so no smaller value is wanted.
+        # k blocks have a maximum of at least the k-th largest maximum, so no smaller value is among the largest k.
         maxima = self.row[: num_blocks * _BLOCK].view(num_blocks, _BLOCK).amax(dim=-1)
         floor = np.partition(maxima.numpy(), num_blocks - k)[num_blocks - k]
         candidates = self.at_least(float(floor))

@@ -1,4 +1,4 @@
-"""What the columns of a logits row stand for: the whole vocabulary, or a drafter's part of it."""
+"""The tokens that the columns of a logits row stand for: the whole vocabulary, or a drafter's part of it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Columns:
             self._column_of[self._token_ids] = np.arange(self.num_columns)
 
     def token_id(self, column: int) -> int:
-        """The token that `column` stands for."""
+        """Return the token id that `column` stands for."""
         return column if self._token_ids is None else int(self._token_ids[column])
 
     def locate(self, token_ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Columns of those `token_ids` that have one, and a mask saying which they are."""
+        """Return the columns of the `token_ids` that have one, int64, and the mask of those ids in `token_ids`."""
         if self._token_ids is None:
             known = (token_ids >= 0) & (token_ids < self.num_columns)
             return token_ids[known], known
@@ -43,7 +43,7 @@ class Columns:
 
 
 def columns_of(vocab_size: int, device: torch.device, draft_vocab_ids: torch.Tensor | None = None) -> Columns:
-    """The columns of logits of this width; made once per vocabulary.
+    """Return the columns of logits of this width; made once per vocabulary.
 
     Args:
         vocab_size: width of the logits.

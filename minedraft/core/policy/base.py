@@ -1,4 +1,4 @@
-"""What a policy is asked, and the policies that decide nothing: the settings hold."""
+"""The interfaces of policies, and the default policies, which apply the settings as they are."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from minedraft.types import LoanTerms, Proposal
 class DraftPolicy(Protocol):
     """Decides how many tokens to draft for a request, and which drafts to verify.
 
-    It is asked in the loop: an answer must take microseconds. It never changes what the answers are, only how
-    fast they come.
+    The event loop calls it in every round, so a call must take microseconds. A policy changes the speed of
+    answers, never the distribution of their tokens.
     """
 
     def draft_len(self, request: Request, batch_size: int, max_draft_len: int) -> int:
-        """Drafts to ask for in this round, 0..max_draft_len. `batch_size`: requests in its batch now."""
+        """Return the drafts to ask for in this round, 0..max_draft_len. batch_size: requests in its batch now."""
         ...
 
     def select(self, proposals: Sequence[Proposal]) -> Sequence[Proposal]:
-        """The proposals of a round to verify: each as it is, shortened to its first drafts, or left out."""
+        """Return the proposals of a round to verify: each unchanged, truncated to its first drafts, or left out."""
         ...
 
     def observe(self, event: Event, now_s: float) -> None:
@@ -34,7 +34,7 @@ class ModePolicy(Protocol):
     """Decides the mode and the sizes to run with."""
 
     def wanted(self, now_s: float) -> LoanTerms | None:
-        """What to run with from now on; None for no change. Asked after every round."""
+        """Return the terms to run with from now on, None for no change. Called after every round."""
         ...
 
     def observe(self, event: Event, now_s: float) -> None:
@@ -43,7 +43,7 @@ class ModePolicy(Protocol):
 
 
 class FixedDraftLen:
-    """As many drafts as the settings say, and all of them verified."""
+    """Asks for as many drafts as the settings say and verifies them all."""
 
     def draft_len(self, request: Request, batch_size: int, max_draft_len: int) -> int:
         return max_draft_len
@@ -56,7 +56,7 @@ class FixedDraftLen:
 
 
 class FixedMode:
-    """The mode of the settings."""
+    """Keeps the mode of the settings."""
 
     def wanted(self, now_s: float) -> LoanTerms | None:
         return None

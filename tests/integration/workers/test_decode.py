@@ -235,7 +235,7 @@ async def test_a_stale_round_or_an_unknown_request_changes_nothing(
     driver.number += 2
     stranger = make_sequence(99, [1, 2])
     stranger.verifier_len = 1
-    with pytest.raises(ProtocolError, match="request_id is 99: unknown here"):
+    with pytest.raises(ProtocolError, match="request_id is 99: unknown, and"):
         await driver.verifier.verify(driver.verify_command([*sequences, stranger], {}))
     ahead = make_sequence(0, [1] * 60)
     ahead.verifier_len = 59
@@ -271,7 +271,7 @@ async def test_drafting_gets_shorter_and_ends_with_the_drafters_context(
     sequence.tokens += [1] * 10
     sequence.drafter_len = 60
     driver.number += 1
-    with pytest.raises(ProtocolError, match="at most 64 fit the context"):
+    with pytest.raises(ProtocolError, match="at most 64 fit in the context"):
         await driver.drafter.draft(driver.draft_command([sequence], 8))
 
 

@@ -31,7 +31,7 @@ async def test_a_handshake_says_who_answers_and_every_one_starts_a_new_epoch(wor
 
 
 async def test_the_other_role_s_address_is_refused_without_a_new_epoch(worker: Served) -> None:
-    with pytest.raises(ConfigError, match=r"drafter address is .* no drafter answers there but a verifier"):
+    with pytest.raises(ConfigError, match=r"drafter address is .* a verifier .* answers there, not a drafter"):
         await GrpcDrafter.connect(worker.address)
     assert worker.actor.executed == []
 

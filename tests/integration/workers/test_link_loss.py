@@ -134,7 +134,7 @@ async def test_closing_the_link_fails_what_waits_on_it(worker: Served) -> None:
 
 
 async def test_nobody_there_is_an_error_within_the_time_given(tmp_path: Path) -> None:
-    with pytest.raises(WorkerLost, match=r"does not answer within 0\.2 s"):
+    with pytest.raises(WorkerLost, match=r"did not answer within 0\.2 s"):
         await GrpcVerifier.connect(f"unix:{tmp_path}/nobody.sock", connect_timeout_s=0.2)
 
 
@@ -147,7 +147,7 @@ async def test_another_protocol_version_is_a_configuration_error(
     worker: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("minedraft_workers.servicer.PROTOCOL_VERSION", 99)
-    with pytest.raises(ConfigError, match=f"protocol version {PROTOCOL_VERSION} was asked for, this worker speaks 99"):
+    with pytest.raises(ConfigError, match=f"the scheduler speaks protocol version {PROTOCOL_VERSION}, this worker 99"):
         await GrpcVerifier.connect(worker.address)
     monkeypatch.undo()
     worker.runtime.info = replace(worker.runtime.info, protocol_version=99)
@@ -196,7 +196,7 @@ async def test_a_worker_that_sends_bytes_that_are_no_reply_is_lost(
     worker: Served, verifier: GrpcVerifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("minedraft_workers.servicer.envelope_to_bytes", lambda _: b"\xff" * 100)
-    with pytest.raises(WorkerLost, match="no message"):
+    with pytest.raises(WorkerLost, match="not a message"):
         await verifier.verify(command(verifier, 1))
 
 
@@ -229,5 +229,5 @@ async def test_a_stream_without_a_handshake_is_refused(worker: Served) -> None:
     async with raw_channel(worker) as channel:
         for metadata in ((), (("minedraft-epoch", "x"),), (("minedraft-epoch", "7"),)):
             stream = channel.stream_stream("/minedraft.v1.Verifier/Run")(metadata=metadata)
-            with pytest.raises(grpc.aio.AioRpcError, match="nobody has taken this worker"):
+            with pytest.raises(grpc.aio.AioRpcError, match="no scheduler has taken this worker"):
                 await stream.read()

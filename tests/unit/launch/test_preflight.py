@@ -71,8 +71,8 @@ def test_what_belongs_to_the_text_of_the_target_is_checked_too(tmp_path, name, c
 
 def test_devices_that_are_not_there_are_refused(tmp_path):
     found = problems(target_device="cpu:4001", draft_device="cpu:0-4000", listen=f"unix:{tmp_path / 'm.sock'}")
-    assert "is not among those of this process" in found["target_device"]
-    assert "is not among those of this process" in found["draft_device"]
+    assert "is not available; this process may use" in found["target_device"]
+    assert "is not available; this process may use" in found["draft_device"]
 
 
 def test_a_default_pair_that_cannot_be_fetched_is_told(tmp_path, monkeypatch):

@@ -71,10 +71,10 @@ def test_weights_that_no_scale_can_hold_are_refused(bad: float):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"m": np.zeros((8, 4), np.float32)}, r"tensor 'm' is float32 \[8, 4\], a matrix of int8 is needed"),
-        ({"m": np.zeros(8, np.int8)}, r"tensor 'm' is int8 \[8\], a matrix of int8 is needed"),
-        ({"m": np.zeros((9, 4), np.int8)}, r"tensor 'm\.scales' is float16 \[2\], float16 \[3\] is needed for 9 rows"),
-        ({"m.scales": np.ones(1, np.float16)}, r"tensor 'm\.scales' is float16 \[1\], float16 \[2\] is needed"),
+        ({"m": np.zeros((8, 4), np.float32)}, r"tensor 'm' is float32 \[8, 4\], must be a matrix of int8"),
+        ({"m": np.zeros(8, np.int8)}, r"tensor 'm' is int8 \[8\], must be a matrix of int8"),
+        ({"m": np.zeros((9, 4), np.int8)}, r"tensor 'm\.scales' is float16 \[2\], must be float16 \[3\] for 9 rows"),
+        ({"m.scales": np.ones(1, np.float16)}, r"tensor 'm\.scales' is float16 \[1\], must be float16 \[2\]"),
         ({"m.scales": np.ones((2, 1), np.float16)}, r"tensor 'm\.scales' is float16 \[2, 1\]"),
         ({"m.scales": np.ones(2, np.float32)}, r"tensor 'm\.scales' is float32 \[2\]"),
         ({"m.scales": np.array([1, np.inf], np.float16)}, r"'m\.scales' has a scale that is not positive and finite"),

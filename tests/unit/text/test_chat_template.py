@@ -87,7 +87,7 @@ def test_the_template_can_refuse_messages_and_know_the_date():
 
 @pytest.mark.parametrize("source", ["constant", "{% for m in messages %}{{ m.text }}{% endfor %}"])
 def test_a_template_that_leaves_out_what_messages_say_is_refused(source: str):
-    with pytest.raises(InvalidRequest, match="leaves out what messages say; send text"):
+    with pytest.raises(InvalidRequest, match="drops the content of messages; send text"):
         _render(source)
 
 

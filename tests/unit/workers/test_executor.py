@@ -271,10 +271,10 @@ def test_capacity_follows_memory_and_context_follows_the_model(
     assert load(llama_dir, max_model_len=100).max_model_len == 100
     with pytest.raises(ConfigError, match="max_model_len is 513: the model's context is 512 tokens"):
         load(llama_dir, max_model_len=513)
-    with pytest.raises(ConfigError, match=r"num_blocks is \d+: 1125900 GB of KV cache are more than this device has"):
+    with pytest.raises(ConfigError, match=r"num_blocks is \d+: needs 1125900 GB of KV cache, more than this device"):
         load(llama_dir, num_blocks=1 << 38)
     free_bytes = 8 * 4095
-    with pytest.raises(ConfigError, match="one block of 16 tokens takes 4096 bytes, the memory has room for 4095"):
+    with pytest.raises(ConfigError, match="one block of 16 tokens needs 4096 bytes, the memory has room for 4095"):
         load(llama_dir, num_blocks=None)
 
 

@@ -30,7 +30,7 @@ def load(path: Path, **options: Any) -> Executor:
 @pytest.mark.parametrize(
     ("kind", "overrides", "message"),
     [
-        ("bloom", {}, "0 of its 2 layers keep keys and values"),
+        ("bloom", {}, "0 of its 2 layers cache keys and values"),
         ("mpt", {}, "mpt does not run through transformers' attention interface"),
         ("bert", {}, "differs from its own forward"),
         ("qwen3_next", {"num_experts": 2, "moe_intermediate_size": 16}, "linear_attention layers"),
@@ -59,7 +59,7 @@ def change_config(path: Path, **changes: Any) -> None:
         ({"dtype": "float99"}, "config.json': transformers refuses it: AttributeError: .*float99"),
         ({"pad_token_id": 400}, "transformers cannot load it: AssertionError: Padding_idx must be within"),
         ({"hidden_act": "nope"}, "transformers cannot load it: KeyError: 'nope'"),
-        ({"vocab_size": 321}, r"lm_head.weight \[320, 32\] \(config.json wants \[321, 32\]\)"),
+        ({"vocab_size": 321}, r"lm_head.weight \[320, 32\] \(config.json needs \[321, 32\]\)"),
         ({"model_type": "nope"}, "has no nope model, and code from a folder is never run"),
     ],
     ids=str,
@@ -150,7 +150,7 @@ def test_a_context_that_the_kv_memory_cannot_hold_is_refused_or_shrinks_with_a_w
     plan = Plan.make(load_worker_settings({"role": "verifier", **flags}))
     assert load_actor(plan).info.max_model_len == 128
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
-        "the context is 128 tokens, less than the model's 512: the KV memory holds 128 tokens"
+        "the context is 128 tokens, less than the model's 512: the KV cache holds 128 tokens"
     ]
-    with pytest.raises(ConfigError, match="max_model_len is 129: the KV memory holds 128 tokens"):
+    with pytest.raises(ConfigError, match="max_model_len is 129: the KV cache holds 128 tokens"):
         load_actor(replace(plan, max_model_len=129))
