@@ -11,7 +11,7 @@ from minedraft.engine.verifying import Checked
 from minedraft.types import Batch, Proposal
 
 
-class Steps(Protocol):
+class LaneActions(Protocol):
     """The calls that a lane makes. Each is safe to run concurrently with those of the other lane."""
 
     async def plan(self, batch: Batch) -> RoundPlan:
@@ -35,18 +35,18 @@ class Steps(Protocol):
         ...
 
 
-async def run_overlapped(steps: Steps, batch: Batch) -> None:
+async def run_overlapped(actions: LaneActions, batch: Batch) -> None:
     """Draft and verify the rounds of one batch, until cancelled. Two such lanes overlap: while one uses the
     verifier, the other uses the drafter. The drafter's prefill runs during the verify of the same round."""
     while True:
-        plan = await steps.plan(batch)
-        proposals = await steps.draft(plan)
+        plan = await actions.plan(batch)
+        proposals = await actions.draft(plan)
         if plan.drafts and not plan.prefills:
-            checked = await steps.verify(plan, proposals)
+            checked = await actions.verify(plan, proposals)
         else:
             async with asyncio.TaskGroup() as together:
-                together.create_task(steps.prefill(plan))
-                verify = together.create_task(steps.verify(plan, proposals))
+                together.create_task(actions.prefill(plan))
+                verify = together.create_task(actions.verify(plan, proposals))
             checked = verify.result()
         if checked is not None:
-            steps.commit(plan, checked)
+            actions.commit(plan, checked)
