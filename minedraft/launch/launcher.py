@@ -187,6 +187,9 @@ class Launcher:
         }
 
         def missing() -> list[str]:
+            scheduler = waits["scheduler"]
+            if scheduler.done() and scheduler.exception() is None:
+                return []  # it has used the workers, also one whose health was not asked again since
             return [name for name, task in waits.items() if not task.done() or task.exception() is not None]
 
         try:
