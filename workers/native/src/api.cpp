@@ -181,21 +181,25 @@ EXPORT int minedraft_attention(void* handle, void* keys, void* values, int64_t b
             max_tokens = tokens > max_tokens ? tokens : max_tokens;
         }
         const size_t scratch_bytes = kernels.attention_scratch_bytes(args, task_rows, max_tokens);
-        auto* tasks = reinterpret_cast<Task*>(pool.shared.get(num_tasks * sizeof(Task)));
+        auto* tasks = reinterpret_cast<Task*>(pool.shared.get(num_tasks * heads * sizeof(Task)));
         if (!tasks) return kNoMemory;
         num_tasks = 0;
         for (int64_t i = 0; i < num_spans; ++i)
             for (int64_t row = 0; row < args.spans[i].rows; row += task_rows) {
                 const int64_t left = args.spans[i].rows - row;
-                tasks[num_tasks++] = {i, row, left < task_rows ? left : task_rows};
+                for (int64_t head = 0; head < heads; ++head)
+                    tasks[num_tasks++] = {i, row, left < task_rows ? left : task_rows, head};
             }
         for (auto& memory : pool.scratch)
             if (!memory.get(scratch_bytes)) return kNoMemory;
         // Tasks differ in size, so each thread takes the next one; which thread it is does not show in the result.
         std::atomic<int64_t> next{0};
         pool.run([&](int thread) {
-            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < num_tasks * heads;)
-                kernels.attention(args, tasks[i / heads], i % heads, pool.scratch[thread].get(scratch_bytes));
+            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < num_tasks;) {
+                const int64_t after = i + pool.size();
+                kernels.attention(args, tasks[i], after < num_tasks ? &tasks[after] : nullptr,
+                                  pool.scratch[thread].get(scratch_bytes));
+            }
         });
         return kOk;
     });

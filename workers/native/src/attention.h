@@ -15,7 +15,7 @@ namespace minedraft {
 namespace {
 
 constexpr int64_t kChunk = 256;  // tokens, counted in padded blocks
-constexpr int64_t kKeysAhead = 4;  // tiles between the one that is multiplied and the one that is fetched
+constexpr int64_t kTilesAhead = 16;  // between the tile that is multiplied and the one that is fetched
 constexpr float kInfinity = __builtin_inff();
 
 // Reads of `Kind` from a row of probabilities: [R][kChunk], float32 or bfloat16.
@@ -35,7 +35,7 @@ struct Scratch {
     uint8_t* shares;       // [kMaxRows][kChunk], p
     uint8_t* last_value;   // one pair of tokens, the second one zero
     int64_t* limits;       // [queries], tokens each sees, counted in padded blocks
-    const uint8_t** keys;  // where each tile of 16 tokens lies
+    const uint8_t** keys;  // where each tile of 16 tokens lies; then kTilesAhead of the next task
     const uint8_t** values;
 
     size_t lay_out(uint8_t* base, const Attention& a, int64_t queries, int64_t tiles) {
@@ -53,8 +53,8 @@ struct Scratch {
         shares = take(kMaxRows * kChunk * Kind::kXBytes / Kind::kInputs);
         last_value = take(a.cache.value_dim * Kind::kInputs * bytes_of(a.cache.dtype));
         limits = reinterpret_cast<int64_t*>(take(queries * sizeof(int64_t)));
-        keys = reinterpret_cast<const uint8_t**>(take(tiles * sizeof(*keys)));
-        values = reinterpret_cast<const uint8_t**>(take(tiles * sizeof(*values)));
+        keys = reinterpret_cast<const uint8_t**>(take((tiles + kTilesAhead) * sizeof(*keys)));
+        values = reinterpret_cast<const uint8_t**>(take((tiles + kTilesAhead) * sizeof(*values)));
         return used;
     }
 };
@@ -62,12 +62,18 @@ struct Scratch {
 template <class D, class Kind>
 class Attender {
   public:
-    Attender(const Attention& args, const Task& task, int64_t head, uint8_t* scratch)
-        : a(args), view(args.cache), span(args.spans[task.span]), head(head), queries(task.rows * args.group),
+    Attender(const Attention& args, const Task& task, const Task* next, uint8_t* scratch)
+        : a(args), view(args.cache), span(args.spans[task.span]), head(task.head), queries(task.rows * args.group),
           first_row(span.first_row + task.first) {
-        const int64_t end = padded_tokens(view, span.start + task.first + task.rows);
-        s.lay_out(scratch, a, queries, num_tiles = (end + kStrip - 1) / kStrip);
-        find_tiles();
+        const int64_t num_tiles = tiles_of(task);
+        s.lay_out(scratch, a, queries, num_tiles);
+        find_tiles(task, 0, num_tiles);
+        tiles_ahead = num_tiles < kTilesAhead ? num_tiles : kTilesAhead;
+        for (int64_t i = 0; i < kTilesAhead; ++i) {
+            s.keys[num_tiles + i] = s.keys[0];
+            s.values[num_tiles + i] = s.values[0];
+        }
+        if (next) find_tiles(*next, num_tiles, tiles_of(*next) < kTilesAhead ? tiles_of(*next) : kTilesAhead);
         for (int64_t q = 0; q < queries; ++q) {
             s.limits[q] = padded_tokens(view, span.start + task.first + q / a.group + 1);
             s.largest[q] = -kInfinity;
@@ -90,18 +96,23 @@ class Attender {
     const Attention& a;
     CacheView view;
     const Span& span;
-    int64_t head, queries, first_row, num_blocks, num_tiles;
+    int64_t head, queries, first_row, num_blocks, tiles_ahead;
     Scratch<Kind> s;
 
     int64_t begin(int64_t block) const { return queries * block / num_blocks; }
 
-    void find_tiles() {
+    int64_t tiles_of(const Task& task) const {
+        return (padded_tokens(view, a.spans[task.span].start + task.first + task.rows) + kStrip - 1) / kStrip;
+    }
+
+    // Where the first `count` tiles of a task lie, to `at` and after it.
+    void find_tiles(const Task& task, int64_t at, int64_t count) {
         const int64_t per_block = view.padded / kStrip, bytes = kStrip * bytes_of(a.cache.dtype);
-        const int32_t* block = a.blocks + span.first_block;
-        for (int64_t tile = 0; tile < num_tiles; ++block)
-            for (int64_t i = 0; i < per_block && tile < num_tiles; ++i, ++tile) {
-                s.keys[tile] = view.keys(*block, head) + i * a.cache.key_dim * bytes;
-                s.values[tile] = view.values(*block, head) + i * a.cache.value_dim * bytes;
+        const int32_t* block = a.blocks + a.spans[task.span].first_block;
+        for (int64_t tile = 0; tile < count; ++block)
+            for (int64_t i = 0; i < per_block && tile < count; ++i, ++tile) {
+                s.keys[at + tile] = view.keys(*block, task.head) + i * a.cache.key_dim * bytes;
+                s.values[at + tile] = view.values(*block, task.head) + i * a.cache.value_dim * bytes;
             }
     }
 
@@ -141,7 +152,7 @@ class Attender {
             if (s.limits[first + r] > chunk) share(chunk, first + r, r);
         // Tokens that all R queries see, in whole steps; then the rest, for those of one row together.
         const int64_t shared = s.limits[first] / Kind::kInputs * Kind::kInputs, both = shared < end ? shared : end;
-        if (both > chunk) mix<R>(chunk, chunk, both, first, 0);
+        if (both > chunk) mix<R>(chunk, chunk, both, first, 0, fetches);
         for (int r = 0, size; r < R; r += size) {
             const int64_t limit = s.limits[first + r], own = limit < end ? limit : end;
             for (size = 1; r + size < R && s.limits[first + r + size] == limit;) ++size;
@@ -181,13 +192,9 @@ class Attender {
         Sums<R, S> sums;
         sums.clear();
         if (fetches) {
-            Ahead<2 * S> ahead;
+            Ahead<S> ahead;
             ahead.step = Kind::kStripBytes;
-            for (int i = 0; i < S; ++i) {
-                const int64_t next = tile + kKeysAhead + i;
-                ahead.at[2 * i] = s.keys[next < num_tiles ? next : tile];
-                ahead.at[2 * i + 1] = s.values[tile + i];  // needed when the chunk's scores are there
-            }
+            for (int i = 0; i < S; ++i) ahead.at[i] = s.keys[tile + tiles_ahead + i];
             multiply<Kind, X>(sums, x, w, Kind::kStripBytes, steps, ahead);
         } else {
             multiply<Kind, X>(sums, x, w, Kind::kStripBytes, steps);
@@ -233,35 +240,44 @@ class Attender {
 
     // mix of R queries from `first` on += shares * values of the tokens from..to, whole steps.
     template <int R>
-    void mix(int64_t chunk, int64_t from, int64_t to, int64_t first, int64_t r) {
+    void mix(int64_t chunk, int64_t from, int64_t to, int64_t first, int64_t r, bool fetches = false) {
         constexpr int S = kStripsFor<R>;
         int64_t d = 0;
-        for (; d + S * kStrip <= a.cache.value_dim; d += S * kStrip) mix_strips<R, S>(chunk, from, to, first, r, d);
-        if (d < a.cache.value_dim) mix_strips<R, 1>(chunk, from, to, first, r, d);
+        for (; d + S * kStrip <= a.cache.value_dim; d += S * kStrip) mix_strips<R, S>(chunk, from, to, first, r, d, fetches);
+        if (d < a.cache.value_dim) mix_strips<R, 1>(chunk, from, to, first, r, d, fetches);
     }
 
     template <int R, int S>
-    void mix_strips(int64_t chunk, int64_t from, int64_t to, int64_t first, int64_t r, int64_t d) {
+    void mix_strips(int64_t chunk, int64_t from, int64_t to, int64_t first, int64_t r, int64_t d, bool fetches) {
         Sums<R, S> sums;
         sums.read(s.mix + first * a.cache.value_dim + d, a.cache.value_dim);
         for (int64_t token = from; token < to;) {
             const int64_t offset = token % kStrip, left = kStrip - offset, count = left < to - token ? left : to - token;
             const uint8_t* values = s.values[token / kStrip] + offset * a.cache.value_dim * bytes_of(a.cache.dtype);
-            multiply_values(sums, values, chunk, token, count, r, d);
+            if (fetches) {
+                // This strip's share of a tile: the same lines as it reads now, if they lay one after the other.
+                Ahead<S> ahead;
+                ahead.step = 64;
+                for (int i = 0; i < S; ++i)
+                    ahead.at[i] = s.values[token / kStrip + tiles_ahead] + (d + i * kStrip) * kStrip * bytes_of(a.cache.dtype);
+                multiply_values(sums, values, chunk, token, count, r, d, ahead);
+            } else {
+                multiply_values(sums, values, chunk, token, count, r, d);
+            }
             token += count;
         }
         sums.write(s.mix + first * a.cache.value_dim + d, a.cache.value_dim);
     }
 
-    template <int R, int S>
+    template <int R, int S, class Fetch = Nothing>
     void multiply_values(Sums<R, S>& sums, const uint8_t* values, int64_t chunk, int64_t token, int64_t count, int64_t r,
-                         int64_t d) {
+                         int64_t d, Fetch fetch = {}) {
         constexpr int64_t share_bytes = Kind::kXBytes / Kind::kInputs;
         const int64_t bytes = Kind::kInputs * bytes_of(a.cache.dtype);  // of one dimension in a step
         const uint8_t* w[S];
         for (int i = 0; i < S; ++i) w[i] = values + (d + i * kStrip) * bytes;
         multiply<Kind, Probabilities<Kind>>(sums, s.shares + (r * kChunk + token - chunk) * share_bytes, w,
-                                            a.cache.value_dim * bytes, count / Kind::kInputs);
+                                            a.cache.value_dim * bytes, count / Kind::kInputs, fetch);
     }
 
     // The last token of R queries where it is the first of a pair: its neighbour is no token of theirs.
@@ -311,9 +327,9 @@ size_t attention_scratch_bytes(const Attention& a, int64_t max_task_rows, int64_
     });
 }
 
-void attention(const Attention& a, const Task& task, int64_t head, uint8_t* scratch) {
+void attention(const Attention& a, const Task& task, const Task* next, uint8_t* scratch) {
     with_cache_kind(a, [&](auto dtype, auto kind) {
-        Attender<decltype(dtype), decltype(kind)>(a, task, head, scratch).run();
+        Attender<decltype(dtype), decltype(kind)>(a, task, next, scratch).run();
     });
 }
 

@@ -93,7 +93,7 @@ struct Span {
 
 // A part of a span that one thread attends for one key head.
 struct Task {
-    int64_t span, first, rows;  // `first` counts from the span's first row
+    int64_t span, first, rows, head;  // `first` counts from the span's first row
 };
 
 struct Attention {
@@ -128,7 +128,8 @@ struct Kernels {
     void (*store)(const Store&, int64_t first_row, int64_t last_row);
     void (*argmax)(const Argmax&, int64_t first_row, int64_t last_row);
     size_t (*attention_scratch_bytes)(const Attention&, int64_t max_task_rows, int64_t max_tokens);
-    void (*attention)(const Attention&, const Task&, int64_t head, uint8_t* scratch);
+    // `next`: what the thread is likely to do after it, or null; its first tokens are fetched meanwhile.
+    void (*attention)(const Attention&, const Task&, const Task* next, uint8_t* scratch);
 };
 
 extern const Kernels kernels_scalar;
