@@ -81,7 +81,7 @@ def compile_library(path: Path, key: str, extra_flags: Sequence[str] = ()) -> No
         ConfigError: there is no compiler, or it fails.
         OSError: the folder of `path` cannot be written.
     """
-    compiler = _find_compiler()
+    compiler = find_compiler()
     flags = (*_FLAGS, *extra_flags)
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         jobs = {"api": (*flags, f'-DMINEDRAFT_KEY="{key}"', str(SOURCES / "api.cpp"))}
@@ -103,7 +103,12 @@ def compile_library(path: Path, key: str, extra_flags: Sequence[str] = ()) -> No
         os.replace(f"{work}/out.so", path)
 
 
-def _find_compiler() -> list[str]:
+def find_compiler() -> list[str]:
+    """The command that $CXX names, or the first compiler found.
+
+    Raises:
+        ConfigError: there is none.
+    """
     chosen = os.environ.get(COMPILER_VARIABLE)
     if chosen:
         command = shlex.split(chosen)

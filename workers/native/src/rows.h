@@ -52,11 +52,11 @@ inline typename D::Type* row_of(void* base, int64_t row, int64_t stride) {
     return static_cast<typename D::Type*>(base) + row * stride;
 }
 
-// e to the power of x, to about 1e-7 of the result. Below -88 about 0, above 88.8 (AVX2: 88.4)
-// infinity; NaN stays NaN.
+// e to the power of x, to about 1e-7 of the result. Exactly 0 below -104 (AVX2: -88), infinity above 88.8
+// (AVX2: 88.4); NaN stays NaN.
 inline Floats exponential(Floats x) {
     // x = n ln 2 + rest; the arguments of min and max are in the order that lets NaN through.
-    x = max(fill(-88.0f), min(fill(89.0f), x));
+    x = max(fill(-110.0f), min(fill(89.0f), x));
     const Floats n = round_even(mul(x, fill(1.44269504f)));
     const Floats rest = fma(n, fill(2.12194440e-4f), fma(n, fill(-0.693359375f), x));
     Floats power = fill(1.9875691500e-4f);

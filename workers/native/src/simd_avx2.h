@@ -32,10 +32,10 @@ inline Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 inline Mask greater(Floats a, Floats b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
 inline Floats select(Mask mask, Floats yes, Floats no) { return _mm256_blendv_ps(no, yes, mask); }
 inline Floats round_even(Floats x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-// x times 2 to the power of whole n in -127..128, where -127 gives 0 and 128 infinity.
+// x times 2 to the power of whole n; 0 from n = -127 down, infinity from 128 up.
 inline Floats times_power_of_two(Floats x, Floats n) {
-    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_min_ps(fill(128.0f), n)), _mm256_set1_epi32(127));
-    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+    const __m256i whole = _mm256_cvtps_epi32(max(fill(-127.0f), min(fill(128.0f), n)));
+    return mul(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(whole, _mm256_set1_epi32(127)), 23)));
 }
 // Lanes i and i + 4 first, then i and i + 2, and so on.
 inline float sum_of(Floats x) {
