@@ -67,10 +67,11 @@ ROOMS = {
     "execution": Room(
         "values places core.blocks models workers.device", "torch numpy transformers safetensors accelerate"
     ),
+    "native": Room("values models.cache", "torch numpy"),
     "sampling": Room("values workers.sequence", "torch numpy"),
     "channels": Room("values", "torch numpy"),
 }
-WORKER_ROOMS = ("proposers", "execution", "sampling", "channels")
+WORKER_ROOMS = ("proposers", "execution", "native", "sampling", "channels")
 IMPURE = frozenset(
     {"asyncio", "grpc", "logging", "os", "random", "secrets", "socket", "subprocess", "threading", "time"}
 )

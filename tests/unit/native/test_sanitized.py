@@ -1,0 +1,51 @@
+"""The entry points under the address and undefined-behaviour sanitizers, with random and with broken arguments."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minedraft.errors import ConfigError
+from minedraft_workers.native import build
+
+FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1")
+RUNTIMES = ("libasan.so", "libubsan.so", "libstdc++.so")
+
+
+def runtime_libraries() -> list[str]:
+    """Paths of the sanitizers' runtimes, which must come before everything else in a process."""
+    try:
+        compiler = build.find_compiler()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    paths = []
+    for name in RUNTIMES:
+        command = [*compiler, f"-print-file-name={name}"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        if not Path(said).is_absolute():
+            pytest.skip(f"{compiler[0]} has no {name}")
+        paths.append(said)
+    return paths
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_no_argument_that_passes_the_checks_reads_or_writes_beyond_its_memory(tmp_path: Path):
+    preload = runtime_libraries()
+    path = tmp_path / "sanitized.so"
+    build.compile_library(path, build.library_key(), FLAGS)
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": ":".join(preload),
+        # Python and torch leak by design, and are built without sanitizers.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=99",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    command = [sys.executable, str(Path(__file__).with_name("fuzz.py")), str(path), "150"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.splitlines()[-1].startswith("refused "), done.stdout

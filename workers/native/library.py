@@ -1,0 +1,100 @@
+"""The C entry points of the native library, as ctypes sees them. No argument is checked here."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+from minedraft.errors import ConfigError
+from minedraft_workers.native.build import ISA_FLAGS, find_library, library_key
+
+_P, _L, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_CACHE = (_P, _P, _L, _L, _L, _L, _I)
+_SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "key": (ctypes.c_char_p, ()),
+    "has": (_I, (_I,)),
+    "open": (_P, (_I, _I)),
+    "close": (None, (_P,)),
+    "packed_bytes": (_L, (_L, _L, _I)),
+    "pack": (None, (_P, _I, _L, _L, _P)),
+    "rows": (None, (_P, _I, _L, _P, _L, _P)),
+    "linear": (_I, (_P, _P, _L, _P, _P, _P, _L, _L, _L, _L, _I, _I, _I)),
+    "norm": (_I, (_P, _P, _L, _P, _L, _P, _P, _L, _L, _L, _F, _I)),
+    "rope": (_I, (_P, _P, _L, _P, _P, _L, _L, _L, _L, _I)),
+    "silu_mul": (_I, (_P, _P, _P, _L, _P, _L, _L, _L, _I)),
+    "argmax": (_I, (_P, _P, _L, _L, _L, _I, _P, _P)),
+    "store": (_I, (_P, *_CACHE, _P, _P, _L, _L, _P, _L)),
+    "attention": (_I, (_P, *_CACHE, _P, _L, _P, _L, _L, _P, _L, _P, _F)),
+}
+ISAS = tuple(ISA_FLAGS)
+
+
+class Library:
+    """The loaded library: each entry point is an attribute, without its prefix."""
+
+    def __init__(self, path: Path) -> None:
+        loaded = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(loaded, f"minedraft_{name}")
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name, function)
+
+    def __getattr__(self, name: str) -> ctypes._NamedFuncPointer:
+        raise AttributeError(name)  # all are set above; this tells the type checker what they are
+
+    @property
+    def built_from(self) -> str:
+        return bytes(self.key()).decode()
+
+
+def load_library(path: Path | None = None) -> Library:
+    """The library at `path`, or the one of these sources, built if need be.
+
+    A file of these sources' name that does not load, or says that it is of others, is built anew.
+
+    Raises:
+        ConfigError: it cannot be built or loaded, or is built from other sources.
+    """
+    if path is not None:
+        return _open(path)
+    try:
+        return _open(find_library())
+    except _WrongLibraryError:
+        return _open(find_library(rebuild=True))
+
+
+class _WrongLibraryError(ConfigError):
+    """The file is no library of these sources."""
+
+
+def _open(path: Path) -> Library:
+    try:
+        library = Library(path)
+        built_from = library.built_from
+    except (OSError, AttributeError) as error:
+        raise _WrongLibraryError("kernels", str(path), f"cannot be loaded: {error}") from error
+    if built_from != library_key():
+        limit = f"was built from other sources ({built_from}, these are {library_key()})"
+        raise _WrongLibraryError("kernels", str(path), limit)
+    return library
+
+
+def choose_isa(library: Library, name: str) -> str:
+    """The instruction set to use: `name`, or the best one here for "auto".
+
+    Raises:
+        ConfigError: the name is unknown, this CPU lacks it, or the library was built without it.
+    """
+    if name == "auto":
+        usable = [isa for number, isa in enumerate(ISAS) if number and library.has(number) == 2]
+        if not usable:
+            raise ConfigError("isa", name, "this CPU has none of " + ", ".join(ISAS[1:]))
+        return usable[-1]
+    if name not in ISAS:
+        raise ConfigError("isa", name, f"must be auto or one of {', '.join(ISAS)}")
+    state = library.has(ISAS.index(name))
+    if state == 0:
+        raise ConfigError("isa", name, "this CPU lacks it")
+    if state == 1:
+        raise ConfigError("isa", name, "the compiler that built the kernels does not know it")
+    return name
