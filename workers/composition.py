@@ -91,13 +91,16 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
         num_blocks=settings.num_blocks,
         block_size=settings.block_size,
         max_model_len=plan.max_model_len,
+        kernels=settings.kernels,
     )
     logger.info(
-        "%s loaded as %s (%.0f MB) in %.1f s",
+        "%s loaded as %s (%.0f MB) in %.1f s; %s kernels: %s",
         executor.model_name,
         executor.dtype_name,
         executor.weights_bytes / 1e6,
         time.monotonic() - start_s,
+        executor.kernels,
+        executor.kernels_reason,
     )
     if settings.role is Role.VERIFIER:
         _check_kv_memory(plan, executor)
@@ -145,6 +148,8 @@ def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:
         device=str(plan.device),
         dtype=executor.dtype_name if executor else "none",
         draft_method=settings.draft_method if settings.role is Role.DRAFTER else None,
+        kernels=executor.kernels if executor else "",
+        is_batch_invariant=executor.is_batch_invariant if executor else True,
         weights_bytes=executor.weights_bytes if executor else 0,
     )
 

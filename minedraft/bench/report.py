@@ -24,7 +24,7 @@ from minedraft.sampling_params import SamplingParams
 from minedraft.types import Mode
 
 BenchTable = tuple[Sequence[BenchPrompt], SamplingParams, Sequence[BenchRow]]
-_WORKER_FACTS = ("role", "model", "device", "dtype", "draft_method", "num_blocks", "block_size")
+_WORKER_FACTS = ("role", "model", "device", "dtype", "kernels", "draft_method", "num_blocks", "block_size")
 
 
 async def run_with_progress(

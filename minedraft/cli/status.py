@@ -74,7 +74,9 @@ def _batches(now: ServiceStatus) -> Table:
 
 
 def _workers(now: ServiceStatus) -> Table:
-    table = Table("worker", "state", "model", "device", "dtype", "busy", "step", "KV blocks", box=SIMPLE_HEAD)
+    table = Table(
+        "worker", "state", "model", "device", "dtype", "kernels", "busy", "step", "KV blocks", box=SIMPLE_HEAD
+    )
     for worker in now.workers:
         used = f"{worker.num_blocks - worker.num_free_blocks}/{worker.num_blocks}"
         table.add_row(
@@ -83,6 +85,7 @@ def _workers(now: ServiceStatus) -> Table:
             Text(worker.model),  # a folder's name may look like markup
             worker.device,
             worker.dtype,
+            worker.kernels or "none",
             f"{worker.busy:.0%}",
             f"{worker.step_ms:.1f} ms",
             used if worker.num_blocks else "none",

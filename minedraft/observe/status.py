@@ -131,4 +131,6 @@ def _worker_state(info: WorkerInfo, is_ready: bool, kv: KvLedger | None, busy: f
         busy=busy,
         step_ms=step_ms,
         draft_method=info.draft_method.value if info.draft_method else "",
+        kernels=info.kernels,
+        is_batch_invariant=info.is_batch_invariant,
     )

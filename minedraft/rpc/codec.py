@@ -247,6 +247,8 @@ def info_to_pb(info: WorkerInfo, clock_ns: int) -> worker_pb2.HandshakeReply:
         device=info.device,
         dtype=info.dtype,
         draft_method=info.draft_method.value if info.draft_method else "",
+        kernels=info.kernels,
+        is_batch_invariant=info.is_batch_invariant,
         weights_bytes=info.weights_bytes,
         clock_ns=clock_ns,
     )
@@ -270,7 +272,7 @@ def info_from_pb(message: worker_pb2.HandshakeReply, sent_ns: int, received_ns: 
     ):
         if not least <= value <= most:
             raise InvalidRequest(field, value, f"must be in [{least}, {most}]")
-    for field in ("vocab_fingerprint", "model_name", "device", "dtype"):
+    for field in ("vocab_fingerprint", "model_name", "device", "dtype", "kernels"):
         if len(getattr(message, field)) > MAX_NAME_CHARS:
             raise InvalidRequest(field, getattr(message, field), f"at most {MAX_NAME_CHARS} characters")
     return WorkerInfo(
@@ -286,6 +288,8 @@ def info_from_pb(message: worker_pb2.HandshakeReply, sent_ns: int, received_ns: 
         device=message.device,
         dtype=message.dtype,
         draft_method=methods[message.draft_method],
+        kernels=message.kernels,
+        is_batch_invariant=message.is_batch_invariant,
         weights_bytes=message.weights_bytes,
         clock_offset_ns=clock_offset_ns(message.clock_ns, sent_ns, received_ns),
     )

@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from minedraft.v1 import common_pb2 as minedraft_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19minedraft/v1/worker.proto\x12\x0cminedraft.v1\x1a\x19minedraft/v1/common.proto\"\xdb\x01\n\x07\x43ommand\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12+\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x1a.minedraft.v1.DraftRequestH\x00\x12-\n\x07prefill\x18\x03 \x01(\x0b\x32\x1a.minedraft.v1.DraftRequestH\x00\x12-\n\x06verify\x18\x04 \x01(\x0b\x32\x1b.minedraft.v1.VerifyRequestH\x00\x12/\n\x07release\x18\x05 \x01(\x0b\x32\x1c.minedraft.v1.ReleaseRequestH\x00\x42\x06\n\x04kind\"\xce\x01\n\x05Reply\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12)\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x18.minedraft.v1.DraftReplyH\x00\x12+\n\x06verify\x18\x03 \x01(\x0b\x32\x19.minedraft.v1.VerifyReplyH\x00\x12-\n\x07release\x18\x04 \x01(\x0b\x32\x1a.minedraft.v1.ReleaseReplyH\x00\x12(\n\x07refusal\x18\x05 \x01(\x0b\x32\x15.minedraft.v1.RefusalH\x00\x42\x06\n\x04kind\">\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\x04\"\\\n\x10HandshakeRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x13\n\x0b\x63lient_name\x18\x02 \x01(\t\x12\x19\n\x11target_vocab_size\x18\x03 \x01(\r\"\xa7\x02\n\x0eHandshakeReply\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x19\n\x11vocab_fingerprint\x18\x05 \x01(\t\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x12\n\nblock_size\x18\x07 \x01(\r\x12\x15\n\rmax_model_len\x18\x08 \x01(\r\x12\x12\n\nmodel_name\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\r\n\x05\x64type\x18\x0b \x01(\t\x12\x14\n\x0c\x64raft_method\x18\x0c \x01(\t\x12\x15\n\rweights_bytes\x18\r \x01(\x04\x12\x10\n\x08\x63lock_ns\x18\x0e \x01(\x04\"P\n\x07RoundId\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12&\n\x05\x62\x61tch\x18\x02 \x01(\x0e\x32\x17.minedraft.v1.BatchName\x12\x0e\n\x06number\x18\x03 \x01(\x04\"\xa0\x01\n\x0cSequenceSpec\x12.\n\x08sampling\x18\x01 \x01(\x0b\x32\x1c.minedraft.v1.SamplingParams\x12\x12\n\nprompt_len\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12,\n\nacceptance\x18\x04 \x01(\x0e\x32\x18.minedraft.v1.Acceptance\x12\x10\n\x08stop_ids\x18\x05 \x03(\r\"T\n\nTruncatedQ\x12!\n\x03ids\x18\x01 \x01(\x0b\x32\x14.minedraft.v1.Tensor\x12#\n\x05probs\x18\x02 \x01(\x0b\x32\x14.minedraft.v1.Tensor\"\x80\x01\n\tDraftSpan\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x12\n\nprefix_len\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x11\n\tdraft_len\x18\x04 \x01(\r\x12(\n\x04spec\x18\x05 \x01(\x0b\x32\x1a.minedraft.v1.SequenceSpec\"n\n\x0c\x44raftRequest\x12$\n\x05round\x18\x01 \x01(\x0b\x32\x15.minedraft.v1.RoundId\x12&\n\x05spans\x18\x02 \x03(\x0b\x32\x17.minedraft.v1.DraftSpan\x12\x10\n\x08released\x18\x03 \x03(\x04\"b\n\x06Timing\x12\x10\n\x08queue_ns\x18\x01 \x01(\x04\x12\x12\n\nforward_ns\x18\x02 \x01(\x04\x12\x0f\n\x07\x62usy_ns\x18\x03 \x01(\x04\x12\x0f\n\x07idle_ns\x18\x04 \x01(\x04\x12\x10\n\x08start_us\x18\x05 \x01(\x04\"j\n\x08Proposal\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x15\n\rcommitted_len\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12#\n\x01q\x18\x04 \x01(\x0b\x32\x18.minedraft.v1.TruncatedQ\"\x9c\x01\n\nDraftReply\x12$\n\x05round\x18\x01 \x01(\x0b\x32\x15.minedraft.v1.RoundId\x12)\n\tproposals\x18\x02 \x03(\x0b\x32\x16.minedraft.v1.Proposal\x12$\n\x06timing\x18\x03 \x01(\x0b\x32\x14.minedraft.v1.Timing\x12\x17\n\x0fnum_free_blocks\x18\x04 \x01(\r\"\xb3\x01\n\nVerifySpan\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x12\n\nprefix_len\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x0e\n\x06\x64rafts\x18\x04 \x03(\r\x12#\n\x01q\x18\x05 \x01(\x0b\x32\x18.minedraft.v1.TruncatedQ\x12\x0e\n\x06sample\x18\x06 \x01(\x08\x12(\n\x04spec\x18\x07 \x01(\x0b\x32\x1a.minedraft.v1.SequenceSpec\"p\n\rVerifyRequest\x12$\n\x05round\x18\x01 \x01(\x0b\x32\x15.minedraft.v1.RoundId\x12\'\n\x05spans\x18\x02 \x03(\x0b\x32\x18.minedraft.v1.VerifySpan\x12\x10\n\x08released\x18\x03 \x03(\x04\"\x98\x01\n\x07Verdict\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x15\n\rcommitted_len\x18\x02 \x01(\r\x12\x14\n\x0c\x61\x63\x63\x65pted_len\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x03(\r\x12-\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1b.minedraft.v1.TokenLogprobs\x12\r\n\x05\x65rror\x18\x06 \x01(\t\"\x9b\x01\n\x0bVerifyReply\x12$\n\x05round\x18\x01 \x01(\x0b\x32\x15.minedraft.v1.RoundId\x12\'\n\x08verdicts\x18\x02 \x03(\x0b\x32\x15.minedraft.v1.Verdict\x12$\n\x06timing\x18\x03 \x01(\x0b\x32\x14.minedraft.v1.Timing\x12\x17\n\x0fnum_free_blocks\x18\x04 \x01(\r\"4\n\x0eReleaseRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x13\n\x0brequest_ids\x18\x02 \x03(\x04\"\'\n\x0cReleaseReply\x12\x17\n\x0fnum_free_blocks\x18\x01 \x01(\r*K\n\tBatchName\x12\x1a\n\x16\x42\x41TCH_NAME_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x42\x41TCH_NAME_A\x10\x01\x12\x10\n\x0c\x42\x41TCH_NAME_B\x10\x02*q\n\nAcceptance\x12\x1a\n\x16\x41\x43\x43\x45PTANCE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x43\x43\x45PTANCE_GREEDY\x10\x01\x12\x16\n\x12\x41\x43\x43\x45PTANCE_COUPLED\x10\x02\x12\x18\n\x14\x41\x43\x43\x45PTANCE_REJECTION\x10\x03\x32\x8b\x01\n\x07\x44rafter\x12I\n\tHandshake\x12\x1e.minedraft.v1.HandshakeRequest\x1a\x1c.minedraft.v1.HandshakeReply\x12\x35\n\x03Run\x12\x15.minedraft.v1.Command\x1a\x13.minedraft.v1.Reply(\x01\x30\x01\x32\x8c\x01\n\x08Verifier\x12I\n\tHandshake\x12\x1e.minedraft.v1.HandshakeRequest\x1a\x1c.minedraft.v1.HandshakeReply\x12\x35\n\x03Run\x12\x15.minedraft.v1.Command\x1a\x13.minedraft.v1.Reply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19minedraft/v1/worker.proto\x12\x0cminedraft.v1\x1a\x19minedraft/v1/common.proto\"\xdb\x01\n\x07\x43ommand\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12+\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x1a.minedraft.v1.DraftRequestH\x00\x12-\n\x07prefill\x18\x03 \x01(\x0b\x32\x1a.minedraft.v1.DraftRequestH\x00\x12-\n\x06verify\x18\x04 \x01(\x0b\x32\x1b.minedraft.v1.VerifyRequestH\x00\x12/\n\x07release\x18\x05 \x01(\x0b\x32\x1c.minedraft.v1.ReleaseRequestH\x00\x42\x06\n\x04kind\"\xce\x01\n\x05Reply\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12)\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x18.minedraft.v1.DraftReplyH\x00\x12+\n\x06verify\x18\x03 \x01(\x0b\x32\x19.minedraft.v1.VerifyReplyH\x00\x12-\n\x07release\x18\x04 \x01(\x0b\x32\x1a.minedraft.v1.ReleaseReplyH\x00\x12(\n\x07refusal\x18\x05 \x01(\x0b\x32\x15.minedraft.v1.RefusalH\x00\x42\x06\n\x04kind\">\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\x04\"\\\n\x10HandshakeRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x13\n\x0b\x63lient_name\x18\x02 \x01(\t\x12\x19\n\x11target_vocab_size\x18\x03 \x01(\r\"\xd4\x02\n\x0eHandshakeReply\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x19\n\x11vocab_fingerprint\x18\x05 \x01(\t\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x12\n\nblock_size\x18\x07 \x01(\r\x12\x15\n\rmax_model_len\x18\x08 \x01(\r\x12\x12\n\nmodel_name\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\r\n\x05\x64type\x18\x0b \x01(\t\x12\x14\n\x0c\x64raft_method\x18\x0c \x01(\t\x12\x15\n\rweights_bytes\x18\r \x01(\x04\x12\x0f\n\x07kernels\x18\x0f \x01(\t\x12\x1a\n\x12is_batch_invariant\x18\x10 \x01(\x08\x12\x10\n\x08\x63lock_ns\x18\x0e \x01(\x04\"P\n\x07RoundId\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12&\n\x05\x62\x61tch\x18\x02 \x01(\x0e\x32\x17.minedraft.v1.BatchName\x12\x0e\n\x06number\x18\x03 \x01(\x04\"\xa0\x01\n\x0cSequenceSpec\x12.\n\x08sampling\x18\x01 \x01(\x0b\x32\x1c.minedraft.v1.SamplingParams\x12\x12\n\nprompt_len\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12,\n\nacceptance\x18\x04 \x01(\x0e\x32\x18.minedraft.v1.Acceptance\x12\x10\n\x08stop_ids\x18\x05 \x03(\r\"T\n\nTruncatedQ\x12!\n\x03ids\x18\x01 \x01(\x0b\x32\x14.minedraft.v1.Tensor\x12#\n\x05probs\x18\x02 \x01(\x0b\x32\x14.minedraft.v1.Tensor\"\x80\x01\n\tDraftSpan\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x12\n\nprefix_len\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x11\n\tdraft_len\x18\x04 \x01(\r\x12(\n\x04spec\x18\x05 \x01(\x0b\x32\x1a.minedraft.v1.SequenceSpec\"n\n\x0c\x44raftRequest\x12$\n\x05round\x18\x01 \x01(\x0b\x32\x15.minedraft.v1.RoundId\x12&\n\x05spans\x18\x02 \x03(\x0b\x32\x17.minedraft.v1.DraftSpan\x12\x10\n\x08released\x18\x03 \x03(\x04\"b\n\x06Timing\x12\x10\n\x08queue_ns\x18\x01 \x01(\x04\x12\x12\n\nforward_ns\x18\x02 \x01(\x04\x12\x0f\n\x07\x62usy_ns\x18\x03 \x01(\x04\x12\x0f\n\x07idle_ns\x18\x04 \x01(\x04\x12\x10\n\x08start_us\x18\x05 \x01(\x04\"j\n\x08Proposal\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x15\n\rcommitted_len\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12#\n\x01q\x18\x04 \x01(\x0b\x32\x18.minedraft.v1.TruncatedQ\"\x9c\x01\n\nDraftReply\x12$\n\x05round\x18\x01 \x01(\x0b\x32\x15.minedraft.v1.RoundId\x12)\n\tproposals\x18\x02 \x03(\x0b\x32\x16.minedraft.v1.Proposal\x12$\n\x06timing\x18\x03 \x01(\x0b\x32\x14.minedraft.v1.Timing\x12\x17\n\x0fnum_free_blocks\x18\x04 \x01(\r\"\xb3\x01\n\nVerifySpan\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x12\n\nprefix_len\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x0e\n\x06\x64rafts\x18\x04 \x03(\r\x12#\n\x01q\x18\x05 \x01(\x0b\x32\x18.minedraft.v1.TruncatedQ\x12\x0e\n\x06sample\x18\x06 \x01(\x08\x12(\n\x04spec\x18\x07 \x01(\x0b\x32\x1a.minedraft.v1.SequenceSpec\"p\n\rVerifyRequest\x12$\n\x05round\x18\x01 \x01(\x0b\x32\x15.minedraft.v1.RoundId\x12\'\n\x05spans\x18\x02 \x03(\x0b\x32\x18.minedraft.v1.VerifySpan\x12\x10\n\x08released\x18\x03 \x03(\x04\"\x98\x01\n\x07Verdict\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x15\n\rcommitted_len\x18\x02 \x01(\r\x12\x14\n\x0c\x61\x63\x63\x65pted_len\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x03(\r\x12-\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1b.minedraft.v1.TokenLogprobs\x12\r\n\x05\x65rror\x18\x06 \x01(\t\"\x9b\x01\n\x0bVerifyReply\x12$\n\x05round\x18\x01 \x01(\x0b\x32\x15.minedraft.v1.RoundId\x12\'\n\x08verdicts\x18\x02 \x03(\x0b\x32\x15.minedraft.v1.Verdict\x12$\n\x06timing\x18\x03 \x01(\x0b\x32\x14.minedraft.v1.Timing\x12\x17\n\x0fnum_free_blocks\x18\x04 \x01(\r\"4\n\x0eReleaseRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x13\n\x0brequest_ids\x18\x02 \x03(\x04\"\'\n\x0cReleaseReply\x12\x17\n\x0fnum_free_blocks\x18\x01 \x01(\r*K\n\tBatchName\x12\x1a\n\x16\x42\x41TCH_NAME_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x42\x41TCH_NAME_A\x10\x01\x12\x10\n\x0c\x42\x41TCH_NAME_B\x10\x02*q\n\nAcceptance\x12\x1a\n\x16\x41\x43\x43\x45PTANCE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x43\x43\x45PTANCE_GREEDY\x10\x01\x12\x16\n\x12\x41\x43\x43\x45PTANCE_COUPLED\x10\x02\x12\x18\n\x14\x41\x43\x43\x45PTANCE_REJECTION\x10\x03\x32\x8b\x01\n\x07\x44rafter\x12I\n\tHandshake\x12\x1e.minedraft.v1.HandshakeRequest\x1a\x1c.minedraft.v1.HandshakeReply\x12\x35\n\x03Run\x12\x15.minedraft.v1.Command\x1a\x13.minedraft.v1.Reply(\x01\x30\x01\x32\x8c\x01\n\x08Verifier\x12I\n\tHandshake\x12\x1e.minedraft.v1.HandshakeRequest\x1a\x1c.minedraft.v1.HandshakeReply\x12\x35\n\x03Run\x12\x15.minedraft.v1.Command\x1a\x13.minedraft.v1.Reply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'minedraft.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BATCHNAME']._serialized_start=2602
-  _globals['_BATCHNAME']._serialized_end=2677
-  _globals['_ACCEPTANCE']._serialized_start=2679
-  _globals['_ACCEPTANCE']._serialized_end=2792
+  _globals['_BATCHNAME']._serialized_start=2647
+  _globals['_BATCHNAME']._serialized_end=2722
+  _globals['_ACCEPTANCE']._serialized_start=2724
+  _globals['_ACCEPTANCE']._serialized_end=2837
   _globals['_COMMAND']._serialized_start=71
   _globals['_COMMAND']._serialized_end=290
   _globals['_REPLY']._serialized_start=293
@@ -45,37 +45,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HANDSHAKEREQUEST']._serialized_start=565
   _globals['_HANDSHAKEREQUEST']._serialized_end=657
   _globals['_HANDSHAKEREPLY']._serialized_start=660
-  _globals['_HANDSHAKEREPLY']._serialized_end=955
-  _globals['_ROUNDID']._serialized_start=957
-  _globals['_ROUNDID']._serialized_end=1037
-  _globals['_SEQUENCESPEC']._serialized_start=1040
-  _globals['_SEQUENCESPEC']._serialized_end=1200
-  _globals['_TRUNCATEDQ']._serialized_start=1202
-  _globals['_TRUNCATEDQ']._serialized_end=1286
-  _globals['_DRAFTSPAN']._serialized_start=1289
-  _globals['_DRAFTSPAN']._serialized_end=1417
-  _globals['_DRAFTREQUEST']._serialized_start=1419
-  _globals['_DRAFTREQUEST']._serialized_end=1529
-  _globals['_TIMING']._serialized_start=1531
-  _globals['_TIMING']._serialized_end=1629
-  _globals['_PROPOSAL']._serialized_start=1631
-  _globals['_PROPOSAL']._serialized_end=1737
-  _globals['_DRAFTREPLY']._serialized_start=1740
-  _globals['_DRAFTREPLY']._serialized_end=1896
-  _globals['_VERIFYSPAN']._serialized_start=1899
-  _globals['_VERIFYSPAN']._serialized_end=2078
-  _globals['_VERIFYREQUEST']._serialized_start=2080
-  _globals['_VERIFYREQUEST']._serialized_end=2192
-  _globals['_VERDICT']._serialized_start=2195
-  _globals['_VERDICT']._serialized_end=2347
-  _globals['_VERIFYREPLY']._serialized_start=2350
-  _globals['_VERIFYREPLY']._serialized_end=2505
-  _globals['_RELEASEREQUEST']._serialized_start=2507
-  _globals['_RELEASEREQUEST']._serialized_end=2559
-  _globals['_RELEASEREPLY']._serialized_start=2561
-  _globals['_RELEASEREPLY']._serialized_end=2600
-  _globals['_DRAFTER']._serialized_start=2795
-  _globals['_DRAFTER']._serialized_end=2934
-  _globals['_VERIFIER']._serialized_start=2937
-  _globals['_VERIFIER']._serialized_end=3077
+  _globals['_HANDSHAKEREPLY']._serialized_end=1000
+  _globals['_ROUNDID']._serialized_start=1002
+  _globals['_ROUNDID']._serialized_end=1082
+  _globals['_SEQUENCESPEC']._serialized_start=1085
+  _globals['_SEQUENCESPEC']._serialized_end=1245
+  _globals['_TRUNCATEDQ']._serialized_start=1247
+  _globals['_TRUNCATEDQ']._serialized_end=1331
+  _globals['_DRAFTSPAN']._serialized_start=1334
+  _globals['_DRAFTSPAN']._serialized_end=1462
+  _globals['_DRAFTREQUEST']._serialized_start=1464
+  _globals['_DRAFTREQUEST']._serialized_end=1574
+  _globals['_TIMING']._serialized_start=1576
+  _globals['_TIMING']._serialized_end=1674
+  _globals['_PROPOSAL']._serialized_start=1676
+  _globals['_PROPOSAL']._serialized_end=1782
+  _globals['_DRAFTREPLY']._serialized_start=1785
+  _globals['_DRAFTREPLY']._serialized_end=1941
+  _globals['_VERIFYSPAN']._serialized_start=1944
+  _globals['_VERIFYSPAN']._serialized_end=2123
+  _globals['_VERIFYREQUEST']._serialized_start=2125
+  _globals['_VERIFYREQUEST']._serialized_end=2237
+  _globals['_VERDICT']._serialized_start=2240
+  _globals['_VERDICT']._serialized_end=2392
+  _globals['_VERIFYREPLY']._serialized_start=2395
+  _globals['_VERIFYREPLY']._serialized_end=2550
+  _globals['_RELEASEREQUEST']._serialized_start=2552
+  _globals['_RELEASEREQUEST']._serialized_end=2604
+  _globals['_RELEASEREPLY']._serialized_start=2606
+  _globals['_RELEASEREPLY']._serialized_end=2645
+  _globals['_DRAFTER']._serialized_start=2840
+  _globals['_DRAFTER']._serialized_end=2979
+  _globals['_VERIFIER']._serialized_start=2982
+  _globals['_VERIFIER']._serialized_end=3122
 # @@protoc_insertion_point(module_scope)

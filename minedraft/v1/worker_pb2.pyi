@@ -77,7 +77,7 @@ class HandshakeRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., target_vocab_size: _Optional[int] = ...) -> None: ...
 
 class HandshakeReply(_message.Message):
-    __slots__ = ("role", "epoch", "protocol_version", "vocab_size", "vocab_fingerprint", "num_blocks", "block_size", "max_model_len", "model_name", "device", "dtype", "draft_method", "weights_bytes", "clock_ns")
+    __slots__ = ("role", "epoch", "protocol_version", "vocab_size", "vocab_fingerprint", "num_blocks", "block_size", "max_model_len", "model_name", "device", "dtype", "draft_method", "weights_bytes", "kernels", "is_batch_invariant", "clock_ns")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,8 @@ class HandshakeReply(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DRAFT_METHOD_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KERNELS_FIELD_NUMBER: _ClassVar[int]
+    IS_BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
     CLOCK_NS_FIELD_NUMBER: _ClassVar[int]
     role: str
     epoch: int
@@ -105,8 +107,10 @@ class HandshakeReply(_message.Message):
     dtype: str
     draft_method: str
     weights_bytes: int
+    kernels: str
+    is_batch_invariant: bool
     clock_ns: int
-    def __init__(self, role: _Optional[str] = ..., epoch: _Optional[int] = ..., protocol_version: _Optional[int] = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., model_name: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., draft_method: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., clock_ns: _Optional[int] = ...) -> None: ...
+    def __init__(self, role: _Optional[str] = ..., epoch: _Optional[int] = ..., protocol_version: _Optional[int] = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., model_name: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., draft_method: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., kernels: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., clock_ns: _Optional[int] = ...) -> None: ...
 
 class RoundId(_message.Message):
     __slots__ = ("epoch", "batch", "number")

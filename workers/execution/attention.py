@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from minedraft_workers.execution.kvcache import KVCache, LayerShape, to_device
+from minedraft_workers.execution.kvcache import KVCache, to_device
+from minedraft_workers.execution.tables import LayerShape
 
 # The name under which transformers' models find `attend`. No mask function is registered for it, so that
 # the models build no mask: `attend` knows which tokens are visible.

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from minedraft.device import Device
-from minedraft.errors import ConfigError, ProtocolError
+from minedraft.errors import ConfigError, ModelError, ProtocolError
 from minedraft.models.model_config import max_context
 from minedraft_workers.device import torch_device
-from minedraft_workers.execution.attention import CONTEXT_KEYWORD, ForwardContext, QuerySpan, Scratch, pack_order
-from minedraft_workers.execution.kvcache import KVCache, LayerShape, to_device
+from minedraft_workers.execution.attention import QuerySpan
+from minedraft_workers.execution.choice import choose_kernels, make_fused, make_torch
+from minedraft_workers.execution.fused import NotFused
 from minedraft_workers.execution.loading import LoadedModel, choose_dtype, load_model, read_config
-from minedraft_workers.execution.memory import available_memory
-from minedraft_workers.execution.selfcheck import check_packed_forward, record_layers
+from minedraft_workers.execution.runner import Runner
+from minedraft_workers.execution.selfcheck import check_packed_forward
 from minedraft_workers.execution.spans import ForwardSpan as ForwardSpan
-
-# Shares of the memory that is free once the weights are loaded. On a GPU the rest is for activations; on the
-# CPU two workers share the memory, and one may look before the other has loaded its weights.
-_CUDA_KV_SHARE = 0.8
-_CPU_KV_SHARE = 0.125
+from minedraft_workers.execution.tables import LayerShape
 
 
 class Executor:
@@ -33,6 +31,8 @@ class Executor:
         num_blocks, block_size: size of the KV cache, in blocks and in tokens per block.
         max_model_len: longest sequence, in tokens.
         vocab_size: token ids given to `forward` are below it.
+        kernels, kernels_reason: what computes ("torch", "native avx512_bf16"), and why it was chosen.
+        is_batch_invariant: whether a row's logits are the same, bit for bit, whatever else is in the forward.
         draft_vocab_ids: int64 [n]; column j of the logits is token draft_vocab_ids[j]. None: it is token j.
         weights_bytes: bytes of the model's parameters in its dtype.
         read_bytes, num_multiplied: bytes of weights that one forward reads, as stored, and number of weights
@@ -41,28 +41,33 @@ class Executor:
 
     def __init__(
         self,
-        cache: KVCache,
+        runner: Runner,
+        loaded: LoadedModel,
+        config: PretrainedConfig,
+        context: int | None,
         *,
         model_name: str,
-        device_name: str,
-        max_model_len: int,
-        vocab_size: int,
-        weights: LoadedModel,
+        device: Device,
+        kernels_reason: str,
     ) -> None:
-        self._model: PreTrainedModel = weights.model
-        self._cache = cache
-        self._scratch = Scratch()
-        self.num_blocks = cache.pool.num_blocks
-        self.block_size = cache.pool.block_size
-        self.max_model_len = max_model_len
-        self.vocab_size = vocab_size
+        self._runner = runner
+        self._tables = runner.tables
+        self._device = torch_device(device)
+        self.num_blocks = self._tables.pool.num_blocks
+        self.block_size = self._tables.pool.block_size
+        capacity = self.num_blocks * self.block_size
+        self.max_model_len = capacity if context is None else min(context, capacity)
+        self.vocab_size: int = config.get_text_config().vocab_size
         self.model_name = model_name
-        self.device_name = device_name
-        self.dtype_name = str(cache.dtype).removeprefix("torch.")
-        self.draft_vocab_ids = weights.draft_vocab_ids
-        self.weights_bytes = weights.num_bytes
-        self.read_bytes = weights.read_bytes
-        self.num_multiplied = weights.num_multiplied
+        self.device_name = str(device)
+        self.dtype_name = str(loaded.model.dtype).removeprefix("torch.")
+        self.kernels = runner.kernels
+        self.kernels_reason = kernels_reason
+        self.is_batch_invariant = runner.is_batch_invariant
+        self.draft_vocab_ids = loaded.draft_vocab_ids
+        self.weights_bytes = loaded.num_bytes
+        self.read_bytes = loaded.read_bytes
+        self.num_multiplied = loaded.num_multiplied
 
     @classmethod
     def load(
@@ -74,11 +79,15 @@ class Executor:
         num_blocks: int | None = None,
         block_size: int = 16,
         max_model_len: int | None = None,
+        kernels: str = "auto",
     ) -> Executor:
         """Load a local folder, make the KV cache and check one small forward against the model's own.
 
         The cache has `num_blocks` blocks, or as many as fit in a share of the free memory: an eighth on
         the CPU, where memory is taken on first use, and 0.8 on CUDA. The caller calls `pin(device)` before.
+
+        Args:
+            kernels: "native", "torch", or "auto": native where the CPU and the model allow it.
 
         Raises:
             ModelError: the folder cannot be used, or this kind of model cannot run here.
@@ -87,33 +96,45 @@ class Executor:
         config = read_config(model_dir)
         context = _choose_context(config, max_model_len)
         target = torch_device(device)
-        torch_dtype = choose_dtype(dtype, target)
-        weights = load_model(model_dir, config, torch_dtype, target)
-        cache = _make_cache(record_layers(weights.model, model_dir), num_blocks, block_size, torch_dtype, target)
-        capacity = cache.pool.num_blocks * block_size
-        executor = cls(
-            cache,
-            model_name=model_dir.resolve().name,
-            device_name=str(device),
-            max_model_len=capacity if context is None else min(context, capacity),
-            vocab_size=config.get_text_config().vocab_size,
-            weights=weights,
-        )
-        check_packed_forward(executor, weights.model, model_dir)
-        return executor
+        native, reason = choose_kernels(kernels, device)
+        loaded = load_model(model_dir, config, choose_dtype(dtype, target, native), target)
+
+        def check(runner: Runner, loaded: LoadedModel, reason: str) -> Executor:
+            executor = cls(
+                runner,
+                loaded,
+                config,
+                context,
+                model_name=model_dir.resolve().name,
+                device=device,
+                kernels_reason=reason,
+            )
+            check_packed_forward(executor, loaded.model, model_dir)
+            return executor
+
+        if native is not None:
+            try:
+                fused = make_fused(loaded, native, model_dir, num_blocks, block_size, context)
+                return check(fused, replace(loaded, read_bytes=fused.read_bytes), reason)
+            except (NotFused, ModelError) as error:
+                if kernels == "native":
+                    raise ConfigError("kernels", kernels, f"do not fit this model: {error}") from error
+                reason = f"native kernels do not fit this model: {error}"
+        runner, loaded = make_torch(loaded, device, model_dir, num_blocks, block_size)
+        return check(runner, loaded, reason)
 
     @property
     def num_free_blocks(self) -> int:
-        return self._cache.pool.num_free
+        return self._tables.pool.num_free
 
     @property
     def kv_layers(self) -> tuple[LayerShape, ...]:
         """What each layer caches per token."""
-        return self._cache.layers
+        return self._tables.layers
 
     def cached_len(self, request_id: int) -> int:
         """Return the number of tokens whose KV is cached for this request; 0 if it is unknown."""
-        return self._cache.length(request_id)
+        return self._tables.length(request_id)
 
     @torch.inference_mode()
     def forward(self, spans: Sequence[ForwardSpan]) -> torch.Tensor:
@@ -128,35 +149,22 @@ class Executor:
                 more tokens than are cached; nothing was changed.
         """
         if not spans:
-            return torch.empty(0, self.num_columns, device=self._cache.device)
+            return torch.empty(0, self.num_columns, device=self._device)
         tokens = self._check(spans)
-        tables = self._cache.resize([(span.request_id, span.prefix_len + len(span.tokens)) for span in spans])
+        tables = self._tables.resize([(span.request_id, span.prefix_len + len(span.tokens)) for span in spans])
         queries = [
             QuerySpan(span.prefix_len, len(span.tokens), np.array(table))
             for span, table in zip(spans, tables, strict=True)
         ]
-        order = pack_order(queries)
-        positions = [np.arange(query.start, query.start + query.num_tokens) for query in queries]
-        context = ForwardContext(self._cache, self._scratch, [queries[i] for i in order])
-        device = self._cache.device
-        logits = self._model(
-            input_ids=to_device(np.concatenate([tokens[i] for i in order]), device)[None],
-            position_ids=to_device(np.concatenate([positions[i] for i in order]), device)[None],
-            logits_to_keep=to_device(_logit_rows(spans, order), device),
-            use_cache=False,
-            **{CONTEXT_KEYWORD: context},
-        ).logits
-        rows: torch.Tensor = logits[0].float()
-        return rows
+        return self._runner.run(tokens, queries, [span.num_logits for span in spans])
 
     def release(self, request_id: int) -> None:
         """Free the request's KV; an unknown request is ignored."""
-        self._cache.release(request_id)
+        self._tables.release(request_id)
 
     def release_all(self) -> None:
         """Free everything: a new epoch begins."""
-        for request_id in self._cache.pool.owners:
-            self._cache.release(request_id)
+        self._tables.release_all()
 
     @property
     def num_columns(self) -> int:
@@ -184,13 +192,6 @@ class Executor:
         return tokens
 
 
-def _logit_rows(spans: Sequence[ForwardSpan], order: Sequence[int]) -> np.ndarray:
-    """Return the packed row of every requested row of logits, in the order of the spans."""
-    ends = np.empty(len(spans), dtype=np.int64)
-    ends[list(order)] = np.cumsum([len(spans[i].tokens) for i in order])
-    return np.concatenate([np.arange(end - span.num_logits, end) for span, end in zip(spans, ends, strict=True)])
-
-
 def _choose_context(config: PretrainedConfig, max_model_len: int | None) -> int | None:
     """Return the tokens per sequence: the requested ones or the model's context; None if neither is known."""
     limit = max_context(config.get_text_config().to_dict())
@@ -199,30 +200,3 @@ def _choose_context(config: PretrainedConfig, max_model_len: int | None) -> int 
     if max_model_len < 1 or (limit is not None and max_model_len > limit):
         raise ConfigError("max_model_len", max_model_len, f"the model's context is {limit} tokens")
     return max_model_len
-
-
-def _make_cache(
-    layers: Sequence[LayerShape], num_blocks: int | None, block_size: int, dtype: torch.dtype, device: torch.device
-) -> KVCache:
-    block_bytes = KVCache.block_bytes(layers, block_size, dtype)
-    if num_blocks is None:
-        num_blocks = _fit_blocks(block_bytes, block_size, device)
-    if num_blocks < 1:
-        raise ConfigError("num_blocks", num_blocks, "must be 1 or more")
-    try:
-        return KVCache(layers, num_blocks=num_blocks, block_size=block_size, dtype=dtype, device=device)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        limit = f"needs {num_blocks * block_bytes / 1e9:.0f} GB of KV cache, more than this device has"
-        raise ConfigError("num_blocks", num_blocks, limit) from error
-
-
-def _fit_blocks(block_bytes: int, block_size: int, device: torch.device) -> int:
-    """Return the number of blocks that fit in the KV cache's share of the free memory."""
-    if device.type == "cuda":
-        kv_bytes = int(torch.cuda.mem_get_info(device)[0] * _CUDA_KV_SHARE)
-    else:
-        kv_bytes = int(available_memory() * _CPU_KV_SHARE)
-    if kv_bytes < block_bytes:
-        limit = f"one block of {block_size} tokens needs {block_bytes} bytes, the memory has room for {kv_bytes}"
-        raise ConfigError("num_blocks", None, limit)
-    return kv_bytes // block_bytes

@@ -12,29 +12,15 @@ NaN would reach the next owner of its block.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from minedraft.core.blocks import BlockPool, BlocksExhausted
+from minedraft_workers.execution.tables import BlockTables, LayerShape
 
 
-@dataclass(frozen=True, slots=True)
-class LayerShape:
-    """What one attention layer caches per token: `num_heads` keys of `key_dim` and values of `value_dim`."""
-
-    num_heads: int
-    key_dim: int
-    value_dim: int
-
-    @property
-    def num_elements(self) -> int:
-        return self.num_heads * (self.key_dim + self.value_dim)
-
-
-class KVCache:
-    """The tensors and, in `pool`, the owners of the blocks.
+class KVCache(BlockTables):
+    """The tensors of the cached keys and values.
 
     `keys[layer]` and `values[layer]` are [(num_blocks + 1) * num_heads, block_size * dim]; the block
     after the last, `padding_block`, has no owner and stays zero.
@@ -49,12 +35,10 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.pool = BlockPool(num_blocks, block_size)
-        self.layers = tuple(layers)
+        super().__init__(layers, num_blocks, block_size)
         self.padding_block = num_blocks
         self.dtype = dtype
         self.device = device
-        self._lengths: dict[int, int] = {}
 
         def rows(shape: LayerShape, dim: int) -> torch.Tensor:
             return _zeros((num_blocks + 1) * shape.num_heads, block_size * dim, dtype, device)
@@ -71,36 +55,6 @@ class KVCache:
     def block_bytes(layers: Sequence[LayerShape], block_size: int, dtype: torch.dtype) -> int:
         """Return the bytes that one block takes over all layers."""
         return block_size * dtype.itemsize * sum(shape.num_elements for shape in layers)
-
-    def length(self, request_id: int) -> int:
-        """Return the number of tokens cached for this request; 0 if it is unknown."""
-        return self._lengths.get(request_id, 0)
-
-    def resize(self, lengths: Sequence[tuple[int, int]]) -> list[list[int]]:
-        """Give each (request id, num_tokens) exactly the blocks it needs. Return the block tables.
-
-        Raises:
-            BlocksExhausted: together they do not fit; nothing was changed.
-        """
-        pool = self.pool
-        growth = [pool.num_blocks_for(num_tokens) - pool.num_owned(owner) for owner, num_tokens in lengths]
-        if sum(growth) > pool.num_free:
-            raise BlocksExhausted(lengths[growth.index(max(growth))][0], sum(growth), pool.num_free)
-        freed: list[int] = []
-        for (owner, num_tokens), num_more in zip(lengths, growth, strict=True):
-            if num_more < 0:
-                freed.extend(pool.table(owner)[num_more:])
-                pool.resize(owner, num_tokens)
-        self._clear(freed)
-        tables = [pool.resize(owner, num_tokens) for owner, num_tokens in lengths]
-        self._lengths.update(lengths)
-        return tables
-
-    def release(self, request_id: int) -> None:
-        """Free the request's blocks; an unknown request is ignored."""
-        self._clear(self.pool.table(request_id))
-        self.pool.release(request_id)
-        self._lengths.pop(request_id, None)
 
     def _clear(self, blocks: Sequence[int]) -> None:
         if not blocks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from minedraft.models.folder import DRAFT_VOCAB_NAME, check_model_folder
 from minedraft_workers.execution.attention import ATTENTION_NAME, attend
 from minedraft_workers.execution.linear import fastest_dtype, pack_linears
 from minedraft_workers.execution.norm import replace_rms_norms
+from minedraft_workers.native.kernels import NativeKernels
 
 _KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _MAX_CAUSE_CHARS = 400
@@ -47,13 +48,18 @@ transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+def choose_dtype(name: str, device: torch.device, native: NativeKernels | None = None) -> torch.dtype:
     """Return the torch dtype for "float32", "bfloat16", or "auto": the fastest one on this device.
+
+    Args:
+        native: the kernels that will run the model, if it is not torch.
 
     Raises:
         ConfigError: another name.
     """
     if name == "auto":
+        if native is not None:  # the others widen bfloat16 before they multiply, which costs more than it saves
+            return torch.bfloat16 if native.isa == "avx512_bf16" else torch.float32
         return torch.bfloat16 if device.type == "cuda" else fastest_dtype()
     if name not in _DTYPES:
         raise ConfigError("dtype", name, f"must be auto or one of {', '.join(_DTYPES)}")
@@ -100,7 +106,7 @@ def check_model(model_dir: Path) -> None:
 
 
 def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    """Return the model with its weights, on the CPU in the layout of its matmul.
+    """Return the model with its weights.
 
     Raises:
         ModelError: the weights do not fit the configuration, or the model cannot run packed.
@@ -140,10 +146,17 @@ def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, de
     # An embedding is read one row per token; one that is tied to the output layer is read as a whole.
     read_bytes = num_bytes if embedding is output else num_bytes - embedding.nbytes
     num_multiplied = read_bytes // dtype.itemsize
-    if device.type == "cpu":
-        read_bytes -= pack_linears(model, dtype)
-        replace_rms_norms(model, dtype)
     return LoadedModel(model, num_bytes, read_bytes, num_multiplied, None if ids is None else ids.to(device))
+
+
+def pack_for_torch(loaded: LoadedModel) -> LoadedModel:
+    """Bring a model on the CPU into the layout of torch's matmul, in place, with faster norms."""
+    model = loaded.model
+    if model.device.type != "cpu":
+        return loaded
+    num_saved_bytes = pack_linears(model, model.dtype)
+    replace_rms_norms(model, model.dtype)
+    return replace(loaded, read_bytes=loaded.read_bytes - num_saved_bytes)
 
 
 def _say(error: Exception) -> str:

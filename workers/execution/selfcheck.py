@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from minedraft.errors import ModelError
 from minedraft_workers.execution.attention import ATTENTION_NAME, CONTEXT_KEYWORD, ShapeRecorder
-from minedraft_workers.execution.kvcache import LayerShape
 from minedraft_workers.execution.spans import ForwardSpan
+from minedraft_workers.execution.tables import LayerShape
 
 if TYPE_CHECKING:
     from minedraft_workers.execution.executor import Executor
