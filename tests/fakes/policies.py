@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from minedraft.core import events
+from minedraft.core.policy.base import DraftOffer
 from minedraft.core.request import Request
-from minedraft.types import LoanTerms, Mode, Proposal
+from minedraft.types import LoanTerms, Mode
 
 
 class AnyDraftPolicy:
@@ -22,11 +22,13 @@ class AnyDraftPolicy:
         self._count += 1
         return max_draft_len if self._count % self._period else self._count % (max_draft_len + 1)
 
-    def select(self, proposals: Sequence[Proposal]) -> Sequence[Proposal]:
-        """Cut some, leave some out."""
+    def select(self, offers: Sequence[DraftOffer]) -> Sequence[int]:
+        """Verify some of the drafts, of some requests none."""
         self._count += 1
-        kept = [p for i, p in enumerate(proposals) if (i + self._count) % (2 * self._period)]
-        return [replace(p, tokens=p.tokens[: 1 + self._count % 5]) if self._count % 3 == 0 else p for p in kept]
+        return [
+            offer.num_drafts if self._count % 3 else (index + self._count) % (offer.num_drafts + 1)
+            for index, offer in enumerate(offers)
+        ]
 
     def observe(self, event: events.Event, now_s: float) -> None:
         pass
