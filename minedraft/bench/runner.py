@@ -16,9 +16,11 @@ from typing import Any
 
 from minedraft.bench.prompts import BenchPrompt
 from minedraft.client import AsyncClient
+from minedraft.errors import ConfigError, Unavailable
 from minedraft.loan import AsyncLoan
+from minedraft.output import ServiceStatus
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Mode
+from minedraft.types import Mode, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +113,9 @@ async def run_benchmark(
         loan: what the client has borrowed to switch the configurations.
 
     Raises:
-        MineDraftError: the service refused.
+        MineDraftError: the service lacks the drafter (see `require_drafter`), or refused a configuration.
     """
+    require_drafter(await client.status(), configs)
     rows = [BenchRow(config) for config in configs]
     for repeat in range(num_repeats):
         for index in range(len(rows)):
@@ -120,6 +123,23 @@ async def run_benchmark(
             on_run(row.config, repeat)
             row.runs.append(await measure(client, loan, row.config, prompts, sampling))
     return rows
+
+
+def require_drafter(status: ServiceStatus, configs: Sequence[BenchConfig]) -> None:
+    """Check that the service has a drafter, if a configuration has drafts.
+
+    Raises:
+        ConfigError: the service was started without a drafter. Unavailable: its drafter is lost.
+    """
+    modes = ", ".join(dict.fromkeys(config.mode.value for config in configs if config.mode.has_drafts))
+    drafter = next((worker for worker in status.workers if worker.role == Role.DRAFTER.value), None)
+    if not modes or (drafter is not None and drafter.state == "ready"):
+        return
+    if drafter is not None:
+        wait = "wait until `minedraft status` shows it ready, or use --modes ar"
+        raise Unavailable(f"the drafter is {drafter.state}, so {modes} would run without drafts: {wait}")
+    restart = "restart it with --mode minedraft, or use --modes ar"
+    raise ConfigError("modes", modes, f"the service runs in mode {status.mode} without a drafter: {restart}")
 
 
 async def measure(

@@ -53,7 +53,7 @@ class FakeService:
 class FakeConnector:
     """Links to the fakes; the drafter comes back, with a new epoch, once `is_back` is set."""
 
-    def __init__(self, verifier: FakeVerifier, drafter: FakeDrafter) -> None:
+    def __init__(self, verifier: FakeVerifier, drafter: FakeDrafter | None) -> None:
         self._verifier, self._drafter = verifier, drafter
 
     async def connect_verifier(self) -> Verifier:
@@ -69,6 +69,7 @@ class FakeConnector:
         return self._verifier
 
     async def reconnect_drafter(self, verifier: WorkerInfo) -> Drafter:
+        assert self._drafter is not None, "there was a drafter before"
         if not self._drafter.is_back:
             raise WorkerLost("drafter: still away")
         self._drafter.renew()
@@ -96,7 +97,7 @@ async def fake_service(
 
     given = {"target": folder / "model", "draft_method": "ngram", "listen": f"unix:{folder / 's.sock'}"}
     checked = load_settings(given | {"drain_timeout_s": 5.0} | settings)
-    server = Server(checked, FakeConnector(verifier, drafter))
+    server = Server(checked, FakeConnector(verifier, drafter if checked.needs_drafter else None))
     task = asyncio.create_task(server.run())
     service = FakeService(server, task, checked, verifier, drafter, tokenizer)
     try:

@@ -231,6 +231,33 @@ async def test_a_mistake_is_named_and_has_its_exit_code(arguments, code, words):
     assert "Traceback" not in done.said
 
 
+@pytest.mark.parametrize("modes", ["ar,sd,minedraft", "minedraft"])
+async def test_bench_refuses_to_measure_drafts_on_a_service_without_a_drafter(tmp_path, modes):
+    async with fake_service(tmp_path, mode="ar", allow_configure=True) as service:
+        before = service.server.service.status()
+        done = await minedraft("bench", "--server", service.address, "--modes", modes)
+        after = service.server.service.status()
+    assert (done.code, done.out.strip()) == (EXIT_CONFIG, "")
+    refused = modes.removeprefix("ar,").replace(",", ", ")
+    assert f"minedraft: modes is '{refused}': the service runs in mode ar without a drafter: restart it" in done.said
+    assert (after.mode, after.finished_requests) == ("ar", before.finished_requests), "no run was begun"
+
+
+async def test_bench_refuses_to_measure_drafts_while_the_drafter_is_lost(tmp_path):
+    (tmp_path / "prompts.json").write_text('[{"prompt": "hi"}]')
+    flags = ("-m", "1", "--max-new-tokens", "8", "--repeats", "1", "--prompts", str(tmp_path / "prompts.json"))
+    async with fake_service(tmp_path, allow_configure=True) as service:
+        service.drafter.give_up("killed")
+        await service.until(lambda: service.server.pipeline.drafter is None)
+        refused, measured = [
+            await minedraft("bench", "--server", service.address, "--modes", modes, *flags) for modes in ("sd", "ar")
+        ]
+    assert (refused.code, refused.out.strip()) == (1, "")
+    assert "the drafter is lost, so sd would run without drafts: wait until `minedraft status`" in refused.said
+    assert measured.code == 0, measured.said
+    assert "ar 2" in measured.out
+
+
 async def test_models_as_json_has_the_folders_of_the_default_pair(tmp_path, monkeypatch):
     monkeypatch.setenv("MINEDRAFT_CACHE", str(tmp_path))
     done = await minedraft("models", "--json")
