@@ -182,8 +182,8 @@ async def test_what_is_pasted_into_a_chat_is_one_message(service):
     messages = [{"role": "user", "content": "one\n\ntwo"}]
     assert service.tokenizer.decode(continuation(service.tokenizer.encode_chat(messages), 6)) in shown
     assert shown.count("6 tokens,") == 1
-    assert "there is no /nothing" in shown
-    assert "/undo  take the last exchange back" in shown
+    assert "unknown command /nothing" in shown
+    assert "/undo  remove the last exchange" in shown
 
 
 def read_all(terminal: int) -> str:
@@ -199,9 +199,9 @@ async def test_a_chat_that_fills_the_context_says_what_to_do(service):
     service.server.pipeline.scheduler.limits = replace(service.server.pipeline.scheduler.limits, max_model_len=300)
     typed = "good day\n\n" + "x" * 200 + "\n"
     done = await minedraft("chat", "--server", service.address, typed=typed)
-    assert "the context is full: /undo takes the last exchange back" in done.out
+    assert "the context is full: /undo removes the last exchange" in done.out
     assert "prompt is" in done.out
-    assert "the conversation has become too long: /undo takes" in done.out
+    assert "the conversation is too long: /undo removes" in done.out
     assert done.code == 0
 
 
