@@ -1,4 +1,4 @@
-"""Policies that decide at random, though always the same: what they decide must never show in an answer."""
+"""Policies with arbitrary but repeatable decisions, which must never change an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minedraft.types import LoanTerms, Mode, Proposal
 
 
 class AnyDraftPolicy:
-    """Asks for some number of drafts, and verifies some of those that come."""
+    """Asks for a varying number of drafts and verifies some of the proposals."""
 
     def __init__(self, period: int) -> None:
         self._period = period
@@ -23,7 +23,7 @@ class AnyDraftPolicy:
         return max_draft_len if self._count % self._period else self._count % (max_draft_len + 1)
 
     def select(self, proposals: Sequence[Proposal]) -> Sequence[Proposal]:
-        """Cut some, leave some out."""
+        """Truncate some proposals and leave some out."""
         self._count += 1
         kept = [p for i, p in enumerate(proposals) if (i + self._count) % (2 * self._period)]
         return [replace(p, tokens=p.tokens[: 1 + self._count % 5]) if self._count % 3 == 0 else p for p in kept]
@@ -33,7 +33,7 @@ class AnyDraftPolicy:
 
 
 class RestlessMode:
-    """Goes through modes and sizes, another one every `period` committed rounds."""
+    """Changes mode and sizes every `period` committed rounds."""
 
     def __init__(self, period: int) -> None:
         self.changes: list[events.ModeChanged] = []
