@@ -1,4 +1,4 @@
-"""Policies that decide at random, though always the same: what they decide must never show in an answer."""
+"""Policies with arbitrary but repeatable decisions, which must never change an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minedraft.types import LoanTerms, Mode
 
 
 class AnyDraftPolicy:
-    """Asks for some number of drafts, and verifies some of those that come."""
+    """Asks for a varying number of drafts and verifies some of the proposals."""
 
     def __init__(self, period: int) -> None:
         self._period = period
@@ -35,7 +35,7 @@ class AnyDraftPolicy:
 
 
 class RestlessMode:
-    """Goes through modes and sizes, another one every `period` committed rounds."""
+    """Changes mode and sizes every `period` committed rounds."""
 
     def __init__(self, period: int) -> None:
         self.changes: list[events.ModeChanged] = []

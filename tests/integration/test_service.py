@@ -383,7 +383,7 @@ async def test_a_drafter_with_another_tokenizer_is_refused(tmp_path):
 async def test_a_model_without_an_end_token_is_said_once_at_the_start(tmp_path, caplog):
     async with fake_service(tmp_path) as service:
         assert service.tokenizer.eos_ids == ()
-    assert caplog.text.count("names no end-of-sequence token") == 1
+    assert caplog.text.count("has no end-of-sequence token") == 1
 
 
 async def test_nobody_listening_says_so(tmp_path):
