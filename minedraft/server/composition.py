@@ -125,7 +125,7 @@ class Server:
             stack.push_async_callback(drafter.close)
             check_drafter(drafter.info, verifier.info)
         self.pipeline = pipeline = Pipeline(
-            _limits(settings, verifier.info), verifier, drafter, observers=[service.metrics.observe]
+            _limits(settings, verifier.info), verifier, drafter, observers=[service.board.observe]
         )
         watchers = [asyncio.create_task(fail_when_lost(pipeline, verifier))]
         if drafter is not None:

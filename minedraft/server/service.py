@@ -43,7 +43,7 @@ class InferenceService:
     """Answers calls; refuses them before `open` and after `drain`."""
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer) -> None:
-        self.metrics = StatusBoard(settings)
+        self.board = StatusBoard(settings)
         self._settings = settings
         self.tokenizer = tokenizer
         self._intake = Intake(tokenizer)
@@ -115,15 +115,15 @@ class InferenceService:
             yield
         except asyncio.CancelledError:
             if describe_cancel is not None:
-                self.metrics.count_error(describe_cancel())
+                self.board.count_error(describe_cancel())
             raise
         except MineDraftError as error:
-            self.metrics.count_error(error)
+            self.board.count_error(error)
             raise
         except Exception:
             logger.exception("a request failed")
             internal = InternalError("the request failed inside the service; see the service's log")
-            self.metrics.count_error(internal)
+            self.board.count_error(internal)
             raise internal from None
 
     def generate(self, call: GenerateCall, client: str) -> AsyncGenerator[Output, None]:
@@ -152,7 +152,7 @@ class InferenceService:
 
     def status(self) -> ServiceStatus:
         """Return state, batches, workers and rates."""
-        return self.metrics.status(self.state, self._pipeline)
+        return self.board.status(self.state, self._pipeline)
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Lent]:
