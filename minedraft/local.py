@@ -1,4 +1,4 @@
-"""A service of one's own, as long as a block lasts: for programs, notebooks and tests.
+"""Runs a private service while a block runs, for programs, notebooks and tests.
 
     from minedraft.local import serve
 
@@ -8,9 +8,9 @@
     async with serve() as client:                        # the default pair, with an AsyncClient
         print((await client.complete("Hello")).text)
 
-It is what `minedraft-launch` starts: scheduler, drafter and verifier as processes. They are gone when the
-block has ended, however it ends, and they end with this process if it is killed; the folder of its socket,
-which a killed process cannot remove, goes with the next start of a service.
+The service has the processes that `minedraft-launch` starts: scheduler, drafter and verifier. They end with
+the block, however it ends, and with this process if it is killed. A killed process cannot remove the folder
+of its socket; the next start of a service does.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from minedraft.process.watched import OnText, WatchedProcess
 from minedraft.process.with_parent import child_command, child_environment
 
 _STOP_SLACK_S = 30.0  # beyond drain_timeout_s; the launcher itself gives up earlier
-_FORCED_STOP_S = 5.0  # the second signal ends everything within two seconds
+_FORCED_STOP_S = 5.0  # the second signal stops everything within two seconds
 _COMMAND = "minedraft-launch: "
-_ONE_BLOCK = "a service is for one block"
+_ONE_BLOCK = "a LocalService can be entered once"
 
 
 def serve(
@@ -44,34 +44,34 @@ def serve(
     environment: Mapping[str, str] | None = None,
     **settings: object,
 ) -> LocalService:
-    """A service that runs while a block does: `with` gives a connected `Client`, `async with` an `AsyncClient`.
+    """Return a service that runs while a block does: `with` gives a connected `Client`, `async with` an `AsyncClient`.
 
-    The block begins when requests are accepted. At its end the client is closed, and the service drains
-    and stops; an interrupt (Ctrl-C, a cancelled task) meanwhile stops it at once, and is raised then.
+    The block begins when requests are accepted. When it ends, the client is closed, and the service drains
+    and stops. An interrupt during that (Ctrl-C, a cancelled task) stops the service now and is then raised.
 
     Args:
-        target, draft: model folders; without a target the default pair, fetched where it is not there yet.
-        on_line: takes each line that the service writes, progress and trouble, in a thread of its own.
-        environment: variables of its processes besides this one's (CUDA_VISIBLE_DEVICES ...).
-        settings: any of `minedraft.config.Settings` by name. It listens on a unix socket in a private
-            folder unless `listen` says otherwise.
+        target, draft: model folders; without a target the default pair, which is fetched if it is missing.
+        on_line: takes each line that the service writes, progress and errors; called in another thread.
+        environment: variables of the service's processes besides this process's (CUDA_VISIBLE_DEVICES ...).
+        settings: fields of `minedraft.config.Settings` by name. Without `listen`, the service listens on a
+            unix socket in a private folder.
 
     Raises:
-        ConfigErrors: at the call; what is wrong with the settings.
-        StartFailed: entering the block; the last words of the service say why (no such folder, ...).
+        ConfigErrors: in this call, if settings are wrong.
+        StartFailed: on entering the block; the message has the service's last lines (no such folder, ...).
     """
     checked = load_settings({"target": target, "draft": draft, **settings})
     return LocalService(checked, on_line, environment or {}, is_private=settings.get("listen") is None)
 
 
 class LocalService:
-    """What `serve` returns; for one block.
+    """A service that runs while a block does; see `serve`. It can be entered once.
 
     Args:
-        is_private: listen in a private folder instead of where the settings say.
+        is_private: listen in a private folder instead of at the settings' address.
 
     Attributes:
-        address: where it listens, from the start of the block on; others may connect there, too.
+        address: the service's address, from the start of the block on; other clients may connect to it too.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class LocalService:
         self._client: Client | None = None
         self._async_client: AsyncClient | None = None
         self._ready: Future[None] = Future()
-        self._ready.set_running_or_notify_cancel()  # so that nobody who waits can cancel it
+        self._ready.set_running_or_notify_cancel()  # so that a caller that waits cannot cancel it
 
     @property
     def pid(self) -> int:
@@ -96,7 +96,7 @@ class LocalService:
 
     @property
     def exit_code(self) -> int | None:
-        """The launcher's; None while it runs."""
+        """The launcher's exit code; None while it runs."""
         return self._started.exit_code
 
     def __enter__(self) -> Client:
@@ -143,7 +143,7 @@ class LocalService:
             self.address = f"unix:{self._folder.path / 'minedraft.sock'}"
             settings = settings.model_copy(update={"listen": self.address})
         environment = child_environment(**self._environment)
-        environment.pop("NOTIFY_SOCKET", None)  # that one is about this process, not about its service
+        environment.pop("NOTIFY_SOCKET", None)  # it is for this process, not for its service
         command = child_command("minedraft.cli.launch", *to_flags(settings))
         self._process = WatchedProcess(command, self._read, environment)
         self._process.ended.add_done_callback(self._on_end)
@@ -173,7 +173,7 @@ class LocalService:
 
     @property
     def _patience_s(self) -> tuple[float, float]:
-        """Seconds that the first signal is given, which drains, and the second, which ends all at once."""
+        """Seconds to wait after the first signal, which drains, and after the second, which stops everything."""
         return self._settings.drain_timeout_s + _STOP_SLACK_S, _FORCED_STOP_S
 
     def _remove_folder(self) -> None:
@@ -189,7 +189,7 @@ class LocalService:
     def _on_end(self, ended: Future[int]) -> None:
         if self._ready.done():
             return
-        words = [line.removeprefix(_COMMAND) for line in self._started.tail] or ["it said nothing"]
+        words = [line.removeprefix(_COMMAND) for line in self._started.tail] or ["no output"]
         said = "\n  ".join(["", *words]) if len(words) > 1 else f" {words[0]}"
         exit_code = EXIT_CONFIG if ended.result() == EXIT_CONFIG else EXIT_INTERNAL
         message = f"the service did not start (exit code {ended.result()}):{said}"

@@ -18,13 +18,27 @@ from minedraft.process.parent import exit_with_parent
 from minedraft.types import Role
 from minedraft_workers.composition import Plan
 
+_EPILOG = """
+\b
+Examples:
+  minedraft-worker verifier --model DIR --listen unix:/run/v.sock --device cpu:1
+  minedraft-worker drafter --model DIR --listen unix:/run/d.sock --device cpu:0
+\b
+Then start the service with these workers:
+  minedraft-launch --target DIR --target-address unix:/run/v.sock --draft-address unix:/run/d.sock
+"""
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @settings_flags(WorkerSettings)
 @click.option("--check", is_flag=True, help="Check settings and model folder without loading weights, then exit.")
 @takes_parent
 def command(check: bool, parent_pid: int | None, **flags: object) -> int:
-    """Run one worker process: the drafter (draft model) or the verifier (target model)."""
+    """Run one worker process: the drafter (draft model) or the verifier (target model).
+
+    minedraft-launch starts both workers itself. Start one alone to run it on another host or under its
+    own supervisor.
+    """
     if parent_pid is not None:
         exit_with_parent(parent_pid)
     plan = Plan.make(load_worker_settings(flags))

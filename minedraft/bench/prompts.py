@@ -1,4 +1,4 @@
-"""The prompts of a benchmark: those that come with the package, or a file's."""
+"""The prompts of a benchmark, from the package or from a file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ class BenchPrompt:
 
 
 def load_prompts(path: Path | None) -> list[BenchPrompt]:
-    """The 24 prompts that come with the package, or a file: a JSON list of {"prompt", "kind"?} or the
-    same one object a line.
+    """Return the prompts of a file, or the 24 that come with the package.
+
+    Args:
+        path: a file with a JSON list of {"prompt", "kind"?}, or with one such object per line.
 
     Raises:
-        ConfigError: no file, or no prompts in it.
+        ConfigError: the file cannot be read or has no prompts.
     """
     try:
         text = (path or files("minedraft") / "assets" / "prompts.json").read_text(encoding="utf-8")

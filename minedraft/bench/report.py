@@ -1,4 +1,4 @@
-"""What a person gets of a benchmark: a line that says what is running, a table, and a file with everything."""
+"""The output of a benchmark: a progress line, a table, and a JSON file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def run_with_progress(
     params: SamplingParams,
     repeats: int,
 ) -> list[BenchRow]:
-    """`run_benchmark` with a line that says what is running."""
+    """Call `run_benchmark` and show which run is in progress."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=None)
@@ -48,7 +48,7 @@ async def run_with_progress(
 
 
 def render_rows(rows: Sequence[BenchRow]) -> Table:
-    """The comparison as a table that fits 80 columns; times in milliseconds."""
+    """Return the comparison as a table that fits 80 columns; times in milliseconds."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, caption_justify="left")
     base = _first_sd(rows)
     names = ["mode", "tok/s", "VSR", "accept", "draft", "verify", "step", "overlap", "busy"]
@@ -67,18 +67,17 @@ def render_rows(rows: Sequence[BenchRow]) -> Table:
         table.add_row(*cells)
     draft_len = max(row.config.draft_len for row in rows)
     table.caption = (
-        f"Beside the mode: requests in flight. k = {draft_len}; times are medians in ms.\n"
+        f"The number after the mode is requests in flight. k = {draft_len}; median times in ms.\n"
         "VSR: share of drafts accepted; accept: mean accepted length.\n"
-        "overlap: max(draft, verify) / step; busy: share of its time that the verifier works."
+        "overlap: max(draft, verify) / step; busy: share of time verifying."
     )
     overlapped = next((row for row in rows if row.config.mode is Mode.MINEDRAFT), None)
     if overlapped is not None:
         # From the times of one run: between runs the machine's speed changes by more than this.
         turns_ms = overlapped.median("draft_ms") + overlapped.median("verify_ms")
         table.caption += (
-            f"\n{overlapped.config.label}: a step takes {overlapped.median('step_ms'):.0f} ms, taking turns"
-            f" {turns_ms:.0f}: {turns_ms / max(overlapped.median('step_ms'), 1e-9):.2f}x,"
-            f" at most {overlap_bound(overlapped):.2f}x."
+            f"\n{overlapped.config.label}: step {overlapped.median('step_ms'):.0f} ms, taking turns {turns_ms:.0f} ms:"
+            f" {turns_ms / max(overlapped.median('step_ms'), 1e-9):.2f}x (bound {overlap_bound(overlapped):.2f}x)."
         )
     return table
 
@@ -88,7 +87,7 @@ def _ms(value: float) -> str:
 
 
 def write_report(path: Path, tables: Sequence[BenchTable], status: ServiceStatus, repeats: int) -> None:
-    """Everything measured, with what a reader needs to compare it, as JSON."""
+    """Write all measurements as JSON, with the facts that a comparison needs."""
     content = {
         "machine": machine_facts(),
         "workers": [{name: getattr(worker, name) for name in _WORKER_FACTS} for worker in status.workers],
@@ -111,7 +110,7 @@ def _first_sd(rows: Sequence[BenchRow]) -> BenchRow | None:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a reader must know of the machine to compare numbers."""
+    """Return the facts about this machine that a comparison of numbers needs."""
     model, flags = "", set[str]()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -1,8 +1,8 @@
 """Compare modes on one running service: same processes, same prompts, runs interleaved.
 
-Each configuration answers the same prompts at once with a fixed number of tokens. Repeats go round
-the configurations in turn, so that a machine that slows down slows all of them; the table shows
-medians over repeats. Ratios between rows of one run are worth more than the absolute numbers.
+Each configuration answers the same prompts, sent together, with a fixed number of tokens. Each repeat
+runs every configuration once, so that a machine that slows down slows all of them; the table shows
+medians over repeats. Ratios between rows of one run mean more than the absolute numbers.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any
 
 from minedraft.bench.prompts import BenchPrompt
 from minedraft.client import AsyncClient
+from minedraft.errors import ConfigError, Unavailable
 from minedraft.loan import AsyncLoan
+from minedraft.output import ServiceStatus
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Mode
+from minedraft.types import Mode, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,8 @@ class BenchConfig:
 
 @dataclass(frozen=True, slots=True)
 class BenchRun:
-    """What one run of one configuration measured. Times in milliseconds are medians over its steady
-    decode rounds, taken inside the workers and at the scheduler's clock."""
+    """The measurements of one run of one configuration. Times in milliseconds are medians over its steady
+    decode rounds, measured in the workers and by the scheduler's clock."""
 
     tokens_per_s: float  # output tokens / time from first submit to last answer, prompts included
     vsr: float
@@ -72,7 +74,7 @@ class BenchRow:
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Tokens per second of the steady rounds alone: what is left when prompts, ramp and tail are not counted."""
+        """Tokens per second of the steady rounds alone, without prompts, ramp and tail."""
         num_rows = self.config.max_batch_size  # of one batch: a step completes one batch's round
         return num_rows * self.median("tokens_per_round") / max(self.median("step_ms") / 1e3, 1e-9)
 
@@ -86,7 +88,7 @@ class BenchRow:
 
 
 def default_configs(max_batch_size: int, draft_len: int) -> list[BenchConfig]:
-    """AR, SD with m and with 2m, and MineDraft with m a batch: 2m in flight is the honest column."""
+    """Return ar with 2m, sd with m and with 2m, and minedraft with m per batch; compare those with 2m in flight."""
     return [
         BenchConfig(Mode.AR, 2 * max_batch_size, 0),
         BenchConfig(Mode.SD, max_batch_size, draft_len),
@@ -105,14 +107,16 @@ async def run_benchmark(
     num_repeats: int,
     on_run: Callable[[BenchConfig, int], None] = lambda config, repeat: None,
 ) -> list[BenchRow]:
-    """Every configuration `num_repeats` times, in turn; the order turns by one each repeat.
+    """Run every configuration once per repeat, in an order that rotates by one each repeat.
 
     Args:
-        loan: what the client has borrowed to switch the configurations.
+        loan: the client's loan of the service, to switch configurations.
+        on_run: called with the configuration and the number of the repeat before each run.
 
     Raises:
-        MineDraftError: the service refused.
+        MineDraftError: the service lacks the drafter (see `require_drafter`), or refused a configuration.
     """
+    require_drafter(await client.status(), configs)
     rows = [BenchRow(config) for config in configs]
     for repeat in range(num_repeats):
         for index in range(len(rows)):
@@ -122,10 +126,27 @@ async def run_benchmark(
     return rows
 
 
+def require_drafter(status: ServiceStatus, configs: Sequence[BenchConfig]) -> None:
+    """Check that the service has a drafter, if a configuration has drafts.
+
+    Raises:
+        ConfigError: the service was started without a drafter. Unavailable: its drafter is lost.
+    """
+    modes = ", ".join(dict.fromkeys(config.mode.value for config in configs if config.mode.has_drafts))
+    drafter = next((worker for worker in status.workers if worker.role == Role.DRAFTER.value), None)
+    if not modes or (drafter is not None and drafter.state == "ready"):
+        return
+    if drafter is not None:
+        wait = "wait until `minedraft status` shows it ready, or use --modes ar"
+        raise Unavailable(f"the drafter is {drafter.state}, so {modes} would run without drafts: {wait}")
+    restart = "restart it with --mode minedraft, or use --modes ar"
+    raise ConfigError("modes", modes, f"the service runs in mode {status.mode} without a drafter: {restart}")
+
+
 async def measure(
     client: AsyncClient, loan: AsyncLoan, config: BenchConfig, prompts: Sequence[BenchPrompt], sampling: SamplingParams
 ) -> BenchRun:
-    """One run: configure, submit all prompts at once, wait for all answers, read the counters."""
+    """Measure one run: configure, send all prompts together, wait for all answers, read the counters."""
     await loan.configure(config.mode, config.max_batch_size, config.draft_len)
     before = await client.status()
     started_s = time.monotonic()
@@ -156,6 +177,6 @@ async def measure(
 
 
 def overlap_bound(row: BenchRow) -> float:
-    """What overlapping could give over taking turns with these times: (t_d + t_v) / max(t_d, t_v)."""
+    """Return the largest gain of overlapping over taking turns with these times: (t_d + t_v) / max(t_d, t_v)."""
     draft_ms, verify_ms = row.median("draft_ms"), row.median("verify_ms")
     return (draft_ms + verify_ms) / max(draft_ms, verify_ms, 1e-9)

@@ -1,4 +1,4 @@
-"""The commands that people type.
+"""The commands that users type.
 
 May import: values, places, settings, client, rpc, models, text, process, launch, bench, observe.
 """

@@ -1,4 +1,4 @@
-"""`minedraft bench`: the modes side by side on a running service, as a table and as JSON."""
+"""`minedraft bench`: compares the modes on a running service, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -12,25 +12,52 @@ from rich.console import Console
 from minedraft.bench.prompts import BenchPrompt, load_prompts
 from minedraft.bench.report import BenchTable, render_rows, run_with_progress, write_report
 from minedraft.bench.runner import default_configs
-from minedraft.cli.console import say
+from minedraft.cli.console import SERVER_HELP, say
 from minedraft.client import AsyncClient
 from minedraft.errors import ConfigError
 from minedraft.flags import UserPath
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Mode
 
+_EPILOG = """
+\b
+Start a service first, in another terminal:
+  minedraft-launch --allow-configure
+\b
+Examples:
+  minedraft bench
+  minedraft bench -m 2,4,8 -k 3 --repeats 5 --json result.json
+"""
 
-@click.command()
-@click.option("--server", default=None, metavar="ADDR", help="Where the service listens.")
-@click.option("-m", "--max-batch-size", "sizes", default="4", help="Requests a batch; a list is 2,4,8. Default 4.")
-@click.option("-k", "--draft-len", "draft_lens", default="3", help="Drafts a round; a list is 2,3. Default 3.")
-@click.option("--modes", default="ar,sd,minedraft", show_default=True, help="Which modes to compare.")
-@click.option("--num-prompts", default=None, type=click.IntRange(1), help="Prompts a run; by default 2m, all at once.")
-@click.option("--max-new-tokens", default=64, type=click.IntRange(1), help="Tokens a prompt, exactly. Default 64.")
-@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--repeats", default=3, type=click.IntRange(1), help="Runs of each row; medians are shown. Default 3.")
-@click.option("--prompts", "prompts_path", default=None, type=UserPath(), help="JSON list of prompts.")
-@click.option("--json", "json_path", default=None, type=UserPath(), help="Write everything here too.")
+
+@click.command(epilog=_EPILOG)
+@click.option("--server", default=None, metavar="ADDR", help=SERVER_HELP)
+@click.option("-m", "--max-batch-size", "sizes", metavar="N,...", default="4", help="Requests per batch. [default: 4]")
+@click.option("-k", "--draft-len", "draft_lens", metavar="N,...", default="3", help="Drafts per round. [default: 3]")
+@click.option("--modes", metavar="MODE,...", default="ar,sd,minedraft", show_default=True, help="Modes to compare.")
+@click.option("--num-prompts", metavar="N", default=None, type=click.IntRange(1), help="Prompts per run. [default: 2m]")
+@click.option(
+    "--max-new-tokens",
+    metavar="N",
+    default=64,
+    type=click.IntRange(1),
+    help="Tokens per answer, exactly. [default: 64]",
+)
+@click.option("--temperature", metavar="X", default=0.0, help="0: greedy; above: sampled. [default: 0]")
+@click.option(
+    "--repeats", metavar="N", default=3, type=click.IntRange(1), help="Runs per row; medians are shown. [default: 3]"
+)
+@click.option(
+    "--prompts",
+    "prompts_path",
+    metavar="FILE.json",
+    default=None,
+    type=UserPath(),
+    help='List of {"prompt": TEXT}, instead of the built-in prompts.',
+)
+@click.option(
+    "--json", "json_path", metavar="FILE.json", default=None, type=UserPath(), help="Also write all measurements here."
+)
 def bench(
     server: str | None,
     sizes: str,
@@ -43,14 +70,11 @@ def bench(
     prompts_path: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Compare ar, sd and minedraft on a running service.
+    """Compare the modes ar, sd and minedraft on a running service.
 
-    The service must have been started with --allow-configure, for its mode is switched between runs;
-    at the end, or when this is interrupted, it goes back to its own:
-
-    \b
-        minedraft-launch --allow-configure &
-        minedraft bench -m 2,4,8 -k 3 --repeats 5 --json result.json
+    The service must run with --allow-configure, because each run sets its mode, and with a drafter,
+    unless --modes is ar. When the benchmark ends or is interrupted, the service goes back to its own
+    settings. Each pair of -m and -k gives one table.
     """
     prompts = load_prompts(prompts_path)
     params = SamplingParams(temperature=temperature, max_new_tokens=max_new_tokens, ignore_eos=True)
@@ -92,7 +116,9 @@ def _parse_modes(text: str) -> set[Mode]:
     try:
         return {Mode(name.strip()) for name in text.split(",")}
     except ValueError:
-        raise ConfigError("modes", text, f"a list of {', '.join(mode.value for mode in Mode)}") from None
+        raise ConfigError(
+            "modes", text, f"must be one or more of {', '.join(mode.value for mode in Mode)}, separated by commas"
+        ) from None
 
 
 def _parse_ints(field: str, text: str) -> list[int]:
@@ -101,5 +127,5 @@ def _parse_ints(field: str, text: str) -> list[int]:
     except ValueError:
         values = []
     if not values or min(values) < 1 or max(values) > 256:
-        raise ConfigError(field, text, "a list of numbers in [1, 256], like 2,4,8")
+        raise ConfigError(field, text, "must be numbers in [1, 256], separated by commas")
     return values

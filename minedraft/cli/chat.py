@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from minedraft.cli.chat_input import COMMANDS, is_command, read_messages
-from minedraft.cli.console import show
+from minedraft.cli.console import SERVER_HELP, show
 from minedraft.cli.sampling_flags import sampling_flags, to_sampling_params
 from minedraft.client import Client
 from minedraft.errors import InvalidRequest, MineDraftError
@@ -20,33 +20,38 @@ from minedraft.types import FinishReason
 
 _EPILOG = """
 \b
-While it answers, Ctrl-C ends the answer; at the prompt, Ctrl-C or Ctrl-D leaves.
-/new starts over, /undo takes the last exchange back, /help shows all commands.
+During an answer, Ctrl-C ends the answer; at the prompt, Ctrl-C or Ctrl-D quits.
+/new starts over, /undo removes the last exchange, /help shows all commands.
 \b
-A line is a message, and so is what you paste, whatever lines it has. From a
-pipe a message ends at an empty line; for a whole file as one message:
+Each line is a message; pasted text is one message, even with several lines.
+Piped input is split into messages at empty lines; for a whole file as one
+message:
   minedraft generate --chat <FILE
 \b
-Example:
+Examples:
+  minedraft chat
   minedraft chat --system "You answer in one sentence." --temperature 0.7
 """
-_REMEDY = "/undo takes the last exchange back, /new starts over"
+_REMEDY = "/undo removes the last exchange, /new starts over"
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--server", metavar="ADDR", default=None, help="unix:PATH or HOST:PORT of the service.")
-@click.option("--system", default=None, metavar="TEXT", help="A system message before the conversation.")
+@click.option("--server", metavar="ADDR", default=None, help=SERVER_HELP)
+@click.option("--system", default=None, metavar="TEXT", help="System message at the start of the conversation.")
 @sampling_flags
 def chat(server: str | None, system: str | None, **flags: object) -> None:
-    """Talk with the model; it sees the whole conversation each time."""
+    """Chat with the model of a running service.
+
+    The model sees the whole conversation with each message. Start the service with minedraft-launch.
+    """
     params = to_sampling_params(dict(flags))
     if params.n != 1:
-        raise InvalidRequest("n", params.n, "a conversation has one answer at a time")
+        raise InvalidRequest("n", params.n, "must be 1 in a chat")
     console = Console(highlight=False, soft_wrap=True)
     with Client(server) as client:
         status = client.status()
         target = next((worker.model for worker in status.workers if worker.role == "verifier"), "the model")
-        _say(console, f"{target}, mode {status.mode}; Ctrl-C ends an answer, Ctrl-D leaves, /help shows commands")
+        _say(console, f"{target}, mode {status.mode}; Ctrl-C ends an answer, Ctrl-D quits, /help shows all commands")
         _converse(client, console, params, system)
 
 
@@ -62,7 +67,10 @@ def _converse(client: Client, console: Console, params: SamplingParams, system: 
             del messages[max(len(opening), len(messages) - 2) :]
         elif is_command(text):
             if text not in COMMANDS:
-                _say(console, f"there is no {text}; a message that starts with a slash needs a space before it")
+                _say(
+                    console,
+                    f"unknown command {text}; to send a message that starts with a slash, put a space before it",
+                )
             _say(console, "\n".join(f"{name:6} {meaning}" for name, meaning in COMMANDS.items()))
         else:
             messages.append({"role": "user", "content": text.strip()})
@@ -76,7 +84,7 @@ def _converse(client: Client, console: Console, params: SamplingParams, system: 
 def _answer(
     client: Client, console: Console, params: SamplingParams, messages: list[dict[str, str]], *, can_shorten: bool
 ) -> str | None:
-    """Stream one answer; what came before Ctrl-C counts, None means that there was nothing but an error."""
+    """Stream one answer and return its text, after Ctrl-C as far as it came; None after an error."""
     parts: list[str] = []
     last: Output | None = None
     outputs: Any = client.generate(messages, params)
@@ -90,14 +98,14 @@ def _answer(
     except MineDraftError as error:
         console.print(Text(str(error), style="red"))
         if can_shorten and isinstance(error, InvalidRequest) and error.field in ("prompt", "max_new_tokens"):
-            _say(console, f"the conversation has become too long: {_REMEDY}")
+            _say(console, f"the conversation is too long: {_REMEDY}")
         return None
     console.print()
     if last is not None and last.usage is not None:
         usage = last.usage
         rate = usage.output_tokens / max(usage.total_s - usage.queue_s, 1e-9)
         per_round = usage.output_tokens / max(usage.rounds, 1)
-        _say(console, f"{usage.output_tokens} tokens, {rate:.0f} tokens/s, {per_round:.1f} tokens a round")
+        _say(console, f"{usage.output_tokens} tokens, {rate:.0f} tokens/s, {per_round:.1f} tokens per round")
         is_cut = last.finish_reason is FinishReason.LENGTH and params.max_new_tokens is None
         if is_cut and usage.output_tokens < DEFAULT_CHAT_TOKENS:
             _say(console, f"the context is full: {_REMEDY}")
@@ -105,5 +113,5 @@ def _answer(
 
 
 def _say(console: Console, text: str, end: str = "\n") -> None:
-    """Something of the chat's own, apart from what the model says; never read as markup."""
+    """Print a line of the chat itself, dimmed to set it apart from the model's text; markup has no effect."""
     console.print(Text(text, style="dim"), end=end)

@@ -1,4 +1,4 @@
-"""What a person types, pastes or pipes into `minedraft chat`, one message after the other."""
+"""Reads the messages that a user types, pastes or pipes into `minedraft chat`."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from rich.console import Console
 
 COMMANDS = {
     "/new": "start over",
-    "/undo": "take the last exchange back",
-    "/help": "show this",
-    "/quit": "leave",
-    "/exit": "leave, as Ctrl-D does",
+    "/undo": "remove the last exchange",
+    "/help": "show this list",
+    "/quit": "quit",
+    "/exit": "quit, like Ctrl-D",
 }
 _COMMAND = re.compile(r"/[a-z]+")
 
 
 def is_command(text: str) -> bool:
-    """Say whether a message is meant for the chat itself: a slash and a word, and nothing else."""
+    """Return whether a message is a command to the chat: a slash and a word, and nothing else."""
     return _COMMAND.fullmatch(text) is not None
 
 
 def read_messages(console: Console) -> Iterator[str]:
     """Yield messages until the end of input or a Ctrl-C.
 
-    At a terminal a message is a line, and what is pasted is one message, whatever lines it has. From a
-    pipe it is a paragraph (see `split_paragraphs`).
+    At a terminal each line is a message, and pasted text is one message, even with several lines. From a
+    pipe each paragraph is a message (see `split_paragraphs`).
     """
     try:
         yield from _typed(console) if sys.stdin.isatty() else split_paragraphs(sys.stdin)
@@ -37,7 +37,7 @@ def read_messages(console: Console) -> Iterator[str]:
 
 
 def split_paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Yield what stands between empty lines; a command on a line of its own stands for itself."""
+    """Yield the text between empty lines; a command alone on a line is a message of its own."""
     paragraph: list[str] = []
     for line in lines:
         is_own = line.rstrip() in COMMANDS
@@ -54,7 +54,7 @@ def split_paragraphs(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _typed(console: Console) -> Iterator[str]:
-    # Python turns it off; without it a terminal sends pasted lines as if each had been typed.
+    # Python turns this off; without it a terminal sends pasted lines as if each was typed.
     readline.parse_and_bind("set enable-bracketed-paste on")
     while True:
         text = console.input("[bold]> [/bold]").rstrip()

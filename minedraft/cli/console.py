@@ -1,4 +1,4 @@
-"""What all commands share: how they end, and how they show that something takes a while."""
+"""What all commands share: exit codes, encodings, output, progress of long jobs."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from minedraft.models.progress import Progress
 from minedraft.process.entry import run_command
 
 EXIT_REQUEST = 1
+SERVER_HELP = "Address of the service: unix:PATH or HOST:PORT. [default: as for minedraft-launch]"
 _PROGRESS_S = 1.0
 
 
 def run(command: click.Command, name: str, failed_code: int = EXIT_REQUEST) -> NoReturn:
     """Run a click command and end the process with the documented exit code.
 
-    0 fine, `failed_code` the request failed, 78 configuration or command line, 130 interrupted.
+    0 success, `failed_code` the request failed, 78 configuration or command line, 130 interrupted.
     """
     _settle_encodings()
     sys.exit(_run(command, name, failed_code))
 
 
 def _settle_encodings() -> None:
-    """No text ends a command: what the terminal's encoding lacks is shown as `?`, and bytes that are no
-    text come through to the check that refuses them by name."""
+    """Keep encoding errors from ending a command: characters that the terminal lacks are shown as `?` or
+    escaped, and bytes that are not text reach the check that refuses them by name."""
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace"), (sys.stdin, "surrogateescape")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
@@ -48,25 +49,25 @@ def _run(command: click.Command, name: str, failed_code: int) -> int:
             show_usage=lambda error: error.show(),
             failed_code=failed_code,
         )
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
         return failed_code
-    except OSError as error:  # the output's disk is full, or a file named on the command line
+    except OSError as error:  # the disk is full, or a file of the command line cannot be used
         say(f"{name}: {error}")
         return failed_code
 
 
 def say(text: str) -> None:
-    """One line for the person at the terminal, apart from the output.
+    """Print one line for the user to stderr, apart from the output.
 
-    A line that cannot be written is dropped: no work ends because nobody can read how it goes.
+    A line that cannot be written is dropped: work does not end because its progress cannot be shown.
     """
     with suppress(OSError):
         click.echo(text, err=True)
 
 
 def show(text: str) -> None:
-    """Model output, as it comes. A terminal must not obey control characters a model wrote."""
+    """Print model output as it comes; control characters must not reach a terminal, which would obey them."""
     if sys.stdout.isatty():
         text = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
     click.echo(text, nl=False)
@@ -79,7 +80,7 @@ def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
 
 
 def progress_printer(clock: Callable[[], float] = time.monotonic) -> Callable[[Progress], None]:
-    """Prints the steps of a long job: each new step, and about once a second how far it is.
+    """Return a callback that prints each new step of a long job, and about once a second how far it is.
 
     Args:
         clock: monotonic seconds.

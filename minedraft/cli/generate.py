@@ -1,4 +1,4 @@
-"""`minedraft generate`: one prompt, its answer as it comes."""
+"""`minedraft generate`: prints the answer to one prompt as it is generated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from minedraft.cli.console import print_json, show
+from minedraft.cli.console import SERVER_HELP, print_json, show
 from minedraft.cli.sampling_flags import sampling_flags, to_sampling_params
 from minedraft.client import Client
 from minedraft.output import Output
@@ -27,10 +27,10 @@ Examples:
 
 @click.command(epilog=_EPILOG)
 @click.argument("prompt", required=False)
-@click.option("--server", metavar="ADDR", default=None, help="unix:PATH or HOST:PORT of the service.")
-@click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template, as a user's message.")
-@click.option("--token-ids", is_flag=True, help="The prompt is token ids, separated by blanks or commas.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object for each piece of an answer, one a line.")
+@click.option("--server", metavar="ADDR", default=None, help=SERVER_HELP)
+@click.option("--chat", is_flag=True, help="Send the prompt as a user message, in the model's chat template.")
+@click.option("--token-ids", is_flag=True, help="Read the prompt as token ids, separated by spaces or commas.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, one per streamed piece.")
 @click.option("--timeout-s", type=float, default=None, metavar="SECONDS", help="Give up after this time.")
 @sampling_flags
 def generate(
@@ -42,7 +42,10 @@ def generate(
     timeout_s: float | None,
     **flags: object,
 ) -> None:
-    """Continue PROMPT (or what comes on standard input) and print the answer as it is generated."""
+    """Continue PROMPT and print the answer as it is generated.
+
+    Without PROMPT, the prompt is read from standard input. Start the service with minedraft-launch.
+    """
     params = to_sampling_params(dict(flags))
     if prompt is None:
         if sys.stdin.isatty():
@@ -63,14 +66,14 @@ def generate(
 
 
 def to_json(output: Output) -> dict[str, Any]:
-    """The JSON object of one piece of an answer; what is not there is left out."""
+    """Return the JSON object of one piece of an answer, without the fields that are empty."""
     entry = dataclasses.asdict(output)
     return {name: value for name, value in entry.items() if value not in (None, (), "") or name in ("text", "index")}
 
 
 def _to_prompt(text: str, chat: bool, token_ids: bool) -> Prompt:
     if chat and token_ids:
-        raise click.UsageError("--chat and --token-ids exclude each other")
+        raise click.UsageError("--chat and --token-ids cannot be used together")
     if chat:
         return [{"role": "user", "content": text}]
     if token_ids:

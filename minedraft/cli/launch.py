@@ -1,4 +1,4 @@
-"""`minedraft-launch`: start the whole service and keep it running."""
+"""`minedraft-launch`: starts the whole service and keeps it running."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _EPILOG = """
 \b
 Examples:
   minedraft-launch                                     the default pair of models
-  minedraft-launch --target DIR --draft DIR            your own pair, with one tokenizer
+  minedraft-launch --target DIR --draft DIR            your own pair of models
   minedraft-launch --target DIR --draft-method ngram   no draft model
-  minedraft-launch --config FILE.toml --check          is everything in order?
+  minedraft-launch --config FILE.toml --check          check only, start nothing
 \b
 Then, in another terminal:
   minedraft chat
-Stop with Ctrl-C: running requests finish first; a second Ctrl-C stops at once.
-Started under nohup, it outlives its terminal.
-Exit codes: 0 fine, 70 a process failed, 78 configuration.
+Ctrl-C stops the service after its running requests; a second Ctrl-C stops it now.
+Under nohup, the service outlives its terminal.
+Exit codes: 0 stopped, 70 a process failed, 78 wrong configuration.
 """
 
 
@@ -42,20 +42,21 @@ Exit codes: 0 fine, 70 a process failed, 78 configuration.
     type=UserPath(),
     default=None,
     metavar="FILE.toml",
-    help="Settings by the same names; flags go before it.",
+    help="TOML file with the same settings; flags take precedence.",
 )
-@click.option("--verbose", is_flag=True, help="Show all that the three processes log.")
+@click.option("--verbose", is_flag=True, help="Show everything that the three processes log.")
 @click.option("--check", is_flag=True, help="Check settings, model folders, devices and addresses, then exit.")
 def command(config: Path | None, check: bool, verbose: bool, **flags: object) -> None:
     """Start scheduler, drafter and verifier, and serve until a signal.
 
-    Requests are accepted once a generation has gone through both workers; the line "ready" says so.
+    Without flags, it serves the default pair of models, which the first start downloads. The line
+    "ready on ADDR" says that requests are accepted.
     """
     click.get_current_context().exit(_launch(config, check, verbose, flags))
 
 
 def main() -> NoReturn:
-    """Entry point of the installed command."""
+    """Run the installed command."""
     run(command, "minedraft-launch", EXIT_INTERNAL)
 
 
@@ -70,9 +71,9 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
         if settings.target is not None:
             from minedraft.launch.worker_check import check_workers
 
-            say("the settings are in order; asking the workers about the model folders")
+            say("the settings are valid; the workers now check the model folders")
             check_workers(settings)
-        click.echo("everything is in order")
+        click.echo("all checks passed")
         return EXIT_OK
     from minedraft.launch.launcher import Launcher
 
@@ -88,7 +89,7 @@ def _with_pair(settings: Settings, pair: Pair) -> Settings:
 
 
 def announce(settings: Settings, seconds: float) -> None:
-    """Say on standard output that requests are accepted; dropped, as in `say`, when it cannot be written."""
+    """Print to standard output that requests are accepted; dropped, as in `say`, if it cannot be written."""
     address = settings.listen_address.target
     with suppress(OSError):
         click.echo(f"{READY_LINE}{address} after {seconds:.1f} s (mode {settings.mode.value}); stop with Ctrl-C")

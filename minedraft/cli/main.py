@@ -45,11 +45,11 @@ Then:
 """,
 )
 def command() -> None:
-    """MineDraft: talk to a service that drafts with a small model and verifies with a large one."""
+    """Use a running MineDraft service, which drafts with a small model and verifies with a large one."""
 
 
 def main() -> NoReturn:
-    """Entry point of the installed command."""
+    """Run the installed command."""
     run(command, "minedraft")
 
 

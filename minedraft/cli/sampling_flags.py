@@ -13,23 +13,26 @@ from minedraft.sampling_params import SamplingParams
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--temperature", {"type": float, "help": "0 takes the most probable token; higher is more random. [default: 0]"}),
-    ("--top-k", {"type": int, "help": "Choose among the k most probable tokens; 0 is all. [default: 0]"}),
-    ("--top-p", {"type": float, "help": "Choose among the tokens that make up this probability. [default: 1]"}),
-    ("--min-p", {"type": float, "help": "Drop tokens less probable than this times the best. [default: 0]"}),
-    ("--repetition-penalty", {"type": float, "help": "Above 1: avoid tokens of prompt and answer. [default: 1]"}),
-    ("--presence-penalty", {"type": float, "help": "Above 0: avoid tokens of the answer. [default: 0]"}),
-    ("--frequency-penalty", {"type": float, "help": "The same, by how often they occurred. [default: 0]"}),
+    ("--temperature", {"type": float, "help": "0 picks the most probable token; higher is more random. [default: 0]"}),
+    ("--top-k", {"type": int, "help": "Sample from the N most probable tokens; 0: from all. [default: 0]"}),
+    ("--top-p", {"type": float, "help": "Sample from the most probable tokens that add up to X. [default: 1]"}),
+    ("--min-p", {"type": float, "help": "Drop tokens less probable than X times the best one. [default: 0]"}),
+    ("--repetition-penalty", {"type": float, "help": "Above 1: discourage tokens of prompt and answer. [default: 1]"}),
+    ("--presence-penalty", {"type": float, "help": "Above 0: discourage tokens of the answer. [default: 0]"}),
+    ("--frequency-penalty", {"type": float, "help": "Above 0: discourage tokens of the answer by count. [default: 0]"}),
     ("--logit-bias", {"multiple": True, "metavar": "ID:VALUE", "help": "Add VALUE to a token's logit; repeatable."}),
-    ("--max-new-tokens", {"type": int, "help": "Length limit in tokens. [default: 128, in a chat 512, or what fits]"}),
-    ("--min-new-tokens", {"type": int, "help": "Do not stop before so many tokens. [default: 0]"}),
+    (
+        "--max-new-tokens",
+        {"type": int, "help": "Maximum tokens of the answer. [default: 128, in a chat 512, or what fits]"},
+    ),
+    ("--min-new-tokens", {"type": int, "help": "Do not stop before N tokens. [default: 0]"}),
     ("--stop", {"multiple": True, "metavar": "TEXT", "help": "End the answer at this text; repeatable."}),
     ("--stop-token-ids", {"multiple": True, "type": int, "metavar": "ID", "help": "End at this token; repeatable."}),
-    ("--seed", {"type": int, "help": "Makes a random answer repeatable."}),
+    ("--seed", {"type": int, "help": "Make a random answer reproducible."}),
     ("--n", {"type": int, "help": "Number of independent answers. [default: 1]"}),
     ("--ignore-eos", {"is_flag": True, "help": "Do not stop at the model's end-of-sequence token."}),
-    ("--keep-special-tokens", {"is_flag": True, "help": "Show special tokens (tool calls) in the text."}),
-    ("--logprobs", {"type": int, "help": "Also give log-probabilities, and so many alternatives (with --json)."}),
+    ("--keep-special-tokens", {"is_flag": True, "help": "Keep special tokens (as in tool calls) in the text."}),
+    ("--logprobs", {"type": int, "help": "With --json: add log-probabilities, and N alternatives per token."}),
 )
 
 
@@ -43,7 +46,7 @@ def sampling_flags(function: _F) -> _F:
 
 
 def to_sampling_params(flags: dict[str, Any]) -> SamplingParams:
-    """SamplingParams from the flags that were given.
+    """Return the SamplingParams of the given flags.
 
     Raises:
         InvalidRequest: a value breaks a limit.

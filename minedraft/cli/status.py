@@ -1,4 +1,4 @@
-"""`minedraft status`: the two batches, the workers and the rates, once or all the time."""
+"""`minedraft status`: shows batches, workers and rates, once or continuously."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from minedraft.cli.console import print_json
+from minedraft.cli.console import SERVER_HELP, print_json
 from minedraft.client import Client
 from minedraft.output import ServiceStatus
 
@@ -20,19 +20,27 @@ _TIMEOUT_S = 5.0
 _COLOURS = {"serving": "green", "degraded": "yellow", "draining": "yellow", "starting": "cyan"}
 
 
-@click.command()
-@click.option("--server", metavar="ADDR", default=None, help="unix:PATH or HOST:PORT of the service.")
-@click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
-@click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
+_EPILOG = """
+\b
+Examples:
+  minedraft status --watch
+  minedraft status --json | jq .workers
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.option("--server", metavar="ADDR", default=None, help=SERVER_HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with everything.")
+@click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option(
     "--interval-s",
     type=click.FloatRange(0.1, 3600),
     default=1.0,
     metavar="SECONDS",
-    help="Between two views. [default: 1]",
+    help="Seconds between refreshes. [default: 1]",
 )
 def status(server: str | None, as_json: bool, watch: bool, interval_s: float) -> None:
-    """Show what the service is doing: batches, workers, acceptance, overlap, KV use."""
+    """Show batches, workers, acceptance, overlap and KV use of a running service."""
     with Client(server, timeout_s=_TIMEOUT_S) as client:
         if not watch:
             now = client.status()
@@ -52,7 +60,7 @@ def status(server: str | None, as_json: bool, watch: bool, interval_s: float) ->
 
 
 def render(now: ServiceStatus, address: str) -> RenderableType:
-    """The status as tables."""
+    """Return the status as tables."""
     colour = _COLOURS.get(now.state, "red")
     title = Text.assemble(
         (now.state, f"bold {colour}"),

@@ -35,6 +35,11 @@ class BatchManager:
         return sum(map(len, self._members.values()))
 
     @property
+    def seated(self) -> list[Request]:
+        """The requests of all batches."""
+        return [request for members in self._members.values() for request in members]
+
+    @property
     def num_active(self) -> int:
         """Batches that have members."""
         return sum(bool(members) for members in self._members.values())

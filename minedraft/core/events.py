@@ -158,6 +158,13 @@ class WorkerLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyReplaced:
+    """A policy failed; the fixed one decides from now on."""
+
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModeChanged:
     """New mode and sizes are in force. why: who asked for them."""
 
@@ -184,8 +191,11 @@ Event: TypeAlias = (
     | WorkerJoined
     | WorkerLeft
     | ModeChanged
+    | PolicyReplaced
 )
 
+# Within a round: RoundPlanned, Drafted, Verified, then what the round does to its requests (RequestEnded,
+# RequestPreempted, RequestMoved), and RoundCommitted or RoundAbandoned as its last event.
 Observer: TypeAlias = Callable[[Event, float], None]
 """Takes an event and the scheduler's monotonic time in seconds. It must not block, raise, or change anything but
 itself."""

@@ -59,6 +59,13 @@ class KvLedger:
         num_coming = sum(self.pool.num_owned(owner) for owner in on_the_way_out if owner != request_id)
         return self._num_more(request_id, num_tokens) <= self.pool.num_free + num_coming
 
+    def num_to_come(self, request_id: int, num_tokens: int, num_more: int) -> int:
+        """Return the blocks that a request of `num_tokens` may still ask for: to grow by `num_more` tokens, and
+        those that it lacks for the tokens it has, as after a loss of the worker."""
+        pool = self.pool
+        num_lacking = max(pool.num_blocks_for(num_tokens) - pool.num_owned(request_id), 0)
+        return pool.num_blocks_for(num_more) + num_lacking
+
     def reserve(self, request_id: int, num_tokens: int) -> None:
         """Give the request at least the blocks for `num_tokens`. Spare blocks are kept: they are needed again soon."""
         if self.pool.num_blocks_for(num_tokens) > self.pool.num_owned(request_id):

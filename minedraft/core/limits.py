@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from minedraft.core.ledger import KvLedger
-from minedraft.core.request import NewRequest
-from minedraft.errors import InvalidRequest
+from minedraft.core.request import NewRequest, Request
+from minedraft.errors import InternalError, InvalidRequest
 from minedraft.types import LoanTerms, Mode
 
 
@@ -66,3 +66,12 @@ def check_request(new: NewRequest, limits: SchedulerLimits, verifier_kv: KvLedge
     if not verifier_kv.fits(total_len):
         limit = f"the verifier's KV cache holds {verifier_kv.capacity} tokens, the prompt needs {prompt_len}"
         raise InvalidRequest("max_new_tokens", output_limit, limit)
+
+
+def check_successor_memory(request: Request, verifier_kv: KvLedger) -> InternalError | None:
+    """Return an error if the memory of a verifier that came back can never hold a request."""
+    total_len = request.spec.prompt_len + request.spec.sampling.output_limit
+    if verifier_kv.fits(total_len):
+        return None
+    limit = f"the verifier that came back holds {verifier_kv.capacity} tokens"
+    return InternalError(f"{limit}, the request may need {total_len}")

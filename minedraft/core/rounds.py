@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minedraft.core.draft_book import DraftBook
 from minedraft.core.ledger import KvLedger
 from minedraft.core.request import Request
-from minedraft.types import Batch, DraftSpan, FinishReason, Proposal, VerifySpan
+from minedraft.types import Batch, DraftSpan, FinishReason, Proposal, Tensor, TruncatedQ, VerifySpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,16 @@ def match_proposals(plan: RoundPlan, proposals: Iterable[Proposal]) -> tuple[lis
     return fitting, num_others
 
 
+def shorten(proposal: Proposal, num_drafts: int) -> Proposal:
+    """Return a proposal's first `num_drafts` drafts, with their rows of q."""
+    if num_drafts >= len(proposal.tokens):
+        return proposal
+    q = proposal.q if num_drafts else None
+    if q is not None:
+        q = TruncatedQ(_first_rows(q.ids, num_drafts), _first_rows(q.probs, num_drafts))
+    return replace(proposal, tokens=proposal.tokens[:num_drafts], q=q)
+
+
 def to_verify_span(span: PlannedSpan, proposal: Proposal | None) -> VerifySpan:
     """Return the verifier's span for one request: the tokens it has not cached, and the proposed drafts."""
     request = span.request
@@ -103,3 +113,8 @@ def to_verify_span(span: PlannedSpan, proposal: Proposal | None) -> VerifySpan:
         sample=span.sample,
         spec=request.spec if request.verifier_len == 0 else None,
     )
+
+
+def _first_rows(tensor: Tensor, num_rows: int) -> Tensor:
+    row_bytes = len(tensor.data) // tensor.shape[0]
+    return replace(tensor, shape=(num_rows, *tensor.shape[1:]), data=tensor.data[: num_rows * row_bytes])

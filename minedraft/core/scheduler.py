@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 from minedraft.core import events
 from minedraft.core.batches import BatchManager
 from minedraft.core.draft_book import DraftBook
 from minedraft.core.ledger import KvLedger
-from minedraft.core.limits import SchedulerLimits, check_request
-from minedraft.core.policy.base import DraftPolicy, FixedDraftLen
+from minedraft.core.limits import SchedulerLimits, check_request, check_successor_memory
+from minedraft.core.policy.base import DraftOffer, DraftPolicy, FixedDraftLen
+from minedraft.core.policy.guarded import GuardedDraftPolicy
 from minedraft.core.request import NewRequest, Request, RequestUpdate
-from minedraft.core.rounds import PlannedSpan, RoundPlan, match_proposals, to_verify_span, truncate_output
-from minedraft.errors import InternalError, MineDraftError, NumericError, Overloaded, ProtocolError
+from minedraft.core.rounds import PlannedSpan, RoundPlan, match_proposals, shorten, to_verify_span, truncate_output
+from minedraft.errors import MineDraftError, NumericError, Overloaded, ProtocolError
 from minedraft.types import Batch, FinishReason, Proposal, Verdict, VerifySpan
+
+Updates: TypeAlias = list[RequestUpdate]
 
 
 class Scheduler:
@@ -41,7 +45,10 @@ class Scheduler:
         self.batches = BatchManager(limits.num_batches, limits.max_batch_size)
         self.waiting: deque[Request] = deque()
         self.requests: dict[int, Request] = {}
-        self._policy = policy or FixedDraftLen()
+        self._policy = GuardedDraftPolicy(
+            policy or FixedDraftLen(), lambda cause: self._events.append(events.PolicyReplaced(cause))
+        )
+        self._in_flight: dict[Batch, int] = {}  # numbers of the rounds that are planned and not ended
         self._events: list[events.Event] = []
         self._next_id = 1
         self._round_number = 0
@@ -65,8 +72,7 @@ class Scheduler:
         """
         check_request(new, self.limits, self.verifier_kv)
         # Seats count as room: a burst that fits the batches is not a queue.
-        limit = self.limits.max_waiting + self.batches.num_free_seats
-        if len(self.waiting) >= limit:
+        if len(self.waiting) >= (limit := self.limits.max_waiting + self.batches.num_free_seats):
             raise Overloaded(f"{len(self.waiting)} requests are waiting, the limit is {limit}")
         request = Request.create(self._next_id, new)
         self._next_id += 1
@@ -88,9 +94,12 @@ class Scheduler:
         self._remove(request, reason)
         return RequestUpdate(request, finish_reason=reason)
 
-    def fail_all(self, error: MineDraftError) -> list[RequestUpdate]:
+    def fail_all(self, error: MineDraftError) -> Updates:
         """End every request with `error`, even those in a round; after this no round can be committed."""
-        return [self._fail(request, error) for request in list(self.requests.values())]
+        updates = [self._fail(request, error) for request in list(self.requests.values())]
+        self._events += [events.RoundAbandoned(batch, number) for batch, number in self._in_flight.items()]
+        self._in_flight.clear()
+        return updates
 
     # Mode and sizes
 
@@ -118,7 +127,7 @@ class Scheduler:
         """Decode without drafts; drafts of rounds in flight are still used."""
         self.book = None
 
-    def attach_verifier(self, kv: KvLedger) -> list[RequestUpdate]:
+    def attach_verifier(self, kv: KvLedger) -> Updates:
         """Go on with a verifier that holds nothing yet: requests keep their seats and are recomputed as after a
         preemption, with the same tokens. A request that its KV cache could never hold ends."""
         self.verifier_kv, self.has_verifier = kv, True
@@ -165,10 +174,10 @@ class Scheduler:
         if not spans:
             return None
         self._round_number += 1
+        self._in_flight[batch] = self._round_number
         plan = RoundPlan.of(batch, self._round_number, spans, self.verifier_kv, self.book)
-        num_drafts = sum([draft.draft_len for draft in plan.drafts])
-        num_prompt_tokens = self.limits.prefill_chunk - verifier_budget
-        self._events.append(events.RoundPlanned(batch, plan.number, len(spans), num_prompt_tokens, num_drafts))
+        counts = len(spans), self.limits.prefill_chunk - verifier_budget, sum([d.draft_len for d in plan.drafts])
+        self._events.append(events.RoundPlanned(batch, plan.number, *counts))
         return plan
 
     def assemble(self, plan: RoundPlan, proposals: Iterable[Proposal]) -> tuple[VerifySpan, ...]:
@@ -180,14 +189,12 @@ class Scheduler:
         fitting, num_dropped = match_proposals(plan, proposals)
         if num_dropped:
             self._events.append(events.ProposalsDropped(plan.batch, plan.number, num_dropped))
-        chosen = {proposal.request_id: proposal for proposal in self._policy.select(fitting)}
-        return tuple(
-            [to_verify_span(span, chosen.get(span.request.id)) for span in plan.spans if not span.request.is_aborted]
-        )
+        lens = self._policy.select([DraftOffer(proposal.request_id, len(proposal.tokens)) for proposal in fitting])
+        chosen = {p.request_id: shorten(p, num_drafts) for p, num_drafts in zip(fitting, lens, strict=True)}
+        live = [span for span in plan.spans if not span.request.is_aborted]
+        return tuple([to_verify_span(span, chosen.get(span.request.id)) for span in live])
 
-    def commit(
-        self, plan: RoundPlan, command: Sequence[VerifySpan], verdicts: Iterable[Verdict]
-    ) -> list[RequestUpdate]:
+    def commit(self, plan: RoundPlan, command: Sequence[VerifySpan], verdicts: Iterable[Verdict]) -> Updates:
         """Apply a round's verdicts: grow its requests, end those that are done, free their KV.
 
         Args:
@@ -199,7 +206,7 @@ class Scheduler:
         assert self.is_current(plan), "a round of a lost verifier is given up"
         verdict_of = {verdict.request_id: verdict for verdict in verdicts}
         num_drafts_of = {span.request_id: len(span.drafts) for span in command}
-        updates: list[RequestUpdate] = []
+        updates: Updates = []
         accepted: list[tuple[int, int]] = []
         for span in plan.spans:
             request = span.request
@@ -217,25 +224,23 @@ class Scheduler:
                 updates.append(update)
         self._end_round(plan)
         num_tokens, num_active = sum([len(update.token_ids) for update in updates]), self.batches.num_active
-        committed = (len(plan.spans), num_tokens, tuple(accepted), plan.is_prefill, num_active)
-        self._events.append(events.RoundCommitted(plan.batch, plan.number, *committed))
+        counts = len(plan.spans), num_tokens, tuple(accepted), plan.is_prefill, num_active
+        self._events.append(events.RoundCommitted(plan.batch, plan.number, *counts))
         return updates
 
-    def abandon(self, plan: RoundPlan, culprit: int | None, error: MineDraftError) -> list[RequestUpdate]:
+    def abandon(self, plan: RoundPlan, culprit: int | None, error: MineDraftError) -> Updates:
         """Give up a round that the verifier did not execute: end `culprit`, or all its requests if that is
         None, with `error`. The others lose only this round."""
-        return self._give_up(
-            plan, lambda request: self._fail(request, error) if culprit in (None, request.id) else None
-        )
+        return self._give_up(plan, lambda r: self._fail(r, error) if culprit in (None, r.id) else None)
 
-    def lose_round(self, plan: RoundPlan) -> list[RequestUpdate]:
+    def lose_round(self, plan: RoundPlan) -> Updates:
         """Give up a round whose verifier is lost; its requests are in the next round again."""
         return self._give_up(plan, self._end_if_too_long)
 
     # Inside
 
-    def _give_up(self, plan: RoundPlan, end: Callable[[Request], RequestUpdate | None]) -> list[RequestUpdate]:
-        updates: list[RequestUpdate] = []
+    def _give_up(self, plan: RoundPlan, end: Callable[[Request], RequestUpdate | None]) -> Updates:
+        updates: Updates = []
         for span in plan.spans:
             span.request.in_round = False
             is_aborted = span.request.is_aborted
@@ -248,6 +253,7 @@ class Scheduler:
 
     def _end_round(self, plan: RoundPlan) -> None:
         """Preempt the requests that must leave, and rebalance the batches."""
+        self._in_flight.pop(plan.batch, None)
         for span in plan.spans:
             if span.request.must_leave and span.request.batch is not None:
                 self._preempt(span.request)
@@ -272,7 +278,8 @@ class Scheduler:
                 return
             # Admit only if the whole prompt fits now and every running request can still grow by one round;
             # otherwise the newcomer would be preempted and readmitted in a loop.
-            headroom = self.batches.num_requests * self.verifier_kv.pool.num_blocks_for(self.limits.draft_len + 1)
+            kv, num_more = self.verifier_kv, self.limits.draft_len + 1
+            headroom = sum([kv.num_to_come(r.id, len(r.tokens), num_more) for r in self.batches.seated])
             if not self.verifier_kv.can_reserve(request.id, len(request.tokens), headroom):
                 return
             self.waiting.popleft()
@@ -327,7 +334,7 @@ class Scheduler:
         Released blocks count as room, but can be used only once the worker has acknowledged, so the
         request mostly sits this round out. A victim in a round of the other batch leaves when that ends.
         """
-        seated = [r for batch in Batch for r in self.batches.members(batch)]
+        seated = self.batches.seated
         while not self.verifier_kv.will_fit(request.id, num_tokens, [r.id for r in seated if r.must_leave]):
             victim = max((r for r in seated if not r.must_leave), key=lambda r: self._admission[r.id])
             if victim.in_round:
@@ -351,11 +358,8 @@ class Scheduler:
         self._events.append(events.RequestPreempted(request.id))
 
     def _end_if_too_long(self, request: Request) -> RequestUpdate | None:
-        total_len = request.spec.prompt_len + request.spec.sampling.output_limit
-        if self.verifier_kv.fits(total_len):
-            return None
-        limit = f"the verifier that came back holds {self.verifier_kv.capacity} tokens"
-        return self._fail(request, InternalError(f"{limit}, the request may need {total_len}"))
+        error = check_successor_memory(request, self.verifier_kv)
+        return None if error is None else self._fail(request, error)
 
     def _commit_span(self, span: PlannedSpan, num_drafts: int, verdict: Verdict) -> RequestUpdate | None:
         request = span.request

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from minedraft.core import events
 from minedraft.core.draft_book import DraftBook
@@ -76,7 +77,7 @@ class Drafting:
         """Go on without drafts."""
         if self.drafter is not None:
             logger.warning("drafter lost, continuing without drafts: %s", error)
-            self._publish(events.WorkerLeft(Role.DRAFTER, str(error), self.drafter.stats))
+            self._publish(events.WorkerLeft(Role.DRAFTER, str(error), replace(self.drafter.stats)))
             self.drafter = None
             self._scheduler.detach_drafter()
             self._wake()

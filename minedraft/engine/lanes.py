@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from minedraft.core.rounds import RoundPlan
-from minedraft.engine.verifying import Checked
+from minedraft.engine.verifying import Checked, Unchecked
 from minedraft.types import Batch, Proposal
 
 
@@ -26,12 +26,12 @@ class LaneActions(Protocol):
         """Have the drafter cache the round's prompt tokens."""
         ...
 
-    async def verify(self, plan: RoundPlan, proposals: Sequence[Proposal]) -> Checked | None:
-        """Return the verifier's verdicts on the round; None if the round was given up."""
+    async def verify(self, plan: RoundPlan, proposals: Sequence[Proposal]) -> Checked | Unchecked:
+        """Return the verifier's verdicts on the round, or why there are none."""
         ...
 
-    def commit(self, plan: RoundPlan, checked: Checked) -> None:
-        """Add the round's tokens to its requests and deliver them."""
+    def commit(self, plan: RoundPlan, outcome: Checked | Unchecked) -> None:
+        """End the round: add its tokens to its requests and deliver them, or give it up."""
         ...
 
 
@@ -42,11 +42,10 @@ async def run_overlapped(actions: LaneActions, batch: Batch) -> None:
         plan = await actions.plan(batch)
         proposals = await actions.draft(plan)
         if plan.drafts and not plan.prefills:
-            checked = await actions.verify(plan, proposals)
+            outcome = await actions.verify(plan, proposals)
         else:
             async with asyncio.TaskGroup() as together:
                 together.create_task(actions.prefill(plan))
                 verify = together.create_task(actions.verify(plan, proposals))
-            checked = verify.result()
-        if checked is not None:
-            actions.commit(plan, checked)
+            outcome = verify.result()
+        actions.commit(plan, outcome)

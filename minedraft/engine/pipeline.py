@@ -13,23 +13,25 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
 from minedraft.core import events
 from minedraft.core.limits import SchedulerLimits
 from minedraft.core.policy.base import DraftPolicy, FixedDraftLen, FixedMode, ModePolicy
+from minedraft.core.policy.guarded import GuardedModePolicy
 from minedraft.core.request import NewRequest, RequestUpdate
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.drafting import Drafting, make_ledger
 from minedraft.engine.lanes import run_overlapped
 from minedraft.engine.usage_clock import UsageClock
-from minedraft.engine.verifying import Checked, Verifying
+from minedraft.engine.verifying import Checked, Unchecked, Verifying
 from minedraft.engine.workers import Drafter, Verifier
-from minedraft.errors import Draining, InternalError, InvalidRequest, MineDraftError, Unavailable
+from minedraft.errors import Draining, InternalError, InvalidRequest, MineDraftError, Unavailable, WorkerLost
 from minedraft.output import RequestUsage
-from minedraft.types import Batch, FinishReason, Proposal, TokenLogprobs
+from minedraft.types import Batch, FinishReason, Proposal, Role, TokenLogprobs
 
 logger = logging.getLogger("minedraft.pipeline")
 
@@ -81,8 +83,9 @@ class Pipeline:
         self.is_lent = False
         self._clock = clock
         draft_policy = draft_policy or FixedDraftLen()
-        self._mode_policy = mode_policy or FixedMode()
-        self._observers = [*observers, draft_policy.observe, self._mode_policy.observe]
+        mode_policy = mode_policy or FixedMode()
+        self._mode_policy = GuardedModePolicy(mode_policy, lambda cause: self._publish(events.PolicyReplaced(cause)))
+        self._observers = [*observers, draft_policy.observe, mode_policy.observe]
         self._usage: dict[int, UsageClock] = {}
         self._sinks: dict[int, Sink] = {}
         self._wake = {batch: asyncio.Event() for batch in Batch}
@@ -215,6 +218,8 @@ class Pipeline:
                 if lane is not asyncio.current_task():
                     lane.cancel()
             self._deliver(self.scheduler.fail_all(error))
+            if isinstance(error, WorkerLost) and self.has_verifier:
+                self._publish(events.WorkerLeft(Role.VERIFIER, str(error), replace(self.verifier.stats)))
             self.failed.set()
             self._settled.set()  # wakes `settled`, which then raises
 
@@ -243,15 +248,17 @@ class Pipeline:
     async def prefill(self, plan: RoundPlan) -> None:
         await self._drafting.prefill(plan)
 
-    async def verify(self, plan: RoundPlan, proposals: Sequence[Proposal]) -> Checked | None:
+    async def verify(self, plan: RoundPlan, proposals: Sequence[Proposal]) -> Checked | Unchecked:
         return await self._verifying.verify(plan, proposals)
 
-    def commit(self, plan: RoundPlan, checked: Checked) -> None:
-        """Add the round's tokens to its requests and deliver them."""
-        if not self.scheduler.is_current(plan):  # the verifier was lost after its reply
-            self._deliver(self.scheduler.lose_round(plan))
+    def commit(self, plan: RoundPlan, outcome: Checked | Unchecked) -> None:
+        """End the round: add its tokens to its requests and deliver them, or give it up."""
+        if isinstance(outcome, Unchecked):
+            self._verifying.give_up(plan, outcome.refusal)
+        elif not self.scheduler.is_current(plan):  # the verifier was lost after its answer
+            self._verifying.give_up(plan, None)
         else:
-            self._deliver(self.scheduler.commit(plan, checked.spans, checked.verdicts))
+            self._deliver(self.scheduler.commit(plan, outcome.spans, outcome.verdicts))
             if not self.is_lent and (terms := self._mode_policy.wanted(self._clock())) is not None:
                 self.reconfigure(self.scheduler.limits.lent(terms), "policy")
         self._wake_lanes()
@@ -291,20 +298,24 @@ class Pipeline:
         happened = self.scheduler.take_events()
         if not happened:
             return
-        now_s = self._clock()
         for event in happened:
-            for observe in self._observers:
-                observe(event, now_s)
+            self._publish(event)
             if isinstance(event, events.RequestMoved):
                 self._wake[event.batch].set()
             elif isinstance(event, events.ModeChanged):
                 self._settled.set()
                 self._wake_lanes()
+            elif isinstance(event, events.PolicyReplaced):
+                logger.error("a draft policy failed, the fixed one decides now: %s", event.cause)
 
     def _publish(self, event: events.Event) -> None:
         now_s = self._clock()
         for observe in self._observers:
-            observe(event, now_s)
+            try:
+                observe(event, now_s)
+            except Exception:
+                logger.exception("an observer failed at %s and is dropped", type(event).__name__)
+                self._observers = [other for other in self._observers if other is not observe]
 
     def _check_verifier(self) -> None:
         if self.failure is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minedraft.core import events
 from minedraft.core.ledger import KvLedger
@@ -13,7 +13,7 @@ from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.drafting import MAX_FAILURES, check_balance, failed_command, make_ledger
 from minedraft.engine.workers import Verifier
-from minedraft.errors import InternalError, MineDraftError, ProtocolError, WorkerLost
+from minedraft.errors import InternalError, MineDraftError, WorkerLost
 from minedraft.types import Proposal, Role, RoundId, Verdict, VerifyCommand, VerifySpan
 
 logger = logging.getLogger("minedraft.pipeline")
@@ -25,6 +25,13 @@ class Checked:
 
     spans: tuple[VerifySpan, ...]
     verdicts: Sequence[Verdict]
+
+
+@dataclass(frozen=True, slots=True)
+class Unchecked:
+    """A round without verdicts. refusal: the verifier's; None if the verifier was lost."""
+
+    refusal: MineDraftError | None = None
 
 
 class Verifying:
@@ -60,16 +67,15 @@ class Verifying:
         self._can_return = can_return
         self._num_failures = 0  # rounds in a row that failed with no request named
 
-    async def verify(self, plan: RoundPlan, proposals: Sequence[Proposal]) -> Checked | None:
-        """Return the verdicts of a round; None if it was given up, with updates delivered.
+    async def verify(self, plan: RoundPlan, proposals: Sequence[Proposal]) -> Checked | Unchecked:
+        """Return the verdicts of a round, or why there are none.
 
         Raises:
             WorkerLost: the verifier is lost and cannot return.
             ProtocolError: MAX_FAILURES commands failed in a row, and the verifier cannot return.
         """
         if not self._scheduler.is_current(plan):  # lost during the draft
-            self._lose_round(plan)
-            return None
+            return Unchecked()
         spans = self._scheduler.assemble(plan, proposals)
         if not spans:  # every request of the round was aborted meanwhile
             return Checked((), ())
@@ -78,21 +84,23 @@ class Verifying:
         command = VerifyCommand(RoundId(verifier.info.epoch, plan.batch, plan.number), spans, released)
         try:
             reply = await verifier.verify(command)
-        except ProtocolError as error:
+        except MineDraftError as error:
             ledger.return_releases(released)
-            self._on_refusal(plan, error)
-            return None
-        except WorkerLost as error:
-            if not self._can_return:
-                raise
-            if verifier is self.verifier:
-                self.lose(error)
-            self._lose_round(plan)
-            return None
+            self._on_error(verifier, error, plan)
+            return Unchecked(None if isinstance(error, WorkerLost) else error)
         self._num_failures = 0
         self._acknowledge(ledger, released)
         self._publish(events.Verified(plan.batch, plan.number, reply.timing))
         return Checked(spans, reply.verdicts)
+
+    def give_up(self, plan: RoundPlan, error: MineDraftError | None) -> None:
+        """End a round that has no verdicts. A refusal ends the request that the verifier named, or all of the
+        round if it named none; a round of a lost verifier comes again. All other requests go on."""
+        if error is None or not self._scheduler.is_current(plan):
+            self._deliver(self._scheduler.lose_round(plan))
+        else:
+            internal = InternalError(f"the verifier refused this request: {error}")
+            self._deliver(self._scheduler.abandon(plan, error.request_id, internal))
 
     async def release(self) -> bool:
         """Send the releases that no command has carried. Return whether there were any. Raise as `verify`."""
@@ -101,12 +109,11 @@ class Verifying:
             return False
         try:
             num_free = await verifier.release(released)
-        except WorkerLost as error:
-            if not self._can_return:
-                raise
-            if verifier is self.verifier:
-                self.lose(error)
+        except MineDraftError as error:
+            ledger.return_releases(released)
+            self._on_error(verifier, error, None)
             return True
+        self._num_failures = 0
         self._acknowledge(ledger, released)
         check_balance(Role.VERIFIER, self._scheduler, ledger, num_free)
         return True
@@ -117,7 +124,7 @@ class Verifying:
             logger.warning("verifier lost, requests wait until it is back: %s", error)
             self.is_lost = True
             self._scheduler.detach_verifier()
-            self._publish(events.WorkerLeft(Role.VERIFIER, str(error), self.verifier.stats))
+            self._publish(events.WorkerLeft(Role.VERIFIER, str(error), replace(self.verifier.stats)))
             self._wake()
 
     def gain(self, verifier: Verifier) -> None:
@@ -129,29 +136,21 @@ class Verifying:
         self._deliver(updates)
         self._wake()
 
-    def _on_refusal(self, plan: RoundPlan, error: ProtocolError) -> None:
-        """End the request that the verifier named in its refusal, or all of the round if it named none. The
-        verifier is unchanged, and all other requests go on."""
-        logger.error("round %d of batch %s failed: %s", plan.number, plan.batch.name, error)
-        self._publish(failed_command(Role.VERIFIER, plan, error))
-        if not self._scheduler.is_current(plan):
-            self._lose_round(plan)
+    def _on_error(self, verifier: Verifier, error: MineDraftError, plan: RoundPlan | None) -> None:
+        """Count a failed command, and drop a verifier that is lost or fails whatever comes."""
+        if verifier is not self.verifier or self.is_lost:  # dropped meanwhile
             return
-        self._num_failures += error.request_id is None
-        if self._num_failures >= MAX_FAILURES:
-            if not self._can_return:
-                raise error
-            self.verifier.give_up(f"{MAX_FAILURES} commands failed in a row, the last: {error}")
-            self.lose(error)
-            self._lose_round(plan)
-            return
-        internal = InternalError(f"the verifier refused this request: {error}")
-        self._deliver(self._scheduler.abandon(plan, error.request_id, internal))
-        self._wake()
-
-    def _lose_round(self, plan: RoundPlan) -> None:
-        self._deliver(self._scheduler.lose_round(plan))
-        self._wake()
+        if not isinstance(error, WorkerLost):
+            what = "a release" if plan is None else f"round {plan.number} of batch {plan.batch.name}"
+            logger.error("%s failed: %s", what, error)
+            self._publish(failed_command(Role.VERIFIER, plan, error))
+            self._num_failures += error.request_id is None
+            if self._num_failures < MAX_FAILURES:
+                return
+        if not self._can_return:
+            raise error
+        verifier.give_up(f"{MAX_FAILURES} commands failed in a row, the last: {error}")
+        self.lose(error)
 
     def _acknowledge(self, ledger: KvLedger, released: tuple[int, ...]) -> None:
         """Free the blocks of executed releases, and wake both lanes: requests may wait for the blocks."""

@@ -1,4 +1,4 @@
-"""A process that the launcher has started: its signals, its words, its end."""
+"""A process that the launcher has started: its signals, its stderr, its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OnLine = Callable[[str, str], bool]
 
 
 class Child:
-    """One supervised process. Its stderr is passed on line by line, and the last lines kept."""
+    """One supervised process. Its stderr is passed on line by line, and its last lines are kept."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, on_line: OnLine) -> None:
         self.name = name
@@ -25,7 +25,7 @@ class Child:
 
     @classmethod
     async def start(cls, name: str, argv: Sequence[str], on_line: OnLine) -> Child:
-        """Start `argv` in a process group of its own, so that a terminal's Ctrl-C reaches only the parent.
+        """Start `argv` in its own process group, so that a terminal's Ctrl-C reaches only the parent.
 
         Args:
             on_line: called with the name and each line of stderr; returns whether it has shown the line.
@@ -50,7 +50,7 @@ class Child:
         return self._process.returncode
 
     async def run(self) -> int:
-        """Pass stderr on until the process ends; returns its exit code (negative: a signal)."""
+        """Pass stderr on until the process ends; return its exit code (negative: a signal)."""
         assert self._process.stderr is not None, "started with a stderr pipe"
         while True:
             try:
@@ -69,10 +69,10 @@ class Child:
             self._process.send_signal(signum)
 
     def describe_end(self) -> str:
-        """'verifier: exit code 70' or 'verifier: killed by SIGKILL'; with its last lines if none has been shown."""
+        """Return 'verifier: exit code 70' or 'verifier: killed by SIGKILL', with its last lines if none was shown."""
         code = self._process.returncode
         if code is None:
             return f"{self.name}: still running"
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         words = "" if self._has_spoken else "\n  ".join(line for line in self.stderr_tail if line)
-        return f"{self.name}: {how}" + (f"; its last words:\n  {words}" if words else "")
+        return f"{self.name}: {how}" + (f"; its last lines:\n  {words}" if words else "")

@@ -1,7 +1,7 @@
-"""The supervisor: starts drafter, verifier and scheduler, says when they are ready, stops them in order.
+"""The supervisor: starts drafter, verifier and scheduler, reports when they are ready, stops them in order.
 
-However it ends, nothing stays: children die with it (the kernel sees to that), sockets live in a
-private folder that goes with it or, should it be killed, with the scheduler.
+However it ends, it leaves nothing behind: the kernel ends the children with it, and the sockets are in a
+private folder that it removes or, if it is killed, the scheduler.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STOP_SLACK_S = 15.0  # beyond drain_timeout_s
 _EXIT_OF_SIGNAL = 128
 _INFO_LINE = " INFO minedraft."
 
-# -P: a file of the folder that the operator happens to be in must not pass for a module.
+# -P: a file of the current folder must not be imported as a module.
 PYTHON = (sys.executable, "-P", "-m")
 WORKER_COMMAND = (*PYTHON, "minedraft_workers.main")
 
@@ -41,7 +41,7 @@ Report = Callable[[str], None]
 
 
 class _ChildFailed(Exception):
-    """A child ended that should not have."""
+    """A child has ended unexpectedly."""
 
     def __init__(self, child: Child) -> None:
         self.child = child
@@ -56,10 +56,10 @@ class Launcher:
 
     Args:
         settings: checked, with target and draft filled in.
-        report: takes one line of progress or trouble for the operator; must not raise.
-        announce: called once, when requests are accepted, with the seconds it took; must not raise.
-        worker_command: starts a worker when role and flags are appended.
-        is_verbose: also report what the children log at level INFO.
+        report: takes one line of progress or an error for the operator; must not raise.
+        announce: called once, when requests are accepted, with the seconds since the start; must not raise.
+        worker_command: the command line of a worker, without role and flags.
+        is_verbose: also report the children's log lines of level INFO.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class Launcher:
         self._signals: asyncio.Queue[int] = asyncio.Queue()
         self._children: dict[str, Child] = {}
         self._ends: dict[str, asyncio.Task[int]] = {}
-        self._peers: dict[str, tuple[Address, str]] = {}  # name -> where its health is, and of which service
+        self._peers: dict[str, tuple[Address, str]] = {}  # name -> address and name of its health service
         self._reported: set[str] = set()
         self._started_s = time.monotonic()
         self._next_progress_s = _PROGRESS_S
 
     async def run(self) -> int:
-        """Start, serve until a signal or a failure, stop. Returns the exit code."""
+        """Start, serve until a signal or a failure, stop. Return the exit code."""
         loop = asyncio.get_running_loop()
         for signum in _stop_signals():
             loop.add_signal_handler(signum, self._signals.put_nowait, signum)
@@ -96,7 +96,7 @@ class Launcher:
         finally:
             await self._end_all()
             folder.remove()
-            with suppress(ConfigError):  # a scheduler that was killed leaves its socket; another service's stays
+            with suppress(ConfigError):  # a killed scheduler leaves its socket; another service's socket stays
                 ListenClaim(self._settings.listen_address).release()
 
     async def _run(self, folder: RunFolder) -> int:
@@ -135,12 +135,12 @@ class Launcher:
                 raise _ChildFailed(self._children[name])
 
     def _drop_ended_drafter(self) -> None:
-        """The drafter makes answers faster, not possible: without it the service goes on."""
+        """Go on without the drafter if it has ended: it is an accelerator, not a dependency."""
         end = self._ends.get("drafter")
         if end is not None and end.done():
             del self._ends["drafter"]
             self._report(f"{self._children.pop('drafter').describe_end()}")
-            self._report("the service goes on without drafts")
+            self._report("continuing without drafts")
             self._notifier.status("degraded: no drafter")
 
     # Start
@@ -176,10 +176,10 @@ class Launcher:
         return is_shown
 
     async def _wait_ready(self, signum: asyncio.Task[int]) -> None:
-        """Until the scheduler says that a generation went through both workers, or a signal.
+        """Wait for a signal, or for the scheduler to serve: a generation has then gone through both workers.
 
         Raises:
-            _ChildFailed: a child ended. TimeoutError: load_timeout_s is over; says what was waited for.
+            _ChildFailed: a child ended. TimeoutError: load_timeout_s has passed; it names what is not ready.
         """
         waits = {
             name: asyncio.create_task(wait_serving(address, service), name=f"{name}-ready")
@@ -218,7 +218,7 @@ class Launcher:
         for name in sorted(self._peers.keys() - set(missing) - self._reported):
             self._reported.add(name)
             if name != "scheduler":
-                what = "loaded" if name in self._children else "answers"
+                what = "loaded" if name in self._children else "answered"
                 self._report(f"{name}: {what} after {elapsed_s:.1f} s")
         if missing and elapsed_s >= self._next_progress_s:
             self._next_progress_s = elapsed_s + _PROGRESS_S + min(elapsed_s / 4, 8.0)
@@ -228,22 +228,21 @@ class Launcher:
             self._notifier.extend_timeout(10 * _PROGRESS_S)
 
     def _describe_wait(self, missing: list[str]) -> str:
-        """What the peers that are not ready are at, as far as can be told from outside."""
+        """Say what the missing peers are doing, as far as the launcher can tell."""
         workers = [name for name in missing if name != "scheduler"]
         loading = [name for name in workers if name in self._children]
         waits = [f"{' and '.join(loading)}: loading weights"] if loading else []
-        waits += [
-            f"{name}: nobody answers at {self._peers[name][0]} yet" for name in workers if name not in self._children
-        ]
+        waits += [f"{name}: no answer at {self._peers[name][0]} yet" for name in workers if name not in self._children]
         return "; ".join(waits) or "scheduler: first generation"
 
     # Stop
 
     async def _stop(self) -> int:
-        """Scheduler first, so that live requests can finish on the workers; a second signal forces."""
+        """Stop the scheduler first, so that live requests can finish on the workers; a second signal stops all now."""
         self._notifier.stopping()
         settings = self._settings
-        self._report(f"stopping: running requests have {settings.drain_timeout_s:g} s; again to stop at once")
+        drain_s = f"{settings.drain_timeout_s:g} s"
+        self._report(f"stopping: running requests have up to {drain_s} (Ctrl-C again to stop now)")
         forced = asyncio.create_task(self._signals.get())
         try:
             self._children["scheduler"].signal(signal.SIGTERM)
@@ -272,13 +271,13 @@ class Launcher:
             ended.cancel()
 
     async def _let_scheduler_end(self) -> None:
-        """After a worker's death: the scheduler tells every waiting client, then ends by itself."""
+        """After the end of a worker, give the scheduler time to tell every waiting client and to end by itself."""
         end = self._ends.get("scheduler")
         if end is not None and not end.done():
             await asyncio.wait({end}, timeout=_FORCED_STOP_S)
 
     async def _end_all(self) -> None:
-        """The scheduler gets a moment to take its socket away; workers keep nothing that outlives the run folder."""
+        """Kill the children. The scheduler first has a moment to remove its socket; a worker's is in the run folder."""
         end = self._ends.get("scheduler")
         if end is not None and not end.done():
             self._children["scheduler"].signal(signal.SIGTERM)
@@ -290,9 +289,9 @@ class Launcher:
 
 
 def _stop_signals() -> list[signal.Signals]:
-    """The signals that stop the service: not a hang-up that was ignored at the start, as nohup asks for.
+    """Return the signals that stop the service; not SIGHUP if it was ignored at the start, as under nohup.
 
-    An ignored interrupt is taken all the same: every `command &` of a script comes with one, unasked for.
+    SIGINT stops it even if it was ignored: a script starts every `command &` with SIGINT ignored.
     """
     signals = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -301,7 +300,7 @@ def _stop_signals() -> list[signal.Signals]:
 
 
 def worker_flags(settings: Settings, role: Role, address: str) -> list[str]:
-    """The command line of a worker of ours that serves at `address`."""
+    """Return the flags of a worker of this service that listens at `address`."""
     return [*to_flags(settings.for_worker(role, address)), *_parent_flag()]
 
 

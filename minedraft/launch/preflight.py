@@ -1,4 +1,4 @@
-"""Everything that can be found wrong before a process is started: models, devices, addresses."""
+"""The checks of models, devices and addresses that are made before a process is started."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minedraft.types import Role
 
 
 def check_machine(settings: Settings) -> None:
-    """Check what the settings name on this machine. Imports no torch.
+    """Check the models, devices and addresses that the settings name. Imports no torch.
 
     Raises:
         ConfigErrors: all problems, in the order of the settings.
@@ -34,7 +34,7 @@ def check_machine(settings: Settings) -> None:
         return None
 
     target = draft = None
-    if settings.target is None:  # the default pair, which is not there yet
+    if settings.target is None:  # the default pair, which is not fetched yet
         collect(check_fetch)
     else:
         target = collect(lambda: _check_target(settings.target))
@@ -66,5 +66,5 @@ def _check_target(path: Path | None) -> FolderInfo:
 
 
 def _check_folder(path: Path | None, field: str) -> FolderInfo:
-    assert path is not None, "the caller has looked"
+    assert path is not None, "the caller has checked"
     return check_model_folder(path, field)

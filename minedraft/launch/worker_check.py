@@ -1,4 +1,4 @@
-"""The last part of `--check`: what only the workers can tell, for it takes torch and transformers."""
+"""The last part of `--check`: the checks that need torch and transformers, made by the workers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from minedraft.errors import EXIT_CONFIG, EXIT_OK, ConfigError, ConfigErrors, In
 from minedraft.launch.launcher import WORKER_COMMAND, worker_flags
 from minedraft.types import Role
 
-_NOWHERE = "unix:check.sock"  # a check listens nowhere
+_NOWHERE = "unix:check.sock"  # a check does not listen
 
 
 def check_workers(settings: Settings) -> None:
-    """Have each worker that would be started look at its model folder, without the weights.
+    """Have each worker that would be started check its model folder, without loading the weights.
 
     Raises:
-        ConfigErrors: what they refuse, in their words.
+        ConfigErrors: the workers' own error lines.
     """
     children = {role: _start(settings, role) for role in settings.own_workers}
     errors: list[ConfigError] = []
     for role, child in children.items():
         said = child.communicate()[1]
-        line = (said.strip().splitlines() or ["it said nothing"])[-1]
+        line = (said.strip().splitlines() or ["no output"])[-1]
         if child.returncode not in (EXIT_OK, EXIT_CONFIG):
-            raise InternalError(f"{role.value}: the check ended with {child.returncode}: {line}")
+            raise InternalError(f"{role.value}: the check ended with exit code {child.returncode}: {line}")
         if child.returncode == EXIT_CONFIG:
             errors.append(_Said(role, line.partition(f" minedraft.{role.value} ")[2] or line))  # without the time
     if errors:
@@ -32,7 +32,7 @@ def check_workers(settings: Settings) -> None:
 
 
 class _Said(ConfigError):
-    """A worker's own line, which names field, value and limit already."""
+    """A worker's own error line, which already names field, value and limit."""
 
     def __init__(self, role: Role, line: str) -> None:
         super().__init__(role.value, "", line)

@@ -1,5 +1,5 @@
-"""What each process of ours does: log, say by its exit code how it ended, claim an address, end with its
-parent, watch a child, tell systemd.
+"""What every process does: log, exit with a documented code, claim an address, end with its parent, watch a
+child, notify systemd.
 
 May import: values, places.
 """

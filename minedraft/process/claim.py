@@ -18,15 +18,15 @@ from minedraft.errors import ConfigError
 class ListenClaim:
     """The exclusive right to listen on an address, held until `release`.
 
-    gRPC replaces an existing socket file without a word, so a unix address is guarded by a lock file
-    beside it: a live owner holds the lock, a dead one's socket is reclaimed. A port is probed.
+    gRPC silently replaces an existing socket file, so a unix address is guarded by a lock file beside it: a
+    live owner holds the lock, the socket of a dead owner is reclaimed. A port is probed by binding it.
     """
 
     def __init__(self, address: Address, field: str = "listen") -> None:
         """Claim the address.
 
         Raises:
-            ConfigError: another process listens there, or the folder or host cannot be used.
+            ConfigError: another process listens there, or its folder or host cannot be used.
         """
         self.address = address
         self._field = field
@@ -40,7 +40,7 @@ class ListenClaim:
         """Remove the socket and the lock; safe to call twice."""
         if self._lock_fd is None or self.address.path is None:
             return
-        # Unlinked while the lock is held: nobody else can have claimed the path meanwhile.
+        # Unlinked while the lock is held: no other process can have claimed the path.
         for path in (self.address.path, _lock_path(self.address.path)):
             path.unlink(missing_ok=True)
         os.close(self._lock_fd)
@@ -65,7 +65,7 @@ class ListenClaim:
             while True:
                 fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # A releasing owner unlinks its lock file: one opened before that guards nothing.
+                # An owner unlinks its lock file on release: a file opened before that guards nothing.
                 with suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(fd), os.stat(lock)):
                         break

@@ -1,4 +1,4 @@
-"""What each program does at its start and at its end: its log, and what its exit code says."""
+"""The start and the end of every program: its log and its exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXIT_INTERRUPTED = 130
 logger = logging.getLogger(__name__)
 
 takes_parent = click.option(
-    "--exit-with-parent", "parent_pid", type=int, metavar="PID", help="End when process PID, the parent, ends."
+    "--exit-with-parent", "parent_pid", type=int, metavar="PID", help="Exit when the parent process PID ends."
 )
 
 
@@ -27,15 +27,15 @@ def run_command(
     show_usage: Callable[[click.ClickException], None],
     failed_code: int = EXIT_INTERNAL,
 ) -> int:
-    """Run a click command with the arguments of this process, and return the exit code.
+    """Run a click command with the arguments of this process and return the exit code.
 
-    It is what the command returns, 0 where that is no number; 78 where the command line or the
+    The code is the command's return value if that is an int, else 0; 78 if the command line or the
     configuration is wrong, `failed_code` after another MineDraftError, 130 after an interrupt.
 
     Args:
-        name: of the program, for its help.
-        report: takes what went wrong, a line each.
-        show_usage: takes what is wrong with the command line.
+        name: the program's name in its help.
+        report: takes each error message.
+        show_usage: takes the error of a wrong command line.
     """
     try:
         code = command.main(prog_name=name, standalone_mode=False)
@@ -55,10 +55,10 @@ def run_command(
 
 
 def run_logged(command: click.Command, name: str, log_name: str) -> int:
-    """Run a click command that logs to stderr, whose end is a line of its log too; return the exit code.
+    """Run a click command that logs to stderr, its errors too, and return the exit code.
 
     Args:
-        log_name: stands in each line, after "minedraft.".
+        log_name: the name in each line, after "minedraft.".
     """
     logging.basicConfig(
         level=logging.INFO,

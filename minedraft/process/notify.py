@@ -1,4 +1,4 @@
-"""Tell whoever started the service how it is doing: systemd (sd_notify), where there is one. Never raises."""
+"""Reports the state of the service to systemd (sd_notify), if there is one. Never raises."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import socket
 logger = logging.getLogger(__name__)
 
 READY_LINE = "ready on "
-"""How the launcher's line on standard output begins once requests are accepted; programs wait for it."""
+"""Begins the line that the launcher prints once requests are accepted; programs wait for this line."""
 
 
 class Notifier:
-    """Sends to the socket that systemd named, or nowhere.
+    """Sends to the socket in NOTIFY_SOCKET; does nothing without one.
 
-    The variable is taken out of the environment: children must not speak for the service.
+    The variable is removed from the environment: children must not notify for the service.
     """
 
     def __init__(self) -> None:
@@ -25,14 +25,14 @@ class Notifier:
         self._send("READY=1")
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
+        """Send one line for `systemctl status`."""
         self._send(f"STATUS={text}")
 
     def stopping(self) -> None:
         self._send("STOPPING=1")
 
     def extend_timeout(self, seconds: float) -> None:
-        """Ask for this much more time before the start or stop counts as hung."""
+        """Ask for this much more time before the start or the stop counts as hung."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def _send(self, line: str) -> None:

@@ -1,4 +1,4 @@
-"""A child process that ends with its parent, however the parent ends."""
+"""Makes a child process end with its parent, however the parent ends."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 def exit_with_parent(parent_pid: int, signum: int = signal.SIGKILL) -> None:
-    """Ask the kernel for `signum` when the parent ends; called first thing in a child.
+    """Ask the kernel to send this process `signum` when its parent ends. A child calls it first.
 
-    Must run in the main thread of a child whose parent starts it from a thread that lives as long
-    as the parent does: the kernel watches the thread.
+    Must run in the main thread. The parent must start the child from a thread that lives as long as the
+    parent: the kernel watches that thread.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent_pid:  # it ended before the call above
+    if os.getppid() != parent_pid:  # the parent ended before the call above
         os._exit(EXIT_INTERNAL)

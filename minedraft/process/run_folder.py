@@ -14,10 +14,10 @@ _RUN_PREFIX = "minedraft-run-"
 
 
 class RunFolder:
-    """A private folder for sockets, gone with its owner.
+    """A private folder for sockets, removed with its owner.
 
-    Its lock is held as long as the owner lives; folders whose owner is gone are removed by the next
-    start of the same user.
+    The owner holds the folder's lock as long as it lives. The next start by the same user removes the
+    folders of dead owners.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class RunFolder:
 
 
 def _make_lock(path: Path) -> int:
-    """A locked file with our process id in it: a disk without room for that has none for the sockets either."""
+    """Make a locked file with this process's id: a disk without room for it has none for the sockets either."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX)
     os.write(fd, str(os.getpid()).encode())

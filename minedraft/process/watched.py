@@ -1,4 +1,4 @@
-"""A child process that any thread can start and stop, with an event loop or without."""
+"""A child process that any thread can start and stop, with or without an event loop."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ logger = logging.getLogger(__name__)
 
 _TAIL_LINES = 20
 _STOP_S = 5.0
-_NO_PROGRAM = 127  # a shell's exit code for it
+_NO_PROGRAM = 127  # a shell's exit code for a missing program
 
 OnText = Callable[[str], object]
 
 
 class WatchedProcess:
-    """A child, read and waited for by a thread of its own; as a context manager it runs while the block does.
+    """A child process, and a thread that starts it, reads it and waits for it. As a context manager, the child
+    runs while the block does.
 
-    Standard output and error are one stream of lines. The child has a process group of its own, so that a
-    terminal's Ctrl-C reaches only the parent. That thread starts it, too, and lives as long as it does: a
-    child that asks the kernel to end it with its parent (`child_command`) is bound to that thread.
+    Standard output and error are one stream of lines. The child has its own process group, so that a
+    terminal's Ctrl-C reaches only the parent. The thread lives as long as the child: a child that asks the
+    kernel to end it with its parent (`child_command`) is bound to the thread that started it.
 
     Args:
         on_line: called in that thread with each line.
-        environment: this process's by default.
+        environment: the child's environment; default: this process's.
 
     Attributes:
         tail: the last lines.
-        ended: its exit code, once it has ended and was read to its end (negative: a signal).
+        ended: the exit code (negative: a signal), once the child has ended and all its lines are read.
     """
 
     def __init__(
@@ -50,15 +51,15 @@ class WatchedProcess:
         self.ended: Future[int] = Future()
         self._started: Future[subprocess.Popen[bytes]] = Future()
         for future in (self.ended, self._started):
-            future.set_running_or_notify_cancel()  # so that nobody who waits can cancel it
+            future.set_running_or_notify_cancel()  # so that a caller that waits cannot cancel it
         self._argv = list(argv)
         self._on_line = on_line
         self._environment = dict(os.environ if environment is None else environment)
-        # Not waited for when the interpreter ends: the child ends with it.
+        # A daemon, so that the interpreter ends without waiting for it: the child ends with the interpreter.
         self._thread = threading.Thread(target=self._run, name="watched-process", daemon=True)
 
     def start(self) -> None:
-        """Raises OSError: the program cannot be started."""
+        """Start the child. Raise OSError if the program cannot be started."""
         try:
             self._thread.start()
             self._started.result()
@@ -72,19 +73,22 @@ class WatchedProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """The exit code; None while the child runs."""
         return self.ended.result() if self.ended.done() else None
 
     def signal(self, signum: int) -> None:
-        """Send a signal, if it runs."""
+        """Send a signal if the child runs."""
         if self._is_running:
             self._started.result().send_signal(signum)
 
     def stop(self, *patience_s: float) -> None:
-        """End it and return when it has ended: SIGTERM once for each time given, then SIGKILL.
+        """Stop the child and return when it has ended: send SIGTERM once for each given time, then SIGKILL.
+
+        Args:
+            patience_s: seconds to wait after each SIGTERM.
 
         Raises:
-            KeyboardInterrupt: after the end. An interrupt does not wait for the next signal to be due.
+            KeyboardInterrupt: after the child's end. An interrupt sends the next signal immediately.
         """
         interrupt: KeyboardInterrupt | None = None
         steps = _steps(patience_s)
@@ -101,7 +105,7 @@ class WatchedProcess:
             raise interrupt
 
     async def stop_async(self, *patience_s: float) -> None:
-        """The same in an event loop; a cancellation is such an interrupt."""
+        """Do the same in an event loop, where a cancellation counts as an interrupt."""
         interrupt: asyncio.CancelledError | None = None
         steps = _steps(patience_s)
         while self._is_running:
@@ -155,10 +159,10 @@ class WatchedProcess:
         self.tail.append(line)
         try:
             self._on_line(line)
-        except Exception:  # the child must not block on a pipe that nobody reads
-            logger.exception("what was to take the lines of process %d failed", self.pid)
+        except Exception:  # the child must not block on a pipe that is not read
+            logger.exception("on_line failed for a line of process %d", self.pid)
 
 
 def _steps(patience_s: Sequence[float]) -> Iterator[tuple[int, float | None]]:
-    """Signals, ever more firm, and the seconds that each is given; None: without end."""
+    """Yield the signals to send and the seconds to wait after each; None: without a limit."""
     return chain(((signal.SIGTERM, seconds) for seconds in patience_s), repeat((signal.SIGKILL, None)))

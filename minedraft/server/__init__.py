@@ -1,4 +1,4 @@
-"""The scheduler process: the service, its gRPC door, and how they are put together.
+"""The scheduler process: the service, its gRPC door, and the composition of both.
 
 May import: values, places, settings, core, engine, rpc, v1, text, models, process, observe.
 """

@@ -1,7 +1,6 @@
-"""One sample of one request on its way to the client: tokens become text, text waits to be sent.
+"""One sample of one request on its way to the client: tokens become text, and text waits to be sent.
 
-What waits is merged into the next message, so a slow client holds back at most its own answer, and
-nobody else.
+Waiting text is merged into the next message, so a slow client delays only its own answer.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from minedraft.text.tokenizer import StopFinder, StreamDecoder
 from minedraft.types import FinishReason, TokenLogprobs
 
 MAX_MESSAGE_TOKENS = 512
-"""Tokens in one reply: with 20 alternatives each, about 100 KB."""
+"""Tokens in one message; with 20 alternatives each, about 100 KB."""
 
 
 @dataclass(slots=True)
@@ -31,8 +30,8 @@ class Answer:
     """The pipeline's sink for one sample.
 
     Args:
-        index: which of the n samples.
-        notify: called when there is something to send; with True when it is the end.
+        index: the sample's number, 0..n-1.
+        notify: called when there is something to send; with True at the end.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class Answer:
         self._has_stopped = False
 
     def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
-        """Take new tokens; True when a stop string ended the text (later tokens are dropped)."""
+        """Take new tokens. Return True once a stop string has ended the text; later tokens are dropped."""
         if self._has_stopped:
             return True
         shown: list[str] = []
@@ -77,7 +76,7 @@ class Answer:
         return self._has_stopped
 
     def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
-        """Take the end: what was held back is shown, unless it completes a stop string."""
+        """Take the end. Text that was held back is sent, unless it completes a stop string."""
         text = ""
         if not self._has_stopped:
             text, self._has_stopped = self._stop.push(self._decoder.flush())
@@ -93,11 +92,11 @@ class Answer:
 
     @property
     def is_sent(self) -> bool:
-        """It has ended well, and everything was taken."""
+        """Whether the sample has ended without an error and all of it was taken."""
         return self._has_ended and self.error is None and not self._pieces and self._end is None
 
     def take(self) -> Iterator[Output]:
-        """Everything that waits, in as few messages as their size allows; the end is in the last."""
+        """Yield everything that waits, in as few messages as MAX_MESSAGE_TOKENS allows; the end is in the last one."""
         while self._pieces:
             batch: list[Output] = []
             num_tokens = 0

@@ -2,7 +2,7 @@
 
     python -m minedraft.server --target DIR --target-address unix:... --draft-address unix:...
 
-`minedraft-launch` starts it; with workers that run already it can be started alone.
+`minedraft-launch` starts this program. It can also be started alone, with workers that already run.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from minedraft.types import WorkerInfo
 
 logger = logging.getLogger("minedraft.server")
 
-_FLUSH_S = 1.0  # for replies already written to reach clients after the drain
+_FLUSH_S = 1.0  # after the drain, for written replies to reach their clients
 _ORPHAN_CHECK_S = 0.2
 
 
 class Server:
-    """One scheduler process from the first import to the last message.
+    """One scheduler process.
 
     Args:
         connector: makes the links to the workers (a parameter for tests).
 
     Attributes:
-        service, pipeline: None until they exist.
+        service, pipeline: None until they are made.
     """
 
     def __init__(self, settings: Settings, connector: Connector | None = None) -> None:
@@ -63,13 +63,14 @@ class Server:
         self.pipeline: Pipeline | None = None
 
     def on_signal(self) -> None:
-        """The first drains, the second ends everything at once."""
+        """Drain at the first signal, stop without waiting at the second."""
         if self._stop.is_set():
             self._force.set()
         else:
             self._stop.set()
 
     def end_now(self) -> None:
+        """Stop without waiting for live requests."""
         self._stop.set()
         self._force.set()
 
@@ -78,11 +79,11 @@ class Server:
 
         Raises:
             ConfigError: the address or the models cannot be used.
-            MineDraftError: what ended the service (WorkerLost: the verifier is gone).
+            MineDraftError: the error that ended the service (WorkerLost: the verifier is lost).
         """
         settings = self._settings
         if settings.target is None:
-            raise ConfigError("target", None, "the scheduler alone needs the folder of the target, for its tokenizer")
+            raise ConfigError("target", None, "must be given: the scheduler needs the tokenizer in the target folder")
         with ListenClaim(settings.listen_address):
             self.service = service = InferenceService(settings, Tokenizer.load(settings.target))
             GrpcDoor(service).add_to(self._server)
@@ -124,19 +125,19 @@ class Server:
             stack.push_async_callback(drafter.close)
             check_drafter(drafter.info, verifier.info)
         self.pipeline = pipeline = Pipeline(
-            _limits(settings, verifier.info), verifier, drafter, observers=[service.metrics.observe]
+            _limits(settings, verifier.info), verifier, drafter, observers=[service.board.observe]
         )
         watchers = [asyncio.create_task(fail_when_lost(pipeline, verifier))]
         if drafter is not None:
             watchers.append(asyncio.create_task(drafter_slot(pipeline, self._connector).run(drafter)))
-        for watcher in watchers:  # before the links are closed here, which is no loss
+        for watcher in watchers:  # before the links are closed here: that close is not a loss
             stack.push_async_callback(_cancel, watcher)
         await stack.enter_async_context(pipeline)
         await service.open(pipeline)
         return pipeline
 
     async def _is_done_before(self, event: asyncio.Event, *tasks: asyncio.Task[Any]) -> bool:
-        """Wait for one of the tasks or the event; whatever did not happen is cancelled."""
+        """Wait for the event or one of the tasks and cancel the others. Return whether a task is done."""
         waiting = asyncio.create_task(event.wait())
         try:
             await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -148,7 +149,7 @@ class Server:
 
 def _grpc_connector(settings: Settings) -> GrpcConnector:
     if settings.target_address is None:
-        raise ConfigError("target_address", None, "the scheduler alone needs the address of a verifier that runs")
+        raise ConfigError("target_address", None, "must be given: the scheduler connects to a running verifier")
     draft = settings.draft_address
     return GrpcConnector(
         Address.parse(settings.target_address, "target_address"),
@@ -163,17 +164,17 @@ async def _cancel(task: asyncio.Task[Any]) -> None:
 
 def _check_tokenizer(tokenizer: Tokenizer, verifier: WorkerInfo) -> None:
     if verifier.vocab_fingerprint != tokenizer.fingerprint:
-        raise ModelError("target", verifier.model_name, "the verifier has another tokenizer than the target folder")
+        raise ModelError("target", verifier.model_name, "the verifier's tokenizer differs from the target folder's")
     if (eos_id := max(tokenizer.eos_ids, default=0)) >= verifier.vocab_size:
-        limit = f"eos_token_id {eos_id} is no token of the verifier's: they are in [0, {verifier.vocab_size})"
+        limit = f"eos_token_id {eos_id} is not a token of the verifier; its tokens are in [0, {verifier.vocab_size})"
         raise ModelError("target", verifier.model_name, limit)
 
 
 def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:
-    """What requests may ask for.
+    """Return the scheduler's limits.
 
     Raises:
-        ConfigError: a context was asked for that the verifier does not serve (one that was started elsewhere).
+        ConfigError: `max_model_len` exceeds what the verifier serves (a verifier that was started elsewhere).
     """
     max_model_len = min(verifier.max_model_len, verifier.num_blocks * verifier.block_size)
     if settings.max_model_len is not None:
@@ -197,13 +198,13 @@ async def _main(settings: Settings, parent_pid: int | None, run_folder: Path | N
 
     def on_term() -> None:
         server.on_signal()
-        # It may be the kernel telling of the launcher's death, and that a moment before it is complete.
+        # SIGTERM may be the parent-death signal, which can arrive just before getppid() changes: check again shortly.
         end_if_orphaned()
         loop.call_later(_ORPHAN_CHECK_S, end_if_orphaned)
 
     def end_if_orphaned() -> None:
         if parent_pid is not None and os.getppid() != parent_pid:
-            server.end_now()  # the launcher was killed, and the workers with it: nothing to wait for
+            server.end_now()  # the launcher was killed, and the workers with it: no request can finish
 
     loop.add_signal_handler(signal.SIGTERM, on_term)
     loop.add_signal_handler(signal.SIGINT, server.on_signal)
@@ -214,18 +215,37 @@ async def _main(settings: Settings, parent_pid: int | None, run_folder: Path | N
         raise InternalError(f"the workers were not ready within {limit}") from None
     finally:
         if run_folder is not None:
-            # Its owner, the launcher, may have been killed. Done while the signal handlers stand: the
-            # kernel signals once for each of a dying parent's threads, and the next would end this.
+            # The launcher, which owns the folder, may have been killed. Done while the signal handlers are
+            # installed: the kernel sends one signal for each thread of a dying parent.
             shutil.rmtree(run_folder, ignore_errors=True)
 
 
-@click.command()
+_EPILOG = """
+\b
+Examples:
+  python -m minedraft.server --target DIR --target-address unix:/run/v.sock --draft-address unix:/run/d.sock
+  python -m minedraft.server --target DIR --target-address unix:/run/v.sock --mode ar
+\b
+minedraft-launch starts the scheduler and the workers together.
+"""
+
+
+@click.command(epilog=_EPILOG, context_settings={"max_content_width": 120})
 @settings_flags(Settings)
-@click.option("--config", type=UserPath(), default=None, help="TOML file with the same settings.")
+@click.option(
+    "--config",
+    type=UserPath(),
+    default=None,
+    metavar="FILE.toml",
+    help="TOML file with the same settings; flags take precedence.",
+)
 @takes_parent
 @click.option("--run-folder", type=click.Path(path_type=Path), default=None, hidden=True)
 def command(config: Path | None, parent_pid: int | None, run_folder: Path | None, **flags: object) -> None:
-    """Run the scheduler alone, beside workers that are already running."""
+    """Run the scheduler alone, with workers that already run.
+
+    It needs the target folder, for its tokenizer, and the addresses of the workers.
+    """
     if parent_pid is not None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         exit_with_parent(parent_pid, signal.SIGTERM)
@@ -233,7 +253,7 @@ def command(config: Path | None, parent_pid: int | None, run_folder: Path | None
 
 
 def main() -> NoReturn:
-    """Entry point. Exit codes: 0 stopped by a signal, 70 internal error, 78 configuration."""
+    """Run the command and exit with 0 (stopped by a signal), 70 (internal error) or 78 (configuration)."""
     sys.exit(run_logged(command, "python -m minedraft.server", "scheduler"))
 
 

@@ -1,4 +1,4 @@
-"""The gRPC door of the service: decodes each call, runs it, encodes what comes of it."""
+"""The gRPC door of the service: decodes each call, runs it and encodes its replies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
         inference_pb2_grpc.add_InferenceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
 
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:
-        # Written to the context, not yielded: a cancelled generator would be closed at some later time.
+        # Written to the context, not yielded: a cancelled generator would be closed only later.
         async with self._typed(context, lambda: _why_cancelled(context)):
             outputs = self._service.generate(generate_from_pb(request), _client_of(context))
             async with aclosing(outputs):
@@ -57,7 +57,7 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
     async def _typed(
         self, context: Context, describe_cancel: Callable[[], MineDraftError] | None = None
     ) -> AsyncIterator[None]:
-        """Around a whole call: a failure is counted, and leaves as its status."""
+        """Wrap a whole call: count its failure and send it as a gRPC status."""
         try:
             with self._service.counted(describe_cancel):
                 yield
@@ -70,7 +70,7 @@ async def _send(context: Context, output: Output) -> None:
         async with asyncio.timeout(SEND_TIMEOUT_S):
             await context.write(output_to_pb(output))
     except TimeoutError:
-        raise Overloaded(f"the client has taken no message for {SEND_TIMEOUT_S:g} s") from None
+        raise Overloaded(f"the client has read no message for {SEND_TIMEOUT_S:g} s") from None
 
 
 def _why_cancelled(context: Context) -> MineDraftError:
@@ -79,6 +79,6 @@ def _why_cancelled(context: Context) -> MineDraftError:
 
 
 def _client_of(context: Context) -> str:
-    """Tell clients apart: all that come through a unix socket have the same peer name."""
+    """Return a name for the client of a call. Its peer name is not enough: all clients of a unix socket share one."""
     names = [str(value) for key, value in context.invocation_metadata() or () if key == CLIENT_KEY]
     return f"{context.peer()} {''.join(names)}"

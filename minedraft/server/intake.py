@@ -1,4 +1,4 @@
-"""A client's call becomes the pipeline's requests: its prompt token ids, each of its samples one request."""
+"""Turns a client's call into requests of the pipeline: tokenises its prompt and submits each sample."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class Intake:
         self._prompts = PromptTokenizer(tokenizer)
 
     async def submit(self, pipeline: Pipeline, call: GenerateCall, live: LiveCall, name: str, client: str) -> None:
-        """Submit the samples of a call; what comes of them goes to `live`.
+        """Submit the samples of a call, with `live` to receive their output.
 
         Args:
-            name: the call's request id. client: tells clients apart, whose long prompts take turns.
+            name: the call's request id.
+            client: the client's name; long prompts of different clients take turns.
 
         Raises:
             MineDraftError: the call cannot be answered, or `live` was ended while the prompt was tokenised.
@@ -49,14 +50,14 @@ class Intake:
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         for index in range(sampling.n):
             new = NewRequest(prompt_ids, sampling, derive_seed(seed, index), tuple(dict.fromkeys(stop_ids)))
-            # An answer in a chat is a message of its own; any other continues the prompt's text.
+            # A chat answer is a separate message; any other answer continues the prompt's text.
             decoder = tokenizer.stream_decoder(sampling.skip_special_tokens, () if is_chat else prompt_ids)
             answer = Answer(index, decoder, sampling, live.notify, name)
             live.answers.append(answer)
             live.pipeline_ids.append(pipeline.submit(new, answer))
 
     def warm_up(self, pipeline: Pipeline) -> GenerateCall:
-        """A call of one whole round with drafts after the prompt's, as far as the context has room."""
+        """Return a call long enough for a full round with drafts after the prompt's round, if the context allows."""
         context_len = _context_len(pipeline.scheduler)
         num_tokens = min(pipeline.scheduler.limits.draft_len + 2, context_len - 1)
         prompt = self._tokenizer.encode("Hello")[: context_len - num_tokens]
@@ -64,7 +65,7 @@ class Intake:
 
 
 def derive_seed(seed: int, index: int) -> int:
-    """The seed of sample `index`; sample 0 has the request's own."""
+    """Return the seed of sample `index`; sample 0 has the call's own seed."""
     if index == 0:
         return seed
     digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
@@ -79,5 +80,5 @@ def _check_num_samples(num_samples: int, limits: SchedulerLimits) -> None:
 
 
 def _context_len(scheduler: Scheduler) -> int:
-    """Tokens of prompt and answer together; fewer than the model's where the KV memory is smaller."""
+    """Return the maximum tokens of prompt and answer together, which the model and the KV memory limit."""
     return min(scheduler.limits.max_model_len, scheduler.verifier_kv.capacity)

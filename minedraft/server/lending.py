@@ -1,4 +1,4 @@
-"""The service's own limits, lent to one client at a time."""
+"""Lends the service to one client at a time, which may change its limits."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from minedraft.types import LoanTerms
 
 
 class Lent:
-    """What a borrower can do while the loan lasts."""
+    """The borrower's access to the limits while the loan lasts."""
 
     def __init__(self, pipeline: Pipeline, own: SchedulerLimits) -> None:
         self._pipeline = pipeline
         self._own = own
 
     async def apply(self, terms: LoanTerms) -> None:
-        """Run with these terms, under live requests. Returns when the batches are as the terms say."""
+        """Put these terms in force; live requests are kept. Return when the batches follow them."""
         self._pipeline.reconfigure(self._own.lent(terms), "borrowed")
         await self._pipeline.settled()
 
 
 class Lending:
-    """Lends one pipeline; its limits are taken now, and come back after every loan."""
+    """Lends one pipeline. The limits it has now are restored after every loan."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._own = pipeline.scheduler.limits
-        self._loan: asyncio.Timeout | None = None  # set while somebody has it
+        self._loan: asyncio.Timeout | None = None  # set during a loan
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Lent]:
-        """The loan; a block that ends well has waited until the own limits hold again.
+        """Lend the pipeline until the block ends. A block without an error ends when the own limits are in force.
 
         Raises:
-            Unavailable: another client has it. Draining: `end` was called meanwhile.
+            Unavailable: another client has borrowed it. Draining: `end` was called during the loan.
         """
         if self._loan is not None:
-            raise Unavailable("another client has borrowed the service; it is free when that one ends or hangs up")
+            raise Unavailable("another client has borrowed the service; try again when that client has ended its loan")
         try:
             self._pipeline.is_lent = True
-            async with asyncio.timeout(None) as self._loan:  # without end, unless `end` sets one
+            async with asyncio.timeout(None) as self._loan:  # no deadline unless `end` sets one
                 yield Lent(self._pipeline, self._own)
         except TimeoutError:
-            raise Draining("the service is draining: it cannot be borrowed any longer") from None
+            raise Draining("the service is draining, which ends the loan") from None
         finally:
             self._loan = None
             if self._pipeline.scheduler.limits is not self._own:
@@ -56,6 +56,6 @@ class Lending:
         await self._pipeline.settled()
 
     def end(self) -> None:
-        """End the loan, if there is one: the service drains."""
+        """End the loan, if there is one, because the service drains."""
         if self._loan is not None and not self._loan.expired():
             self._loan.reschedule(asyncio.get_running_loop().time())

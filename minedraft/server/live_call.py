@@ -1,4 +1,4 @@
-"""One client's call in progress: its samples, and when there is something to send of them."""
+"""One client's call in progress: its samples, and when their output is sent."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _SEND_INTERVAL_S = 0.020
 
 
 class LiveCall:
-    """The samples of one call and the pipeline's ids of them.
+    """The samples of one call and their ids in the pipeline.
 
-    The first tokens and the end are sent at once, what comes between at most every 20 ms: a message
-    costs more than the tokens in it.
+    The first tokens and the end are sent immediately, the tokens between them at most every 20 ms: a
+    message costs more than the tokens in it.
 
     Attributes:
-        gone: set when the call has ended and its name is free again.
-        error: what has ended the call from outside the pipeline.
+        gone: set when the call has ended and its request id is free again.
+        error: the error that ended the call from outside the pipeline, or None.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class LiveCall:
         self._timer: asyncio.Handle | None = None
 
     def notify(self, is_end: bool) -> None:
-        """There is something to send."""
+        """Report that there is something to send."""
         if self._timer is not None:
             if not is_end:
                 return
@@ -45,12 +45,12 @@ class LiveCall:
             self._timer = self._loop.call_soon(self._wake)
 
     def fail(self, error: MineDraftError) -> None:
-        """End it from outside the pipeline."""
+        """End the call from outside the pipeline."""
         self.error = error
         self.notify(True)
 
     async def wait(self) -> None:
-        """Return when there is something to send and it is time."""
+        """Return when there is something to send and the interval has passed."""
         await self._changed.wait()
         self._changed.clear()
         self._not_before_s = self._loop.time() + _SEND_INTERVAL_S

@@ -1,8 +1,8 @@
-"""The service, whatever door its clients come through: their requests become the pipeline's, and tokens text.
+"""The service behind its doors: submits clients' calls to the pipeline and streams their text.
 
-Every check that needs no model is made before any work; every failure is one of `minedraft.errors`;
-whatever way a call ends, its requests end with it. A door (gRPC; others can stand beside it) decodes a
-call, runs it inside `counted`, and encodes what comes of it.
+Every check that needs no model is made before any work. Every failure is one of `minedraft.errors`. The
+requests of a call end with it, however it ends. A door (gRPC; there can be others) decodes a call, runs it
+inside `counted`, and encodes its output.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _REUSE_S = 0.2
 
 
 class InferenceService:
-    """Answers calls. Refuses them until `open`, and after `drain`."""
+    """Answers calls; refuses them before `open` and after `drain`."""
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer) -> None:
-        self.metrics = StatusBoard(settings)
+        self.board = StatusBoard(settings)
         self._settings = settings
         self.tokenizer = tokenizer
         self._intake = Intake(tokenizer)
@@ -66,7 +66,8 @@ class InferenceService:
         return "degraded" if is_degraded else "serving"
 
     async def open(self, pipeline: Pipeline) -> None:
-        """Say what the model asks for in vain, generate a few tokens through both workers, then accept requests.
+        """Log which generation settings of the model are not applied, generate a few tokens through both
+        workers, then accept requests.
 
         Raises:
             MineDraftError: the generation failed.
@@ -76,14 +77,14 @@ class InferenceService:
         if self._settings.target is not None and (unapplied := describe_unapplied(self._settings.target)):
             logger.warning("%s", unapplied)
         if not self.tokenizer.eos_ids:
-            logger.warning("the model names no end-of-sequence token: an answer ends at its length or a stop")
+            logger.warning("the model has no end-of-sequence token: answers end at max_new_tokens or a stop string")
         async with aclosing(self._answer(pipeline, self._intake.warm_up(pipeline), "warm-up", "")) as outputs:
             async for _ in outputs:
                 pass
         self._is_open = True
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuse new requests; let the live ones finish, and end those that do not within the time."""
+        """Refuse new requests, let live ones finish, and end those that are still live after `timeout_s`."""
         self._is_draining = True
         self._end_loan()
         try:
@@ -102,44 +103,44 @@ class InferenceService:
 
     @contextmanager
     def counted(self, describe_cancel: Callable[[], MineDraftError] | None = None) -> Iterator[None]:
-        """Around the whole of a call, so that each that fails is counted once, whatever part of it fails.
+        """Wrap a whole call, so that its failure is counted once, wherever it happens.
 
         Args:
-            describe_cancel: what a cancellation means; without it that is no failure.
+            describe_cancel: returns the error that a cancellation counts as; if None, it is not a failure.
 
         Raises:
-            MineDraftError: what the call raised; InternalError in place of what is not ours.
+            MineDraftError: the error of the call; InternalError in place of any other exception.
         """
         try:
             yield
         except asyncio.CancelledError:
             if describe_cancel is not None:
-                self.metrics.count_error(describe_cancel())
+                self.board.count_error(describe_cancel())
             raise
         except MineDraftError as error:
-            self.metrics.count_error(error)
+            self.board.count_error(error)
             raise
         except Exception:
             logger.exception("a request failed")
-            internal = InternalError("the request failed inside the service; its log says why")
-            self.metrics.count_error(internal)
+            internal = InternalError("the request failed inside the service; see the service's log")
+            self.board.count_error(internal)
             raise internal from None
 
     def generate(self, call: GenerateCall, client: str) -> AsyncGenerator[Output, None]:
-        """The pieces of all samples of one call, until all have ended; closing the generator ends them.
+        """Return a generator of the pieces of all samples of a call. Closing it ends the samples.
 
         Args:
-            call: with a request id, or without for one that is drawn.
-            client: tells clients apart, whose long prompts take turns.
+            call: the call; without a request id it gets a random one.
+            client: the client's name; long prompts of different clients take turns.
 
         Raises:
-            Draining, Unavailable: at once, when no requests are accepted.
-            MineDraftError: while it is read; the subclass says why.
+            Draining, Unavailable: in this call, if no requests are accepted.
+            MineDraftError: from the generator; the subclass says why.
         """
         return self._answer(self._accepting(), call, call.request_id or uuid.uuid4().hex, client)
 
     def abort(self, request_id: str) -> bool:
-        """End a call with what it has; False when no live one has this id."""
+        """End a call; it keeps its output so far. Return False if no live call has this id."""
         call = self._live.get(request_id)
         if call is None or self._pipeline is None:
             return False
@@ -150,16 +151,16 @@ class InferenceService:
         return True
 
     def status(self) -> ServiceStatus:
-        """State, batches, workers and rates."""
-        return self.metrics.status(self.state, self._pipeline)
+        """Return state, batches, workers and rates."""
+        return self.board.status(self.state, self._pipeline)
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Lent]:
-        """One client has the service to itself to set its limits; those of the start come back at the end.
+        """Lend the service to one client, which may change its limits; they are restored when the block ends.
 
         Raises:
-            InvalidRequest: the operator has not allowed it. Unavailable: another client has it, or the
-            service is starting. Draining: the service drains, or began to meanwhile.
+            InvalidRequest: the service runs without --allow-configure. Unavailable: another client has borrowed
+            it, or it is starting. Draining: it drains, or began to during the loan.
         """
         self._accepting()
         if not self._settings.allow_configure:
@@ -183,7 +184,7 @@ class InferenceService:
         self, pipeline: Pipeline, call: GenerateCall, name: str, client: str
     ) -> AsyncGenerator[Output, None]:
         if (namesake := self._live.get(name)) is not None:
-            # Its client may just have left, and the news of that comes later than the client's next call.
+            # Its client may have dropped that call: gRPC can report this after the client's next call.
             with suppress(TimeoutError):
                 async with asyncio.timeout(_REUSE_S):
                     await namesake.gone.wait()

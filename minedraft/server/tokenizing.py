@@ -1,8 +1,8 @@
-"""Prompts become token ids without holding up the answers of others.
+"""Tokenises prompts without delaying the answers of other clients.
 
-Short prompts are tokenised at once. Long ones go through one thread of low priority, so that the cores
-stay the workers', and one prompt of each client in turn, so that a client with many waits for itself. One
-that cannot fit the context is refused after about a context of it, whatever its length.
+Short prompts are tokenised in the event loop. Long ones go through one thread of low priority, which leaves
+the cores to the workers. Clients take turns there, one prompt each, so a client with many prompts delays only
+itself. A prompt that cannot fit the context is refused after about one context of it, whatever its length.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from minedraft.errors import InvalidRequest, Overloaded
 from minedraft.prompts import AnyPrompt, ChatPrompt, TextPrompt, TokenPrompt
 from minedraft.text.tokenizer import Tokenizer
 
-MAX_WAITING_CHARS = 4 << 20  # of one client: four prompts of the largest size, or hundreds of usual ones
+MAX_WAITING_CHARS = 4 << 20  # per client: four prompts of the largest size, or hundreds of ordinary ones
 _INLINE_CHARS = 1024  # tokenised within about a millisecond
-_MESSAGE_CHARS = 64  # characters that take as long as rendering a chat message takes besides its content
+_MESSAGE_CHARS = 64  # the cost of rendering a chat message besides its content, in characters
 _NICENESS = 5
-_PROBABLE_CHARS = 8  # in a token: hardly any text has more
+_PROBABLE_CHARS = 8  # per token: hardly any text has more
 _MIN_PIECE_CHARS = 4096
 _MAX_PIECE_CHARS = 65536
 _CUT_SLACK = 128
@@ -36,7 +36,7 @@ _CUT_WINDOW = 1024
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """A long prompt that waits for the thread, or is in it."""
+    """A long prompt that waits for the thread or is being tokenised."""
 
     prompt: TextPrompt | ChatPrompt
     max_tokens: int
@@ -44,7 +44,7 @@ class _Job:
     ids: asyncio.Future[list[int]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def is_wanted(self) -> bool:
-        """False once its request has gone, or it is done."""
+        """Return whether the ids are still awaited: the request is not gone, and they are not set."""
         return not self.ids.done()
 
 
@@ -61,12 +61,12 @@ class PromptTokenizer:
         """Return the ids of a prompt.
 
         Args:
-            client: who sent it; prompts of different clients take turns.
-            max_tokens: that the context has room for beside an answer.
+            client: the client's name; long prompts of different clients take turns.
+            max_tokens: the longest prompt that leaves room for an answer in the context.
 
         Raises:
-            InvalidRequest: the prompt has more tokens, or none.
-            Overloaded: too much of this client's waits already.
+            InvalidRequest: the prompt has more than `max_tokens` tokens, or none.
+            Overloaded: too many characters of this client's prompts are waiting.
         """
         if isinstance(prompt, TokenPrompt):
             _check_len(len(prompt.token_ids), max_tokens)
@@ -77,14 +77,14 @@ class PromptTokenizer:
         else:
             ids = await self._encode_in_turn(_Job(prompt, max_tokens, num_chars), client)
         if not ids:
-            raise InvalidRequest("prompt", "0 tokens", "the text must hold at least one token")
+            raise InvalidRequest("prompt", "0 tokens", "must have at least one token")
         return tuple(ids)
 
     async def _encode_in_turn(self, job: _Job, client: Hashable) -> list[int]:
         waiting = sum(other.num_chars for other in self._waiting.get(client, ()) if other.is_wanted())
         if waiting + job.num_chars > MAX_WAITING_CHARS:
             raise Overloaded(
-                f"{waiting} characters of this client's prompts wait to be tokenised, the limit is {MAX_WAITING_CHARS}"
+                f"{waiting} characters of this client's prompts are waiting, the limit is {MAX_WAITING_CHARS}"
             )
         self._waiting.setdefault(client, deque()).append(job)
         self._start_next()
@@ -106,7 +106,7 @@ class PromptTokenizer:
         work = self._thread.submit(_encode, self._tokenizer, job.prompt, job.max_tokens, job.is_wanted)
 
         def on_done(work: Future[list[int]]) -> None:
-            with suppress(RuntimeError):  # the loop has ended, and whoever waited with it
+            with suppress(RuntimeError):  # the loop has ended, and the requests with it
                 loop.call_soon_threadsafe(self._finish, job, work)
 
         work.add_done_callback(on_done)
@@ -140,11 +140,10 @@ def _encode(
 
 
 def _check_pieces(tokenizer: Tokenizer, text: str, max_tokens: int, is_wanted: Callable[[], bool]) -> None:
-    """Raise InvalidRequest as soon as the pieces of a text so far are surely too many tokens.
+    """Raise InvalidRequest as soon as the pieces so far have more than `max_tokens` tokens for certain.
 
-    Pieces have more tokens than the whole where a cut divides what would be one: as many more as that has
-    bytes, each a token by itself. What is around the cut may be divided otherwise too; the slack allows
-    for both.
+    A cut can add tokens: a token that it divides becomes at most as many as it has bytes, and the text near
+    the cut may be tokenised differently. `slack` allows for both.
     """
     slack = tokenizer.max_token_bytes + _CUT_SLACK
     num_tokens = 0
@@ -159,7 +158,7 @@ def _check_pieces(tokenizer: Tokenizer, text: str, max_tokens: int, is_wanted: C
 def _pieces(text: str, num_chars: int) -> Iterator[str]:
     """Yield a text in pieces of about `num_chars`, cut before a single space if one is near.
 
-    Never in white space, nor before much of it: some tokenizers let a token swallow all that follows.
+    Never cut inside white space or before a long run of it: in some tokenizers one token takes the whole run.
     """
     start = 0
     while start < len(text):
@@ -186,10 +185,10 @@ def _check_len(num_tokens: int, max_tokens: int) -> None:
 
 
 def _too_long(value: str, max_tokens: int) -> InvalidRequest:
-    return InvalidRequest("prompt", value, f"at most {max_tokens} fit the context beside an answer")
+    return InvalidRequest("prompt", value, f"at most {max_tokens} fit the context with room for an answer")
 
 
 def _lower_priority() -> None:
-    thread_id = threading.get_native_id()  # on Linux each thread has a priority of its own
-    with suppress(OSError):  # a sandbox may forbid it; the thread works as well without
+    thread_id = threading.get_native_id()  # on Linux each thread has its own priority
+    with suppress(OSError):  # a sandbox may forbid it; the thread works without it too
         os.setpriority(os.PRIO_PROCESS, thread_id, os.getpriority(os.PRIO_PROCESS, thread_id) + _NICENESS)

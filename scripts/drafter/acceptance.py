@@ -27,12 +27,12 @@ class Rounds:
 
     @property
     def tokens_per_round(self) -> float:
-        """Mean tokens a round, the verifier's own token included."""
+        """Mean tokens per round, the verifier's own token included."""
         return self.num_tokens / max(1, self.num_rounds)
 
 
 def walk_rounds(flags: list[bool], k: int) -> Rounds:
-    """Walks one answer in rounds of k drafts; its first token is prefill's, a last round that is cut is left out."""
+    """Walks one answer in rounds of k drafts; its first token is prefill's, a truncated last round is left out."""
     num_rounds = num_tokens = 0
     reached = [0] * k
     index = 1
@@ -53,7 +53,7 @@ def walk_proposals(tokens: list[int], start: int, k: int, max_ngram: int, fallba
     Args:
         tokens: prompt and answer.
         start: index of the answer's first token.
-        k: drafts a round.
+        k: drafts per round.
         max_ngram: the longest n-gram looked up; shorter ones down to 1 (2 with a fallback) are tried after it.
         fallback: flags of a drafter, by answer token, for rounds where lookup finds nothing; None: such a round
             drafts nothing.

@@ -100,7 +100,7 @@ class Generator:
             ids = ids[: self.max_prompt_tokens - len(self.closing)]  # a text to summarise can be cut
         if not prompt.is_self_written:
             ids = ids + self.closing
-        # The seed is the prompt's own, so an answer does not depend on which others were made beside it.
+        # The seed is the prompt's own, so an answer does not depend on which others are made with it.
         rng = random.Random(f"{self.seed} {prompt.id} {temperature}")
         return Sequence(
             prompt,
@@ -148,7 +148,7 @@ class Generator:
         return self.config.question_temperature if sequence.in_question else sequence.temperature
 
     def _append(self, sequence: Sequence, token: int) -> bool:
-        """Adds the next token (a forced one goes first); says whether the sequence is complete."""
+        """Adds the next token, a forced one first; returns whether the sequence is complete."""
         owned = not sequence.forced
         if sequence.forced:
             token = sequence.forced.pop(0)
@@ -190,7 +190,7 @@ def make_answers(
 ) -> None:
     """Answers validation and evaluation prompts (greedy and sampled), then training prompts up to `max_tokens`.
 
-    Shards that exist are kept: a stopped run goes on with the prompts they do not hold. Several processes can share
+    Existing shards are kept: a stopped run resumes with the prompts that they lack. Several processes can share
     the work: process `part` of `num_parts` answers every `num_parts`-th prompt, into shards of its own.
     """
     generator = Generator(model, tokenizer, config)
@@ -220,7 +220,7 @@ def make_answers(
             if num_tokens >= max_tokens:
                 break
     finally:
-        # Reached by Ctrl-C too: what was answered is kept.
+        # Reached by Ctrl-C too: finished answers are kept.
         if shard:
             save_tensors(folder / f"shard-{part}-{number:04d}.safetensors", *pack_sequences(shard))
 
@@ -235,7 +235,7 @@ def answer_both_ways(generator: Generator, prompts: list[Prompt]) -> list[Sequen
 
 
 def shard_paths(folder: Path, part: int | None = None) -> list[Path]:
-    """The shards there are (of one part, or of all), oldest first: a resumed training meets them in the same order."""
+    """The present shards of one part or of all, oldest first: a resumed training reads them in the same order."""
     paths = folder.glob(f"shard-{'*' if part is None else part}-*.safetensors")
     return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
 

@@ -12,7 +12,7 @@ DEFAULT_CONFIG = Path(__file__).with_name("config.toml")
 
 @dataclass(frozen=True, slots=True)
 class TargetConfig:
-    """What the target must be; anything else is refused."""
+    """The expected target; any other model is refused."""
 
     name: str
     hidden_size: int
@@ -23,7 +23,7 @@ class TargetConfig:
 
 @dataclass(frozen=True, slots=True)
 class PromptsConfig:
-    """How many prompts of which sort."""
+    """How many prompts of each sort."""
 
     max_prompt_tokens: int
     evaluation_per_kind: int
@@ -92,7 +92,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, slots=True)
 class CompareConfig:
-    """The students that are weighed against each other before the long training."""
+    """The students that are compared before the long training."""
 
     tokens: int
     fit_tokens: int
@@ -101,7 +101,7 @@ class CompareConfig:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationConfig:
-    """What is measured."""
+    """What the evaluation measures."""
 
     max_k: int
     answer_tokens: int

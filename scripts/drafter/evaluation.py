@@ -1,4 +1,4 @@
-"""Stage `evaluation`: acceptance on prompts never trained on, against prompt lookup and the untrained cut."""
+"""Stage `evaluation`: acceptance on prompts never trained on, compared with prompt lookup and the untrained cut."""
 
 import statistics
 import time
@@ -77,7 +77,7 @@ def check_layers(drafter: Drafter, answer: Answer, header: torch.Tensor) -> None
     """Compares the trained layers on recorded states with transformers' forward pass of the whole model.
 
     Raises:
-        DrafterError: they differ by more than half-precision recording explains.
+        DrafterError: they differ by more than recording in half precision explains.
     """
     with torch.inference_mode():
         whole = drafter.model.model(torch.tensor([answer.tokens[:-1]]), use_cache=False).last_hidden_state[0]

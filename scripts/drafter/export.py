@@ -1,4 +1,4 @@
-"""Stage `export`: the folder that is shipped, which holds only what the target does not have."""
+"""Stage `export`: the shipped folder, with only the tensors that the target lacks."""
 
 import json
 from pathlib import Path
@@ -92,7 +92,7 @@ def student_config(target: Path, num_layers: int) -> dict[str, Any]:
 
 
 def untrained_cut(model: LlamaForCausalLM, layers: list[int]) -> LlamaForCausalLM:
-    """The target with only some of its layers, weights shared with it: what the student started from."""
+    """The target with only some of its layers, weights shared with it: the start of the student."""
     config = type(model.config)(**(model.config.to_dict() | {"num_hidden_layers": len(layers)}))
     with torch.device("meta"):
         cut = LlamaForCausalLM(config)

@@ -21,11 +21,11 @@ def load_target(folder: Path, expected: TargetConfig) -> LlamaForCausalLM:
     """Loads the target in fp32.
 
     Raises:
-        DrafterError: the folder is missing, is another model, or its weights were cut short.
+        DrafterError: the folder is missing, is another model, or its weights are truncated.
     """
     if not (folder / "config.json").is_file():
         raise DrafterError(
-            f"{folder} is not a model folder (no config.json); --target names the one of {expected.name}"
+            f"{folder} is not a model folder (no config.json); --target must name that of {expected.name}"
         )
     config = LlamaConfig(**load_json(folder / "config.json", "target"))
     found = (config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size)
@@ -35,7 +35,7 @@ def load_target(folder: Path, expected: TargetConfig) -> LlamaForCausalLM:
             f"{folder} is another model: {expected.name} has (type, hidden size, layers, vocabulary) {wanted}, "
             f"this one {found}"
         )
-    load_tensors(folder / "model.safetensors")  # says clearly when the file was cut short
+    load_tensors(folder / "model.safetensors")  # raises a clear error if the file is truncated
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if num_parameters != expected.num_parameters:

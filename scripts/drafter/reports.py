@@ -1,4 +1,4 @@
-"""Stages `compare`, `evaluation`, `quantised` and `export`: what they write for people."""
+"""Stages `compare`, `evaluation`, `quantised` and `export`: their files and tables."""
 
 import copy
 import shutil
@@ -116,7 +116,7 @@ def compare(config: Config, work: Path, target: Path, results: Path, tokens: int
             }
         )
         save_json(path, table)
-        shutil.rmtree(folder)  # the optimiser's state of a student nobody goes on with
+        shutil.rmtree(folder)  # the optimiser's state of a student that is not trained further
     for row in table:  # one after the other at the end, so that all are timed on the same quiet or busy machine
         cut = untrained_cut(model, [*range(row["prefix"]), *row["trained"]])
         row |= timing(model, cut, stages.draft_ids(work), config.evaluation)
@@ -293,7 +293,7 @@ def _layers(config: Config, model: LlamaForCausalLM) -> Student:
 
 
 def _assembled(config: Config, work: Path, target: Path, student: Student) -> LlamaForCausalLM:
-    """The trained drafter as a user's machine has it: exported, assembled, loaded.
+    """Returns the trained drafter as users get it: exported, assembled, loaded.
 
     Raises:
         DrafterError: its weights differ from the student's by more than 8 bits explain.

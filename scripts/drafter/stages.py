@@ -27,7 +27,7 @@ VOCABULARY_FILE = "draft_vocab.safetensors"
 
 
 def prompts(config: Config, work: Path, downloads: Path) -> list[str]:
-    """Makes prompts.json; returns how many there are of each split and kind."""
+    """Makes prompts.json; returns a line for each split and kind, with their numbers."""
     made = make_prompts(config, downloads, work / "prompts.json")
     counts = Counter((one.split, one.kind, "self-written" if one.is_self_written else "given") for one in made)
     return [f"{number:6,} {' '.join(key)}" for key, number in sorted(counts.items())]
@@ -63,7 +63,7 @@ def student(config: Config, work: Path, target: Path) -> list[str]:
 def training(
     config: Config, work: Path, target: Path, total: int, report: Callable[[Progress, float, int], None]
 ) -> list[dict[str, float]]:
-    """Trains the student, or goes on training it; returns the curve."""
+    """Trains the student, from its checkpoint if there is one; returns the curve."""
     model = load_target(target, config.target)
     made = Student(model, config.student.trained)
     start = work / "student.safetensors"
@@ -77,7 +77,7 @@ def training(
 
 
 def start_student(config: Config, work: Path, model: LlamaForCausalLM) -> tuple[Student, Data]:
-    """A pruned copy of the target after its closed-form start."""
+    """Returns a pruned copy of the target after its closed-form start, and the training data."""
     made = Student(model, config.student.trained)
     data = Data(work / "answers", config.student.prefix, config, model.model.embed_tokens.weight)
     batches = fit_batches(model, data, config.student)
@@ -88,9 +88,9 @@ def start_student(config: Config, work: Path, model: LlamaForCausalLM) -> tuple[
 
 
 def fit_batches(model: LlamaForCausalLM, data: Data, chosen: StudentConfig) -> list[tuple[Batch, list[torch.Tensor]]]:
-    """Inputs of the closed-form start, with the target's states that each trained layer should end at."""
+    """Returns the inputs of the closed-form start and, per trained layer, the target's states that it should reach."""
     ends = [*chosen.trained[1:], model.config.num_hidden_layers]
-    # The target goes on from the recorded states, so the layers of the prefix are not run a second time.
+    # The target continues from the recorded states, so the layers of the prefix are not run again.
     rest = Student(model, list(range(chosen.prefix, model.config.num_hidden_layers)))
     batches: list[tuple[Batch, list[torch.Tensor]]] = []
     num_tokens = 0
@@ -110,7 +110,7 @@ def fit_batches(model: LlamaForCausalLM, data: Data, chosen: StudentConfig) -> l
 def validation_of(
     config: Config, work: Path, model: LlamaForCausalLM, made: Student, data: Data
 ) -> Callable[[], dict[str, float]]:
-    """The validation of a student of this run."""
+    """Returns the validation of a student of this run."""
     ids = draft_ids(work)
     to_draft = torch.full((model.config.vocab_size,), -1)
     to_draft[ids] = torch.arange(len(ids))
@@ -119,12 +119,12 @@ def validation_of(
 
 
 def draft_ids(work: Path) -> torch.Tensor:
-    """The draft vocabulary's ids."""
+    """Returns the ids of the draft vocabulary."""
     return load_tensors(work / VOCABULARY_FILE)["ids"].long()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder."""
+    """Returns the tokenizer of a model folder."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -133,5 +133,5 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def with_student(config: Config, prefix: int, trained: list[int]) -> Config:
-    """The same configuration with another student."""
+    """Returns the configuration with another student."""
     return replace(config, student=replace(config.student, prefix=prefix, trained=trained))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 
 class DrafterError(Exception):
-    """Something a person can put right (a wrong folder, a full disk); printed without a traceback."""
+    """An error that the user can fix (a wrong folder, a full disk); printed without a traceback."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -34,9 +34,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError) as error:
         if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error):
             raise DrafterError(
-                f"the disk is full while writing {path}; what was written before is kept, free some space and run again"
+                f"the disk is full while writing {path}; the file before is kept: free some space and run again"
             ) from error
-        raise DrafterError(f"cannot write {path}: {error}; what was written before is kept") from error
+        raise DrafterError(f"cannot write {path}: {error}; the file before is kept") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -57,12 +57,12 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise DrafterError(
-            f"{path} cannot be read ({error}); it is missing or was cut short: delete it and run its stage again"
+            f"{path} cannot be read ({error}); it is missing or truncated: delete it and run its stage again"
         ) from error
 
 
 def save_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
-    """Saves JSON atomically, readable by people."""
+    """Saves JSON atomically, indented for readers."""
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     write_atomically(path, lambda temporary: _write_text(temporary, text))
 
@@ -71,7 +71,7 @@ def load_json(path: Path, made_by: str) -> Any:  # noqa: ANN401 (any JSON value)
     """Loads JSON.
 
     Raises:
-        DrafterError: the file is missing (the message names the stage that makes it) or cut short.
+        DrafterError: the file is missing (the message names the stage that makes it) or truncated.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Stage `student`: the draft vocabulary, and a pruned copy of the target with a closed-form start.
 
-The student is `prefix` layers of the target as they are, then the `trained` layers. Since the prefix is never
-trained, its output is recorded once while the answers are made: training starts from it and pays nothing for it.
+The student is `prefix` unchanged layers of the target, then the `trained` layers. The prefix is never trained, so
+its output is recorded once, while the answers are made, and training reads it from there.
 """
 
 import math
@@ -102,7 +102,7 @@ class Student(torch.nn.Module):
         return hidden + linear(attended.flatten(0, 1).flatten(1)[batch.packed], layer["out"])
 
     def activation(self, layer: torch.nn.ParameterDict, hidden: torch.Tensor) -> torch.Tensor:
-        """What a layer's down projection is applied to."""
+        """The input of a layer's down projection."""
         gate, up = linear(rms_norm(hidden, layer["post_norm"], self.eps), layer["gate_up"]).chunk(2, -1)
         return silu(gate) * up
 
@@ -131,7 +131,7 @@ def draft_vocabulary(answers: Path, size: int, vocab_size: int, special: Iterabl
     counts = torch.zeros(vocab_size, dtype=torch.long)
     for path in shard_paths(answers):
         tensors = load_tensors(path)
-        # Tokens of given prompts count a little: ids never answered so far are taken in the order they were asked.
+        # Tokens of given prompts count a little, to rank ids that no answer has.
         weights = torch.where(tensors["owned"].bool(), 1000, 1)
         counts.index_add_(0, tensors["tokens"].long(), weights)
     if not counts.any():

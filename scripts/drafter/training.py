@@ -1,8 +1,8 @@
 """Stage `training`: distils the target into the student, from recorded states only (the target is not run again).
 
 Soft labels: the target's distribution over the draft vocabulary is rebuilt from its last hidden state and the frozen
-output rows, and the student's is brought near it (KL). Beside it, the student's last hidden state is brought near
-the target's (relative squared error).
+output rows, and the student's is brought near it (KL). The student's last hidden state is also brought near the
+target's (relative squared error).
 """
 
 import math
@@ -73,7 +73,7 @@ class Data:
             rows = slice(start, end - 1)
             answer_start = int(given[-1]) + 1 if len(given) else 0
             is_greedy = float(tensors["temperature"][number]) == 0.0
-            # Copies, so that the states of layers nobody trains from are not kept alive.
+            # Copies, so that the states of layers that no training uses are not kept alive.
             examples.append(
                 Example(tokens, weights, inputs[rows].clone(), goals[rows].clone(), answer_start, is_greedy)
             )
@@ -87,7 +87,7 @@ class Data:
 
 @dataclass(slots=True)
 class Progress:
-    """Where a training is; saved with the weights."""
+    """The progress of a training; saved with the weights."""
 
     num_steps: int = 0
     num_tokens: int = 0
@@ -132,7 +132,7 @@ def learning_rate(config: TrainingConfig, num_steps: int, num_tokens: int, total
 
 
 class Trainer:
-    """Trains one student in a folder of its own, with checkpoints to go on from."""
+    """Trains one student in its own folder, with checkpoints to resume from."""
 
     def __init__(self, config: Config, student: Student, data: Data, rows: torch.Tensor, folder: Path) -> None:
         self.config, self.student, self.data, self.rows, self.folder = config, student, data, rows, folder
@@ -195,10 +195,10 @@ class Trainer:
         )
 
     def resume(self) -> bool:
-        """Goes on from the folder's checkpoint, if there is one.
+        """Resumes from the folder's checkpoint, if there is one.
 
         Raises:
-            DrafterError: the checkpoint was cut short or belongs to another student.
+            DrafterError: the checkpoint is truncated or belongs to another student.
         """
         path = self.folder / "checkpoint.safetensors"
         if not path.exists():
@@ -216,14 +216,14 @@ class Trainer:
         return True
 
     def _next_batches(self) -> list[list[Example]]:
-        """The rest of this pass over the data in a seeded order, or the next pass when it is used up."""
+        """Returns the rest of this pass over the data in a seeded order, or the next pass after its end."""
         self.data.refresh()
         if not self.data.examples:
             raise DrafterError(f"{self.data.folder} holds no answers: run the stage `answers` first")
         progress = self.progress
         if progress.used_in_pass >= len(self.data.examples):
             progress.pass_number, progress.used_in_pass = progress.pass_number + 1, 0
-        # New shards go to the end of the list: the first part of a pass stays what it was.
+        # New shards go to the end of the list: the first part of a pass stays the same.
         if progress.pass_number == 0:
             todo = self.data.examples[progress.used_in_pass :]
         else:

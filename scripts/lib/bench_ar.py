@@ -1,4 +1,4 @@
-"""scripts/bench/ar: `ar` mode through the whole stack against transformers' `generate`."""
+"""scripts/bench/ar: compares mode ar through the whole stack with transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from minedraft.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What both answer, and on what."""
+    """The prompts that both sides answer, and the model and core that they use."""
 
     target: Path
     core: int
@@ -49,12 +49,20 @@ class Task:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--target", required=True, type=click.Path(path_type=Path, exists=True), help="Model folder.")
-@click.option("--core", default=1, show_default=True, help="The core that both use.")
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
-@click.option("--batch", default=8, show_default=True, type=click.IntRange(1, 24), help="Prompts answered at once.")
-@click.option("--max-new-tokens", default=128, show_default=True, help="Tokens an answer, exactly.")
-@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--json", "json_path", type=click.Path(path_type=Path), default=None, help="Write the figures here.")
+@click.option("--core", default=1, show_default=True, help="Core that both run on.")
+@click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Number format of the weights.",
+)
+@click.option("--batch", default=8, show_default=True, type=click.IntRange(1, 24), help="Prompts answered together.")
+@click.option("--max-new-tokens", default=128, show_default=True, help="Tokens per answer, exactly.")
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Runs per side.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), default=None, help="Also write the figures to this file."
+)
 @click.option("--generate-child", is_flag=True, hidden=True)
 def main(
     target: Path,
@@ -66,15 +74,16 @@ def main(
     json_path: Path | None,
     generate_child: bool,
 ) -> None:
-    """Measure tokens/s of the whole stack in ar mode and of transformers' generate.
+    """Compare tokens/s of the whole stack in mode ar with transformers' generate.
 
-    Same weights, dtype, core and prompts. Both are loaded at once and take turns on the core, so that a
-    change in the machine's speed meets both; medians of the repeats. `generate` runs as one left-padded
-    batch.
+    Both use the same weights, dtype, core and prompts. Both stay loaded and take turns on the core, so
+    that a change in the machine's speed affects both. The figures are medians over the repeats.
+    `generate` runs one left-padded batch. `minedraft models --json` shows the model folders.
 
     \b
-    Example:
-      scripts/bench/ar --target ~/.cache/minedraft/models/smollm2-135m-instruct --json ar.json
+    Examples:
+      scripts/bench/ar --target ~/.cache/minedraft/models/smollm2-135m-instruct
+      scripts/bench/ar --target DIR --core 0 --dtype bfloat16 --json ar.json
     """
     task = Task(target, core, dtype, batch, max_new_tokens)
     if generate_child:
@@ -83,8 +92,8 @@ def main(
     result = asyncio.run(_compare(task, repeats))
     Console().print(
         f"{result['stack_tokens_per_s']:.1f} tokens/s through the stack, "
-        f"{result['generate_tokens_per_s']:.1f} by generate: {result['ratio']:.2f}x\n"
-        f"tokens equal: {result['num_equal']} of {result['batch']} answers"
+        f"{result['generate_tokens_per_s']:.1f} tokens/s by generate: {result['ratio']:.2f}x\n"
+        f"identical answers: {result['num_equal']} of {result['batch']}"
     )
     if json_path is not None:
         json_path.write_text(json.dumps({"machine": machine_facts(), **result}, indent=1) + "\n", encoding="utf-8")
@@ -130,7 +139,7 @@ async def _compare(task: Task, repeats: int) -> dict[str, Any]:
 
 
 class _Generate:
-    """The child that runs `generate`."""
+    """The child process that runs `generate`."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None, "started with pipes"
@@ -141,7 +150,7 @@ class _Generate:
         self._answers.readline()
 
     def ask(self) -> tuple[float, list[list[int]]]:
-        """The seconds that one `generate` took, and the new tokens of each prompt."""
+        """Return the seconds that one `generate` took, and the new tokens of each prompt."""
         self._asks.write("go\n")
         self._asks.flush()
         seconds, tokens = json.loads(self._answers.readline())
@@ -190,7 +199,7 @@ def _serve_generate(task: Task) -> None:
 
 
 def _left_padded(prompts: Sequence[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts of one length, [prompts, longest], and which of their tokens count."""
+    """Return the prompts padded to [prompts, longest], and the attention mask of the same shape."""
     longest = max(map(len, prompts))
     ids = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]

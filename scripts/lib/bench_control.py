@@ -1,4 +1,4 @@
-"""scripts/bench/control: what control costs, with workers whose forward takes no time."""
+"""scripts/bench/control: measures the cost of control, with workers whose forward takes no time."""
 
 from __future__ import annotations
 
@@ -31,37 +31,42 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--requests", default=10_000, show_default=True, type=click.IntRange(100), help="For the memory part.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), default=None, help="Write the figures here.")
+@click.option(
+    "--requests", default=10_000, show_default=True, type=click.IntRange(100), help="Requests of the memory part."
+)
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), default=None, help="Also write the figures to this file."
+)
 def main(requests: int, json_path: Path | None) -> None:
     """Measure the control overhead of a step and the scheduler's memory.
 
-    First the pipeline drives two null workers over real gRPC: a step, one round of one batch, is control
-    alone then. After that the real scheduler process answers many requests of real clients, with null
-    workers too, and its resident memory is read along the way.
+    First, the pipeline drives two null workers over real gRPC, so that a step (one round of one batch) is
+    control alone. Then the real scheduler process, also with null workers, answers many requests while its
+    resident memory is sampled. No model is needed.
 
     \b
-    Example:
-      scripts/bench/control --json scripts/results/control.json
+    Examples:
+      scripts/bench/control
+      scripts/bench/control --requests 1000 --json control.json
     """
     console = Console()
     with tempfile.TemporaryDirectory(prefix="minedraft-") as folder:
         steps = [asyncio.run(_measure_steps(Path(folder), mode)) for mode in (Mode.MINEDRAFT, Mode.SD)]
         for row in steps:
             console.print(
-                f"{row['mode']}: {row['steps_per_s']:.0f} steps/s, {row['step_ms']:.2f} ms a step, "
-                f"{row['wire_bytes_per_step']:.0f} bytes a step ({row['num_in_flight']} requests, k={DRAFT_LEN})"
+                f"{row['mode']}: {row['steps_per_s']:.0f} steps/s, {row['step_ms']:.2f} ms per step, "
+                f"{row['wire_bytes_per_step']:.0f} bytes per step ({row['num_in_flight']} requests, k={DRAFT_LEN})"
             )
         memory = asyncio.run(_measure_memory(Path(folder), requests, console))
     peak = max(sample["rss_mb"] for sample in memory)
-    console.print(f"scheduler memory: {memory[0]['rss_mb']:.0f} MB at first, {peak:.0f} MB at most")
+    console.print(f"scheduler memory: {memory[0]['rss_mb']:.0f} MB at the start, {peak:.0f} MB at the peak")
     if json_path is not None:
         content = {"machine": machine_facts(), "steps": steps, "memory": memory}
         json_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 async def _measure_steps(folder: Path, mode: Mode) -> dict[str, Any]:
-    """As many greedy requests as have a seat."""
+    """Return the figures of steps with a greedy request in every seat."""
     in_flight = MAX_BATCH_SIZE * mode.num_batches
     async with workers(folder, NULL_WORKER) as addresses, driven(*addresses) as rounds:
         rounds.configure(mode, MAX_BATCH_SIZE, DRAFT_LEN, max_model_len=1 << 19)
@@ -77,7 +82,7 @@ async def _measure_steps(folder: Path, mode: Mode) -> dict[str, Any]:
 
 
 async def _measure_memory(folder: Path, num_requests: int, console: Console) -> list[dict[str, float]]:
-    """The scheduler process's resident memory while `num_requests` answers stream through it."""
+    """Return samples of the scheduler process's resident memory while it answers `num_requests` requests."""
     model, listen = folder / "model", f"unix:{folder}/m.sock"
     _write_tokenizer(model)
     flags = ("--tokenizer", str(model))
@@ -112,7 +117,7 @@ async def _send(client: AsyncClient, rng: random.Random, count: int) -> None:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """The smallest that a scheduler takes: letters."""
+    """Write the smallest tokenizer that a scheduler accepts: one token per letter."""
     folder.mkdir()
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(LETTERS)}, []))
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -1,4 +1,4 @@
-"""scripts/bench/forward: milliseconds of a forward, against what memory and arithmetic of this core allow."""
+"""scripts/bench/forward: compares the time of a forward with what memory and arithmetic of this core allow."""
 
 from __future__ import annotations
 
@@ -29,25 +29,33 @@ NEW_TOKENS = 64
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--device", default="cpu:0", show_default=True, help="Cores to run on; the figures are per device.")
-@click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]))
-@click.option("--context", default=128, show_default=True, help="Cached tokens of each sequence.")
-@click.option("--repeat", default=7, show_default=True, help="Forwards measured for each row; the median counts.")
+@click.option("--device", default="cpu:0", show_default=True, help="Device to run on.")
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="Number format of the weights.",
+)
+@click.option("--context", default=128, show_default=True, help="Cached tokens per sequence.")
+@click.option("--repeat", default=7, show_default=True, help="Forwards per row; the table shows their median.")
 @click.option("--generate/--no-generate", default=True, show_default=True, help="Compare with transformers' generate.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), default=None, help="Write the figures here.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), default=None, help="Also write the figures to this file."
+)
 def main(
     model: Path, device: str, dtype: str, context: int, repeat: int, generate: bool, json_path: Path | None
 ) -> None:
-    """Measure the executor on the folder MODEL: forwards of n sequences with 1 and 4 new tokens each.
+    """Measure forwards of the model in the folder MODEL, with 1 and with 4 new tokens per sequence.
 
     \b
     floor   the longer of reading the weights and cached tokens once (at the speed of a plain read,
             measured here) and the multiplications (at the speed of a large matmul, measured here)
     ratio   measured / floor; 1 is perfect
     \b
-    Then eight prompts of 24 to 80 tokens generate 64 greedy tokens, by this executor and by
-    transformers' generate with the same weights, dtype and cores.
-    Other work on the machine shows in every number: stop it first.
+    Then the executor and transformers' generate each answer eight prompts of 24 to 80 tokens with 64
+    greedy tokens, with the same weights, dtype and cores.
+    Stop other work on the machine first: it slows down every number.
 
     \b
     Examples:
@@ -84,7 +92,7 @@ def main(
 def measure_forwards(
     executor: Executor, limits: dict[str, float], context: int, repeat: int, console: Console
 ) -> list[dict[str, float]]:
-    """One row for each number of sequences and of new tokens."""
+    """Return one row for each number of sequences and of new tokens."""
     forwards: list[dict[str, float]] = []
     with console.status(f"caching {context} tokens of {max(NUM_SEQUENCES)} sequences"):
         fill_cache(executor, context)
@@ -119,7 +127,7 @@ def render(result: dict[str, Any], context: int) -> Table:
 
 
 def measure_limits(dtype_name: str) -> dict[str, float]:
-    """The best of several plain reads of 256 MB and of several 1024 x 2048 x 2048 matmuls."""
+    """Return the rates of the best of ten plain reads of 256 MB and of ten 1024 x 2048 x 2048 matmuls."""
     import torch
 
     array = torch.ones(1 << 26)
@@ -132,7 +140,7 @@ def measure_limits(dtype_name: str) -> dict[str, float]:
 def floor_seconds(
     executor: Executor, limits: dict[str, float], num_sequences: int, span_len: int, context: int
 ) -> float:
-    """The time that reading the stored weights and the cache, or the multiplications, take at least."""
+    """Return the least time for reading the stored weights and the cache, or for the multiplications, if longer."""
     itemsize = 4 if executor.dtype_name == "float32" else 2
     per_token = sum(shape.num_elements for shape in executor.kv_layers)
     read = executor.read_bytes + num_sequences * (context + span_len) * per_token * itemsize
@@ -148,7 +156,7 @@ def fill_cache(executor: Executor, context: int) -> None:
 
 
 def time_forward(executor: Executor, num_sequences: int, span_len: int, context: int, repeat: int) -> float:
-    """Seconds of a forward that continues the cached sequences, each time from the same place."""
+    """Return the median seconds of a forward that continues the cached sequences, always from the same place."""
     from minedraft_workers.execution.executor import ForwardSpan
 
     spans = [ForwardSpan(i, context, list(range(1, span_len + 1)), span_len) for i in range(num_sequences)]
@@ -157,7 +165,7 @@ def time_forward(executor: Executor, num_sequences: int, span_len: int, context:
 
 
 def compare_with_generate(executor: Executor, model: Path, console: Console) -> dict[str, float]:
-    """Tokens/s of both, the best of two runs each, taking turns."""
+    """Return tokens/s of both, each the best of two runs, taking turns."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -191,7 +199,7 @@ def compare_with_generate(executor: Executor, model: Path, console: Console) -> 
 
 
 def decode(executor: Executor, prompts: Sequence[Sequence[int]]) -> None:
-    """Greedy tokens for all prompts together, as the verifier makes them in ar mode."""
+    """Generate greedy tokens for all prompts together, as the verifier does in mode ar."""
     from minedraft_workers.execution.executor import ForwardSpan
 
     spans = [ForwardSpan(i, 0, prompt, 1) for i, prompt in enumerate(prompts)]

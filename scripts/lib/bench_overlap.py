@@ -1,4 +1,4 @@
-"""scripts/bench/overlap: a picture of what drafter and verifier do over time."""
+"""scripts/bench/overlap: draws what drafter and verifier do over time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHOWN_STEPS = 6
 
 @dataclass(frozen=True, slots=True)
 class Stroke:
-    """A bar of the picture; seconds since its left edge."""
+    """A bar of the picture; times in seconds from its left edge."""
 
     role: str
     batch: str
@@ -38,18 +38,22 @@ class Stroke:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--target", required=True, type=click.Path(path_type=Path, exists=True), help="Target model folder.")
 @click.option("--draft", required=True, type=click.Path(path_type=Path, exists=True), help="Draft model folder.")
-@click.option("-m", "--max-batch-size", default=4, show_default=True, type=click.IntRange(1), help="Requests a batch.")
-@click.option("-k", "--draft-len", default=3, show_default=True, type=click.IntRange(1), help="Drafts a round.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Path without ending.")
+@click.option(
+    "-m", "--max-batch-size", default=4, show_default=True, type=click.IntRange(1), help="Requests per batch."
+)
+@click.option("-k", "--draft-len", default=3, show_default=True, type=click.IntRange(1), help="Drafts per round.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Path of the output, without its ending.")
 def main(target: Path, draft: Path, max_batch_size: int, draft_len: int, out: Path) -> None:
-    """Draw the two batches taking turns (sd) and overlapping (minedraft), from a real run.
+    """Draw a real run of drafter and verifier, taking turns (sd) and overlapping (minedraft).
 
-    Runs the real workers on cpu:0 and cpu:1, drives them with the product's pipeline, and notes when each
-    command was executed. Writes OUT.svg and OUT.json.
+    Runs the drafter on cpu:0 and the verifier on cpu:1, drives them with the product's pipeline, and
+    records when each command runs. Writes OUT.svg and OUT.json. `minedraft models --json` shows the
+    model folders.
 
     \b
-    Example:
-      scripts/bench/overlap --target DIR --draft DIR --out scripts/results/overlap
+    Examples:
+      scripts/bench/overlap --target DIR --draft DIR --out overlap
+      scripts/bench/overlap --target DIR --draft DIR -m 8 -k 2 --out overlap
     """
     runs = asyncio.run(_record(target, draft, max_batch_size, draft_len))
     content = {
@@ -78,14 +82,14 @@ async def _record(target: Path, draft: Path, max_batch_size: int, draft_len: int
         ):
             for mode in (Mode.SD, Mode.MINEDRAFT):
                 rounds.configure(mode, max_batch_size, draft_len)
-                # As many as have a seat: a newcomer's prompt would stretch a round in the middle.
+                # As many prompts as seats: the prompt of a new request would lengthen a round in the middle.
                 await rounds.answer(prompts[: max_batch_size * mode.num_batches], params)
                 runs[mode.value] = _middle([bar for bar in rounds.timeline.bars if not bar.is_prefill])
     return runs
 
 
 def _middle(bars: Sequence[Bar]) -> list[Stroke]:
-    """Some steps from the middle of the run, where all batches are full; time starts at zero."""
+    """Return some steps from the middle of the run, where all batches are full; time starts at zero."""
     verifies = [bar for bar in bars if bar.role is Role.VERIFIER]
     first = len(verifies) // 3
     begin_s, end_s = verifies[first].end_s, verifies[first + SHOWN_STEPS].end_s

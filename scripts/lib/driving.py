@@ -1,6 +1,6 @@
-"""The product's pipeline on two worker processes, with no scheduler process and no client: to measure the rounds.
+"""Drives two worker processes with the product's pipeline, without scheduler process or client, to measure rounds.
 
-All that the scripts know of the pipeline's inside is here.
+Only this module of the scripts knows the inside of the pipeline.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from scripts.lib.sink import Collector
 
 @dataclass(slots=True)
 class Driven:
-    """A pipeline that runs, and what its observers have seen."""
+    """A running pipeline and its observers."""
 
     pipeline: Pipeline
     verifier: Verifier
@@ -38,15 +38,15 @@ class Driven:
     timeline: Timeline = field(default_factory=Timeline)
 
     def configure(self, mode: Mode, max_batch_size: int, draft_len: int, **limits: int) -> None:
-        """Go over to other limits; what the timeline has seen before is dropped."""
+        """Change to other limits and clear the timeline."""
         self.timeline.bars.clear()
         self.pipeline.reconfigure(SchedulerLimits(mode, max_batch_size, draft_len, **limits))
 
     async def answer(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> float:
-        """Answer all prompts at once; returns the seconds it took.
+        """Answer all prompts together. Return the seconds it took.
 
         Raises:
-            MineDraftError: one of them failed.
+            MineDraftError: a prompt failed.
         """
         sinks = [Collector() for _ in prompts]
         started_s = time.monotonic()
@@ -61,22 +61,22 @@ class Driven:
 
     @property
     def num_steps(self) -> int:
-        """Rounds of either batch."""
+        """Rounds of both batches."""
         return sum(self.counters.rounds.values())
 
     @property
     def wire_bytes(self) -> int:
-        """Over both links, both ways."""
+        """Bytes over both links, both ways."""
         return self.verifier.stats.wire_bytes + self.drafter.stats.wire_bytes
 
     def summary(self) -> dict[str, Any]:
-        """Medians of the recent rounds."""
+        """Return medians of the recent rounds."""
         return asdict(self.rounds.summary())
 
 
 @asynccontextmanager
 async def driven(verifier_at: Address, drafter_at: Address) -> AsyncIterator[Driven]:
-    """Drive the workers at these addresses; `Driven.configure` says how."""
+    """Drive the workers at these addresses until the block ends; see `Driven.configure`."""
     async with AsyncExitStack() as stack:
         verifier = await stack.enter_async_context(await GrpcVerifier.connect(verifier_at))
         vocab_size = verifier.info.vocab_size

@@ -1,4 +1,4 @@
-"""A worker whose forward takes no time, on the product's own runtime: shows what control costs.
+"""A worker whose forward takes no time, on the product's own runtime, to measure the cost of control.
 
 `python -m scripts.lib.null_worker drafter|verifier --listen ADDR`
 """
@@ -52,7 +52,7 @@ class NullActor:
     """Proposes the tokens 1, 2, 3 ... and accepts every other draft.
 
     Args:
-        tokenizer: folder of the tokenizer that it says it has.
+        tokenizer: folder of the tokenizer that it reports as its own.
     """
 
     def __init__(self, role: Role, tokenizer: Path | None = None) -> None:
@@ -102,9 +102,10 @@ async def _serve(role: Role, address: Address, tokenizer: Path | None) -> int:
 
 @click.command()
 @click.argument("role", type=click.Choice([role.value for role in Role]))
-@click.option("--listen", required=True)
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer that it says it has.")
+@click.option("--listen", required=True, metavar="ADDR", help="Address to serve the scheduler on.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer to report as its own.")
 def main(role: str, listen: str, tokenizer: Path | None) -> None:
+    """Run a worker whose forward takes no time."""
     address = Address.parse(listen, "listen")
     with ListenClaim(address):
         code = asyncio.run(_serve(Role(role), address, tokenizer))

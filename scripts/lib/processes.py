@@ -1,4 +1,4 @@
-"""Bare workers and schedulers as child processes, for scripts; a whole service is `minedraft.local.serve`."""
+"""Runs single workers and schedulers as child processes; `minedraft.local.serve` runs a whole service."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _STOP_S = 5.0
 
 @asynccontextmanager
 async def serving(address: Address, service: str, module: str, *flags: str) -> AsyncIterator[WatchedProcess]:
-    """Run a module as a child process, from when its `service` at `address` serves until the block ends.
+    """Run a module as a child process until the block ends. The block begins when its `service` at `address` serves.
 
     Raises:
-        StartFailed: it has ended before; with its last words.
+        StartFailed: the child ended before that; the message has its last lines.
     """
     process = WatchedProcess(child_command(module, *flags), environment=child_environment())
     process.start()
@@ -46,7 +46,7 @@ async def serving(address: Address, service: str, module: str, *flags: str) -> A
 async def workers(
     folder: Path, module: str, *, verifier: Sequence[str] = (), drafter: Sequence[str] = ()
 ) -> AsyncIterator[tuple[Address, Address]]:
-    """Run both workers, each with its flags, on sockets in a folder; gives the verifier's and the drafter's address."""
+    """Run both workers, each with its flags, on sockets in a folder. Yield the addresses of verifier and drafter."""
     at = {role: Address.parse(f"unix:{folder}/{role}.sock") for role in ("verifier", "drafter")}
     async with (
         serving(at["verifier"], LIVE, module, "verifier", "--listen", str(at["verifier"]), *verifier),

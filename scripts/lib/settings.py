@@ -1,7 +1,7 @@
 """Keeps the README's table of settings equal to the fields of `Settings`.
 
 python -m scripts.lib.settings            writes the table between the two markers
-python -m scripts.lib.settings --check    only says whether it is current
+python -m scripts.lib.settings --check    only checks that it is up to date
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
 
 
 def table() -> str:
-    """One row for each setting: its name in the TOML file, its default, its one text."""
+    """Return the table: for each setting its name in the TOML file, its default and its description."""
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for name, field in Settings.own_first():
         default = field.default
@@ -37,7 +37,9 @@ def main() -> int:
     current = f"{head}{BEGIN}\n{table()}\n{END}{tail}"
     if "--check" in sys.argv[1:]:
         if current != text:
-            print("README.md: the table of settings is old; run python -m scripts.lib.settings", file=sys.stderr)
+            print(
+                "README.md: the table of settings is out of date; run python -m scripts.lib.settings", file=sys.stderr
+            )
         return int(current != text)
     README.write_text(current)
     return 0

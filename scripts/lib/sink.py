@@ -1,4 +1,4 @@
-"""A sink of the pipeline that remembers."""
+"""A sink of the pipeline that keeps what it receives."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from minedraft.types import FinishReason, TokenLogprobs
 
 
 class Collector:
-    """Everything one request got; `done` is set at its end.
+    """The output of one request; `done` is set at its end.
 
     Args:
-        stop_after: tokens after which it asks to stop, as a stop string would.
+        stop_after: tokens after which it ends the request, as a stop string does.
     """
 
     def __init__(self, stop_after: int | None = None) -> None:

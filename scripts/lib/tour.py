@@ -1,4 +1,4 @@
-"""scripts/quickstart, once the environment is there: start, answer, compare, stop."""
+"""scripts/quickstart, after it has made the environment: starts a service, answers, compares the modes, stops."""
 
 from __future__ import annotations
 
@@ -18,23 +18,36 @@ from minedraft.local import LocalService, serve
 from minedraft.models.catalogue import PAIRS, ensure_pair
 from minedraft.types import DraftMethod, Mode
 
-# A draft model this much dearer or cheaper wants another number of drafts; small batches keep it short.
+# The cheaper the draft model is relative to its target, the more drafts pay; small batches keep the run short.
 SHAPES = {"smollm2": (4, 2), "qwen": (2, 3)}  # pair -> m, k
 METHODS = click.Choice([method.value for method in DraftMethod])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--pair", type=click.Choice(list(PAIRS)), default="smollm2", show_default=True, help="Models to serve.")
-@click.option("--draft-method", type=METHODS, default=DraftMethod.MODEL.value, help="Where drafts come from.")
-@click.option("--max-new-tokens", default=48, show_default=True, type=click.IntRange(1, 1024), help="Tokens an answer.")
-@click.option("--repeats", default=1, show_default=True, type=click.IntRange(1), help="Runs of each mode.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), default=None, help="Write the comparison here.")
+@click.option(
+    "--draft-method",
+    type=METHODS,
+    default=DraftMethod.MODEL.value,
+    show_default=True,
+    help="Draft with the model, or with n-grams of the request.",
+)
+@click.option(
+    "--max-new-tokens", default=48, show_default=True, type=click.IntRange(1, 1024), help="Tokens per answer."
+)
+@click.option("--repeats", default=1, show_default=True, type=click.IntRange(1), help="Runs per mode.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), default=None, help="Also write the comparison to this file."
+)
 def tour(pair: str, draft_method: str, max_new_tokens: int, repeats: int, json_path: Path | None) -> None:
-    """Fetch the models, start everything, answer a few prompts, compare ar, sd and minedraft, stop.
+    """Fetch the models, start a service, answer four prompts, compare ar, sd and minedraft, and stop.
+
+    The first run makes the environment and downloads the models; later runs find both.
 
     \b
-    scripts/quickstart               SmolLM2-135M-Instruct (93 MB to fetch) with its drafter
-    scripts/quickstart --pair qwen   Qwen2.5-Coder 1.5B with 0.5B (1.6 GB to fetch)
+    Examples:
+      scripts/quickstart               SmolLM2-135M-Instruct (93 MB download) with its drafter
+      scripts/quickstart --pair qwen   Qwen2.5-Coder 1.5B with 0.5B (1.6 GB download)
     """
     console = Console()
     folders = ensure_pair(pair, progress_printer())
@@ -51,9 +64,9 @@ def tour(pair: str, draft_method: str, max_new_tokens: int, repeats: int, json_p
     )
     try:
         asyncio.run(_show(console, service, size, draft_len, max_new_tokens, repeats, json_path))
-    except StartFailed as error:  # its words have been shown
+    except StartFailed as error:  # its lines have been shown
         click.get_current_context().exit(error.exit_code)
-    console.print("stopped; nothing is left running")
+    console.print("stopped; no process is left running")
 
 
 async def _show(
@@ -69,7 +82,7 @@ async def _show(
     async with service as client:
         for prompt in prompts[:4]:
             await _stream(console, client, prompt, max_new_tokens)
-        console.print("\nThe same prompts in every mode, all at once:\n")
+        console.print("\nThe same prompts in every mode, sent together:\n")
         configs = default_configs(size, draft_len)
         params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
         async with client.borrow() as loan:
@@ -80,7 +93,7 @@ async def _show(
             console.print(f"written to {json_path}", markup=False)
         best = max(rows, key=lambda row: row.median("tokens_per_s"))
         if best.config.mode is not Mode.MINEDRAFT:
-            console.print(f"Fastest here: {best.config.label}. The README says when overlapping pays and when not.")
+            console.print(f"Fastest here: {best.config.label}. The README says when overlapping pays.")
 
 
 async def _stream(console: Console, client: AsyncClient, prompt: BenchPrompt, max_new_tokens: int) -> None:

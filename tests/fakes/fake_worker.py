@@ -1,7 +1,7 @@
-"""A worker process without a model: the product's runtime and gRPC edge around the fakes, in half a second.
+"""A worker process without a model, which starts in half a second: the product's runtime and gRPC edge, with fakes.
 
 `python -m tests.fakes.fake_worker drafter|verifier` takes the flags of `minedraft-worker`. A file
-`behaviour` in the model folder makes it misbehave: "die" ends it while loading, "refuse" says 78.
+`behaviour` in the model folder with "ROLE CODE" makes the worker of that role exit with CODE while it loads.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from tests.fakes.workers import FakeDrafter, FakeVerifier
 
 NUM_BLOCKS = 4096
 MAX_MODEL_LEN = 4096
-_VERIFY_S = 0.005  # what a forward would take
+_VERIFY_S = 0.005  # the time of a forward
 
 
 class FakeActor:
-    """Both roles; executes on the device thread as a real actor does."""
+    """Plays both roles; executes on the device thread, as a real actor does."""
 
     def __init__(self, role: Role, model: Path) -> None:
         self._model = model

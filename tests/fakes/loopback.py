@@ -1,4 +1,4 @@
-"""A worker link without gRPC: the product's codecs both ways, and a refusal as the error it becomes."""
+"""A worker link without gRPC: the product's codecs both ways, and each refusal raised as its error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from minedraft_workers.runtime import REFUSALS
 
 
 def deliver_draft(command: DraftCommand, info: WorkerInfo, run: Callable[[DraftCommand], DraftReply]) -> DraftReply:
-    """What a drafter of `info` that executes commands with `run` answers."""
+    """Return the reply of a drafter with `info` that executes commands with `run`."""
     message = encode(draft_command_to_pb, command)
     try:
         reply = run(draft_command_from_pb(message, info))
@@ -35,7 +35,7 @@ def deliver_draft(command: DraftCommand, info: WorkerInfo, run: Callable[[DraftC
 def deliver_verify(
     command: VerifyCommand, info: WorkerInfo, run: Callable[[VerifyCommand], VerifyReply]
 ) -> VerifyReply:
-    """What a verifier of `info` that executes commands with `run` answers."""
+    """Return the reply of a verifier with `info` that executes commands with `run`."""
     message = encode(verify_command_to_pb, command)
     try:
         reply = run(verify_command_from_pb(message, info))

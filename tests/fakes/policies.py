@@ -1,17 +1,17 @@
-"""Policies that decide at random, though always the same: what they decide must never show in an answer."""
+"""Policies with arbitrary but repeatable decisions, which must never change an answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from minedraft.core import events
+from minedraft.core.policy.base import DraftOffer
 from minedraft.core.request import Request
-from minedraft.types import LoanTerms, Mode, Proposal
+from minedraft.types import LoanTerms, Mode
 
 
 class AnyDraftPolicy:
-    """Asks for some number of drafts, and verifies some of those that come."""
+    """Asks for a varying number of drafts and verifies some of the proposals."""
 
     def __init__(self, period: int) -> None:
         self._period = period
@@ -22,18 +22,20 @@ class AnyDraftPolicy:
         self._count += 1
         return max_draft_len if self._count % self._period else self._count % (max_draft_len + 1)
 
-    def select(self, proposals: Sequence[Proposal]) -> Sequence[Proposal]:
-        """Cut some, leave some out."""
+    def select(self, offers: Sequence[DraftOffer]) -> Sequence[int]:
+        """Verify some of the drafts, of some requests none."""
         self._count += 1
-        kept = [p for i, p in enumerate(proposals) if (i + self._count) % (2 * self._period)]
-        return [replace(p, tokens=p.tokens[: 1 + self._count % 5]) if self._count % 3 == 0 else p for p in kept]
+        return [
+            offer.num_drafts if self._count % 3 else (index + self._count) % (offer.num_drafts + 1)
+            for index, offer in enumerate(offers)
+        ]
 
     def observe(self, event: events.Event, now_s: float) -> None:
         pass
 
 
 class RestlessMode:
-    """Goes through modes and sizes, another one every `period` committed rounds."""
+    """Changes mode and sizes every `period` committed rounds."""
 
     def __init__(self, period: int) -> None:
         self.changes: list[events.ModeChanged] = []

@@ -1,4 +1,4 @@
-"""A whole scheduler process in this one: the real server on a real socket, with fake workers behind it."""
+"""A scheduler inside the test process: the real server on a real socket, with fake workers behind it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.tiny_models import write_tiny_tokenizer
 
 @dataclass
 class FakeService:
-    """What a test holds: the server, its task, the workers behind it."""
+    """The server, its task, and the workers behind it; with mode ar the drafter is not connected."""
 
     server: Server
     task: asyncio.Task[None]
@@ -36,13 +36,13 @@ class FakeService:
         return self.settings.listen
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Return once the condition holds; it is looked at after every turn of the event loop."""
+        """Return once the condition holds; it is checked after every iteration of the event loop."""
         async with asyncio.timeout(10):
             while not condition():  # noqa: ASYNC110 - the condition belongs to fakes, which set no events
                 await asyncio.sleep(0)
 
     async def blocks_free(self) -> None:
-        """Return once the workers that are there have every block back."""
+        """Return once all blocks of the connected workers are free."""
         pipeline = self.server.pipeline
         has_drafter = pipeline is not None and pipeline.drafter is not None
         for worker in (self.verifier, self.drafter) if has_drafter else (self.verifier,):
@@ -51,9 +51,9 @@ class FakeService:
 
 
 class FakeConnector:
-    """Links to the fakes; the drafter comes back, with a new epoch, once `is_back` is set."""
+    """Links to the fakes. A lost worker can be reconnected, with a new epoch, once its `is_back` is set."""
 
-    def __init__(self, verifier: FakeVerifier, drafter: FakeDrafter) -> None:
+    def __init__(self, verifier: FakeVerifier, drafter: FakeDrafter | None) -> None:
         self._verifier, self._drafter = verifier, drafter
 
     async def connect_verifier(self) -> Verifier:
@@ -69,6 +69,7 @@ class FakeConnector:
         return self._verifier
 
     async def reconnect_drafter(self, verifier: WorkerInfo) -> Drafter:
+        assert self._drafter is not None, "there was a drafter before"
         if not self._drafter.is_back:
             raise WorkerLost("drafter: still away")
         self._drafter.renew()
@@ -84,7 +85,7 @@ async def fake_service(
     draft_fingerprint: str = "",
     **settings: Any,
 ) -> AsyncIterator[FakeService]:
-    """Serve with fake workers until the block ends; the server has drained then."""
+    """Serve with fake workers until the block ends and the server has drained."""
     write_tiny_tokenizer(folder / "model", vocab_size=VOCAB_SIZE, eos=None)
     tokenizer = Tokenizer.load(folder / "model")
     verifier, drafter = verifier or FakeVerifier(), drafter or FakeDrafter()
@@ -96,7 +97,7 @@ async def fake_service(
 
     given = {"target": folder / "model", "draft_method": "ngram", "listen": f"unix:{folder / 's.sock'}"}
     checked = load_settings(given | {"drain_timeout_s": 5.0} | settings)
-    server = Server(checked, FakeConnector(verifier, drafter))
+    server = Server(checked, FakeConnector(verifier, drafter if checked.needs_drafter else None))
     task = asyncio.create_task(server.run())
     service = FakeService(server, task, checked, verifier, drafter, tokenizer)
     try:

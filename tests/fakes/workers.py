@@ -1,8 +1,8 @@
 """Workers without a model: the target's next token is a fixed function of the whole prefix.
 
-Everything else is the product's own: commands and replies go through the real codecs, spans are checked
-against what was really sent by the real request table, each round runs at most once, blocks are counted
-by the real pool, and what a real worker refuses is refused here with the same error.
+Everything else is the product's own: commands and replies go through the real codecs, the real request table
+checks the spans, each round runs at most once, the real pool counts blocks, and a command that a real worker
+refuses is refused here with the same error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EPOCH = 7
 
 
 def next_token(prefix: Sequence[int]) -> int:
-    """What the fake target says after `prefix`."""
+    """Return the fake target's token after `prefix`."""
     return (sum((i + 1) * t for i, t in enumerate(prefix)) * 31 + len(prefix)) % VOCAB_SIZE
 
 
@@ -55,10 +55,10 @@ class FakeKv:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.pool = BlockPool(num_blocks, block_size)
         self.requests = RequestTable()
-        self.tokens: dict[int, list[int]] = {}  # of each live request: what a test looks at
+        self.tokens: dict[int, list[int]] = {}  # of each live request, for tests to inspect
 
     def append(self, spans: Sequence[tuple[DraftSpan | VerifySpan, Sequence[int]]]) -> list[SequenceState]:
-        """Cache the tokens of each span, and room for the tokens beside it; raises before any change."""
+        """Cache the tokens of each span and reserve room for the tokens beside it. Raise before any change."""
         states = [self.requests.find(span) for span, _ in spans]
         wanted = [(span.request_id, span.prefix_len + len(span.tokens) + len(more)) for span, more in spans]
         growth = [self.pool.num_blocks_for(length) - self.pool.num_owned(owner) for owner, length in wanted]
@@ -80,8 +80,8 @@ class FakeKv:
 
 
 class _FakeWorker:
-    """What both fakes share. `error`, once set, is raised by every command, as a link raises it; a
-    WorkerLost also marks the link as lost. `refuse` looks at a command and may raise what an actor may."""
+    """The base of both fakes. Every command raises `error` once it is set, as a link does; a WorkerLost also marks
+    the link as lost. `refuse` is called with each command and may raise any error that an actor may raise."""
 
     role: Role
 
@@ -104,13 +104,13 @@ class _FakeWorker:
         self.lost = asyncio.Event()
         self.lost_error: WorkerLost | None = None
         self.error: MineDraftError | None = None
-        self.is_back = False  # a handshake would succeed, after a loss
+        self.is_back = False  # a handshake succeeds after a loss
         self.refuse: Callable[[DraftCommand | VerifyCommand], None] = lambda command: None
         self.hold: Callable[[], asyncio.Future[None]] | None = None
         self._log: RoundLog[bool] = RoundLog(EPOCH)
 
     def renew(self) -> None:
-        """Another handshake: a new epoch, nothing cached."""
+        """Do what another handshake does: begin a new epoch with nothing cached."""
         self.kv = FakeKv(self.info.num_blocks, self.info.block_size)
         self._log.begin_epoch()
         self.info = replace(self.info, epoch=self._log.epoch)
@@ -144,7 +144,7 @@ class _FakeWorker:
 
 
 class FakeVerifier(_FakeWorker):
-    """Executes verify commands at once; `hold` makes the async forms wait for permission."""
+    """Executes verify commands immediately; `hold` makes the async forms wait for permission."""
 
     role = Role.VERIFIER
 
@@ -159,7 +159,7 @@ class FakeVerifier(_FakeWorker):
         return deliver_verify(command, self.info, self.run)
 
     def run(self, command: VerifyCommand) -> VerifyReply:
-        """What the device thread does; raises one of REFUSALS."""
+        """Do what the device thread does; may raise one of REFUSALS."""
         self.refuse(command)
         self.commands.append(command)
         self.kv.release(command.released)
@@ -185,7 +185,7 @@ class FakeVerifier(_FakeWorker):
 
 
 class FakeDrafter(_FakeWorker):
-    """Proposes the target's own next tokens, but errs where `is_right(prefix_len)` says so."""
+    """Proposes the target's next tokens, and a wrong one where `is_right(prefix_len)` is false."""
 
     role = Role.DRAFTER
 
@@ -206,7 +206,7 @@ class FakeDrafter(_FakeWorker):
         return deliver_draft(command, self.info, self.run)
 
     def run(self, command: DraftCommand) -> DraftReply:
-        """What the device thread does; raises one of REFUSALS."""
+        """Do what the device thread does; may raise one of REFUSALS."""
         self.refuse(command)
         self.commands.append(command)
         self.kv.release(command.released)
@@ -222,7 +222,7 @@ class FakeDrafter(_FakeWorker):
         return DraftReply(command.round, tuple(proposals), Timing(), self.kv.pool.num_free)
 
     def _propose(self, tokens: Sequence[int]) -> int:
-        """A token that both know: a real drafter is told in the handshake how many the target has."""
+        """Return a token that both models have: a real drafter learns the target's vocabulary size in the handshake."""
         right = next_token(tokens)
         return (right if self.is_right(len(tokens)) else right + 1) % min(VOCAB_SIZE, self.info.vocab_size)
 

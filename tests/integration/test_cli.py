@@ -182,8 +182,8 @@ async def test_what_is_pasted_into_a_chat_is_one_message(service):
     messages = [{"role": "user", "content": "one\n\ntwo"}]
     assert service.tokenizer.decode(continuation(service.tokenizer.encode_chat(messages), 6)) in shown
     assert shown.count("6 tokens,") == 1
-    assert "there is no /nothing" in shown
-    assert "/undo  take the last exchange back" in shown
+    assert "unknown command /nothing" in shown
+    assert "/undo  remove the last exchange" in shown
 
 
 def read_all(terminal: int) -> str:
@@ -199,9 +199,9 @@ async def test_a_chat_that_fills_the_context_says_what_to_do(service):
     service.server.pipeline.scheduler.limits = replace(service.server.pipeline.scheduler.limits, max_model_len=300)
     typed = "good day\n\n" + "x" * 200 + "\n"
     done = await minedraft("chat", "--server", service.address, typed=typed)
-    assert "the context is full: /undo takes the last exchange back" in done.out
+    assert "the context is full: /undo removes the last exchange" in done.out
     assert "prompt is" in done.out
-    assert "the conversation has become too long: /undo takes" in done.out
+    assert "the conversation is too long: /undo removes" in done.out
     assert done.code == 0
 
 
@@ -229,6 +229,33 @@ async def test_a_mistake_is_named_and_has_its_exit_code(arguments, code, words):
     assert done.code == code
     assert words in " ".join(done.said.split())
     assert "Traceback" not in done.said
+
+
+@pytest.mark.parametrize("modes", ["ar,sd,minedraft", "minedraft"])
+async def test_bench_refuses_to_measure_drafts_on_a_service_without_a_drafter(tmp_path, modes):
+    async with fake_service(tmp_path, mode="ar", allow_configure=True) as service:
+        before = service.server.service.status()
+        done = await minedraft("bench", "--server", service.address, "--modes", modes)
+        after = service.server.service.status()
+    assert (done.code, done.out.strip()) == (EXIT_CONFIG, "")
+    refused = modes.removeprefix("ar,").replace(",", ", ")
+    assert f"minedraft: modes is '{refused}': the service runs in mode ar without a drafter: restart it" in done.said
+    assert (after.mode, after.finished_requests) == ("ar", before.finished_requests), "no run was begun"
+
+
+async def test_bench_refuses_to_measure_drafts_while_the_drafter_is_lost(tmp_path):
+    (tmp_path / "prompts.json").write_text('[{"prompt": "hi"}]')
+    flags = ("-m", "1", "--max-new-tokens", "8", "--repeats", "1", "--prompts", str(tmp_path / "prompts.json"))
+    async with fake_service(tmp_path, allow_configure=True) as service:
+        service.drafter.give_up("killed")
+        await service.until(lambda: service.server.pipeline.drafter is None)
+        refused, measured = [
+            await minedraft("bench", "--server", service.address, "--modes", modes, *flags) for modes in ("sd", "ar")
+        ]
+    assert (refused.code, refused.out.strip()) == (1, "")
+    assert "the drafter is lost, so sd would run without drafts: wait until `minedraft status`" in refused.said
+    assert measured.code == 0, measured.said
+    assert "ar 2" in measured.out
 
 
 async def test_models_as_json_has_the_folders_of_the_default_pair(tmp_path, monkeypatch):

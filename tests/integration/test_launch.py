@@ -203,7 +203,7 @@ def test_a_killed_drafter_is_reported_and_no_answer_fails(start):
     code, said = launched.end(signal.SIGTERM)
     assert code == 0
     assert "drafter: killed by SIGKILL" in said
-    assert "goes on without drafts" in said
+    assert "continuing without drafts" in said
 
 
 def test_a_log_that_cannot_be_written_ends_nothing(start, tmp_path, monkeypatch):
@@ -264,7 +264,7 @@ def test_a_worker_that_was_named_and_is_not_there_is_told_while_waiting(start, t
     )  # fmt: skip
     code, said = launched.end()
     assert code == EXIT_INTERNAL
-    assert "verifier: nobody answers at 127.0.0.1:1 yet" in said
+    assert "verifier: no answer at 127.0.0.1:1 yet" in said
 
 
 def test_a_signal_while_loading_ends_it_within_two_seconds(start):

@@ -158,7 +158,7 @@ async def test_a_service_that_drains_ends_the_loan(client: AsyncClient, service:
             await service.task
             await loan.configure("sd", 1, 1)
 
-    with pytest.raises(Draining, match="cannot be borrowed any longer"):
+    with pytest.raises(Draining, match="which ends the loan"):
         await hold()
 
 

@@ -160,7 +160,7 @@ async def test_a_deadline_ends_the_request_on_both_sides(client, service):
         await client.complete(PROMPT, greedy(1000), timeout_s=0.1)
     gate.open()
     await service.blocks_free()
-    await service.until(lambda: service.server.service.metrics.status("", None).errors == {"DEADLINE_EXCEEDED": 1})
+    await service.until(lambda: service.server.service.board.status("", None).errors == {"DEADLINE_EXCEEDED": 1})
 
 
 async def test_overload_is_refused_with_a_hint_and_nobody_else_suffers(client, service):
@@ -255,8 +255,8 @@ async def test_a_client_that_reads_nothing_loses_its_place(service, monkeypatch)
     async with grpc.aio.insecure_channel(service.address, options=options) as channel:
         call = inference_pb2_grpc.InferenceStub(channel).Generate(message)
         await call.wait_for_connection()
-        metrics = service.server.service.metrics
-        await service.until(lambda: metrics.status("", None).errors == {"OVERLOADED": 1})
+        board = service.server.service.board
+        await service.until(lambda: board.status("", None).errors == {"OVERLOADED": 1})
         await service.blocks_free()
 
 
@@ -383,7 +383,7 @@ async def test_a_drafter_with_another_tokenizer_is_refused(tmp_path):
 async def test_a_model_without_an_end_token_is_said_once_at_the_start(tmp_path, caplog):
     async with fake_service(tmp_path) as service:
         assert service.tokenizer.eos_ids == ()
-    assert caplog.text.count("names no end-of-sequence token") == 1
+    assert caplog.text.count("has no end-of-sequence token") == 1
 
 
 async def test_nobody_listening_says_so(tmp_path):

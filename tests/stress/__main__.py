@@ -1,4 +1,4 @@
-"""Random load on real services, checked against what the models alone would answer."""
+"""Sends a random load to real services and compares the answers with those of the models alone."""
 
 from __future__ import annotations
 
@@ -32,28 +32,30 @@ Examples:
 
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.option("--minutes", default=3.0, show_default=True, help="Of load in all; each preset gets the same share.")
-@click.option("--seed", type=int, default=None, metavar="N", help="Decides the load; drawn, and shown, if not given.")
+@click.option(
+    "--minutes", default=3.0, show_default=True, help="Minutes of load in total, shared equally by the presets."
+)
+@click.option(
+    "--seed", type=int, default=None, metavar="N", help="Seed of the load; default: a random one, which is printed."
+)
 @click.option(
     "--mode",
     type=click.Choice(["minedraft", "sd", "ar", "all"]),
     default="minedraft",
     show_default=True,
-    help="Mode of the services; all: each preset in each mode.",
+    help="Mode of the services; all: every preset in every mode.",
 )
 @click.option(
     "--preset",
     "names",
     multiple=True,
     metavar="NAME",
-    help="Only this preset (--list shows them); may be given several times.",
+    help="Run only this preset (see --list); repeatable.",
 )
-@click.option("--clients", default=8, show_default=True, type=click.IntRange(1, 256), help="Connections.")
+@click.option("--clients", default=8, show_default=True, type=click.IntRange(1, 256), help="Number of clients.")
+@click.option("--hang-s", default=30.0, show_default=True, help="Fail if a request gets nothing for this long.")
 @click.option(
-    "--hang-s", default=30.0, show_default=True, help="A request that gets nothing for so long is taken to hang."
-)
-@click.option(
-    "--stall-s", default=10.0, show_default=True, help="The same when no round at all ends while requests are live."
+    "--stall-s", default=10.0, show_default=True, help="Fail if no round ends for this long while requests are live."
 )
 @click.option("--list", "is_list", is_flag=True, help="Show the presets and exit.")
 def main(
@@ -68,13 +70,13 @@ def main(
 ) -> None:
     """Start the service with tiny random models, once for each preset, and send it a random load.
 
-    Requests of all sizes and kinds come in bursts, trickle in, or come alone, with every sampling
-    parameter; some are aborted, left, late or invalid. Checked are: greedy tokens equal transformers'
-    generate; seeded ones are the same every time; nothing hangs; every error is a typed one; drafting
-    stays on; all KV, files and memory come back; stopping leaves nothing.
+    Requests of all sizes and kinds come in bursts, in a trickle or alone, with every sampling parameter;
+    some are aborted, dropped, late or invalid. It checks that greedy tokens equal transformers' generate,
+    seeded answers repeat, nothing hangs, every error is typed, drafting stays on, all KV, files and
+    memory are freed, and nothing is left after the stop.
 
-    Ctrl-C ends the load; the checks are made and the summary shown all the same.
-    Exit codes: 0 all held, 1 something did not, 2 command line.
+    Ctrl-C ends the load; the checks and the summary follow.
+    Exit codes: 0 all checks passed, 1 a check failed, 2 wrong command line.
     """
     from minedraft.types import Mode
     from tests.stress.presets import PRESETS
@@ -85,12 +87,14 @@ def main(
             click.echo(f"{preset.name:14} {preset.purpose}")
         return
     if unknown := set(names) - PRESETS.keys():
-        raise click.BadParameter(f"{', '.join(sorted(unknown))}: known are {', '.join(PRESETS)}", param_hint="--preset")
+        raise click.BadParameter(
+            f"{', '.join(sorted(unknown))}: known presets: {', '.join(PRESETS)}", param_hint="--preset"
+        )
     modes = list(Mode) if mode == "all" else [Mode(mode)]
     plan = list(product([PRESETS[name] for name in names or PRESETS], modes))
     if minutes * 60 / len(plan) < MIN_LOAD_S:
         least = len(plan) * MIN_LOAD_S / 60
-        raise click.BadParameter(f"{len(plan)} services need {least:.1f} minutes at least", param_hint="--minutes")
+        raise click.BadParameter(f"{len(plan)} services need at least {least:.1f} minutes", param_hint="--minutes")
     seed = random.SystemRandom().randrange(1 << 31) if seed is None else seed
     click.echo(f"seed {seed}: {len(plan)} services, {minutes * 60 / len(plan):.0f} s of load each")
     with tempfile.TemporaryDirectory(prefix="minedraft-stress-") as folder:
@@ -103,7 +107,7 @@ def main(
 async def run_all(
     plan: list[tuple[Preset, Mode]], folder: Path, seed: int, seconds: float, num_clients: int, patience: Patience
 ) -> list[Outcome]:
-    """Every preset of the plan, one after the other, until Ctrl-C."""
+    """Run the presets of the plan, one after the other, until Ctrl-C."""
     from tests.stress.models import make_pair
     from tests.stress.runner import run_preset
     from tests.stress.truth import Truth
@@ -112,7 +116,7 @@ async def run_all(
     stop = asyncio.Event()
 
     def on_interrupt() -> None:
-        click.echo("ending the load; Ctrl-C again to end at once")
+        click.echo("ending the load (Ctrl-C again to stop now)")
         stop.set()
         loop.remove_signal_handler(signal.SIGINT)
 
@@ -123,7 +127,7 @@ async def run_all(
     for preset, mode in plan:
         pair = make_pair(folder, preset.pair)
         if pair.target not in truths:
-            click.echo("asking the target alone for the right answers")
+            click.echo("generating the expected answers with the target alone")
             truths[pair.target] = Truth(pair, seed)
         started_s = time.monotonic()
         click.echo(f"{preset.name}/{mode.value}: starting; {preset.purpose}")
@@ -141,7 +145,7 @@ async def run_all(
 
 
 def summarise(outcomes: list[Outcome], seed: int, num_clients: int) -> int:
-    """Show what came of it; returns the exit code."""
+    """Print the results. Return the exit code."""
     broken = [outcome for outcome in outcomes if outcome.problem]
     click.echo()
     for outcome in outcomes:

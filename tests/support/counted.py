@@ -1,4 +1,4 @@
-"""A pipeline that counts."""
+"""A pipeline with counters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minedraft.engine.workers import Drafter, Verifier
 
 
 class CountedPipeline(Pipeline):
-    """Attributes: counters: of everything since its start."""
+    """A pipeline whose `counters` count everything since its start."""
 
     def __init__(self, limits: SchedulerLimits, verifier: Verifier, drafter: Drafter | None, **options: Any) -> None:
         self.counters = Counters()

@@ -1,4 +1,4 @@
-"""A disk on which no file can grow: what a full one does, without filling one."""
+"""Makes a disk look full: no file can grow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """Every write of this process to a file fails until the block ends; pipes and sockets work."""
+    """Fail every write of this process to a file until the block ends; pipes and sockets work."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:

@@ -1,4 +1,4 @@
-"""The real actors with real models, called directly: all of the product but the processes and gRPC."""
+"""The real actors with real models, called directly: the product without processes and gRPC."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ from scripts.lib.null_worker import NullActor
 
 
 class GatedActor(NullActor):
-    """Waits at a gate inside every command, and remembers what it has executed.
+    """Waits at a gate inside every command and records what it has executed.
 
-    `work` is done behind the gate, then `failure` is raised; `spoil` changes the verdicts before they
+    Behind the gate it calls `work`, then raises `failure`, if set. `spoil` changes the verdicts before they
     are sent.
     """
 
@@ -72,18 +72,18 @@ class GatedActor(NullActor):
 
 
 class Served:
-    """A worker in this process. `server` can be stopped to play its death."""
+    """A worker in this process; stopping `server` simulates its death."""
 
     def __init__(self, actor: GatedActor, runtime: WorkerRuntime, server: grpc.aio.Server, address: Address) -> None:
         self.actor, self.runtime, self.server, self.address = actor, runtime, server, address
 
     async def entered(self) -> None:
-        """Returns when the device thread is at the gate."""
+        """Return when the device thread is at the gate."""
         await asyncio.to_thread(self.actor.entered.wait)
         self.actor.entered.clear()
 
     async def taken_in(self, num_commands: int) -> None:
-        """Returns when so many commands are in the mailbox or in the device thread."""
+        """Return when `num_commands` are in the mailbox or in the device thread."""
         while self.runtime.num_open < num_commands:  # noqa: ASYNC110 - the product has no event for tests
             await asyncio.sleep(0)
 
@@ -109,7 +109,7 @@ def command(link: GrpcVerifier, number: int, batch: Batch = Batch.A, **changes: 
 
 
 def raw_channel(worker: Served) -> grpc.aio.Channel:
-    """A channel without the product's link on it, with no limit on what it sends."""
+    """Return a channel without the product's link on it, without a limit on the size of messages."""
     options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
     return grpc.aio.insecure_channel(worker.address.target, options=options)
 
@@ -124,5 +124,5 @@ async def shake_hands(channel: grpc.aio.Channel) -> worker_pb2.HandshakeReply:
 
 
 def open_stream(channel: grpc.aio.Channel, epoch: int) -> Any:
-    """A stream of raw bytes to the worker, for the epoch of a handshake."""
+    """Open a stream of raw bytes to the worker, for the epoch of a handshake."""
     return channel.stream_stream("/minedraft.v1.Verifier/Run")(metadata=((EPOCH_KEY, str(epoch)),))

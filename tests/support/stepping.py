@@ -1,4 +1,4 @@
-"""Step the event loop until something holds: no clock, no sleeping."""
+"""Steps the event loop until a condition holds: no clock, no sleeping."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 
 async def until(predicate: Callable[[], bool], max_steps: int = 100_000) -> None:
-    """Let other tasks run, one turn of the loop at a time, until `predicate()` is true."""
+    """Let other tasks run, one iteration of the loop at a time, until `predicate()` is true."""
     for _ in range(max_steps):
         if predicate():
             return
         await asyncio.sleep(0)
-    raise AssertionError(f"not reached in {max_steps} turns of the event loop")
+    raise AssertionError(f"not reached in {max_steps} iterations of the event loop")

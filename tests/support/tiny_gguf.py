@@ -1,4 +1,4 @@
-"""Writes a tiny Llama model folder as the GGUF file llama.cpp's converter would make of it."""
+"""Writes a tiny Llama model folder as a GGUF file, as llama.cpp's converter does."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _gguf_name(name: str) -> str:
 
 
 def _gguf_layout(name: str, weight: np.ndarray, config: dict) -> np.ndarray:
-    """GGUF rotates neighbouring pairs of a head, transformers its halves: rows are interleaved."""
+    """Return the weight with interleaved rows: GGUF rotates neighbouring pairs of a head, transformers its halves."""
     heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
     for module, key in heads.items():
         if module in name:

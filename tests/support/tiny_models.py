@@ -1,7 +1,7 @@
 """Tiny random model folders for tests: real transformers architectures, safetensors, a real tokenizer.
 
-The weights are random but wide enough that greedy decoding wanders through the vocabulary instead of
-repeating one token, and the same arguments always give the same folder.
+The weights are random, but wide enough that greedy decoding visits many tokens instead of repeating one. The
+same arguments always give the same folder.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def make_tiny_model(
 
     Args:
         kind: one of KINDS.
-        vocab_size: rows of the embedding; the tokenizer has as many tokens where its small corpus
-            yields them, fewer otherwise (the rest is padding, as real checkpoints have it).
+        vocab_size: rows of the embedding; the tokenizer has as many tokens if its small corpus yields
+            them, else fewer (the rest is padding, as in real checkpoints).
         seed: of the weights.
         tokenizer: also write tokenizer.json, tokenizer_config.json and chat_template.jinja.
         overrides: further fields of the architecture's config.
@@ -80,8 +80,8 @@ def make_tiny_model(
 
 
 def add_noise(path: Path, share: float, seed: int = 0) -> Path:
-    """Shake a model folder's weights by `share` of their spread: a draft model that agrees with the
-    unshaken one often, but not always."""
+    """Add noise to a model folder's weights, `share` of their spread: as a draft model it then agrees with the
+    original often, but not always."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -95,8 +95,8 @@ def add_noise(path: Path, share: float, seed: int = 0) -> Path:
 
 
 def resize_rows(path: Path, num_rows: int, seed: int = 0) -> Path:
-    """Give a model folder's embedding and output layer another number of rows, as checkpoints pad them.
-    Rows that are added are likelier than the rest, so that a padding id shows if anybody takes one."""
+    """Resize a model folder's embedding and output layer to `num_rows`, as checkpoints pad them. Added rows are
+    likelier than the others, so that a padding id shows if it is ever chosen."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -112,11 +112,11 @@ def resize_rows(path: Path, num_rows: int, seed: int = 0) -> Path:
 
 
 def write_tiny_tokenizer(path: Path, *, vocab_size: int = 320, eos: str | None = EOS) -> None:
-    """Write a tokenizer with exactly or (see make_tiny_model) at most `vocab_size` tokens: byte-level
-    BPE where 256 bytes fit, characters of a small alphabet otherwise.
+    """Write a tokenizer with `vocab_size` tokens, or fewer (see make_tiny_model): byte-level BPE if 256 bytes fit,
+    else characters of a small alphabet.
 
     Args:
-        eos: its end-of-sequence token; None for a model whose answers are as long as asked for.
+        eos: its end-of-sequence token; None for answers that always reach max_new_tokens.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -1,4 +1,4 @@
-"""The state of a scheduler as its events tell it."""
+"""The state of a scheduler, derived from its events."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from minedraft.types import Batch
 
 
 class Told:
-    """Who waits, who is seated where, who has ended; asserts that no event contradicts an earlier one."""
+    """The requests that wait, have a seat or have ended; asserts that no event contradicts an earlier one."""
 
     def __init__(self) -> None:
         self.seats: dict[int, Batch] = {}

@@ -1,4 +1,4 @@
-"""A program that says that it is there and waits for a signal."""
+"""A program that prints "here" and waits for a signal."""
 
 from __future__ import annotations
 

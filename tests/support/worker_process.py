@@ -1,4 +1,4 @@
-"""Real worker processes for tests: started from a command line, watched, and stopped for certain."""
+"""Real worker processes for tests, started from a command line and always stopped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAKE = ("-m", "tests.fakes.fake_worker")
 
 
 class WorkerProcess(subprocess.Popen[str]):
-    """A worker's process; its stderr goes to a file, so that no pipe can fill."""
+    """A worker process; its stderr goes to a file, so that no pipe can fill up."""
 
     def __init__(self, *arguments: str, log: Path, address: str = "") -> None:
         self.address = address
@@ -32,13 +32,13 @@ class WorkerProcess(subprocess.Popen[str]):
 
     @property
     def said(self) -> str:
-        """All of stderr so far."""
+        """The whole stderr so far."""
         return self.log.read_text()
 
 
 @contextmanager
 def worker(role: str, folder: Path, *arguments: str, program: tuple[str, ...] = PRODUCT) -> Iterator[WorkerProcess]:
-    """A worker of `role` that listens on a socket in `folder`; killed at the end."""
+    """Run a worker of `role` that listens on a socket in `folder`; kill it when the block ends."""
     address = f"unix:{folder / role}.sock"
     with WorkerProcess(
         *program, role, "--listen", address, *arguments, log=folder / f"{role}.log", address=address

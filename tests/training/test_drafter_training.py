@@ -131,7 +131,7 @@ def test_truncated_checkpoint_is_refused_with_what_to_do(config, target, tmp_pat
     stages.training(config, tmp_path, target, 100, lambda *_: None)
     path = tmp_path / "training" / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(DrafterError, match="cut short: delete it"):
+    with pytest.raises(DrafterError, match="truncated: delete it"):
         stages.training(config, tmp_path, target, 200, lambda *_: None)
 
 

@@ -1,55 +1,70 @@
-"""The interfaces of policies, and the default policies, which apply the settings as they are."""
+"""What a policy is asked, and the policies that decide nothing: the settings hold."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from minedraft.core.events import Event
 from minedraft.core.request import Request
-from minedraft.types import LoanTerms, Proposal
+from minedraft.types import LoanTerms
+
+
+@dataclass(frozen=True, slots=True)
+class DraftOffer:
+    """The drafts that came for one request of a round: their number, and not which tokens they are.
+
+    Under rejection sampling, a choice that looked at the drawn tokens would change the distribution of the output:
+    with p = q, keeping only the drafts of one token would make that token more likely.
+    """
+
+    request_id: int
+    num_drafts: int
 
 
 class DraftPolicy(Protocol):
-    """Decides how many tokens to draft for a request, and which drafts to verify.
+    """Decides how many tokens to draft for a request, and how many of the drafts to verify.
 
-    The event loop calls it in every round, so a call must take microseconds. A policy changes the speed of
-    answers, never the distribution of their tokens.
+    It is asked in the loop: an answer must take microseconds. It changes how fast answers come, never what they are.
+    A policy that raises, or answers with something else than whole numbers, is replaced by `FixedDraftLen`; a number
+    out of range is taken as the nearest one in range.
     """
 
     def draft_len(self, request: Request, batch_size: int, max_draft_len: int) -> int:
-        """Return the drafts to ask for in this round, 0..max_draft_len. batch_size: requests in its batch now."""
+        """Return how many drafts to ask for in this round, 0..max_draft_len. `batch_size`: requests in its batch."""
         ...
 
-    def select(self, proposals: Sequence[Proposal]) -> Sequence[Proposal]:
-        """Return the proposals of a round to verify: each unchanged, truncated to its first drafts, or left out."""
+    def select(self, offers: Sequence[DraftOffer]) -> Sequence[int]:
+        """Return for each offer of a round how many of its drafts to verify, from the first on: 0..num_drafts."""
         ...
 
     def observe(self, event: Event, now_s: float) -> None:
-        """Learn from what happens; see `minedraft.core.events.Observer`."""
+        """Learn from an event; see `minedraft.core.events.Observer`."""
         ...
 
 
 class ModePolicy(Protocol):
-    """Decides the mode and the sizes to run with."""
+    """Decides the mode and the sizes to run with. One that raises, or asks for what cannot be, is replaced by
+    `FixedMode`."""
 
     def wanted(self, now_s: float) -> LoanTerms | None:
-        """Return the terms to run with from now on, None for no change. Called after every round."""
+        """Return what to run with from now on; None for no change. Asked after every round."""
         ...
 
     def observe(self, event: Event, now_s: float) -> None:
-        """Learn from what happens; see `minedraft.core.events.Observer`."""
+        """Learn from an event; see `minedraft.core.events.Observer`."""
         ...
 
 
 class FixedDraftLen:
-    """Asks for as many drafts as the settings say and verifies them all."""
+    """Asks for as many drafts as the settings say, and has all of them verified."""
 
     def draft_len(self, request: Request, batch_size: int, max_draft_len: int) -> int:
         return max_draft_len
 
-    def select(self, proposals: Sequence[Proposal]) -> Sequence[Proposal]:
-        return proposals
+    def select(self, offers: Sequence[DraftOffer]) -> Sequence[int]:
+        return [offer.num_drafts for offer in offers]
 
     def observe(self, event: Event, now_s: float) -> None:
         pass

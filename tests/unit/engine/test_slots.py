@@ -11,14 +11,15 @@ from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
 from minedraft.engine import slots
 from minedraft.engine.slots import SlotState, drafter_slot, verifier_slot
-from minedraft.errors import InternalError, WorkerLost
+from minedraft.errors import InternalError, ProtocolError, WorkerLost
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Role
+from minedraft.types import Mode, Role
 from scripts.lib.sink import Collector
 from tests.fakes.service import FakeConnector
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
 from tests.support.counted import CountedPipeline
 from tests.support.stepping import until
+from tests.unit.engine.test_pipeline import answer_all
 
 LIMITS = SchedulerLimits(max_batch_size=2, max_model_len=128)
 PROMPTS = [(n, 3, 5) for n in range(1, 7)]
@@ -150,3 +151,70 @@ async def test_a_verifier_that_may_not_return_ends_everything() -> None:
         await asyncio.gather(*(sink.done.wait() for sink in sinks))
         assert pipeline.failure is not None
         assert all(sink.error is pipeline.failure for sink in sinks)
+
+
+async def test_a_request_that_is_recomputed_is_not_kept_waiting_by_those_that_never_had_a_seat() -> None:
+    """The seated request owns nothing of the new verifier yet: what it lacks is not free for newcomers."""
+    limits = SchedulerLimits(Mode.AR, 4, 0, 64, max_waiting=9, max_model_len=64)
+    async with CountedPipeline(limits, FakeVerifier(13, 4, 64), None, verifier_returns=True) as pipeline:
+        big, others, prompt = Collector(), [Collector(), Collector()], tuple(range(1, 31))
+        pipeline.submit(NewRequest(prompt, SamplingParams(max_new_tokens=20)), big)
+        await until(lambda: len(big.tokens) >= 6)
+        for sink in others:
+            pipeline.submit(NewRequest(tuple(range(20)), SamplingParams(max_new_tokens=4)), sink)
+        pipeline.lose_verifier(WorkerLost("verifier: killed"))
+        pipeline.gain_verifier(FakeVerifier(13, 4, 64))
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(sink.done.wait() for sink in [big, *others]))
+        assert big.tokens == continuation(prompt, 20)
+        assert pipeline.counters.preemptions < 5
+
+
+async def test_a_release_that_the_verifier_refuses_is_sent_again() -> None:
+    verifier = FakeVerifier()
+    async with CountedPipeline(LIMITS, verifier, None, verifier_returns=True) as pipeline, asyncio.timeout(10):
+        sink = Collector()
+        pipeline.submit(NewRequest((1, 2), SamplingParams(max_new_tokens=30)), sink)
+        await until(lambda: bool(sink.tokens))
+        verifier.error = ProtocolError("verifier's reply: nonsense")
+        for request_id in list(pipeline.scheduler.requests):
+            pipeline.abort(request_id)
+        await until(lambda: pipeline.counters.failed_commands > 0)
+        verifier.error = None
+        await answer_all(pipeline, PROMPTS[:2])
+        await until(lambda: not verifier.kv.tokens)
+        assert pipeline.failure is None
+
+
+async def test_an_observer_that_fails_is_dropped_and_everything_goes_on() -> None:
+    num_seen = 0
+
+    def fail(event: events.Event, now_s: float) -> None:
+        nonlocal num_seen
+        num_seen += 1
+        raise KeyError("for the test")
+
+    async with CountedPipeline(LIMITS, FakeVerifier(), FakeDrafter(), observers=[fail]) as pipeline:
+        sinks = await answer_all(pipeline, PROMPTS)
+        assert [sink.tokens for sink in sinks] == [continuation(prompt, 20) for prompt in PROMPTS]
+        assert pipeline.counters.finished == len(PROMPTS), "those after it hear everything"
+    assert num_seen == 1
+
+
+async def test_the_end_of_everything_is_told_to_observers_too() -> None:
+    happened: list[events.Event] = []
+    verifier = FakeVerifier()
+    async with (
+        CountedPipeline(
+            LIMITS, verifier, FakeDrafter(), observers=[lambda event, now_s: happened.append(event)]
+        ) as pipeline,
+        asyncio.timeout(10),
+    ):
+        sinks = submit_all(pipeline)
+        await until(lambda: bool(sinks[0].tokens))
+        verifier.error = WorkerLost("verifier: killed")
+        await asyncio.gather(*(sink.done.wait() for sink in sinks))
+    planned = {event.number for event in happened if isinstance(event, events.RoundPlanned)}
+    over = {e.number for e in happened if isinstance(e, events.RoundCommitted | events.RoundAbandoned)}
+    assert planned == over, "each round has an end"
+    assert [e.role for e in happened if isinstance(e, events.WorkerLeft)] == [Role.VERIFIER]

@@ -21,7 +21,7 @@ async def test_a_childs_last_words_and_exit_code_are_told():
     lines: list[str] = []
     child = await run_child("import sys; print('a\\nb', file=sys.stderr); sys.exit(7)", lines)
     assert lines == ["a", "b"]
-    assert child.describe_end() == "worker: exit code 7; its last words:\n  a\n  b"
+    assert child.describe_end() == "worker: exit code 7; its last lines:\n  a\n  b"
 
 
 @pytest.mark.slow
