@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minedraft_workers.native.kernels import NativeKernels
 from minedraft_workers.native.library import ISAS
 from tests.unit.native.caches import Shape, Texts, numbers
 from tests.unit.native.conftest import open_kernels
@@ -33,15 +34,28 @@ def test_a_linear_row_is_the_same_alone_in_a_crowd_and_on_any_threads(
     weight = numbers(num_out, num_in, dtype=dtype if dtype == torch.bfloat16 else stored)
     x = numbers(num_rows, num_in, dtype=dtype, seed=1)
     packed = kernels.pack(weight, numbers(num_out, dtype=torch.float32, seed=2))
-    whole = kernels.linear(x, packed)
+    threaded = open_kernels(isa, num_threads)
+
+    def run(rows: torch.Tensor, with_kernels: NativeKernels = kernels) -> torch.Tensor:
+        return with_kernels.linear(rows, packed, as_float32=True)  # rounding would hide a sum's last bits
+
+    whole = run(x)
     order = torch.tensor(data.draw(st.permutations(range(num_rows))))
     cut = data.draw(st.integers(0, num_rows))
-    assert torch.equal(kernels.linear(x[order], packed), whole[order])
-    assert torch.equal(torch.cat((kernels.linear(x[:cut], packed), kernels.linear(x[cut:], packed))), whole)
+    assert torch.equal(run(x[order]), whole[order])
+    assert torch.equal(torch.cat((run(x[:cut]), run(x[cut:]))), whole)
     row = data.draw(st.integers(0, num_rows - 1))
-    assert torch.equal(kernels.linear(x[row : row + 1], packed), whole[row : row + 1])
-    threaded = open_kernels(isa, num_threads)
-    assert torch.equal(threaded.linear(x, packed), whole)
+    assert torch.equal(run(x[row : row + 1]), whole[row : row + 1])
+    assert torch.equal(run(x, threaded), whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_number_of_rows_gives_a_row_the_same_sum(kernels: NativeKernels, dtype: torch.dtype):
+    weight, x = numbers(70, 200, dtype=dtype), numbers(30, 200, dtype=dtype, seed=1)
+    packed = kernels.pack(weight)
+    alone = torch.cat([kernels.linear(row[None], packed, as_float32=True) for row in x])
+    for num_rows in range(2, 31):
+        assert torch.equal(kernels.linear(x[:num_rows], packed, as_float32=True), alone[:num_rows]), num_rows
 
 
 @pytest.mark.parametrize("isa", VECTOR_ISAS)

@@ -111,12 +111,12 @@ EXPORT void minedraft_rows(const void* packed, int dtype, int64_t in, const int6
     }
 }
 
-EXPORT int minedraft_linear(void* handle, const void* x, int64_t x_stride, const void* weight, const float* bias, void* y,
-                            int64_t y_stride, int64_t rows, int64_t in, int64_t out, int x_dtype, int weight_dtype,
-                            int y_dtype) {
+EXPORT int minedraft_linear(void* handle, const void* x, int64_t x_stride, const void* weight, const float* bias,
+                            void* y, int64_t y_stride, int64_t rows, int64_t in, int64_t out, int x_dtype,
+                            int weight_dtype, int y_dtype) {
     return exclusively(handle, [&](const Kernels& kernels, Pool& pool) -> int {
-        Linear args{x,  x_stride, static_cast<const uint8_t*>(weight), bias, y, y_stride, rows, in, out, x_dtype, weight_dtype,
-                    y_dtype, nullptr};
+        Linear args{x,  x_stride, static_cast<const uint8_t*>(weight), bias, y, y_stride, rows, in, out, x_dtype,
+                    weight_dtype, y_dtype, nullptr};
         args.packed_x = pool.shared.get(kernels.packed_x_bytes(args));
         if (!args.packed_x) return kNoMemory;
         kernels.pack_x(args);
@@ -164,9 +164,9 @@ EXPORT int minedraft_store(void* handle, void* keys, void* values, int64_t block
     });
 }
 
-EXPORT int minedraft_attention(void* handle, void* keys, void* values, int64_t block_size, int64_t heads, int64_t key_dim,
-                               int64_t value_dim, int dtype, const void* query, int64_t query_stride, void* out,
-                               int64_t out_stride, int64_t group, const int64_t* spans, int64_t num_spans,
+EXPORT int minedraft_attention(void* handle, void* keys, void* values, int64_t block_size, int64_t heads,
+                               int64_t key_dim, int64_t value_dim, int dtype, const void* query, int64_t query_stride,
+                               void* out, int64_t out_stride, int64_t group, const int64_t* spans, int64_t num_spans,
                                const int32_t* blocks, float scale) {
     return exclusively(handle, [&](const Kernels& kernels, Pool& pool) -> int {
         const Cache cache{static_cast<uint8_t*>(keys), static_cast<uint8_t*>(values), block_size, heads, key_dim,

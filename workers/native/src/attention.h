@@ -20,7 +20,8 @@ constexpr float kInfinity = __builtin_inff();
 
 // Reads of `Kind` from a row of probabilities: [R][kChunk], float32 or bfloat16.
 template <class Kind>
-using Probabilities = Layout<4 * (Kind::kXBytes / 4), Kind::kXBytes == 8 ? 4 : 0, kChunk * Kind::kXBytes / Kind::kInputs>;
+using Probabilities =
+    Layout<Kind::kXBytes, Kind::kXBytes == 8 ? 4 : 0, kChunk * Kind::kXBytes / Kind::kInputs>;
 
 inline size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -120,7 +121,8 @@ class Attender {
         const int64_t dim = a.cache.key_dim;
         uint8_t* to = s.query + first * dim * Kind::kXBytes / Kind::kInputs;
         for (int64_t r = 0; r < size; ++r) {
-            const int64_t row = first_row + (first + r) / a.group, column = (head * a.group + (first + r) % a.group) * dim;
+            const int64_t row = first_row + (first + r) / a.group;
+            const int64_t column = (head * a.group + (first + r) % a.group) * dim;
             const auto* x = row_of<D>(a.query, row, a.query_stride) + column;
             for (int64_t d = 0; d < dim; ++d) {
                 if constexpr (Kind::kXBytes == 4 && Kind::kInputs == 2)
@@ -243,7 +245,8 @@ class Attender {
     void mix(int64_t chunk, int64_t from, int64_t to, int64_t first, int64_t r, bool fetches = false) {
         constexpr int S = kStripsFor<R>;
         int64_t d = 0;
-        for (; d + S * kStrip <= a.cache.value_dim; d += S * kStrip) mix_strips<R, S>(chunk, from, to, first, r, d, fetches);
+        for (; d + S * kStrip <= a.cache.value_dim; d += S * kStrip)
+            mix_strips<R, S>(chunk, from, to, first, r, d, fetches);
         if (d < a.cache.value_dim) mix_strips<R, 1>(chunk, from, to, first, r, d, fetches);
     }
 
@@ -252,14 +255,15 @@ class Attender {
         Sums<R, S> sums;
         sums.read(s.mix + first * a.cache.value_dim + d, a.cache.value_dim);
         for (int64_t token = from; token < to;) {
-            const int64_t offset = token % kStrip, left = kStrip - offset, count = left < to - token ? left : to - token;
-            const uint8_t* values = s.values[token / kStrip] + offset * a.cache.value_dim * bytes_of(a.cache.dtype);
+            const int64_t offset = token % kStrip, left = kStrip - offset;
+            const int64_t count = left < to - token ? left : to - token, bytes = bytes_of(a.cache.dtype);
+            const uint8_t* values = s.values[token / kStrip] + offset * a.cache.value_dim * bytes;
             if (fetches) {
                 // This strip's share of a tile: the same lines as it reads now, if they lay one after the other.
                 Ahead<S> ahead;
                 ahead.step = 64;
                 for (int i = 0; i < S; ++i)
-                    ahead.at[i] = s.values[token / kStrip + tiles_ahead] + (d + i * kStrip) * kStrip * bytes_of(a.cache.dtype);
+                    ahead.at[i] = s.values[token / kStrip + tiles_ahead] + (d + i * kStrip) * kStrip * bytes;
                 multiply_values(sums, values, chunk, token, count, r, d, ahead);
             } else {
                 multiply_values(sums, values, chunk, token, count, r, d);
@@ -270,8 +274,8 @@ class Attender {
     }
 
     template <int R, int S, class Fetch = Nothing>
-    void multiply_values(Sums<R, S>& sums, const uint8_t* values, int64_t chunk, int64_t token, int64_t count, int64_t r,
-                         int64_t d, Fetch fetch = {}) {
+    void multiply_values(Sums<R, S>& sums, const uint8_t* values, int64_t chunk, int64_t token, int64_t count,
+                         int64_t r, int64_t d, Fetch fetch = {}) {
         constexpr int64_t share_bytes = Kind::kXBytes / Kind::kInputs;
         const int64_t bytes = Kind::kInputs * bytes_of(a.cache.dtype);  // of one dimension in a step
         const uint8_t* w[S];

@@ -19,11 +19,7 @@ struct Bfloat16 {
     using Type = uint16_t;
     static Floats load_lanes(const uint16_t* p) { return load_bfloat16(p); }
     static void store_lanes(uint16_t* p, Floats x) { store_bfloat16(p, x); }
-    static Floats rounded(Floats x) {
-        uint16_t lanes[kLanes];
-        store_bfloat16(lanes, x);
-        return load_bfloat16(lanes);
-    }
+    static Floats rounded(Floats x) { return round_to_bfloat16(x); }
 };
 
 // The first `count` lanes; the rest are zero.

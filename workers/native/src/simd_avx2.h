@@ -59,17 +59,20 @@ inline Floats load_bfloat16(const uint16_t* p) {
 inline Floats load_float16(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-// To the nearest, ties to even; a NaN stays one.
-inline void store_bfloat16(uint16_t* p, Floats x) {
+// To the nearest, ties to even; a NaN stays one. The upper half of each lane is the bfloat16.
+inline __m256i to_bfloat16(Floats x) {
     const __m256i bits = _mm256_castps_si256(x);
     const __m256i is_odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(is_odd, _mm256_set1_epi32(0x7fff)));
     const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    const __m256i kept = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), is_nan);
-    const __m256i halves = _mm256_srli_epi32(kept, 16);
+    return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), is_nan);
+}
+inline void store_bfloat16(uint16_t* p, Floats x) {
+    const __m256i halves = _mm256_srli_epi32(to_bfloat16(x), 16);
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(halves, halves), 0x08);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
 }
+inline Floats round_to_bfloat16(Floats x) { return high(to_bfloat16(x)); }
 
 inline void prefetch_to_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 

@@ -59,8 +59,12 @@ inline Floats fma(Floats a, Floats b, Floats c) {
     return each([&](int i) { return std::fmaf(a.lane[i], b.lane[i], c.lane[i]); });
 }
 // Where a lane is NaN, the second argument is the result.
-inline Floats max(Floats a, Floats b) { return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; }); }
-inline Floats min(Floats a, Floats b) { return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; }); }
+inline Floats max(Floats a, Floats b) {
+    return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+inline Floats min(Floats a, Floats b) {
+    return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
 inline Mask greater(Floats a, Floats b) {
     Mask mask;
     for (int i = 0; i < kLanes; ++i) mask.lane[i] = a.lane[i] > b.lane[i];
@@ -127,12 +131,16 @@ inline Floats load_bfloat16(const uint16_t* p) {
     return each([=](int i) { return as_float(static_cast<uint32_t>(p[i]) << 16); });
 }
 // To the nearest, ties to even; a NaN stays one.
+inline uint16_t to_bfloat16(float x) {
+    const uint32_t bits = as_bits(x);
+    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    return is_nan ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
 inline void store_bfloat16(uint16_t* p, Floats x) {
-    for (int i = 0; i < kLanes; ++i) {
-        const uint32_t bits = as_bits(x.lane[i]);
-        const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-        p[i] = is_nan ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-    }
+    for (int i = 0; i < kLanes; ++i) p[i] = to_bfloat16(x.lane[i]);
+}
+inline Floats round_to_bfloat16(Floats x) {
+    return each([&](int i) { return as_float(static_cast<uint32_t>(to_bfloat16(x.lane[i])) << 16); });
 }
 
 inline void prefetch_to_l2(const void*) {}
