@@ -120,6 +120,7 @@ def test_settings_survive_the_way_through_the_command_line():
 EVERY_SHARED = {
     "draft_method": "ngram",
     "dtype": "bfloat16",
+    "kernels": "torch",
     "max_model_len": 512,
     "num_blocks": 99,
     "block_size": 8,

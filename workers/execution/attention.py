@@ -178,6 +178,7 @@ class ShapeRecorder:
 
     def __init__(self) -> None:
         self.layers: dict[int, LayerShape] = {}
+        self.specials: set[str] = set()  # what layers ask for beside plain causal attention
         self.num_attended = 0
 
 
@@ -207,6 +208,10 @@ def attend(
     num_kv_heads, value_dim = value.shape[1], value.shape[3]
     if isinstance(context, ShapeRecorder):
         context.layers[layer_id] = LayerShape(num_kv_heads, key.shape[3], value_dim)
+        if sliding_window:
+            context.specials.add("a sliding window")
+        if softcap is not None:
+            context.specials.add("a soft cap")
         return query.new_zeros(1, num_tokens, num_heads, value_dim), None
 
     context.write(layer_id, key[0].transpose(0, 1), value[0].transpose(0, 1))

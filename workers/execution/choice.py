@@ -10,7 +10,7 @@ import torch
 from minedraft.device import Device
 from minedraft.errors import ConfigError
 from minedraft_workers.device import torch_device
-from minedraft_workers.execution.fused import FusedDecoder, NativeCache, block_bytes, check_structure
+from minedraft_workers.execution.fused import FusedDecoder, NativeCache, NotFused, block_bytes, check_structure
 from minedraft_workers.execution.kvcache import KVCache
 from minedraft_workers.execution.loading import LoadedModel, pack_for_torch
 from minedraft_workers.execution.memory import available_memory
@@ -64,7 +64,10 @@ def make_fused(
         ConfigError: the cache does not fit.
     """
     check_structure(loaded.model)
-    layers, dtype = record_layers(loaded.model, model_dir), loaded.model.dtype
+    layers, specials = record_layers(loaded.model, model_dir)
+    if specials:
+        raise NotFused(", ".join(sorted(specials)))
+    dtype = loaded.model.dtype
     bytes_per_block = block_bytes(layers, block_size, dtype)
     count = _choose_blocks(num_blocks, bytes_per_block, block_size, torch.device("cpu"))
     try:
@@ -85,7 +88,7 @@ def make_torch(
         ModelError: as `record_layers`. ConfigError: the cache does not fit.
     """
     packed = pack_for_torch(loaded)
-    layers = record_layers(packed.model, model_dir)
+    layers, _ = record_layers(packed.model, model_dir)
     return TorchRunner(packed.model, _make_cache(layers, num_blocks, block_size, packed.model, device)), packed
 
 

@@ -98,30 +98,34 @@ class Executor:
         target = torch_device(device)
         native, reason = choose_kernels(kernels, device)
         loaded = load_model(model_dir, config, choose_dtype(dtype, target, native), target)
-
-        def check(runner: Runner, loaded: LoadedModel, reason: str) -> Executor:
-            executor = cls(
-                runner,
-                loaded,
-                config,
-                context,
-                model_name=model_dir.resolve().name,
-                device=device,
-                kernels_reason=reason,
-            )
-            check_packed_forward(executor, loaded.model, model_dir)
-            return executor
-
         if native is not None:
             try:
                 fused = make_fused(loaded, native, model_dir, num_blocks, block_size, context)
-                return check(fused, replace(loaded, read_bytes=fused.read_bytes), reason)
+                loaded = replace(loaded, read_bytes=fused.read_bytes)
+                return cls._checked(model_dir, fused, loaded, config, context, device, reason)
             except (NotFused, ModelError) as error:
                 if kernels == "native":
                     raise ConfigError("kernels", kernels, f"do not fit this model: {error}") from error
                 reason = f"native kernels do not fit this model: {error}"
         runner, loaded = make_torch(loaded, device, model_dir, num_blocks, block_size)
-        return check(runner, loaded, reason)
+        return cls._checked(model_dir, runner, loaded, config, context, device, reason)
+
+    @classmethod
+    def _checked(
+        cls,
+        model_dir: Path,
+        runner: Runner,
+        loaded: LoadedModel,
+        config: PretrainedConfig,
+        context: int | None,
+        device: Device,
+        reason: str,
+    ) -> Executor:
+        """Return the executor. Raise ModelError if its packed forward is not the model's own."""
+        name = model_dir.resolve().name
+        executor = cls(runner, loaded, config, context, model_name=name, device=device, kernels_reason=reason)
+        check_packed_forward(executor, loaded.model, model_dir)
+        return executor
 
     @property
     def num_free_blocks(self) -> int:

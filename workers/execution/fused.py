@@ -203,8 +203,9 @@ def check_structure(model: PreTrainedModel) -> Any:  # noqa: ANN401 - a layer of
     if model.dtype not in (torch.float32, torch.bfloat16):
         raise NotFused(f"weights of {model.dtype}")
     _check_parts(decoder, {"embed_tokens", "layers", "norm", "rotary_emb"}, "the decoder")
-    if getattr(decoder.rotary_emb, "rope_type", "default") not in _STATIC_ROPE:
-        raise NotFused(f"a rotary embedding of type {decoder.rotary_emb.rope_type}")
+    kind = getattr(decoder.rotary_emb, "rope_type", "default")
+    if not isinstance(kind, str) or kind not in _STATIC_ROPE:
+        raise NotFused(f"a rotary embedding of type {kind}")
     if type(model.get_output_embeddings()) is not nn.Linear:
         raise NotFused("the output layer")
     norms = [decoder.norm]
@@ -213,8 +214,6 @@ def check_structure(model: PreTrainedModel) -> Any:  # noqa: ANN401 - a layer of
         _check_parts(layer, _LAYER_PARTS, "a layer")
         _check_parts(attention, _ATTENTION_PARTS, "an attention")
         _check_parts(mlp, _MLP_PARTS, "an MLP")
-        if getattr(attention, "sliding_window", None):
-            raise NotFused("a sliding window")
         if attention.head_dim % _HEAD_STEP:
             raise NotFused(f"heads of {attention.head_dim}, no multiple of {_HEAD_STEP}")
         if any(type(part) is not nn.Linear for part in (*attention.children(), mlp.gate_proj, mlp.down_proj)):

@@ -26,8 +26,9 @@ _FAILURES = (KeyError, NotImplementedError, TypeError, AttributeError, RuntimeEr
 
 
 @torch.inference_mode()
-def record_layers(model: PreTrainedModel, model_dir: Path) -> list[LayerShape]:
-    """Return what each layer caches, found by running one token through the model.
+def record_layers(model: PreTrainedModel, model_dir: Path) -> tuple[list[LayerShape], set[str]]:
+    """Return what each layer caches, and what layers ask for beside plain causal attention; found by running one
+    token through the model.
 
     Raises:
         ModelError: a layer does not attend through transformers' interface exactly once.
@@ -44,7 +45,7 @@ def record_layers(model: PreTrainedModel, model_dir: Path) -> list[LayerShape]:
     if sorted(recorder.layers) != list(range(num_layers)) or recorder.num_attended != num_layers:
         limit = f"{kind}: {len(recorder.layers)} of its {num_layers} layers cache keys and values; all must"
         raise ModelError("model", str(model_dir), limit)
-    return [recorder.layers[i] for i in range(num_layers)]
+    return [recorder.layers[i] for i in range(num_layers)], recorder.specials
 
 
 @torch.inference_mode()

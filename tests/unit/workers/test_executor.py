@@ -224,7 +224,7 @@ def test_logits_do_not_depend_on_neighbours_or_their_nan(llama_dir: Path, tmp_pa
     executor = load(llama_dir)
     alone = executor.forward([ForwardSpan(1, 0, tokens(20), 1)])
     executor.release(1)
-    embedding = executor._model.get_input_embeddings().weight
+    embedding = executor._runner._model.get_input_embeddings().weight
     embedding[299] = torch.nan
     poisoned = executor.forward([ForwardSpan(2, 0, [299] * 20, 1), ForwardSpan(1, 0, tokens(20), 1)])
     assert poisoned[0].isnan().all()
@@ -266,7 +266,7 @@ def test_capacity_follows_memory_and_context_follows_the_model(
 ) -> None:
     # 2 layers x 2 heads x (8 + 8) float32 a token, 16 tokens a block.
     free_bytes = 8 * (20 * 4096 + 5)
-    monkeypatch.setattr("minedraft_workers.execution.executor.available_memory", lambda: free_bytes)
+    monkeypatch.setattr("minedraft_workers.execution.choice.available_memory", lambda: free_bytes)
     assert load(llama_dir, num_blocks=None).num_blocks == 20
     assert load(llama_dir, max_model_len=100).max_model_len == 100
     with pytest.raises(ConfigError, match="max_model_len is 513: the model's context is 512 tokens"):

@@ -1,0 +1,141 @@
+"""Decoders run by the native kernels: the model's own numbers, and the same bits whatever else is in the forward."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from minedraft.device import Device
+from minedraft.errors import ConfigError
+from minedraft_workers.execution.executor import Executor, ForwardSpan
+from tests.support.tiny_models import add_noise, make_tiny_model
+
+HEADS = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+FUSED = {
+    "llama": ("llama", HEADS),
+    "tied": ("llama", HEADS | {"tie_word_embeddings": True}),
+    "wide-heads": ("llama", {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}),
+    "biases": ("qwen2", HEADS),
+    "llama3-rope": ("llama", HEADS | {"rope_parameters": LLAMA3}),
+    "mistral": ("mistral", HEADS | {"sliding_window": None}),
+}
+NOT_FUSED = {
+    "small-heads": ("llama", {}, "heads of 8"),
+    "window": ("mistral", HEADS | {"sliding_window": 24}, "a sliding window"),
+    "norms-of-heads": ("qwen3", HEADS, "k_norm, q_norm"),
+    "gelu": ("gemma", HEADS, "activation"),
+    "layer-norms": ("gpt_neox", {}, "the decoder with"),
+}
+
+
+def load(path: Path, **options: object) -> Executor:
+    settings: dict[str, object] = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 256}
+    return Executor.load(path, **(settings | {"block_size": 4, "kernels": "native"} | options))  # type: ignore[arg-type]
+
+
+def text(length: int, seed: int = 0) -> list[int]:
+    return random.Random(seed).choices(range(3, 320), k=length)
+
+
+@pytest.fixture(params=FUSED)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    kind, fields = FUSED[request.param]
+    return add_noise(make_tiny_model(tmp_path / "m", kind, layers=2, **fields), 0.05)
+
+
+def test_its_logits_are_the_models_own(folder: Path) -> None:
+    executor = load(folder)
+    assert executor.kernels.startswith("native ")
+    own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    ids = text(90)
+    with torch.inference_mode():
+        want = own(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    executor.forward([ForwardSpan(1, 0, ids[:37], 0)])
+    got = executor.forward([ForwardSpan(2, 0, text(11, 5), 1), ForwardSpan(1, 37, ids[37:], 53)])
+    torch.testing.assert_close(got[1:], want[37:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_rows_bits_depend_on_its_own_request_alone(folder: Path, dtype: str) -> None:
+    """Whole or in chunks, alone or in a crowd, drafted and verified or token by token, with rolled back tokens."""
+    executor = load(folder, dtype=dtype)
+    assert executor.is_batch_invariant
+    rng = random.Random(7)
+    texts = {request_id: text(60, request_id) for request_id in range(6)}
+    alone = {}
+    for request_id, ids in texts.items():
+        alone[request_id] = executor.forward([ForwardSpan(request_id, 0, ids, len(ids))])
+        executor.release(request_id)
+    cached = dict.fromkeys(texts, 0)
+    while any(cached[request_id] < 60 for request_id in texts):
+        spans = []
+        for request_id in rng.sample(sorted(texts), rng.randint(1, 6)):
+            start = max(cached[request_id] - rng.choice([0, 0, 0, 2]), 0)
+            length = min(rng.choice([1, 1, 4, 4, 17]), 60 - start)
+            if length:
+                spans.append(ForwardSpan(request_id, start, texts[request_id][start : start + length], length))
+        if not spans:
+            continue
+        rows = torch.split(executor.forward(spans), [len(span.tokens) for span in spans])
+        for span, got in zip(spans, rows, strict=True):
+            end = span.prefix_len + len(span.tokens)
+            assert torch.equal(got, alone[span.request_id][span.prefix_len : end])
+            cached[span.request_id] = end
+
+
+def test_two_threads_give_the_same_bits_as_one(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "m", **HEADS)
+    spans = [ForwardSpan(1, 0, text(40), 40), ForwardSpan(2, 0, text(3, 2), 3)]
+    one = load(folder, dtype="bfloat16", device=Device("cpu", (0,))).forward(spans)
+    two = load(folder, dtype="bfloat16", device=Device("cpu", (0, 1))).forward(spans)
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", NOT_FUSED)
+def test_a_model_with_other_parts_runs_on_torch_and_the_reason_is_told(name: str, tmp_path: Path) -> None:
+    kind, fields, reason = NOT_FUSED[name]
+    folder = make_tiny_model(tmp_path / "m", kind, **fields)
+    executor = load(folder, kernels="auto")
+    assert executor.kernels == "torch"
+    assert reason in executor.kernels_reason
+    with pytest.raises(ConfigError, match="kernels is 'native': do not fit this model") as caught:
+        load(folder)
+    assert reason in str(caught.value)
+
+
+def test_a_model_that_scales_what_others_do_not_is_found_by_its_numbers(tmp_path: Path) -> None:
+    """Granite has Llama's parts under the same names, and multiplies between them."""
+    fields = HEADS | {"residual_multiplier": 0.3, "embedding_multiplier": 4.0, "logits_scaling": 2.0}
+    executor = load(make_tiny_model(tmp_path / "m", "granite", **fields), kernels="auto")
+    assert executor.kernels == "torch"
+    assert "differs from its own forward" in executor.kernels_reason
+
+
+def test_a_nan_stays_with_its_request_and_does_not_reach_the_next_owner_of_its_blocks(tmp_path: Path) -> None:
+    executor = load(make_tiny_model(tmp_path / "m", **HEADS))
+    alone = executor.forward([ForwardSpan(1, 0, text(20), 1)])
+    executor.release(1)
+    executor._runner._embedding[299] = torch.nan
+    poisoned = executor.forward([ForwardSpan(2, 0, [299] * 20, 1), ForwardSpan(1, 0, text(20), 1)])
+    assert poisoned[0].isnan().all()
+    assert torch.equal(poisoned[1:], alone)
+    executor.release(2)
+    executor.release(1)
+    for request_id in range(4):
+        assert torch.equal(executor.forward([ForwardSpan(request_id, 0, text(20), 1)]), alone)
+
+
+def test_torch_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
+    executor = load(make_tiny_model(tmp_path / "m", **HEADS), kernels="torch")
+    assert (executor.kernels, executor.kernels_reason) == ("torch", "asked for")
+    assert not executor.is_batch_invariant
+    with pytest.raises(ConfigError, match="must be auto, native or torch"):
+        load(tmp_path / "m", kernels="fast")
