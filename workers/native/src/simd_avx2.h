@@ -14,7 +14,7 @@ using Mask = __m256;
 
 constexpr int kLanes = 8;
 constexpr int kMaxSums = 12;  // of sixteen registers
-constexpr int kMaxRows = 6;   // rows of one tile
+constexpr int kMaxRows = 5;   // rows of one tile: with six, gcc keeps some of the sums in memory
 constexpr bool kHasDot = false;
 
 inline Floats zeros() { return _mm256_setzero_ps(); }
