@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Microseconds a native kernel takes, against what memory and arithmetic of this core allow, and against torch."""
 
 from __future__ import annotations
