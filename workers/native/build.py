@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -25,6 +26,8 @@ from pathlib import Path
 
 from minedraft.errors import ConfigError
 from minedraft.models.cache import cache_root
+
+logger = logging.getLogger("minedraft.worker")
 
 COMPILER_VARIABLE = "CXX"
 SOURCES = Path(__file__).with_name("src")
@@ -68,6 +71,7 @@ def find_library(*, rebuild: bool = False) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder / "build.lock"):
             if rebuild or not _is_ours(path):
+                logger.info("building the native kernels, once, into %s", folder)
                 compile_library(path, key)
     except OSError as error:
         raise ConfigError("kernels", "native", f"cannot build in {folder}: {error.strerror or error}") from error
