@@ -51,6 +51,11 @@ def main(core: int, isa: str, dtype: str, repeat: int, only: str, as_json: bool)
     Times are of the thread, so another process on the core does not count; what it takes of the memory's
     speed does. Every measurement goes through enough copies that nothing is left in the caches from the call before.
     float32 keeps its weights in bfloat16, which its floor counts.
+
+    \b
+    Examples:
+      scripts/bench/kernels
+      scripts/bench/kernels --core 0 --dtype float32 --only linear
     """
     os.sched_setaffinity(0, {core})
     import torch
@@ -303,4 +308,4 @@ def cpu_name() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="scripts/bench/kernels")
