@@ -93,7 +93,7 @@ def _workers(now: ServiceStatus) -> Table:
             Text(worker.model),  # a folder's name may look like markup
             worker.device,
             worker.dtype,
-            worker.kernels or "none",
+            worker.kernels.partition(" ")[0] or "none",
             f"{worker.busy:.0%}",
             f"{worker.step_ms:.1f} ms",
             used if worker.num_blocks else "none",
