@@ -16,6 +16,8 @@ CONTEXT = 512
 EOS_ID = 2
 _SHORT_CONTEXT = 64
 _NOISE = 0.05
+# Heads of a size that the native kernels take; presets with kernels torch run the same models without them.
+_HEADS = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 
 class PairKind(Enum):
@@ -45,7 +47,9 @@ def make_pair(folder: Path, kind: PairKind) -> Pair:
     vocab_size = NUM_PADDED if kind is PairKind.WIDE_TARGET else NUM_TOKENS
     target = folder / f"target-{vocab_size}"
     if not target.exists():
-        make_tiny_model(target, vocab_size=vocab_size, seed=1, max_position_embeddings=CONTEXT, tokenizer=False)
+        make_tiny_model(
+            target, vocab_size=vocab_size, seed=1, max_position_embeddings=CONTEXT, tokenizer=False, **_HEADS
+        )
         write_tiny_tokenizer(target, vocab_size=NUM_TOKENS)
     draft = folder / f"draft-{kind.value}"
     if not draft.exists():

@@ -39,7 +39,9 @@ PRESETS = {
             "KV for one context of 32 tokens: waiting and preemption all the time",
             {"num_blocks": 8, "block_size": 4, "max_model_len": 32, "prefill_chunk": 16},
         ),
-        Preset("small-kv", "KV for hardly two long requests", {"num_blocks": 28, "max_model_len": 448}),
+        Preset(
+            "small-kv", "KV for hardly two long requests", {"num_blocks": 28, "max_model_len": 448, "kernels": "torch"}
+        ),
         Preset("small-chunk", "little KV, and prompts in many small chunks", {"num_blocks": 40, "prefill_chunk": 16}),
         Preset("big-chunk", "every prompt in one piece", {"num_blocks": 200, "prefill_chunk": 4096, "draft_len": 5}),
         Preset(
@@ -56,7 +58,7 @@ PRESETS = {
             {"num_blocks": 100, "max_batch_size": 1, "max_waiting": 8, "draft_len": 1},
             may_overload=True,
         ),
-        Preset("ngram", "no draft model; little KV", {"num_blocks": 40, "draft_method": "ngram"}),
+        Preset("ngram", "no draft model; little KV", {"num_blocks": 40, "draft_method": "ngram", "kernels": "torch"}),
         Preset(
             "short-drafter",
             "a draft model with a context of 64 tokens",
@@ -64,7 +66,10 @@ PRESETS = {
             PairKind.SHORT_DRAFTER,
         ),
         Preset(
-            "wide-drafter", "the draft model's output layer has more rows", {"num_blocks": 200}, PairKind.WIDE_DRAFTER
+            "wide-drafter",
+            "the draft model's output layer has more rows",
+            {"num_blocks": 200, "kernels": "torch"},
+            PairKind.WIDE_DRAFTER,
         ),
         Preset("wide-target", "the target's output layer has more rows", {"num_blocks": 200}, PairKind.WIDE_TARGET),
     )
