@@ -15,9 +15,10 @@ from minedraft.local import serve
 from minedraft.models.catalogue import PAIRS, READY, ensure_pair, list_models
 from minedraft.prompts import Prompt
 from minedraft.types import Mode
+from tests.support.native import needs_native
 from tests.support.tiny_models import add_noise, make_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [needs_native, pytest.mark.slow, pytest.mark.timeout(300)]
 
 HEADS = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 Way = tuple[Mode, int, int]

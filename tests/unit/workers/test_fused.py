@@ -12,7 +12,10 @@ from transformers import AutoModelForCausalLM
 from minedraft.device import Device
 from minedraft.errors import ConfigError
 from minedraft_workers.execution.executor import Executor, ForwardSpan
+from tests.support.native import needs_native
 from tests.support.tiny_models import add_noise, make_tiny_model
+
+pytestmark = needs_native
 
 HEADS = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 LLAMA3 = {
