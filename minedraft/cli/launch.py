@@ -93,7 +93,7 @@ def announce(settings: Settings, seconds: float) -> None:
     address = settings.listen_address.target
     with suppress(OSError):
         click.echo(f"{READY_LINE}{address} after {seconds:.1f} s (mode {settings.mode.value}); stop with Ctrl-C")
-        click.echo(f'  minedraft generate --server {shlex.quote(address)} "Why is the sky blue?"')
+        click.echo(f'  minedraft generate --server {shlex.quote(address)} "The capital of France is"')
 
 
 if __name__ == "__main__":
