@@ -305,11 +305,11 @@ class Pipeline:
             elif isinstance(event, events.ModeChanged):
                 self._settled.set()
                 self._wake_lanes()
-            elif isinstance(event, events.PolicyReplaced):
-                logger.error("a draft policy failed, the fixed one decides now: %s", event.cause)
 
     def _publish(self, event: events.Event) -> None:
         now_s = self._clock()
+        if isinstance(event, events.PolicyReplaced):
+            logger.error("a policy failed, the fixed one decides now: %s", event.cause)
         for observe in self._observers:
             try:
                 observe(event, now_s)

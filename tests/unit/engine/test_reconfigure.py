@@ -8,11 +8,11 @@ import random
 import pytest
 
 from minedraft.core.limits import SchedulerLimits
-from minedraft.core.request import NewRequest
+from minedraft.core.request import NewRequest, Request
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import Unavailable, WorkerLost
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Batch, FinishReason, Mode
+from minedraft.types import Batch, FinishReason, LoanTerms, Mode
 from scripts.lib.sink import Collector
 from tests.fakes.policies import AnyDraftPolicy, RestlessMode
 from tests.fakes.workers import FakeDrafter, FakeVerifier, continuation
@@ -215,3 +215,27 @@ async def test_a_mode_policy_switches_as_it_likes_and_is_not_asked_during_a_loan
         more = [submit(pipeline, n)[1] for n in range(1, 9)]
         await asyncio.gather(*(sink.done.wait() for sink in more))
         assert pipeline.scheduler.limits is ONE
+
+
+async def test_a_policy_that_fails_is_replaced_and_its_cause_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(RestlessMode, AnyDraftPolicy):
+        def __init__(self) -> None:
+            RestlessMode.__init__(self, 3)
+
+        def wanted(self, now_s: float) -> LoanTerms | None:
+            raise KeyError("no mode")
+
+        def draft_len(self, request: Request, batch_size: int, max_draft_len: int) -> int:
+            raise KeyError("no length")
+
+    broken = Broken()
+    pipeline = CountedPipeline(TWO, FakeVerifier(), FakeDrafter(), mode_policy=broken, draft_policy=broken)
+    async with pipeline, asyncio.timeout(20):
+        sinks = [submit(pipeline, n)[1] for n in range(1, 8)]
+        await asyncio.gather(*(sink.done.wait() for sink in sinks))
+        assert [sink.tokens for sink in sinks] == [continuation((n, 3), 20) for n in range(1, 8)]
+        assert pipeline.counters.accepted_drafts > 0, "the fixed policy drafts"
+    told = [record.getMessage() for record in caplog.records if "a policy failed" in record.getMessage()]
+    assert sorted(message.rsplit(": ", 1)[1] for message in told) == ["'no length'", "'no mode'"]
