@@ -163,6 +163,8 @@ class FusedDecoder:
     def _make_angles(self, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         like = torch.empty(0, dtype=self._dtype)
         cos, sin = self._rotary(like, torch.arange(num_positions)[None])
+        if cos.shape[-1] != self._head_dim:
+            raise NotFused(f"a rotary embedding of {cos.shape[-1]} of a head's {self._head_dim} dimensions")
         return cos[0].contiguous(), sin[0].contiguous()
 
     def _pack_layer(self, layer: Any, cache: LayerCache) -> _Layer:  # noqa: ANN401 - a layer of transformers

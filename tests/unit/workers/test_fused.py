@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from minedraft.device import Device
 from minedraft.errors import ConfigError
 from minedraft_workers.execution.executor import Executor, ForwardSpan
+from minedraft_workers.execution.fused import FusedDecoder, NativeCache, NotFused
+from minedraft_workers.execution.tables import LayerShape
+from minedraft_workers.native.kernels import NativeKernels
 from tests.support.native import needs_native
 from tests.support.tiny_models import add_noise, make_tiny_model
 
@@ -120,6 +124,23 @@ def test_a_model_that_scales_what_others_do_not_is_found_by_its_numbers(tmp_path
     executor = load(make_tiny_model(tmp_path / "m", "granite", **fields), kernels="auto")
     assert executor.kernels == "torch"
     assert "differs from its own forward" in executor.kernels_reason
+
+
+def test_a_rotary_embedding_of_a_part_of_the_head_is_not_fused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 the numbers of a few first positions would hardly show it."""
+
+    def rotate_half_of_it(self: LlamaRotaryEmbedding, x: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        cos, sin = whole(self, x, ids)
+        return cos[..., ::2], sin[..., ::2]
+
+    folder = make_tiny_model(tmp_path / "m", **HEADS)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    cache = NativeCache([LayerShape(2, 16, 16)] * 2, 4, 16, torch.bfloat16)
+    FusedDecoder(model, cache, NativeKernels(), 64)
+    whole = LlamaRotaryEmbedding.forward
+    monkeypatch.setattr(LlamaRotaryEmbedding, "forward", rotate_half_of_it)
+    with pytest.raises(NotFused, match="8 of a head's 16 dimensions"):
+        FusedDecoder(model, cache, NativeKernels(), 64)
 
 
 def test_a_nan_stays_with_its_request_and_does_not_reach_the_next_owner_of_its_blocks(tmp_path: Path) -> None:
