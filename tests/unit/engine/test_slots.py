@@ -11,9 +11,9 @@ from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
 from minedraft.engine import slots
 from minedraft.engine.slots import SlotState, drafter_slot, verifier_slot
-from minedraft.errors import InternalError, ProtocolError, WorkerLost
+from minedraft.errors import Draining, InternalError, ProtocolError, WorkerLost
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Mode, Role
+from minedraft.types import FinishReason, Mode, Role
 from scripts.lib.sink import Collector
 from tests.fakes.service import FakeConnector
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
@@ -218,3 +218,16 @@ async def test_the_end_of_everything_is_told_to_observers_too() -> None:
     over = {e.number for e in happened if isinstance(e, events.RoundCommitted | events.RoundAbandoned)}
     assert planned == over, "each round has an end"
     assert [e.role for e in happened if isinstance(e, events.WorkerLeft)] == [Role.VERIFIER]
+
+
+async def test_who_waits_for_a_verifier_can_be_aborted_and_hears_of_the_end_of_the_service() -> None:
+    verifier = FakeVerifier()
+    async with CountedPipeline(LIMITS, verifier, FakeDrafter(), verifier_returns=True) as pipeline, asyncio.timeout(10):
+        sinks = submit_all(pipeline)
+        await until(lambda: bool(sinks[0].tokens))
+        pipeline.lose_verifier(WorkerLost("verifier: killed"))
+        await until(lambda: not any(request.in_round for request in pipeline.scheduler.requests.values()))
+        assert pipeline.abort(1)
+        assert sinks[0].reason is FinishReason.ABORT
+        assert not any(sink.done.is_set() for sink in sinks[1:])
+    assert all(isinstance(sink.error, Draining) for sink in sinks[1:])
