@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from minedraft.device import Device
 from minedraft.errors import ConfigError
 from minedraft_workers.device import torch_device
-from minedraft_workers.execution.fused import FusedDecoder, NativeCache, NotFused, block_bytes, check_structure
-from minedraft_workers.execution.kvcache import KVCache
+from minedraft_workers.execution.fused import FusedDecoder, check_structure
 from minedraft_workers.execution.loading import LoadedModel, pack_for_torch
 from minedraft_workers.execution.memory import available_memory
-from minedraft_workers.execution.runner import TorchRunner
+from minedraft_workers.execution.runner import TransformersRunner
 from minedraft_workers.execution.selfcheck import record_layers
-from minedraft_workers.execution.tables import LayerShape
-from minedraft_workers.native.kernels import NativeKernels
+from minedraft_workers.kernels.base import LayerKernels, NotFused
+from minedraft_workers.kernels.kvcache import KVCache
+from minedraft_workers.kernels.native_kernels import NativeLayerKernels
+
+AnyKernels = LayerKernels[Any, Any, Any]
+CacheT = TypeVar("CacheT")
 
 # Shares of the memory that is free once the weights are loaded. On a GPU the rest is for activations; on the
 # CPU two workers share the memory, and one may look before the other has loaded its weights.
@@ -25,23 +29,23 @@ _CUDA_KV_SHARE = 0.8
 _CPU_KV_SHARE = 0.125
 
 
-def choose_kernels(name: str, device: Device) -> tuple[NativeKernels | None, str]:
-    """Return the native kernels, or None for torch's operators, and why.
+def choose_native(name: str, device: Device) -> tuple[NativeLayerKernels | None, str]:
+    """Return the native kernels, or None for what comes after them, and why.
 
     Args:
-        name: "native", "torch", or "auto": native where this machine has them.
+        name: "native", "torch", "transformers", or "auto": native where this machine has them.
 
     Raises:
         ConfigError: native kernels were asked for and cannot be had, or the name is unknown.
     """
-    if name not in ("auto", "native", "torch"):
-        raise ConfigError("kernels", name, "must be auto, native or torch")
-    if name == "torch":
+    if name not in ("auto", "native", "torch", "transformers"):
+        raise ConfigError("kernels", name, "must be auto, native, torch or transformers")
+    if name in ("torch", "transformers"):
         return None, "asked for"
     try:
         if device.kind != "cpu":
             raise ConfigError("kernels", name, f"native kernels run on a CPU, not on {device}")
-        native = NativeKernels(num_threads=max(len(device.cores), 1))
+        native = NativeLayerKernels(num_threads=max(len(device.cores), 1))
     except ConfigError as error:
         if name == "native":
             raise
@@ -51,57 +55,58 @@ def choose_kernels(name: str, device: Device) -> tuple[NativeKernels | None, str
 
 def make_fused(
     loaded: LoadedModel,
-    native: NativeKernels,
+    kernels: AnyKernels,
     model_dir: Path,
     num_blocks: int | None,
     block_size: int,
     max_model_len: int | None,
-) -> FusedDecoder:
-    """Return the model on native kernels, with its cache.
+) -> FusedDecoder[Any, Any, Any]:
+    """Return the model on these kernels, with its cache.
 
     Raises:
         NotFused: the model has a part that is not fused. ModelError: as `record_layers`.
         ConfigError: the cache does not fit.
     """
-    check_structure(loaded.model)
-    layers, specials = record_layers(loaded.model, model_dir)
+    model = loaded.model
+    check_structure(model)
+    layers, specials = record_layers(model, model_dir)
     if specials:
         raise NotFused(", ".join(sorted(specials)))
-    dtype = loaded.model.dtype
-    bytes_per_block = block_bytes(layers, block_size, dtype)
-    count = _choose_blocks(num_blocks, bytes_per_block, block_size, torch.device("cpu"))
-    try:
-        cache = NativeCache(layers, count, block_size, dtype)
-    except (MemoryError, OSError) as error:
-        raise _too_large(count, bytes_per_block) from error
+    kernels.check(layers, model.dtype)
+    bytes_per_block = kernels.block_bytes(layers, block_size, model.dtype)
+    count = _choose_blocks(num_blocks, bytes_per_block, block_size, model.device)
+    cache = _make_cache(lambda: kernels.make_cache(layers, count, block_size, model.dtype), count, bytes_per_block)
     capacity = count * block_size
     context = capacity if max_model_len is None else min(max_model_len, capacity)
-    return FusedDecoder(loaded.model, cache, native, context)
+    return FusedDecoder(model, cache, kernels, context)
 
 
-def make_torch(
+def make_transformers(
     loaded: LoadedModel, device: Device, model_dir: Path, num_blocks: int | None, block_size: int
-) -> tuple[TorchRunner, LoadedModel]:
-    """Return the model on torch's operators, with its cache; its weights are packed in place.
+) -> tuple[TransformersRunner, LoadedModel]:
+    """Return the model in transformers' own code, with its cache; its weights are packed in place.
 
     Raises:
         ModelError: as `record_layers`. ConfigError: the cache does not fit.
     """
     packed = pack_for_torch(loaded)
     layers, _ = record_layers(packed.model, model_dir)
-    return TorchRunner(packed.model, _make_cache(layers, num_blocks, block_size, packed.model, device)), packed
-
-
-def _make_cache(
-    layers: Sequence[LayerShape], num_blocks: int | None, block_size: int, model: torch.nn.Module, owner: Device
-) -> KVCache:
-    dtype, device = next(model.parameters()).dtype, torch_device(owner)
+    dtype, target = packed.model.dtype, torch_device(device)
     bytes_per_block = KVCache.block_bytes(layers, block_size, dtype)
-    count = _choose_blocks(num_blocks, bytes_per_block, block_size, device)
+    count = _choose_blocks(num_blocks, bytes_per_block, block_size, target)
+    cache = _make_cache(
+        lambda: KVCache(layers, num_blocks=count, block_size=block_size, dtype=dtype, device=target),
+        count,
+        bytes_per_block,
+    )
+    return TransformersRunner(packed.model, cache), packed
+
+
+def _make_cache(make: Callable[[], CacheT], num_blocks: int, bytes_per_block: int) -> CacheT:
     try:
-        return KVCache(layers, num_blocks=count, block_size=block_size, dtype=dtype, device=device)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _too_large(count, bytes_per_block) from error
+        return make()
+    except (MemoryError, OSError, torch.OutOfMemoryError) as error:
+        raise _too_large(num_blocks, bytes_per_block) from error
 
 
 def _too_large(num_blocks: int, bytes_per_block: int) -> ConfigError:
