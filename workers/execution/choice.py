@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from transformers import PreTrainedModel
 
 from minedraft.device import Device
-from minedraft.errors import ConfigError
+from minedraft.errors import ConfigError, ModelError
 from minedraft_workers.device import torch_device
 from minedraft_workers.execution.fused import FusedDecoder, check_structure
-from minedraft_workers.execution.loading import LoadedModel, pack_for_torch
+from minedraft_workers.execution.loading import LoadedModel, build_without_weights, choose_dtype, pack_for_torch
 from minedraft_workers.execution.memory import available_memory
 from minedraft_workers.execution.runner import TransformersRunner
 from minedraft_workers.execution.selfcheck import record_layers
 from minedraft_workers.kernels.base import LayerKernels, NotFused
 from minedraft_workers.kernels.kvcache import KVCache
 from minedraft_workers.kernels.native_kernels import NativeLayerKernels
+from minedraft_workers.kernels.tables import LayerShape
+from minedraft_workers.kernels.torch_kernels import TorchLayerKernels
 
 AnyKernels = LayerKernels[Any, Any, Any]
 CacheT = TypeVar("CacheT")
@@ -53,6 +56,44 @@ def choose_native(name: str, device: Device) -> tuple[NativeLayerKernels | None,
     return native, "asked for" if name == "native" else "they fit this machine and model"
 
 
+def list_candidates(
+    name: str, native: NativeLayerKernels | None, device: torch.device, dtype: torch.dtype
+) -> list[AnyKernels]:
+    """Return the layers' kernels to try, the best first; transformers' own code comes after them."""
+    candidates: list[AnyKernels] = [] if native is None else [native]
+    if name in ("auto", "torch"):
+        candidates.append(TorchLayerKernels(device, dtype))
+    return candidates
+
+
+def foresee_kernels(model_dir: Path, *, dtype: str, kernels: str, device: Device) -> str:
+    """Return in one line what the model will run on, as far as can be seen without its weights.
+
+    Raises:
+        ModelError: as `build_without_weights`. ConfigError: as `choose_native`, or the native kernels were asked
+            for and do not fit the model.
+    """
+    native, reason = choose_native(kernels, device)
+    number_format = choose_dtype(dtype, torch_device(device), native)
+    model = build_without_weights(model_dir, number_format)
+    for candidate in list_candidates(kernels, native, torch.device("meta"), number_format):
+        try:
+            _find_layers(model, candidate, model_dir)
+        except (NotFused, ModelError) as error:
+            if kernels == "native":
+                raise ConfigError("kernels", kernels, f"do not fit this model: {error}") from error
+            reason = f"{candidate.name} kernels do not fit this model: {error}"
+            continue
+        return _say_choice(candidate.name, candidate.is_batch_invariant, number_format, reason)
+    return _say_choice(TransformersRunner.kernels, TransformersRunner.is_batch_invariant, number_format, reason)
+
+
+def _say_choice(name: str, is_batch_invariant: bool, dtype: torch.dtype, reason: str) -> str:
+    invariance = "do not depend" if is_batch_invariant else "may depend"
+    number_format = str(dtype).removeprefix("torch.")
+    return f"{name} kernels, {number_format}: {reason}; a request's tokens {invariance} on the batch it is in"
+
+
 def make_fused(
     loaded: LoadedModel,
     kernels: AnyKernels,
@@ -68,17 +109,23 @@ def make_fused(
         ConfigError: the cache does not fit.
     """
     model = loaded.model
-    check_structure(model)
-    layers, specials = record_layers(model, model_dir)
-    if specials:
-        raise NotFused(", ".join(sorted(specials)))
-    kernels.check(layers, model.dtype)
+    layers = _find_layers(model, kernels, model_dir)
     bytes_per_block = kernels.block_bytes(layers, block_size, model.dtype)
     count = _choose_blocks(num_blocks, bytes_per_block, block_size, model.device)
     cache = _make_cache(lambda: kernels.make_cache(layers, count, block_size, model.dtype), count, bytes_per_block)
     capacity = count * block_size
     context = capacity if max_model_len is None else min(max_model_len, capacity)
     return FusedDecoder(model, cache, kernels, context)
+
+
+def _find_layers(model: PreTrainedModel, kernels: AnyKernels, model_dir: Path) -> list[LayerShape]:
+    """Return what each layer caches. Raise NotFused or ModelError unless the kernels fit the model."""
+    check_structure(model)
+    layers, specials = record_layers(model, model_dir)
+    if specials:
+        raise NotFused(", ".join(sorted(specials)))
+    kernels.check(layers, model.dtype)
+    return layers
 
 
 def make_transformers(

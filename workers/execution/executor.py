@@ -14,14 +14,13 @@ from minedraft.device import Device
 from minedraft.errors import ConfigError, ModelError, ProtocolError
 from minedraft.models.model_config import max_context
 from minedraft_workers.device import torch_device
-from minedraft_workers.execution.choice import AnyKernels, choose_native, make_fused, make_transformers
+from minedraft_workers.execution.choice import choose_native, list_candidates, make_fused, make_transformers
 from minedraft_workers.execution.loading import LoadedModel, choose_dtype, load_model, read_config
 from minedraft_workers.execution.runner import PackedRows, Runner
 from minedraft_workers.execution.selfcheck import check_layers, check_packed_forward
 from minedraft_workers.execution.spans import ForwardSpan as ForwardSpan
 from minedraft_workers.kernels.base import NotFused
 from minedraft_workers.kernels.tables import LayerShape, QuerySpan
-from minedraft_workers.kernels.torch_kernels import TorchLayerKernels
 
 
 class Executor:
@@ -99,10 +98,7 @@ class Executor:
         target = torch_device(device)
         native, reason = choose_native(kernels, device)
         loaded = load_model(model_dir, config, choose_dtype(dtype, target, native), target)
-        candidates: list[AnyKernels] = [] if native is None else [native]
-        if kernels in ("auto", "torch"):
-            candidates.append(TorchLayerKernels(target, loaded.model.dtype))
-        for candidate in candidates:
+        for candidate in list_candidates(kernels, native, target, loaded.model.dtype):
             try:
                 fused = make_fused(loaded, candidate, model_dir, num_blocks, block_size, context)
                 check_layers(fused, loaded.model, model_dir)

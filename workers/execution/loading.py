@@ -90,8 +90,8 @@ def read_config(model_dir: Path) -> PretrainedConfig:
     return config
 
 
-def check_model(model_dir: Path) -> None:
-    """Build the model without weights or memory for them.
+def build_without_weights(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model without weights or memory for them.
 
     Raises:
         ModelError: as `read_config`, or the model's constructor refuses the configuration.
@@ -99,10 +99,13 @@ def check_model(model_dir: Path) -> None:
     config = read_config(model_dir)
     try:
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION_NAME)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=ATTENTION_NAME
+            )
     except Exception as error:  # of any kind: a model's constructor does not check its configuration
         limit = f"transformers cannot build the model: {_say(error)}"
         raise ModelError("model", str(model_dir / "config.json"), limit) from error
+    return model
 
 
 def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> LoadedModel:
