@@ -67,7 +67,7 @@ ROOMS = {
     "execution": Room(
         "values places core.blocks models workers.device kernels", "torch numpy transformers safetensors accelerate"
     ),
-    "kernels": Room("values core.blocks native", "torch numpy"),
+    "kernels": Room("values core.blocks native", "torch numpy triton"),
     "native": Room("values models.cache", "torch numpy"),
     "sampling": Room("values workers.sequence", "torch numpy"),
     "channels": Room("values", "torch numpy"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,12 +19,13 @@ from minedraft_workers.execution.loading import LoadedModel, build_without_weigh
 from minedraft_workers.execution.memory import available_memory
 from minedraft_workers.execution.runner import TransformersRunner
 from minedraft_workers.execution.selfcheck import record_layers
-from minedraft_workers.kernels.base import LayerKernels, NotFused
+from minedraft_workers.kernels.base import LayerKernels, NotFused, PagedCache
 from minedraft_workers.kernels.kvcache import KVCache
 from minedraft_workers.kernels.native_kernels import NativeLayerKernels
 from minedraft_workers.kernels.tables import LayerShape
 from minedraft_workers.kernels.torch_kernels import TorchLayerKernels
 
+KERNELS = ("native", "triton", "torch", "transformers")
 AnyKernels = LayerKernels[Any, Any, Any]
 CacheT = TypeVar("CacheT")
 
@@ -36,14 +39,14 @@ def choose_native(name: str, device: Device) -> tuple[NativeLayerKernels | None,
     """Return the native kernels, or None for what comes after them, and why.
 
     Args:
-        name: "native", "torch", "transformers", or "auto": native where this machine has them.
+        name: one of KERNELS, or "auto": native where this machine has them.
 
     Raises:
         ConfigError: native kernels were asked for and cannot be had, or the name is unknown.
     """
-    if name not in ("auto", "native", "torch", "transformers"):
-        raise ConfigError("kernels", name, "must be auto, native, torch or transformers")
-    if name in ("torch", "transformers"):
+    if name not in ("auto", *KERNELS):
+        raise ConfigError("kernels", name, f"must be auto, {', '.join(KERNELS[:-1])} or {KERNELS[-1]}")
+    if name not in ("auto", "native"):
         return None, "asked for"
     try:
         if device.kind != "cpu":
@@ -59,11 +62,31 @@ def choose_native(name: str, device: Device) -> tuple[NativeLayerKernels | None,
 def list_candidates(
     name: str, native: NativeLayerKernels | None, device: torch.device, dtype: torch.dtype
 ) -> list[AnyKernels]:
-    """Return the layers' kernels to try, the best first; transformers' own code comes after them."""
+    """Return the layers' kernels to try, the best first; transformers' own code comes after them.
+
+    Raises:
+        ConfigError: Triton's were asked for and it is not installed, or the device is no GPU.
+    """
     candidates: list[AnyKernels] = [] if native is None else [native]
+    if name == "triton" or (name == "auto" and device.type == "cuda" and _has_triton()):
+        candidates.append(_make_triton(device, dtype))
     if name in ("auto", "torch"):
         candidates.append(TorchLayerKernels(device, dtype))
     return candidates
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _make_triton(device: torch.device, dtype: torch.dtype) -> AnyKernels:
+    if not _has_triton():
+        raise ConfigError("kernels", "triton", "needs the package triton, which a torch for CUDA brings along")
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ConfigError("kernels", "triton", "run on a GPU, not on a CPU")
+    from minedraft_workers.kernels.triton_kernels import TritonLayerKernels
+
+    return TritonLayerKernels(device, dtype)
 
 
 def foresee_kernels(model_dir: Path, *, dtype: str, kernels: str, device: Device) -> str:
@@ -80,7 +103,7 @@ def foresee_kernels(model_dir: Path, *, dtype: str, kernels: str, device: Device
         try:
             _find_layers(model, candidate, model_dir)
         except (NotFused, ModelError) as error:
-            if kernels == "native":
+            if kernels == candidate.name.split()[0] != "torch":
                 raise ConfigError("kernels", kernels, f"do not fit this model: {error}") from error
             reason = f"{candidate.name} kernels do not fit this model: {error}"
             continue
@@ -110,12 +133,13 @@ def make_fused(
     """
     model = loaded.model
     layers = _find_layers(model, kernels, model_dir)
-    bytes_per_block = kernels.block_bytes(layers, block_size, model.dtype)
-    count = _choose_blocks(num_blocks, bytes_per_block, block_size, model.device)
-    cache = _make_cache(lambda: kernels.make_cache(layers, count, block_size, model.dtype), count, bytes_per_block)
-    capacity = count * block_size
-    context = capacity if max_model_len is None else min(max_model_len, capacity)
-    return FusedDecoder(model, cache, kernels, context)
+
+    def make_cache() -> PagedCache[Any]:
+        bytes_per_block = kernels.block_bytes(layers, block_size, model.dtype)
+        count = _choose_blocks(num_blocks, bytes_per_block, block_size, model.device)
+        return _make_cache(lambda: kernels.make_cache(layers, count, block_size, model.dtype), count, bytes_per_block)
+
+    return FusedDecoder(model, kernels, make_cache, max_model_len)
 
 
 def _find_layers(model: PreTrainedModel, kernels: AnyKernels, model_dir: Path) -> list[LayerShape]:

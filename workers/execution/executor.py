@@ -86,7 +86,7 @@ class Executor:
         the CPU, where memory is taken on first use, and 0.8 on CUDA. The caller calls `pin(device)` before.
 
         Args:
-            kernels: "native", "torch", "transformers", or "auto": the first of them that fits machine and model.
+            kernels: one of `choice.KERNELS`, or "auto": the first of them that fits machine and model.
                 A model that "torch" does not fit runs in transformers' own code.
 
         Raises:
@@ -105,7 +105,7 @@ class Executor:
                 described = replace(loaded, read_bytes=fused.read_bytes)
                 return cls._checked(model_dir, fused, described, config, context, device, reason)
             except (NotFused, ModelError) as error:
-                if kernels == "native":
+                if kernels == candidate.name.split()[0] != "torch":
                     raise ConfigError("kernels", kernels, f"do not fit this model: {error}") from error
                 reason = f"{candidate.name} kernels do not fit this model: {error}"
         runner, loaded = make_transformers(loaded, device, model_dir, num_blocks, block_size)

@@ -7,7 +7,7 @@ Whether that gives the model's own numbers is decided by the self-check at load,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -51,12 +51,24 @@ class _Forward(Generic[PlanT]):
     sin: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Weights(Generic[WeightT]):
+    """embedding: [ids, hidden size]; None where `output` is looked up, which it is tied to."""
+
+    layers: list[_Layer[WeightT]]
+    final_norm: torch.Tensor
+    output: WeightT
+    embedding: torch.Tensor | None
+
+
 class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
     """Runs a whole forward on the layers' kernels.
 
     Args:
-        model: as transformers has loaded it; its weights are copied.
-        cache: for its layers, made by these kernels.
+        model: as transformers has loaded it. Its weights are packed; it still runs by itself, and where packing
+            needs no other layout it shares memory with them.
+        make_cache: makes the cache of these kernels, once the weights are packed: only then is it known what
+            memory is free.
         max_model_len: positions that can occur.
 
     Attributes:
@@ -69,29 +81,25 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
     def __init__(
         self,
         model: PreTrainedModel,
-        cache: PagedCache[LayerCacheT],
         kernels: LayerKernels[WeightT, LayerCacheT, PlanT],
-        max_model_len: int,
+        make_cache: Callable[[], PagedCache[LayerCacheT]],
+        max_model_len: int | None = None,
     ) -> None:
         self.kernels = kernels.name
         self.is_batch_invariant = kernels.is_batch_invariant
         self._ops = kernels
-        self._cache = cache
         self._device, self._dtype = model.device, model.dtype
         decoder: Any = model.get_decoder()
         first = check_structure(model).self_attn
         self._scale = float(first.scaling)
         self._head_dim = int(first.head_dim)
         self._eps = float(decoder.norm.variance_epsilon)
-        self._layers = [self._pack_layer(layer) for layer in decoder.layers]
-        self._final_norm = decoder.norm.weight.detach().clone()
-        embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings()
-        is_tied = embedding is output.weight
-        self._output = self._pack([output], is_embedding=is_tied)
-        # A tied embedding is looked up where the output layer has it.
-        self._embedding = None if is_tied else embedding.detach()
         self._rotary = decoder.rotary_emb
-        self._angles = self._make_angles(min(max_model_len, _MAX_FIRST_ANGLES))
+        self._angles = self._make_angles(16)
+        self._weights = _pack(model, kernels)
+        self._cache = make_cache()
+        capacity = self._cache.pool.num_blocks * self._cache.pool.block_size
+        self._angles = self._make_angles(min(max_model_len or capacity, capacity, _MAX_FIRST_ANGLES))
 
     @property
     def tables(self) -> BlockTables:
@@ -99,13 +107,13 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
 
     @property
     def num_layers(self) -> int:
-        return len(self._layers)
+        return len(self._weights.layers)
 
     @property
     def read_bytes(self) -> int:
         """Bytes of weights that a forward reads, as stored."""
-        weights = [self._output]
-        for layer in self._layers:
+        weights = [self._weights.output]
+        for layer in self._weights.layers:
             weights += [layer.qkv, layer.output, layer.gate_up, layer.down]
         return sum(map(self._ops.read_bytes, weights))
 
@@ -113,35 +121,37 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         """Implements `Runner`."""
         forward = self._begin(rows.spans, rows.positions)
         residual = self.embed(rows.ids)
-        normed = self._ops.rms_norm(residual, self._layers[0].input_norm, self._eps)
-        for index in range(len(self._layers)):
+        normed = self._ops.rms_norm(residual, self._weights.layers[0].input_norm, self._eps)
+        for index in range(len(self._weights.layers)):
             mixed = self._layer(index, normed, residual, forward)
-            is_last = index + 1 == len(self._layers)
-            norm = self._final_norm if is_last else self._layers[index + 1].input_norm
+            is_last = index + 1 == len(self._weights.layers)
+            norm = self._weights.final_norm if is_last else self._weights.layers[index + 1].input_norm
             normed = self._ops.rms_norm(mixed, norm, self._eps, residual=residual)
         if len(rows.logit_rows) < len(normed):
             normed = normed.index_select(0, to_device(rows.logit_rows, self._device))
         else:  # all rows, but perhaps in another order
             normed = normed if _ascends(rows.logit_rows) else normed[to_device(rows.logit_rows, self._device)]
-        return self._ops.linear(normed, self._output, as_float32=True)
+        return self._ops.linear(normed, self._weights.output, as_float32=True)
 
     def run_layer(self, index: int, hidden: torch.Tensor, span: QuerySpan) -> torch.Tensor:
         """Return what a layer makes of the residual stream of one span, both [rows, hidden size]."""
         forward = self._begin([span], np.arange(span.start, span.start + span.num_tokens))
         residual = hidden.clone()
-        normed = self._ops.rms_norm(residual, self._layers[index].input_norm, self._eps)
+        normed = self._ops.rms_norm(residual, self._weights.layers[index].input_norm, self._eps)
         return residual.add_(self._layer(index, normed, residual, forward))
 
     def finish(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32, of the last layer's output, [rows, hidden size]."""
-        return self._ops.linear(self._ops.rms_norm(hidden, self._final_norm, self._eps), self._output, as_float32=True)
+        return self._ops.linear(
+            self._ops.rms_norm(hidden, self._weights.final_norm, self._eps), self._weights.output, as_float32=True
+        )
 
     def embed(self, ids: np.ndarray) -> torch.Tensor:
         """Return the embedding, [rows, hidden size], of int64 ids [rows]."""
         indices = to_device(ids, self._device)
-        if self._embedding is None:
-            return self._ops.rows(self._output, indices).to(self._dtype)
-        embedded: torch.Tensor = self._embedding.index_select(0, indices)
+        if self._weights.embedding is None:
+            return self._ops.rows(self._weights.output, indices).to(self._dtype)
+        embedded: torch.Tensor = self._weights.embedding.index_select(0, indices)
         return embedded
 
     def _begin(self, spans: Sequence[QuerySpan], positions: np.ndarray) -> _Forward[PlanT]:
@@ -156,7 +166,7 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         self, index: int, normed: torch.Tensor, residual: torch.Tensor, forward: _Forward[PlanT]
     ) -> torch.Tensor:
         """Add the attention's output to `residual` and return the MLP's output; all are [rows, hidden size]."""
-        ops, layer, cache, plan = self._ops, self._layers[index], self._cache.layer_caches[index], forward.plan
+        ops, layer, cache, plan = self._ops, self._weights.layers[index], self._cache.layer_caches[index], forward.plan
         qkv = ops.linear(normed, layer.qkv)
         num_rotated = qkv.shape[1] - layer.num_value_columns
         first_key = num_rotated - layer.num_key_columns
@@ -173,30 +183,44 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
             raise NotFused(f"a rotary embedding of {cos.shape[-1]} of a head's {self._head_dim} dimensions")
         return cos[0].contiguous(), sin[0].contiguous()
 
-    def _pack_layer(self, layer: Any) -> _Layer[WeightT]:  # noqa: ANN401 - a layer of transformers
-        attention, mlp = layer.self_attn, layer.mlp
-        return _Layer(
-            input_norm=layer.input_layernorm.weight.detach().clone(),
-            qkv=self._pack([attention.q_proj, attention.k_proj, attention.v_proj]),
-            output=self._pack([attention.o_proj]),
-            mlp_norm=layer.post_attention_layernorm.weight.detach().clone(),
-            gate_up=self._pack([mlp.gate_proj, mlp.up_proj]),
-            down=self._pack([mlp.down_proj]),
-            num_key_columns=attention.k_proj.out_features,
-            num_value_columns=attention.v_proj.out_features,
-        )
 
-    def _pack(self, linears: Sequence[nn.Linear], *, is_embedding: bool = False) -> WeightT:
-        """Pack linear layers of the same input as one."""
-        weight = linears[0].weight if len(linears) == 1 else torch.cat([linear.weight.detach() for linear in linears])
-        bias = None
-        if any(linear.bias is not None for linear in linears):
-            parts = [
-                linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
-                for linear in linears
-            ]
-            bias = torch.cat(parts)
-        return self._ops.pack(weight, bias, is_embedding=is_embedding)
+def _pack(model: PreTrainedModel, kernels: LayerKernels[WeightT, Any, Any]) -> _Weights[WeightT]:
+    decoder: Any = model.get_decoder()
+    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings()
+    is_tied = embedding is output.weight
+    return _Weights(
+        layers=[_pack_layer(layer, kernels) for layer in decoder.layers],
+        final_norm=decoder.norm.weight.detach(),
+        output=kernels.pack(output.weight, output.bias, is_embedding=is_tied),
+        embedding=None if is_tied else embedding.detach(),
+    )
+
+
+def _pack_layer(layer: Any, kernels: LayerKernels[WeightT, Any, Any]) -> _Layer[WeightT]:  # noqa: ANN401 - transformers'
+    attention, mlp = layer.self_attn, layer.mlp
+    return _Layer(
+        input_norm=layer.input_layernorm.weight.detach(),
+        qkv=_merge([attention.q_proj, attention.k_proj, attention.v_proj], kernels),
+        output=kernels.pack(attention.o_proj.weight, attention.o_proj.bias),
+        mlp_norm=layer.post_attention_layernorm.weight.detach(),
+        gate_up=_merge([mlp.gate_proj, mlp.up_proj], kernels),
+        down=kernels.pack(mlp.down_proj.weight, mlp.down_proj.bias),
+        num_key_columns=attention.k_proj.out_features,
+        num_value_columns=attention.v_proj.out_features,
+    )
+
+
+def _merge(linears: Sequence[nn.Linear], kernels: LayerKernels[WeightT, Any, Any]) -> WeightT:
+    """Pack linear layers of the same input as one."""
+    sizes = [linear.out_features for linear in linears]
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    for linear, part in zip(linears, torch.split(weight, sizes), strict=True):
+        linear.weight = nn.Parameter(part, requires_grad=False)  # a view: there are never two copies of a model
+    bias = None
+    if any(linear.bias is not None for linear in linears):
+        zeros = (weight.new_zeros(size) for size in sizes)
+        bias = torch.cat([z if linear.bias is None else linear.bias for linear, z in zip(linears, zeros, strict=True)])
+    return kernels.pack(weight, bias)
 
 
 def _ascends(rows: np.ndarray) -> bool:

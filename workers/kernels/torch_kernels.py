@@ -25,23 +25,16 @@ class TorchWeight:
     dense: torch.Tensor | None
 
 
-class TorchLayerKernels:
-    """Torch's operators. A row's result may depend on the number of rows, because matmuls are chosen by it.
+class TorchLinears:
+    """Linear layers by torch, on any device.
 
     Args:
         device: where everything lies. dtype: of the weights and the rows.
     """
 
-    name = "torch"
-    is_batch_invariant = False
-
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._device = device
         self._packer = LinearPacker(dtype) if device.type == "cpu" else None
-        self._scratch = Scratch()
-
-    def check(self, layers: Sequence[LayerShape], dtype: torch.dtype) -> None:
-        """Implements `LayerKernels`; every shape will do."""
 
     def pack(
         self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, is_embedding: bool = False
@@ -58,6 +51,30 @@ class TorchLayerKernels:
         """Implements `LayerKernels`."""
         return weight.read_bytes
 
+    def rows(self, weight: TorchWeight, ids: torch.Tensor) -> torch.Tensor:
+        """Implements `LayerKernels`."""
+        assert weight.dense is not None, "packed as an embedding"
+        return weight.dense.index_select(0, ids)
+
+    def linear(self, x: torch.Tensor, weight: TorchWeight, *, as_float32: bool = False) -> torch.Tensor:
+        """Implements `LayerKernels`."""
+        y: torch.Tensor = weight.linear(x)
+        return y.float() if as_float32 else y
+
+
+class TorchLayerKernels(TorchLinears):
+    """Torch's operators. A row's result may depend on the number of rows, because matmuls are chosen by it."""
+
+    name = "torch"
+    is_batch_invariant = False
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(device, dtype)
+        self._scratch = Scratch()
+
+    def check(self, layers: Sequence[LayerShape], dtype: torch.dtype) -> None:
+        """Implements `LayerKernels`; every shape will do."""
+
     def block_bytes(self, layers: Sequence[LayerShape], block_size: int, dtype: torch.dtype) -> int:
         """Implements `LayerKernels`."""
         return KVCache.block_bytes(layers, block_size, dtype)
@@ -70,16 +87,6 @@ class TorchLayerKernels:
         """Implements `LayerKernels`."""
         assert isinstance(cache, KVCache), "made by `make_cache`"
         return ForwardContext(cache, self._scratch, spans)
-
-    def rows(self, weight: TorchWeight, ids: torch.Tensor) -> torch.Tensor:
-        """Implements `LayerKernels`."""
-        assert weight.dense is not None, "packed as an embedding"
-        return weight.dense.index_select(0, ids)
-
-    def linear(self, x: torch.Tensor, weight: TorchWeight, *, as_float32: bool = False) -> torch.Tensor:
-        """Implements `LayerKernels`."""
-        y: torch.Tensor = weight.linear(x)
-        return y.float() if as_float32 else y
 
     def rms_norm(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None

@@ -161,12 +161,15 @@ def test_a_rotary_embedding_of_a_part_of_the_head_is_not_fused(tmp_path: Path, m
 
     folder = make_tiny_model(tmp_path / "m", **HEADS)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    cache = NativeCache([LayerShape(2, 16, 16)] * 2, 4, 16, torch.bfloat16)
-    FusedDecoder(model, cache, NativeLayerKernels(), 64)
+
+    def make_cache() -> NativeCache:
+        return NativeCache([LayerShape(2, 16, 16)] * 2, 4, 16, torch.bfloat16)
+
+    FusedDecoder(model, NativeLayerKernels(), make_cache)
     whole = LlamaRotaryEmbedding.forward
     monkeypatch.setattr(LlamaRotaryEmbedding, "forward", rotate_half_of_it)
     with pytest.raises(NotFused, match="8 of a head's 16 dimensions"):
-        FusedDecoder(model, cache, NativeLayerKernels(), 64)
+        FusedDecoder(model, NativeLayerKernels(), make_cache)
 
 
 @pytest.mark.parametrize("kernels", ["native", "torch"])
@@ -176,7 +179,7 @@ def test_a_nan_stays_with_its_request_and_does_not_reach_the_next_owner_of_its_b
     executor = load(make_tiny_model(tmp_path / "m", **HEADS), kernels=kernels)
     alone = executor.forward([ForwardSpan(1, 0, text(20), 1)])
     executor.release(1)
-    executor._runner._embedding[299] = torch.nan
+    executor._runner._weights.embedding[299] = torch.nan
     poisoned = executor.forward([ForwardSpan(2, 0, [299] * 20, 1), ForwardSpan(1, 0, text(20), 1)])
     assert poisoned[0].isnan().all()
     torch.testing.assert_close(poisoned[1:], alone)
@@ -201,5 +204,5 @@ def test_what_is_asked_for_is_used(kernels: str, tmp_path: Path) -> None:
     executor = load(make_tiny_model(tmp_path / "m", **HEADS), kernels=kernels)
     assert (executor.kernels, executor.kernels_reason) == (kernels, "asked for")
     assert not executor.is_batch_invariant
-    with pytest.raises(ConfigError, match="must be auto, native, torch or transformers"):
+    with pytest.raises(ConfigError, match="must be auto, native, triton, torch or transformers"):
         load(tmp_path / "m", kernels="fast")
