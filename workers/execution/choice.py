@@ -17,7 +17,7 @@ from minedraft_workers.device import torch_device
 from minedraft_workers.execution.fused import FusedDecoder, check_structure
 from minedraft_workers.execution.loading import LoadedModel, build_without_weights, choose_dtype, pack_for_torch
 from minedraft_workers.execution.memory import available_memory
-from minedraft_workers.execution.runner import TransformersRunner
+from minedraft_workers.execution.runner import Runner, TransformersRunner
 from minedraft_workers.execution.selfcheck import record_layers
 from minedraft_workers.kernels.base import LayerKernels, NotFused, PagedCache
 from minedraft_workers.kernels.kvcache import KVCache
@@ -150,6 +150,16 @@ def _find_layers(model: PreTrainedModel, kernels: AnyKernels, model_dir: Path) -
         raise NotFused(", ".join(sorted(specials)))
     kernels.check(layers, model.dtype)
     return layers
+
+
+def with_graphs(decoder: FusedDecoder[Any, Any, Any], max_model_len: int | None) -> Runner:
+    """Return what runs the decoder: by CUDA graphs, where its kernels can be captured."""
+    if decoder.kernels != "triton" or decoder.device.type != "cuda":
+        return decoder
+    from minedraft_workers.execution.graphs import GraphRunner
+
+    pool = decoder.tables.pool
+    return GraphRunner(decoder, max_model_len or pool.num_blocks * pool.block_size)
 
 
 def make_transformers(

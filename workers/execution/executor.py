@@ -14,7 +14,13 @@ from minedraft.device import Device
 from minedraft.errors import ConfigError, ModelError, ProtocolError
 from minedraft.models.model_config import max_context
 from minedraft_workers.device import torch_device
-from minedraft_workers.execution.choice import choose_native, list_candidates, make_fused, make_transformers
+from minedraft_workers.execution.choice import (
+    choose_native,
+    list_candidates,
+    make_fused,
+    make_transformers,
+    with_graphs,
+)
 from minedraft_workers.execution.loading import LoadedModel, choose_dtype, load_model, read_config
 from minedraft_workers.execution.runner import PackedRows, Runner
 from minedraft_workers.execution.selfcheck import check_layers, check_packed_forward
@@ -103,7 +109,7 @@ class Executor:
                 fused = make_fused(loaded, candidate, model_dir, num_blocks, block_size, context)
                 check_layers(fused, loaded.model, model_dir)
                 described = replace(loaded, read_bytes=fused.read_bytes)
-                return cls._checked(model_dir, fused, described, config, context, device, reason)
+                return cls._checked(model_dir, with_graphs(fused, context), described, config, context, device, reason)
             except (NotFused, ModelError) as error:
                 if kernels == candidate.name.split()[0] != "torch":
                     raise ConfigError("kernels", kernels, f"do not fit this model: {error}") from error

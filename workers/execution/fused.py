@@ -43,6 +43,19 @@ class _Layer(Generic[WeightT]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ForwardInputs(Generic[PlanT]):
+    """A forward's input, all of it on the device.
+
+    ids, positions: int64 [rows]. logit_rows: int64 [n], the rows whose logits are wanted; None for all.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    plan: PlanT
+    logit_rows: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Forward(Generic[PlanT]):
     """What all layers share. cos, sin: [rows, head dim]."""
 
@@ -72,7 +85,7 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         max_model_len: positions that can occur.
 
     Attributes:
-        kernels: the kernels' name.
+        kernels: the kernels' name. device: where everything lies.
 
     Raises:
         NotFused: the model has a part that is not fused here.
@@ -88,7 +101,7 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         self.kernels = kernels.name
         self.is_batch_invariant = kernels.is_batch_invariant
         self._ops = kernels
-        self._device, self._dtype = model.device, model.dtype
+        self.device, self._dtype = model.device, model.dtype
         decoder: Any = model.get_decoder()
         first = check_structure(model).self_attn
         self._scale = float(first.scaling)
@@ -119,23 +132,40 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
 
     def run(self, rows: PackedRows) -> torch.Tensor:
         """Implements `Runner`."""
-        forward = self._begin(rows.spans, rows.positions)
-        residual = self.embed(rows.ids)
+        self.reserve_positions(int(rows.positions.max()) + 1)
+        has_all = len(rows.logit_rows) == len(rows.ids) and _ascends(rows.logit_rows)
+        return self.compute(
+            ForwardInputs(
+                to_device(rows.ids, self.device),
+                to_device(rows.positions, self.device),
+                self._ops.plan(self._cache, rows.spans),
+                None if has_all else to_device(rows.logit_rows, self.device),
+            )
+        )
+
+    def compute(self, inputs: ForwardInputs[PlanT]) -> torch.Tensor:
+        """Return the logits asked for, float32 [n, columns]. Nothing of it happens on the host but the launches."""
+        forward = self._begin(inputs.positions, inputs.plan)
+        residual = self.embed(inputs.ids)
         normed = self._ops.rms_norm(residual, self._weights.layers[0].input_norm, self._eps)
         for index in range(len(self._weights.layers)):
             mixed = self._layer(index, normed, residual, forward)
             is_last = index + 1 == len(self._weights.layers)
             norm = self._weights.final_norm if is_last else self._weights.layers[index + 1].input_norm
             normed = self._ops.rms_norm(mixed, norm, self._eps, residual=residual)
-        if len(rows.logit_rows) < len(normed):
-            normed = normed.index_select(0, to_device(rows.logit_rows, self._device))
-        else:  # all rows, but perhaps in another order
-            normed = normed if _ascends(rows.logit_rows) else normed[to_device(rows.logit_rows, self._device)]
+        if inputs.logit_rows is not None:
+            normed = normed.index_select(0, inputs.logit_rows)
         return self._ops.linear(normed, self._weights.output, as_float32=True)
+
+    def reserve_positions(self, num_positions: int) -> None:
+        """Compute the rotary angles of that many positions, unless they are known."""
+        if num_positions > len(self._angles[0]):
+            self._angles = self._make_angles(2 * num_positions)
 
     def run_layer(self, index: int, hidden: torch.Tensor, span: QuerySpan) -> torch.Tensor:
         """Return what a layer makes of the residual stream of one span, both [rows, hidden size]."""
-        forward = self._begin([span], np.arange(span.start, span.start + span.num_tokens))
+        positions = torch.arange(span.start, span.start + span.num_tokens, device=self.device)
+        forward = self._begin(positions, self._ops.plan(self._cache, [span]))
         residual = hidden.clone()
         normed = self._ops.rms_norm(residual, self._weights.layers[index].input_norm, self._eps)
         return residual.add_(self._layer(index, normed, residual, forward))
@@ -146,21 +176,15 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
             self._ops.rms_norm(hidden, self._weights.final_norm, self._eps), self._weights.output, as_float32=True
         )
 
-    def embed(self, ids: np.ndarray) -> torch.Tensor:
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the embedding, [rows, hidden size], of int64 ids [rows]."""
-        indices = to_device(ids, self._device)
         if self._weights.embedding is None:
-            return self._ops.rows(self._weights.output, indices).to(self._dtype)
-        embedded: torch.Tensor = self._weights.embedding.index_select(0, indices)
-        return embedded
+            return self._ops.rows(self._weights.output, ids).to(self._dtype)
+        return self._weights.embedding.index_select(0, ids)
 
-    def _begin(self, spans: Sequence[QuerySpan], positions: np.ndarray) -> _Forward[PlanT]:
-        last = int(positions.max())
-        if last >= len(self._angles[0]):
-            self._angles = self._make_angles(2 * (last + 1))
-        indices = to_device(positions, self._device)
-        cos, sin = (angles.index_select(0, indices) for angles in self._angles)
-        return _Forward(self._ops.plan(self._cache, spans), cos, sin)
+    def _begin(self, positions: torch.Tensor, plan: PlanT) -> _Forward[PlanT]:
+        cos, sin = (angles.index_select(0, positions) for angles in self._angles)
+        return _Forward(plan, cos, sin)
 
     def _layer(
         self, index: int, normed: torch.Tensor, residual: torch.Tensor, forward: _Forward[PlanT]
@@ -177,8 +201,8 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         return ops.linear(ops.silu_mul(ops.linear(normed, layer.gate_up)), layer.down)
 
     def _make_angles(self, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-        like = torch.empty(0, dtype=self._dtype, device=self._device)
-        cos, sin = self._rotary(like, torch.arange(num_positions, device=self._device)[None])
+        like = torch.empty(0, dtype=self._dtype, device=self.device)
+        cos, sin = self._rotary(like, torch.arange(num_positions, device=self.device)[None])
         if cos.shape[-1] != self._head_dim:
             raise NotFused(f"a rotary embedding of {cos.shape[-1]} of a head's {self._head_dim} dimensions")
         return cos[0].contiguous(), sin[0].contiguous()

@@ -71,7 +71,7 @@ def check_layers(decoder: FusedDecoder[Any, Any, Any], model: PreTrainedModel, m
     stream, logits = _record_stream(model, ids)
     span = QuerySpan(0, length, np.array(tables.resize([(0, length)])[0]))
     found: list[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor | None]] = [
-        ("the embedding", decoder.embed(ids), stream[0], None)
+        ("the embedding", decoder.embed(torch.from_numpy(ids).to(model.device)), stream[0], None)
     ]
     for index, (before, after) in enumerate(pairwise(stream)):
         found.append((f"layer {index}", decoder.run_layer(index, before, span), after, before))

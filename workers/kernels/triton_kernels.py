@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -53,17 +54,61 @@ class TritonCache(PagedCache[TritonLayer]):
         ]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PiecePlan:
-    """What all layers must know of a forward, int64 on the device.
+@dataclass(frozen=True, slots=True)
+class PlanSize:
+    """Rows, pieces, and blocks of the longest table."""
 
-    pieces: [n, 3], each piece's first row, tokens and first position. tables: [n, width], its request's blocks.
-    slots: [rows], where each row is stored: block * block_size + offset.
+    num_rows: int
+    num_pieces: int
+    width: int
+
+    @classmethod
+    def of(cls, spans: Sequence[QuerySpan]) -> Self:
+        """Return the least size that holds these spans."""
+        num_pieces = sum(-(-span.num_tokens // PIECE_LEN) for span in spans)
+        return cls(sum(span.num_tokens for span in spans), num_pieces, max(span.num_blocks for span in spans))
+
+    @property
+    def num_numbers(self) -> int:
+        return self.num_pieces * (3 + self.width) + self.num_rows
+
+
+class PiecePlan:
+    """What all layers must know of a forward: views of one int64 buffer, [size.num_numbers], on the device.
+
+    Attributes:
+        pieces: [n, 3], each piece's first row, tokens and first position; zeros for a piece of padding.
+        tables: [n, width], its request's blocks. slots: [rows], where each row is stored: block * block_size +
+            offset; a row of padding goes to the block after the cache's last.
+        has_padding: whether there may be rows that are in no piece.
     """
 
-    pieces: torch.Tensor
-    tables: torch.Tensor
-    slots: torch.Tensor
+    def __init__(self, buffer: torch.Tensor, size: PlanSize, *, has_padding: bool = False) -> None:
+        self.buffer = buffer
+        self.has_padding = has_padding
+        pieces, tables, self.slots = torch.split(
+            buffer, [3 * size.num_pieces, size.width * size.num_pieces, size.num_rows]
+        )
+        self.pieces, self.tables = pieces.view(-1, 3), tables.view(-1, size.width)
+
+
+def fill_plan(spans: Sequence[QuerySpan], size: PlanSize, block_size: int, padding_slot: int) -> np.ndarray:
+    """Return the buffer of a plan of this size, which may have room for more, on the host."""
+    host = np.zeros(size.num_numbers, dtype=np.int64)
+    pieces = host[: 3 * size.num_pieces].reshape(-1, 3)
+    tables = host[3 * size.num_pieces : (3 + size.width) * size.num_pieces].reshape(-1, size.width)
+    slots = host[(3 + size.width) * size.num_pieces :]
+    row = piece = 0
+    for span in spans:
+        for offset in range(0, span.num_tokens, PIECE_LEN):
+            pieces[piece] = row + offset, min(PIECE_LEN, span.num_tokens - offset), span.start + offset
+            tables[piece, : span.num_blocks] = span.blocks
+            piece += 1
+        tokens = np.arange(span.start, span.start + span.num_tokens)
+        slots[row : row + span.num_tokens] = span.blocks[tokens // block_size] * block_size + tokens % block_size
+        row += span.num_tokens
+    slots[row:] = padding_slot
+    return host
 
 
 class TritonLayerKernels(TorchLinears):
@@ -87,30 +132,9 @@ class TritonLayerKernels(TorchLinears):
 
     def plan(self, cache: PagedCache[TritonLayer], spans: Sequence[QuerySpan]) -> PiecePlan:
         """Implements `LayerKernels`; everything goes to the device in one copy."""
-        block_size = cache.pool.block_size
-        pieces, tables, first_row = [], [], 0
-        for span in spans:
-            for offset in range(0, span.num_tokens, PIECE_LEN):
-                pieces.append((first_row + offset, min(PIECE_LEN, span.num_tokens - offset), span.start + offset))
-                tables.append(span.blocks)
-            first_row += span.num_tokens
-        width = max(map(len, tables))
-        host = np.zeros(len(pieces) * (3 + width) + first_row, dtype=np.int64)
-        num_numbers = 3 * len(pieces), (3 + width) * len(pieces)
-        host[: num_numbers[0]] = np.asarray(pieces).reshape(-1)
-        for row, table in zip(host[num_numbers[0] : num_numbers[1]].reshape(-1, width), tables, strict=True):
-            row[: len(table)] = table
-        at = num_numbers[1]
-        for span in spans:
-            tokens = np.arange(span.start, span.start + span.num_tokens)
-            host[at : at + span.num_tokens] = span.blocks[tokens // block_size] * block_size + tokens % block_size
-            at += span.num_tokens
-        device = to_device(host, self._device)
-        return PiecePlan(
-            device[: num_numbers[0]].view(-1, 3),
-            device[num_numbers[0] : num_numbers[1]].view(-1, width),
-            device[num_numbers[1] :],
-        )
+        size, pool = PlanSize.of(spans), cache.pool
+        host = fill_plan(spans, size, pool.block_size, pool.num_blocks * pool.block_size)
+        return PiecePlan(to_device(host, self._device), size)
 
     def rms_norm(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
@@ -156,7 +180,8 @@ class TritonLayerKernels(TorchLinears):
         shape, block_size = cache.shape, cache.keys.shape[2]
         group = query.shape[1] // (shape.num_heads * shape.key_dim)
         width = group * shape.num_heads * shape.value_dim
-        out = torch.empty(len(query), width, dtype=query.dtype, device=query.device)
+        # No piece writes the rows of padding, whose numbers may be anything but must not overflow from layer to layer.
+        out = query.new_zeros(len(query), width) if plan.has_padding else query.new_empty(len(query), width)
         programs.attend_piece[len(plan.pieces), shape.num_heads](
             query, cache.keys, cache.values, out, plan.pieces, plan.tables, query.stride(0), plan.tables.stride(0),
             scale, HEADS=shape.num_heads, GROUP=group, BLOCK_SIZE=block_size, KEY_DIM=shape.key_dim,

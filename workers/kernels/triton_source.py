@@ -77,6 +77,7 @@ def attend_piece(
         mixed = mixed * factor[:, None] + tl.dot(shares.to(v.dtype), v, input_precision="ieee")
         largest = found
     e = tl.arange(0, VALUE_LANES)
+    total = tl.where(total == 0, 1.0, total)  # of a piece of padding
     tl.store(
         out + ((row * HEADS * GROUP + query_head) * VALUE_DIM)[:, None] + e[None, :],
         (mixed / total[:, None]).to(out.dtype.element_ty),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,7 @@ from tests.support.tiny_models import add_noise, make_tiny_model
 
 pytest.importorskip("triton")
 
+from minedraft_workers.execution.graphs import GraphRunner
 from minedraft_workers.kernels.triton_kernels import TritonLayerKernels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -100,6 +104,37 @@ def test_a_piece_does_not_depend_on_its_neighbours() -> None:
         assert torch.equal(kernels.attend(layer, query[rows], kernels.plan(cache, [span]), 0.25), together[rows])
 
 
+def load(folder: Path, kernels: str) -> Executor:
+    device = Device.parse("cuda:0" if DEVICE.type == "cuda" else "cpu:0").here()
+    return Executor.load(folder, device=device, dtype="float32", num_blocks=64, block_size=4, kernels=kernels)
+
+
+@pytest.mark.slow
+def test_a_forward_over_padded_buffers_gives_the_same_logits(tmp_path) -> None:
+    """As under a graph: sizes repeat with other requests, fewer rows, shorter tables, freed and reused blocks."""
+    folder = add_noise(make_tiny_model(tmp_path / "m"), 0.05)
+    plain, padded = (load(folder, "triton") for _ in range(2))
+    for executor in (plain, padded):  # on a GPU it has graphs already
+        executor._runner = getattr(executor._runner, "_decoder", executor._runner)
+    padded._runner = runner = GraphRunner(padded._runner, 200, captures=DEVICE.type == "cuda")
+    rng, cached = random.Random(3), {}
+    for _ in range(8):
+        if len(cached) == 5:
+            owner = rng.choice(sorted(cached))
+            del cached[owner]
+            for executor in (plain, padded):
+                executor.release(owner)
+        wanted = rng.sample(range(9), rng.randint(1, 3))
+        lengths = {owner: rng.choice([1, 1, 3, 9]) for owner in wanted}
+        spans = [
+            ForwardSpan(owner, cached.get(owner, 0), rng.choices(range(3, 300), k=length), rng.choice([1, length]))
+            for owner, length in lengths.items()
+        ]
+        cached |= {span.request_id: span.prefix_len + len(span.tokens) for span in spans}
+        torch.testing.assert_close(padded.forward(spans), plain.forward(spans), rtol=1e-5, atol=1e-5)
+    assert len(runner._graphs) >= 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_a_model_on_triton_gives_its_own_logits(kind: str, tmp_path) -> None:
@@ -107,14 +142,7 @@ def test_a_model_on_triton_gives_its_own_logits(kind: str, tmp_path) -> None:
     folder = add_noise(make_tiny_model(tmp_path / "m", kind), 0.05)
     logits = []
     for kernels in ("torch", "triton"):
-        executor = Executor.load(
-            folder,
-            device=Device.parse("cuda:0" if DEVICE.type == "cuda" else "cpu:0").here(),
-            dtype="float32",
-            num_blocks=64,
-            block_size=4,
-            kernels=kernels,
-        )
+        executor = load(folder, kernels)
         assert executor.kernels == kernels
         executor.forward([ForwardSpan(1, 0, list(range(5, 28)), 0)])
         logits.append(executor.forward([ForwardSpan(2, 0, [9, 8], 1), ForwardSpan(1, 21, [3, 4, 5], 3)]))
