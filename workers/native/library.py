@@ -24,7 +24,11 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "silu_mul": (_I, (_P, _P, _P, _L, _P, _L, _L, _L, _I)),
     "argmax": (_I, (_P, _P, _L, _L, _L, _I, _P, _P)),
     "store": (_I, (_P, *_CACHE, _P, _P, _L, _L, _P, _L)),
-    "attention": (_I, (_P, *_CACHE, _P, _L, _P, _L, _L, _P, _L, _P, _F)),
+    "attention": (_I, (_P, *_CACHE, _P, _L, _P, _L, _L, _L, _P, _L, _P, _F)),
+    "new_program": (_P, ()),
+    "free_program": (None, (_P,)),
+    "record": (None, (_P, _P)),
+    "run": (_I, (_P, _P, _L, _P, _L, _P, _P)),
 }
 ISAS = tuple(ISA_FLAGS)
 
