@@ -17,6 +17,7 @@ from minedraft_workers.device import torch_device
 from minedraft_workers.execution.fused import FusedDecoder, check_structure
 from minedraft_workers.execution.loading import LoadedModel, build_without_weights, choose_dtype, pack_for_torch
 from minedraft_workers.execution.memory import available_memory
+from minedraft_workers.execution.programs import ProgramRunner
 from minedraft_workers.execution.runner import Runner, TransformersRunner
 from minedraft_workers.execution.selfcheck import record_layers
 from minedraft_workers.kernels.base import LayerKernels, NotFused, PagedCache
@@ -152,8 +153,10 @@ def _find_layers(model: PreTrainedModel, kernels: AnyKernels, model_dir: Path) -
     return layers
 
 
-def with_graphs(decoder: FusedDecoder[Any, Any, Any], max_model_len: int | None) -> Runner:
-    """Return what runs the decoder: by CUDA graphs, where its kernels can be captured."""
+def with_few_calls(decoder: FusedDecoder[Any, Any, Any], kernels: AnyKernels, max_model_len: int | None) -> Runner:
+    """Return what runs the decoder's forwards of few rows in one call: a recorded program, or a CUDA graph."""
+    if isinstance(kernels, NativeLayerKernels):
+        return ProgramRunner(decoder, kernels)
     if decoder.kernels != "triton" or decoder.device.type != "cuda":
         return decoder
     from minedraft_workers.execution.graphs import GraphRunner

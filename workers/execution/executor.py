@@ -19,7 +19,7 @@ from minedraft_workers.execution.choice import (
     list_candidates,
     make_fused,
     make_transformers,
-    with_graphs,
+    with_few_calls,
 )
 from minedraft_workers.execution.loading import LoadedModel, choose_dtype, load_model, read_config
 from minedraft_workers.execution.runner import PackedRows, Runner
@@ -109,7 +109,9 @@ class Executor:
                 fused = make_fused(loaded, candidate, model_dir, num_blocks, block_size, context)
                 check_layers(fused, loaded.model, model_dir)
                 described = replace(loaded, read_bytes=fused.read_bytes)
-                return cls._checked(model_dir, with_graphs(fused, context), described, config, context, device, reason)
+                return cls._checked(
+                    model_dir, with_few_calls(fused, candidate, context), described, config, context, device, reason
+                )
             except (NotFused, ModelError) as error:
                 if kernels == candidate.name.split()[0] != "torch":
                     raise ConfigError("kernels", kernels, f"do not fit this model: {error}") from error

@@ -85,7 +85,7 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         max_model_len: positions that can occur.
 
     Attributes:
-        kernels: the kernels' name. device: where everything lies.
+        kernels: the kernels' name. device: where everything lies. cache: of the keys and values.
 
     Raises:
         NotFused: the model has a part that is not fused here.
@@ -110,13 +110,13 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         self._rotary = decoder.rotary_emb
         self._angles = self._make_angles(16)
         self._weights = _pack(model, kernels)
-        self._cache = make_cache()
-        capacity = self._cache.pool.num_blocks * self._cache.pool.block_size
+        self.cache = make_cache()
+        capacity = self.cache.pool.num_blocks * self.cache.pool.block_size
         self._angles = self._make_angles(min(max_model_len or capacity, capacity, _MAX_FIRST_ANGLES))
 
     @property
     def tables(self) -> BlockTables:
-        return self._cache
+        return self.cache
 
     @property
     def num_layers(self) -> int:
@@ -138,24 +138,42 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
             ForwardInputs(
                 to_device(rows.ids, self.device),
                 to_device(rows.positions, self.device),
-                self._ops.plan(self._cache, rows.spans),
+                self._ops.plan(self.cache, rows.spans),
                 None if has_all else to_device(rows.logit_rows, self.device),
             )
         )
 
     def compute(self, inputs: ForwardInputs[PlanT]) -> torch.Tensor:
         """Return the logits asked for, float32 [n, columns]. Nothing of it happens on the host but the launches."""
-        forward = self._begin(inputs.positions, inputs.plan)
-        residual = self.embed(inputs.ids)
+        normed = self.run_layers(self.embed(inputs.ids), *self.angles(inputs.positions), inputs.plan)
+        if inputs.logit_rows is not None:
+            normed = normed.index_select(0, inputs.logit_rows)
+        return self.output(normed)
+
+    def run_layers(self, residual: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, plan: PlanT) -> torch.Tensor:
+        """Return the normed output of the last layer.
+
+        Args:
+            residual: the embedding, overwritten by the residual stream; it and the result are [rows, hidden size].
+            cos, sin: [rows, head dim].
+        """
+        forward = _Forward(plan, cos, sin)
         normed = self._ops.rms_norm(residual, self._weights.layers[0].input_norm, self._eps)
         for index in range(len(self._weights.layers)):
             mixed = self._layer(index, normed, residual, forward)
             is_last = index + 1 == len(self._weights.layers)
             norm = self._weights.final_norm if is_last else self._weights.layers[index + 1].input_norm
             normed = self._ops.rms_norm(mixed, norm, self._eps, residual=residual)
-        if inputs.logit_rows is not None:
-            normed = normed.index_select(0, inputs.logit_rows)
+        return normed
+
+    def output(self, normed: torch.Tensor) -> torch.Tensor:
+        """Return the logits, float32 [rows, columns], of the normed output of the last layer."""
         return self._ops.linear(normed, self._weights.output, as_float32=True)
+
+    def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cos and sin, [rows, head dim], of positions that are reserved."""
+        cos, sin = self._angles
+        return cos.index_select(0, positions), sin.index_select(0, positions)
 
     def reserve_positions(self, num_positions: int) -> None:
         """Compute the rotary angles of that many positions, unless they are known."""
@@ -165,16 +183,14 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
     def run_layer(self, index: int, hidden: torch.Tensor, span: QuerySpan) -> torch.Tensor:
         """Return what a layer makes of the residual stream of one span, both [rows, hidden size]."""
         positions = torch.arange(span.start, span.start + span.num_tokens, device=self.device)
-        forward = self._begin(positions, self._ops.plan(self._cache, [span]))
+        forward = _Forward(self._ops.plan(self.cache, [span]), *self.angles(positions))
         residual = hidden.clone()
         normed = self._ops.rms_norm(residual, self._weights.layers[index].input_norm, self._eps)
         return residual.add_(self._layer(index, normed, residual, forward))
 
     def finish(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32, of the last layer's output, [rows, hidden size]."""
-        return self._ops.linear(
-            self._ops.rms_norm(hidden, self._weights.final_norm, self._eps), self._weights.output, as_float32=True
-        )
+        return self.output(self._ops.rms_norm(hidden, self._weights.final_norm, self._eps))
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the embedding, [rows, hidden size], of int64 ids [rows]."""
@@ -182,15 +198,11 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
             return self._ops.rows(self._weights.output, ids).to(self._dtype)
         return self._weights.embedding.index_select(0, ids)
 
-    def _begin(self, positions: torch.Tensor, plan: PlanT) -> _Forward[PlanT]:
-        cos, sin = (angles.index_select(0, positions) for angles in self._angles)
-        return _Forward(plan, cos, sin)
-
     def _layer(
         self, index: int, normed: torch.Tensor, residual: torch.Tensor, forward: _Forward[PlanT]
     ) -> torch.Tensor:
         """Add the attention's output to `residual` and return the MLP's output; all are [rows, hidden size]."""
-        ops, layer, cache, plan = self._ops, self._weights.layers[index], self._cache.layer_caches[index], forward.plan
+        ops, layer, cache, plan = self._ops, self._weights.layers[index], self.cache.layer_caches[index], forward.plan
         qkv = ops.linear(normed, layer.qkv)
         num_rotated = qkv.shape[1] - layer.num_value_columns
         first_key = num_rotated - layer.num_key_columns

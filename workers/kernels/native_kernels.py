@@ -25,6 +25,20 @@ class NativeLayerKernels(NativeKernels):
 
     is_batch_invariant = True
 
+    def __init__(self, isa: str = "auto", num_threads: int = 1) -> None:
+        super().__init__(isa, num_threads)
+        self._results: dict[tuple[str, int, int, torch.dtype], torch.Tensor] = {}
+
+    def _new(self, kernel: str, num_rows: int, num_columns: int, dtype: torch.dtype) -> torch.Tensor:
+        """Of what a decoder's layers record, share the memory: a kernel's result is used up before the same kernel
+        makes another of its size, and memory that stays in the core's cache costs nothing."""
+        if self._recorded is None:
+            return super()._new(kernel, num_rows, num_columns, dtype)
+        key = kernel, num_rows, num_columns, dtype
+        if key not in self._results:
+            self._results[key] = super()._new(*key)
+        return self._results[key]
+
     @property
     def name(self) -> str:
         return f"native {self.isa}"

@@ -15,6 +15,7 @@ from minedraft.errors import ConfigError
 from minedraft_workers.execution.choice import foresee_kernels
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.execution.fused import FusedDecoder
+from minedraft_workers.execution.programs import MAX_ROWS
 from minedraft_workers.kernels.base import NotFused
 from minedraft_workers.kernels.native_kernels import NativeCache, NativeLayerKernels
 from minedraft_workers.kernels.tables import LayerShape
@@ -103,6 +104,21 @@ def test_a_rows_bits_depend_on_its_own_request_alone(folder: Path, dtype: str) -
             cached[span.request_id] = end
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_by_a_program_and_call_by_call_have_the_same_bits(folder: Path, dtype: str) -> None:
+    """A prompt of more rows than the program has memory for runs call by call, its pieces by the program."""
+    executor = load(folder, dtype=dtype)
+    ids = text(MAX_ROWS + 30)
+    whole = executor.forward([ForwardSpan(1, 0, ids, len(ids))])
+    by_pieces = [
+        executor.forward([ForwardSpan(2, start, ids[start : start + 31], len(ids[start : start + 31]))])
+        for start in range(0, len(ids), 31)
+    ]
+    assert torch.equal(torch.cat(by_pieces), whole)
+    mixed = executor.forward([ForwardSpan(3, 0, ids[:MAX_ROWS], 2), ForwardSpan(2, len(ids) - 1, ids[-1:], 1)])
+    assert torch.equal(mixed, torch.cat([whole[MAX_ROWS - 2 : MAX_ROWS], whole[-1:]]))
+
+
 def test_two_threads_give_the_same_bits_as_one(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "m", **HEADS)
     spans = [ForwardSpan(1, 0, text(40), 40), ForwardSpan(2, 0, text(3, 2), 3)]
@@ -179,7 +195,8 @@ def test_a_nan_stays_with_its_request_and_does_not_reach_the_next_owner_of_its_b
     executor = load(make_tiny_model(tmp_path / "m", **HEADS), kernels=kernels)
     alone = executor.forward([ForwardSpan(1, 0, text(20), 1)])
     executor.release(1)
-    executor._runner._weights.embedding[299] = torch.nan
+    decoder = getattr(executor._runner, "_decoder", executor._runner)
+    decoder._weights.embedding[299] = torch.nan
     poisoned = executor.forward([ForwardSpan(2, 0, [299] * 20, 1), ForwardSpan(1, 0, text(20), 1)])
     assert poisoned[0].isnan().all()
     torch.testing.assert_close(poisoned[1:], alone)
