@@ -1,0 +1,47 @@
+"""Step imports: every part of the product can be imported with this machine's packages, each with its time."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+
+from scripts.gpu.step import Step
+
+_MODULES = (
+    "minedraft.v1.worker_pb2_grpc",
+    "minedraft.config",
+    "minedraft.client",
+    "minedraft.bench.runner",
+    "minedraft.cli.launch",
+    "minedraft.server.composition",
+    "minedraft_workers.main",
+    "minedraft_workers.server",
+    "minedraft_workers.servicer",
+    "minedraft_workers.verifier",
+    "minedraft_workers.drafter",
+    "minedraft_workers.proposers.ngram",
+    "minedraft_workers.proposers.draft_model",
+    "tests.support.tiny_models",
+)
+
+
+def main() -> None:
+    step = Step.from_argv("imports")
+    failed = {}
+    seconds = {}
+    for name in _MODULES:
+        start_s = time.monotonic()
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # each is told, not only the first
+            failed[name] = f"{type(error).__name__}: {error}"
+            step.say(f"{name}: {failed[name]}")
+        seconds[name] = round(time.monotonic() - start_s, 2)
+        step.put("seconds", seconds)
+        step.put("failed", failed)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Step pair: the whole stack with the controlled pair, in three settings of the drafter.
+
+B: it sleeps as long as a draft takes alone: the cost of control at the device's speed, second device simulated.
+C: it computes on CPU cores: real overlap of two unlike devices.
+D: it computes on the target's device: what sharing one device costs; no overlap of devices may be read off it.
+Beside mode ar, transformers' generate answers as many requests with the same target.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from minedraft import AsyncClient, SamplingParams
+from minedraft.bench.prompts import BenchPrompt
+from minedraft.bench.runner import BenchRow, default_configs, overlap_bound, run_benchmark
+from minedraft.device import Device, usable_cores
+from minedraft.types import Mode, Role
+from scripts.gpu.controlled.model import build_model
+from scripts.gpu.controlled.service import WorkerPlan, controlled_workers, scheduler
+from scripts.gpu.controlled.shapes import SHAPES
+from scripts.gpu.controlled.token_map import TokenMap
+from scripts.gpu.controlled.tokenizer import to_text, write_tokenizer
+from scripts.gpu.step import Step
+from scripts.gpu.steps.asking import count_equal
+from scripts.gpu.steps.exact import draft_cores
+
+_NUM_CHECKED, _CHECKED_NEW = 4, 24  # answers and their tokens compared with the map, before anything is timed
+_ASSUMED_MS = 2.0  # a draft token, where step alone has not measured it
+_SLACK, _SLACK_OF_LARGER = 1.2, 2.5  # a run takes as long as the one before; one of more requests longer
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One setting of the drafter. sizes: requests per batch, each with its number of repeats, in order."""
+
+    name: str
+    sizes: tuple[tuple[int, int], ...]
+
+
+class Pair:
+    """The experiments on one running target."""
+
+    def __init__(self, step: Step, folder: Path) -> None:
+        self._step = step
+        self._folder = folder
+        scale = step.scale
+        self._shape, self._draft_shape, self._core_shape = scale.pair
+        vocab_size = SHAPES[self._shape].vocab_size
+        self._map = TokenMap.make(vocab_size, scale.alpha)
+        self._tokenizer = write_tokenizer(folder / "tokenizer", vocab_size)
+        lasts = np.random.RandomState(4).randint(vocab_size, size=(2 * max(scale.sizes), scale.prompt_len))
+        self._prompts: list[list[int]] = lasts.tolist()
+        self._run_s: dict[int, float] = {}  # of the last run, by m
+
+    async def run(self) -> None:
+        """Start all workers together, then one scheduler after the other."""
+        scale = self._step.scale
+        counts = [self._map.count(prompt[-1], scale.num_new, scale.draft_len) for prompt in self._prompts]
+        predicted = sum(count.accepted for count in counts) / sum(count.drafted for count in counts)
+        self._step.put("predicted_vsr", predicted)
+        plans = self._plans()
+        start_s = time.monotonic()
+        async with controlled_workers(self._folder, self._tokenizer, plans) as at:
+            self._step.put("start_s", round(time.monotonic() - start_s, 1))
+            for experiment in self._experiments():
+                await self._run_experiment(experiment, at["target"], at[experiment.name])
+                if experiment.name == "B":
+                    await self._compare_with_generate()
+                self._step.say(f"{experiment.name} done, {self._step.left_s:.0f} s left")
+
+    def _experiments(self) -> list[Experiment]:
+        scale = self._step.scale
+        sizes = tuple((m, scale.repeats if m == scale.sizes[0] else 1) for m in scale.sizes)
+        return [Experiment("B", sizes), Experiment("C", sizes), Experiment("D", ((scale.sizes[0], 1),))]
+
+    def _plans(self) -> list[WorkerPlan]:
+        step, scale = self._step, self._step.scale
+        cores = draft_cores() if step.is_cuda else f"cpu:{usable_cores()[0]}"
+        target_device = step.device if step.is_cuda else f"cpu:{usable_cores()[-1]}"
+        common = ("--dtype", scale.dtype, "--alpha", str(scale.alpha), "--num-blocks", str(scale.num_blocks))
+        # A device's host thread is on the critical path: it must not share a core with the drafter of C.
+        rest = [core for core in usable_cores() if core not in Device.parse(cores).cores]
+        beside = ("--host-cores", str(Device("cpu", tuple(rest)))) if step.is_cuda and rest else ()
+        on_target = ("--device", target_device, *common, *beside)
+        drafts = step.of("alone").get(self._draft_shape, {}).get("drafts", []) if step.is_cuda else []
+        step.put("draft_times", "measured alone" if drafts else "assumed")
+        draft_times = json.dumps(draft_times_ms(drafts, scale.draft_len))
+        return [
+            WorkerPlan("target", Role.VERIFIER, ("--shape", self._shape, *on_target)),
+            WorkerPlan("B", Role.DRAFTER, ("--shape", self._draft_shape, *common, "--draft-times", draft_times)),
+            WorkerPlan(
+                "C", Role.DRAFTER, ("--shape", self._core_shape, "--device", cores, *common, "--kernels", "auto")
+            ),
+            WorkerPlan("D", Role.DRAFTER, ("--shape", self._draft_shape, *on_target)),
+        ]
+
+    async def _run_experiment(self, experiment: Experiment, verifier: str, drafter: str) -> None:
+        folder = self._folder / experiment.name
+        folder.mkdir()
+        found: dict[str, Any] = {}
+        flags = ("--max-batch-size", str(2 * max(self._step.scale.sizes)))
+        async with scheduler(folder, self._tokenizer, verifier, drafter, *flags) as client:
+            found["workers"] = [
+                {"role": worker.role, "model": worker.model, "device": worker.device, "kernels": worker.kernels}
+                for worker in (await client.status()).workers
+            ]
+            found["checked"], found["equal"] = _NUM_CHECKED, await self._check(client)
+            self._step.put(experiment.name, found)
+            found["rows"] = []
+            for m, repeats in experiment.sizes:
+                rows: list[BenchRow] = []
+                for repeat in range(repeats):
+                    if self._expected_s(m) > self._step.left_s:
+                        found.setdefault("skipped", []).append(f"m={m}, run {repeat + 1}: no time left")
+                        continue
+                    rows = await self._measure(client, m, rows)
+                found["rows"] += _to_json(rows)
+                self._step.put(experiment.name, found)
+
+    def _expected_s(self, m: int) -> float:
+        """Return the seconds that a run will take, by those before."""
+        if m in self._run_s:
+            return self._run_s[m] * _SLACK
+        return max(self._run_s.values(), default=0.0) * _SLACK_OF_LARGER
+
+    async def _check(self, client: AsyncClient) -> dict[str, int]:
+        """Compare answers with the map, in every mode. It also warms the devices up."""
+        prompts = self._prompts[:_NUM_CHECKED]
+        truth = [self._map.answer(prompt[-1], _CHECKED_NEW) for prompt in prompts]
+        params = SamplingParams(max_new_tokens=_CHECKED_NEW)
+        async with client.borrow() as loan:
+            return await count_equal(client, loan, prompts, params, truth, self._step.scale.draft_len)
+
+    async def _measure(self, client: AsyncClient, m: int, before: list[BenchRow]) -> list[BenchRow]:
+        """Run every mode once and return the rows with the runs before."""
+        scale = self._step.scale
+        params = SamplingParams(max_new_tokens=scale.num_new, ignore_eos=True)
+        prompts = [BenchPrompt("ids", to_text(prompt)) for prompt in self._prompts[: 2 * m]]
+        start_s = time.monotonic()
+        async with client.borrow() as loan:
+            rows = await run_benchmark(
+                client, loan, default_configs(m, scale.draft_len), prompts, params, num_repeats=1
+            )
+        self._run_s[m] = time.monotonic() - start_s
+        for row, old in zip(rows, before, strict=False):
+            row.runs = [*old.runs, *row.runs]
+        return rows
+
+    async def _compare_with_generate(self) -> None:
+        """Time generate on as many requests as the first ar row has, with the same target."""
+        scale = self._step.scale
+        prompts = self._prompts[: 2 * scale.sizes[0]]
+        truth = [self._map.answer(prompt[-1], scale.num_new) for prompt in prompts]
+        found = await asyncio.to_thread(self._time_generate, prompts, truth)
+        self._step.put("generate", found)
+
+    def _time_generate(self, prompts: list[list[int]], truth: list[list[int]]) -> dict[str, Any]:
+        scale, device = self._step.scale, torch.device(self._step.device)
+        dtype = getattr(torch, scale.dtype)
+        model = build_model(SHAPES[self._shape], self._map.target, dtype, device, "sdpa")
+        ids = torch.tensor(prompts, device=device)
+        seconds = []
+        for _ in range(2):  # the first one also loads kernels
+            start_s = time.monotonic()
+            full = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=scale.num_new,
+                min_new_tokens=scale.num_new,
+                do_sample=False,
+                pad_token_id=0,
+            )
+            answers = full[:, ids.shape[1] :].tolist()
+            seconds.append(time.monotonic() - start_s)
+        equal = sum(ours == theirs for ours, theirs in zip(answers, truth, strict=True))
+        tokens_per_s = len(prompts) * scale.num_new / min(seconds)
+        return {"m": len(prompts), "seconds": seconds, "tokens_per_s": tokens_per_s, "equal": equal}
+
+
+def draft_times_ms(rows: list[dict[str, Any]], draft_len: int) -> dict[int, dict[int, float]]:
+    """Return milliseconds by requests and drafts from the rows of step alone; assumed ones if there are none."""
+    if not rows:
+        return {1: {k: k * _ASSUMED_MS for k in range(1, draft_len + 1)}}
+    times: dict[int, dict[int, float]] = {}
+    for row in rows:
+        times.setdefault(row["m"], {})[row["k"]] = row["ms"]
+    return times
+
+
+def _to_json(rows: list[BenchRow]) -> list[dict[str, Any]]:
+    """Return the rows with their ratios to sd at equal m and at equal requests in flight, and the bound."""
+    if not rows:
+        return []
+    by_mode = {(row.config.mode, row.config.max_batch_size): row for row in rows}
+    m = min(row.config.max_batch_size for row in rows)
+    bound = overlap_bound(by_mode[Mode.SD, m])
+    found = []
+    for row in rows:
+        entry = row.to_json()
+        for name, base in (("of_sd_m", by_mode[Mode.SD, m]), ("of_sd_2m", by_mode[Mode.SD, 2 * m])):
+            entry[name] = row.decode_tokens_per_s / max(base.decode_tokens_per_s, 1e-9)
+        found.append({**entry, "bound": bound})
+    return found
+
+
+def main() -> None:
+    step = Step.from_argv("pair")
+    with tempfile.TemporaryDirectory(prefix="minedraft-") as folder:
+        asyncio.run(Pair(step, Path(folder)).run())
+
+
+if __name__ == "__main__":
+    main()
