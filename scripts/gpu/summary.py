@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scripts.gpu.claims import make_claims
+from scripts.gpu.scale import FULL, MAIN_DRAFT, MAIN_TARGET
 
 MAX_LINES = 60
 _NEVER = "never from one GPU: the throughput of two GPUs"
@@ -15,7 +16,7 @@ def summary_lines(content: Mapping[str, Any]) -> list[str]:
     """Return at most MAX_LINES lines for the content of a check's report."""
     claims = [f"  {claim.verdict:14} {claim.text}: {claim.evidence}" for claim in make_claims(content)]
     end = ["what may be claimed:", *claims, f"  {_NEVER}"]
-    figures = [*_machine(content), *_steps(content), *_alone(content), *_pair(content)]
+    figures = [*_machine(content), *_steps(content), *_alone(content), *_bounds(content), *_pair(content)]
     room = MAX_LINES - len(end)
     if len(figures) > room:
         figures = [*figures[: room - 1], "... more in check.json"]
@@ -28,7 +29,8 @@ def _machine(content: Mapping[str, Any]) -> Iterator[str]:
         yield "machine: unknown, step facts has not run"
         return
     packages = facts.get("packages", {})
-    what = facts.get("gpu") or f"{facts.get('device')}: tiny sizes, which test the check and nothing else"
+    tiny = f"{facts.get('device')}: tiny sizes, which test the check and nothing else"
+    what = facts.get("gpu") or (tiny if facts.get("is_tiny") else f"{facts.get('device')} was not found")
     yield f"{what}; torch {packages.get('torch')}, transformers {packages.get('transformers')}"
     yield f"device copy {facts.get('copy_gb_per_s')} GB/s, matmul {facts.get('matmul_tflop_per_s')} TFLOP/s"
 
@@ -42,7 +44,7 @@ def _steps(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _alone(content: Mapping[str, Any]) -> Iterator[str]:
-    models = {name: found for name, found in content.get("alone", {}).items() if isinstance(found, dict)}
+    models = {name: found for name, found in content.get("alone", {}).items() if name != "failed"}
     if models:
         yield "A, alone: ms (times the floor) of a forward with m x tokens; ms of commands"
     for name, found in models.items():
@@ -59,6 +61,27 @@ def _alone(content: Mapping[str, Any]) -> Iterator[str]:
             cells = [f"m={row['m']} k={row['k']} {row['ms']:.1f}" for row in found.get(key, [])]
             if cells:
                 yield f"    {key}: " + "  ".join(cells)
+
+
+def _bounds(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what overlapping could give by the times alone, at equal m and at equal requests in flight."""
+    alone = content.get("alone", {})
+    draft_ms = _command_ms(alone.get(MAIN_DRAFT, {}).get("drafts", []))
+    verify_ms = _command_ms(alone.get(MAIN_TARGET, {}).get("verifies", []))
+    cells = []
+    for m in sorted(draft_ms.keys() & verify_ms.keys()):
+        slower_ms = max(draft_ms[m], verify_ms[m])
+        cell = f"m={m} {(draft_ms[m] + verify_ms[m]) / slower_ms:.2f}"
+        if 2 * m in draft_ms and 2 * m in verify_ms:
+            cell += f" ({(draft_ms[2 * m] + verify_ms[2 * m]) / (2 * slower_ms):.2f})"
+        cells.append(cell)
+    if cells:
+        yield f"  two such devices, {MAIN_TARGET} and {MAIN_DRAFT}, bound of sd m (of sd 2m): " + "  ".join(cells)
+
+
+def _command_ms(rows: list[dict[str, Any]]) -> dict[int, float]:
+    """Return milliseconds by requests, of the commands with the k of the pair."""
+    return {row["m"]: row["ms"] for row in rows if row["k"] == FULL.draft_len}
 
 
 def _pair(content: Mapping[str, Any]) -> Iterator[str]:

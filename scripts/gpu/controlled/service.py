@@ -10,6 +10,7 @@ from pathlib import Path
 
 from minedraft import AsyncClient
 from minedraft.address import Address
+from minedraft.errors import StartFailed
 from minedraft.rpc.health import INFERENCE_SERVICE, LIVE
 from minedraft.types import Role
 from scripts.lib.processes import serving
@@ -29,12 +30,11 @@ class WorkerPlan:
 
 
 @asynccontextmanager
-async def controlled_workers(folder: Path, tokenizer: Path, plans: list[WorkerPlan]) -> AsyncIterator[dict[str, str]]:
-    """Run workers on sockets in a folder, all started together. Yield the address of each by its name.
-
-    Raises:
-        StartFailed: one of them has ended; the message has its last lines.
-    """
+async def controlled_workers(
+    folder: Path, tokenizer: Path, plans: list[WorkerPlan]
+) -> AsyncIterator[dict[str, str | StartFailed]]:
+    """Run workers on sockets in a folder, all started together. Yield by name the address of each that serves, and
+    the error of each that has ended, which has its last lines."""
     addresses = {plan.name: f"unix:{folder / plan.name}.sock" for plan in plans}
     async with AsyncExitStack() as stack:
         starts = [
@@ -46,10 +46,24 @@ async def controlled_workers(folder: Path, tokenizer: Path, plans: list[WorkerPl
             )
             for plan in plans
         ]  # fmt: skip
-        for result in await asyncio.gather(*starts, return_exceptions=True):
-            if isinstance(result, BaseException):
+        found: dict[str, str | StartFailed] = dict(addresses)
+        for plan, result in zip(plans, await asyncio.gather(*starts, return_exceptions=True), strict=True):
+            if isinstance(result, StartFailed):
+                found[plan.name] = result
+            elif isinstance(result, BaseException):
                 raise result
-        yield addresses
+        yield found
+
+
+def started(found: str | StartFailed) -> str:
+    """Return the address of a worker that serves.
+
+    Raises:
+        StartFailed: it does not.
+    """
+    if isinstance(found, StartFailed):
+        raise found
+    return found
 
 
 @asynccontextmanager

@@ -6,6 +6,8 @@ commands of the product's actors; launches and host waits. From these follow the
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -154,12 +156,21 @@ def main() -> None:
     pin(owned)
     device = torch.device(step.device)
     scale = step.scale
-    shapes = [scale.targets[0], *scale.drafters, *scale.targets[1:]]
-    for name in shapes:
+    failed: dict[str, str] = {}
+    for name in (scale.targets[0], *scale.drafters, *scale.targets[1:]):
         if step.left_s < _MODEL_S and step.is_cuda:
             step.put(name, {"skipped": "no time left"})
             continue
-        _measure(step, name, owned, device)
+        try:
+            _measure(step, name, owned, device)
+        except Exception as error:  # of one model, by its memory for example: the others are measured
+            failed[name] = f"{type(error).__name__}: {error}"
+            step.put("failed", failed)
+            step.say(f"{name} failed: {failed[name]}")
+        gc.collect()
+        if step.is_cuda:
+            torch.cuda.empty_cache()
+    sys.exit(1 if failed else 0)
 
 
 def _measure(step: Step, name: str, owned: Device, device: torch.device) -> None:
@@ -181,9 +192,6 @@ def _measure(step: Step, name: str, owned: Device, device: torch.device) -> None
     alone.cache_context()
     alone.measure_forwards()
     step.say(f"{name} done, {step.left_s:.0f} s left")
-    del alone, executor
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

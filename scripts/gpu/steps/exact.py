@@ -24,7 +24,7 @@ from minedraft import SamplingParams
 from minedraft.device import Device, usable_cores
 from minedraft.local import LocalService, serve
 from minedraft.types import Role
-from scripts.gpu.controlled.service import WorkerPlan, controlled_workers, scheduler
+from scripts.gpu.controlled.service import WorkerPlan, controlled_workers, scheduler, started
 from scripts.gpu.controlled.shapes import SHAPES
 from scripts.gpu.controlled.token_map import TokenMap
 from scripts.gpu.controlled.tokenizer import write_tokenizer
@@ -52,6 +52,7 @@ class Exact:
     def __init__(self, step: Step, folder: Path) -> None:
         self._step = step
         self._folder = folder
+        self._one_model = asyncio.Lock()
         scale = step.scale
         rng = random.Random(5)
         lens = [1, 2, 3, 7, 16, 31, 5, 12, 64, 4][-scale.exact_prompts :]
@@ -60,17 +61,17 @@ class Exact:
         self._seeded = SamplingParams(max_new_tokens=scale.exact_new, temperature=0.8, seed=7)
 
     async def run(self) -> None:
-        checks = [self._check_kind(kind) for kind in self._step.scale.exact_kinds]
+        # Before anything runs in threads: transformers builds models with global settings.
+        checks = [self._check_kind(kind, *self._make_pair(kind)) for kind in self._step.scale.exact_kinds]
         checks.append(self._check_controlled("bfloat16"))
         if self._step.is_cuda:
-            checks.append(self._check_with_cores())
+            checks.append(self._check_with_cores(*self._make_pair("mistral")))
         await _all_of(checks)
 
-    async def _check_kind(self, kind: str) -> None:
+    async def _check_kind(self, kind: str, target: Path, draft: Path) -> None:
         """Compare with generate in every mode, repeat a seeded request, and kill the drafter."""
-        target, draft = self._make_pair(kind)
-        truth = await asyncio.to_thread(self._generate, target, self._step.device)
-        on_cpu = await asyncio.to_thread(self._generate, target, "cpu") if self._step.is_cuda else truth
+        truth = await self._generate(target, self._step.device)
+        on_cpu = await self._generate(target, "cpu") if self._step.is_cuda else truth
         found: dict[str, object] = {"prompts": len(self._prompts), "generate_equals_cpu": num_equal(truth, on_cpu)}
         service = self._serve(target, draft, *self._devices())
         async with service as client:
@@ -95,10 +96,9 @@ class Exact:
             found["state_after_kill"] = (await client.status()).state
             self._step.put(kind, found)
 
-    async def _check_with_cores(self) -> None:
+    async def _check_with_cores(self, target: Path, draft: Path) -> None:
         """Compare with generate with the drafter on CPU cores."""
-        target, draft = self._make_pair("mistral")
-        truth = await asyncio.to_thread(self._generate, target, self._step.device)
+        truth = await self._generate(target, self._step.device)
         async with self._serve(target, draft, self._step.device, draft_cores()) as client, client.borrow() as loan:
             equal = await count_equal(client, loan, self._prompts, self._greedy, truth, _DRAFT_LEN)
             self._step.put("with_cores", {"prompts": len(self._prompts), "equal": equal})
@@ -120,7 +120,7 @@ class Exact:
         ]
         async with (
             controlled_workers(folder, tokenizer, plans) as at,
-            scheduler(folder, tokenizer, at["verifier"], at["drafter"]) as client,
+            scheduler(folder, tokenizer, started(at["verifier"]), started(at["drafter"])) as client,
             client.borrow() as loan,
         ):
             equal = await count_equal(client, loan, prompts, self._greedy, truth, _DRAFT_LEN)
@@ -154,7 +154,12 @@ class Exact:
             on_line=self._step.say,
         )
 
-    def _generate(self, folder: Path, device: str) -> Answers:
+    async def _generate(self, folder: Path, device: str) -> Answers:
+        """Return what `generate` answers, one model at a time, while the services start."""
+        async with self._one_model:
+            return await asyncio.to_thread(self._generate_now, folder, device)
+
+    def _generate_now(self, folder: Path, device: str) -> Answers:
         """Return what transformers' generate answers, one prompt at a time, in float32."""
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
         answers = []

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import tempfile
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,10 @@ from minedraft import AsyncClient, SamplingParams
 from minedraft.bench.prompts import BenchPrompt
 from minedraft.bench.runner import BenchRow, default_configs, overlap_bound, run_benchmark
 from minedraft.device import Device, usable_cores
+from minedraft.errors import StartFailed
 from minedraft.types import Mode, Role
 from scripts.gpu.controlled.model import build_model
-from scripts.gpu.controlled.service import WorkerPlan, controlled_workers, scheduler
+from scripts.gpu.controlled.service import WorkerPlan, controlled_workers, scheduler, started
 from scripts.gpu.controlled.shapes import SHAPES
 from scripts.gpu.controlled.token_map import TokenMap
 from scripts.gpu.controlled.tokenizer import to_text, write_tokenizer
@@ -47,7 +50,11 @@ class Experiment:
 
 
 class Pair:
-    """The experiments on one running target."""
+    """The experiments on one running target.
+
+    Attributes:
+        failed: what went wrong, by the name of the part.
+    """
 
     def __init__(self, step: Step, folder: Path) -> None:
         self._step = step
@@ -59,6 +66,7 @@ class Pair:
         self._tokenizer = write_tokenizer(folder / "tokenizer", vocab_size)
         lasts = np.random.RandomState(4).randint(vocab_size, size=(2 * max(scale.sizes), scale.prompt_len))
         self._prompts: list[list[int]] = lasts.tolist()
+        self.failed: dict[str, str] = {}
         self._run_s: dict[int, float] = {}  # of the last run, by m
 
     async def run(self) -> None:
@@ -71,11 +79,21 @@ class Pair:
         start_s = time.monotonic()
         async with controlled_workers(self._folder, self._tokenizer, plans) as at:
             self._step.put("start_s", round(time.monotonic() - start_s, 1))
+            target = started(at["target"])
             for experiment in self._experiments():
-                await self._run_experiment(experiment, at["target"], at[experiment.name])
+                await self.attempt(experiment.name, self._run_experiment(experiment, target, at[experiment.name]))
                 if experiment.name == "B":
-                    await self._compare_with_generate()
-                self._step.say(f"{experiment.name} done, {self._step.left_s:.0f} s left")
+                    await self.attempt("generate", self._compare_with_generate())
+
+    async def attempt(self, name: str, part: Awaitable[None]) -> None:
+        """Wait for one part. If it fails that is recorded, and the caller goes on."""
+        try:
+            await part
+            self._step.say(f"{name} done, {self._step.left_s:.0f} s left")
+        except Exception as error:
+            self.failed[name] = f"{type(error).__name__}: {error}"
+            self._step.put("failed", self.failed)
+            self._step.say(f"{name} failed: {self.failed[name]}")
 
     def _experiments(self) -> list[Experiment]:
         scale = self._step.scale
@@ -103,12 +121,12 @@ class Pair:
             WorkerPlan("D", Role.DRAFTER, ("--shape", self._draft_shape, *on_target)),
         ]
 
-    async def _run_experiment(self, experiment: Experiment, verifier: str, drafter: str) -> None:
+    async def _run_experiment(self, experiment: Experiment, verifier: str, drafter: str | StartFailed) -> None:
         folder = self._folder / experiment.name
         folder.mkdir()
         found: dict[str, Any] = {}
         flags = ("--max-batch-size", str(2 * max(self._step.scale.sizes)))
-        async with scheduler(folder, self._tokenizer, verifier, drafter, *flags) as client:
+        async with scheduler(folder, self._tokenizer, verifier, started(drafter), *flags) as client:
             found["workers"] = [
                 {"role": worker.role, "model": worker.model, "device": worker.device, "kernels": worker.kernels}
                 for worker in (await client.status()).workers
@@ -123,7 +141,7 @@ class Pair:
                         found.setdefault("skipped", []).append(f"m={m}, run {repeat + 1}: no time left")
                         continue
                     rows = await self._measure(client, m, rows)
-                found["rows"] += _to_json(rows)
+                found["rows"] += rows_to_json(rows)
                 self._step.put(experiment.name, found)
 
     def _expected_s(self, m: int) -> float:
@@ -196,7 +214,7 @@ def draft_times_ms(rows: list[dict[str, Any]], draft_len: int) -> dict[int, dict
     return times
 
 
-def _to_json(rows: list[BenchRow]) -> list[dict[str, Any]]:
+def rows_to_json(rows: list[BenchRow]) -> list[dict[str, Any]]:
     """Return the rows with their ratios to sd at equal m and at equal requests in flight, and the bound."""
     if not rows:
         return []
@@ -215,7 +233,9 @@ def _to_json(rows: list[BenchRow]) -> list[dict[str, Any]]:
 def main() -> None:
     step = Step.from_argv("pair")
     with tempfile.TemporaryDirectory(prefix="minedraft-") as folder:
-        asyncio.run(Pair(step, Path(folder)).run())
+        pair = Pair(step, Path(folder))
+        asyncio.run(pair.run())
+    sys.exit(1 if pair.failed else 0)
 
 
 if __name__ == "__main__":

@@ -147,5 +147,14 @@ def test_the_table_fits_and_shows_each_claim(content: dict[str, Any]) -> None:
     assert any("llama-8b, 900 launches" in line and "16x5 6.0 (1.20)" in line for line in lines)
 
 
+def test_the_bounds_follow_from_the_times_alone(content: dict[str, Any]) -> None:
+    drafts, verifies = (
+        [{"m": m, "k": 4, "ms": ms} for m, ms in times] for times in (((16, 3.0), (32, 4.0)), ((16, 6.0), (32, 9.0)))
+    )
+    content["alone"]["llama-1b"]["drafts"], content["alone"]["llama-8b"]["verifies"] = drafts, verifies
+    # (3 + 6) / 6 at equal m; (4 + 9) / (2 x 6) at equal requests in flight.
+    assert any("m=16 1.50 (1.08)  m=32 1.44" in line for line in summary_lines(content))
+
+
 def test_an_empty_report_has_a_table_too() -> None:
     assert len(summary_lines({})) <= MAX_LINES
