@@ -77,7 +77,7 @@ def test_a_failed_step_is_recorded_and_the_next_one_runs(tmp_path: Path, monkeyp
     monkeypatch.setattr(check, "run_limited", lambda *arguments: next(ended))
     monkeypatch.setattr(wheels, "are_needed", lambda environment: False)
     said: list[str] = []
-    assert check.Check("cpu", tmp_path, said.append).run(["facts", "exact"]) == 1
+    assert check.Check("cuda:0", tmp_path, said.append).run(["facts", "exact"]) == 1
     steps = Report(tmp_path).read()["steps"]
     assert [(name, found["result"]) for name, found in steps.items()] == [("facts", "exit code 1"), ("exact", "ok")]
     assert said[:3] == ["facts: exit code 1, 2 s of 20", "  a", "  b"]
