@@ -91,14 +91,17 @@ def _pair(content: Mapping[str, Any]) -> Iterator[str]:
         return
     times = pair.get("draft_times")
     yield f"B: drafter sleeps (times {times}); C: drafter on cores; D: drafter on the same device"
-    yield "  mode, in flight            tok/s  of sd m  of sd 2m  bound  draft  verify   step  overlap  control"
+    names = "  tok/s  of sd m  of sd 2m  bound  draft  verify   step  overlap  control  gpu busy"
+    yield f"  {'mode':<25}{names}"
     for name, found in experiments.items():
         for row in found.get("rows", []):
             config, median = row["config"], row["median"]
+            busy = "-" if row.get("gpu_busy") is None else f"{row['gpu_busy']:.0%}"
             yield (
                 f"  {name} {config['label']:<22} {median['tokens_per_s']:>7.0f} {row['of_sd_m']:>8.2f} "
                 f"{row['of_sd_2m']:>9.2f} {row['bound']:>6.2f} {median['draft_ms']:>6.2f} {median['verify_ms']:>7.2f} "
                 f"{median['step_ms']:>6.2f} {median['overlap_efficiency']:>8.2f} {median['control_overhead_ms']:>8.2f}"
+                f" {busy:>9}"
             )
         for skipped in found.get("skipped", []):
             yield f"  {name} skipped {skipped}"

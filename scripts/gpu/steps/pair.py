@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 
 from minedraft import AsyncClient, SamplingParams
 from minedraft.bench.prompts import BenchPrompt
-from minedraft.bench.runner import BenchRow, default_configs, overlap_bound, run_benchmark
+from minedraft.bench.runner import BenchConfig, BenchRow, default_configs, overlap_bound, run_benchmark
 from minedraft.device import Device, usable_cores
 from minedraft.errors import StartFailed
 from minedraft.types import Mode, Role
@@ -35,6 +36,7 @@ from scripts.gpu.controlled.tokenizer import to_text, write_tokenizer
 from scripts.gpu.step import Step
 from scripts.gpu.steps.asking import count_equal
 from scripts.gpu.steps.exact import draft_cores
+from scripts.gpu.steps.gpu_use import sampled
 
 _NUM_CHECKED, _CHECKED_NEW = 4, 24  # answers and their tokens compared with the map, before anything is timed
 _ASSUMED_MS = 2.0  # a draft token, where step alone has not measured it
@@ -68,6 +70,7 @@ class Pair:
         self._prompts: list[list[int]] = lasts.tolist()
         self.failed: dict[str, str] = {}
         self._run_s: dict[int, float] = {}  # of the last run, by m
+        self._gpu_busy: dict[str, float | None] = {}  # of the last run, by its label
 
     async def run(self) -> None:
         """Start all workers together, then one scheduler after the other."""
@@ -141,7 +144,9 @@ class Pair:
                         found.setdefault("skipped", []).append(f"m={m}, run {repeat + 1}: no time left")
                         continue
                     rows = await self._measure(client, m, rows)
-                found["rows"] += rows_to_json(rows)
+                found["rows"] += [
+                    {**entry, "gpu_busy": self._gpu_busy[entry["config"]["label"]]} for entry in rows_to_json(rows)
+                ]
                 self._step.put(experiment.name, found)
 
     def _expected_s(self, m: int) -> float:
@@ -163,12 +168,19 @@ class Pair:
         scale = self._step.scale
         params = SamplingParams(max_new_tokens=scale.num_new, ignore_eos=True)
         prompts = [BenchPrompt("ids", to_text(prompt)) for prompt in self._prompts[: 2 * m]]
-        start_s = time.monotonic()
-        async with client.borrow() as loan:
-            rows = await run_benchmark(
-                client, loan, default_configs(m, scale.draft_len), prompts, params, num_repeats=1
-            )
-        self._run_s[m] = time.monotonic() - start_s
+        starts: list[float] = []
+
+        def on_run(config: BenchConfig, repeat: int) -> None:
+            starts.append(time.monotonic())
+
+        with sampled() as use:
+            async with client.borrow() as loan:
+                configs = default_configs(m, scale.draft_len)
+                rows = await run_benchmark(client, loan, configs, prompts, params, num_repeats=1, on_run=on_run)
+            starts.append(time.monotonic())
+        self._run_s[m] = starts[-1] - starts[0]
+        for row, (start_s, end_s) in zip(rows, pairwise(starts), strict=True):
+            self._gpu_busy[row.config.label] = use.share(start_s, end_s)
         for row, old in zip(rows, before, strict=False):
             row.runs = [*old.runs, *row.runs]
         return rows
