@@ -56,7 +56,7 @@ def _alone(content: Mapping[str, Any]) -> Iterator[str]:
         shown = [row for row in rows if row["tokens"] in (1, most)]
         cells = [f"{row['m']}x{row['tokens']} {row['ms']:.1f} ({row['ratio']:.2f})" for row in shown]
         profile = found.get("profile", {})
-        yield f"  {name}, {profile.get('launches')} launches: " + "  ".join(cells)
+        yield f"  {name} ({found.get('kernels')}, {profile.get('launches')} launches): " + "  ".join(cells)
         for key in ("verifies", "drafts"):
             cells = [f"m={row['m']} k={row['k']} {row['ms']:.1f}" for row in found.get(key, [])]
             if cells:

@@ -18,11 +18,22 @@ from scripts.gpu.controlled.shapes import Shape
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _RESIDUAL_SCALE = 1e-3
 _INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 _SEED = 3
+
+
+def make_config(shape: Shape) -> PretrainedConfig:
+    """Return transformers' configuration of a shape, without special tokens: no answer ends early."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    fields: dict[str, Any] = asdict(shape)
+    kind = fields.pop("kind")
+    no_specials = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    config: PretrainedConfig = CONFIG_MAPPING[kind](**fields, **no_specials, tie_word_embeddings=False)
+    return config
 
 
 def build_model(
@@ -36,14 +47,9 @@ def build_model(
     """
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    fields: dict[str, Any] = asdict(shape)
-    kind = fields.pop("kind")
-    no_specials = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    config = CONFIG_MAPPING[kind](**fields, **no_specials, tie_word_embeddings=False)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(make_config(shape), dtype=dtype, attn_implementation=attention)
     model = model.eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(_SEED)
     with torch.no_grad():

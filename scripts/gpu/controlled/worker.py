@@ -31,7 +31,7 @@ from scripts.gpu.controlled.token_map import TokenMap
 @click.option("--host-cores", default=None, metavar="cpu:CORES", help="Cores of the process beside a CUDA device.")
 @click.option("--dtype", default="bfloat16", type=click.Choice(["float32", "bfloat16"]), help="Format of the weights.")
 @click.option("--num-blocks", default=1024, type=click.IntRange(8), help="KV blocks.")
-@click.option("--kernels", default="torch", type=click.Choice(["auto", "torch"]), help="What computes on a CPU.")
+@click.option("--kernels", default="auto", help="What computes; as for minedraft-worker.")
 @click.option("--alpha", default=0.8, type=click.FloatRange(0, 1), help="Share of ids that the drafter gets right.")
 @click.option("--draft-times", default=None, metavar="JSON", help="Sleep instead: {requests: {drafts: ms}}.")
 def main(

@@ -40,7 +40,7 @@ from scripts.gpu.steps.clock import Times, count_syncs, time_calls
 from scripts.gpu.steps.profile import profile_forward
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from minedraft_workers.execution.executor import Executor
 
@@ -63,21 +63,22 @@ class Alone:
         self._found[key] = value
         self._step.put(self._name, self._found)
 
-    def cache_context(self) -> None:
+    def cache_context(self, num_sequences: int) -> None:
         """Cache the context of every sequence: random tokens, a few sequences in one forward."""
         scale = self._step.scale
         generator = torch.Generator().manual_seed(0)
-        for first in range(0, max(scale.num_sequences), 4):
+        for first in range(0, num_sequences, 4):
             spans = []
-            for i in range(first, min(first + 4, max(scale.num_sequences))):
+            for i in range(first, min(first + 4, num_sequences)):
                 ids = torch.randint(self._executor.vocab_size, (scale.context,), generator=generator)
                 spans.append(ForwardSpan(i, 0, ids.tolist(), 0))
             self._executor.forward(spans)
 
-    def measure_forwards(self) -> None:
+    def measure_forwards(self, num_sequences: Sequence[int]) -> None:
         scale = self._step.scale
+        self.cache_context(max(num_sequences))
         rows = []
-        for m, span_len in product(scale.num_sequences, scale.span_lens):
+        for m, span_len in product(num_sequences, scale.span_lens):
             tokens = self._map.answer(1, span_len)
             spans = [ForwardSpan(i, scale.context, tokens, span_len) for i in range(m)]
             times = self._time(lambda spans=spans: self._executor.forward(spans))  # type: ignore[misc]
@@ -157,12 +158,16 @@ def main() -> None:
     device = torch.device(step.device)
     scale = step.scale
     failed: dict[str, str] = {}
-    for name in (scale.targets[0], *scale.drafters, *scale.targets[1:]):
+    runs = [(name, "auto") for name in (scale.targets[0], *scale.drafters, *scale.targets[1:])]
+    # What transformers' own code takes, launched piece by piece, is what the kernels must beat.
+    runs[2:2] = [(name, "transformers") for name in (scale.targets[0], scale.drafters[0])]
+    for shape, kernels in runs:
+        name = shape if kernels == "auto" else f"{shape} in {kernels}"
         if step.left_s < _MODEL_S and step.is_cuda:
             step.put(name, {"skipped": "no time left"})
             continue
         try:
-            _measure(step, name, owned, device)
+            _measure(step, name, shape, kernels, owned, device)
         except Exception as error:  # of one model, by its memory for example: the others are measured
             failed[name] = f"{type(error).__name__}: {error}"
             step.put("failed", failed)
@@ -173,24 +178,24 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
-def _measure(step: Step, name: str, owned: Device, device: torch.device) -> None:
+def _measure(step: Step, name: str, shape: str, kernels: str, owned: Device, device: torch.device) -> None:
+    """Measure one model, whole with the kernels of its choice, and only forwards of the first size with others."""
     scale = step.scale
-    is_target = name in scale.targets
-    token_map = TokenMap.make(SHAPES[name].vocab_size, 1.0)
+    num_sequences = scale.num_sequences if kernels == "auto" else scale.num_sequences[:1]
+    token_map = TokenMap.make(SHAPES[shape].vocab_size, 1.0)
     num_blocks = max(scale.num_sequences) * -(-(scale.context + 16) // BLOCK_SIZE) + 8
     start_s = time.monotonic()
-    executor = make_executor(name, token_map.target, owned, dtype=scale.dtype, num_blocks=num_blocks)
+    executor = make_executor(shape, token_map.target, owned, dtype=scale.dtype, num_blocks=num_blocks, kernels=kernels)
     alone = Alone(step, name, executor, token_map, device)
     alone.put("build_s", round(time.monotonic() - start_s, 2))
     alone.put("read_gb", round(executor.read_bytes / 1e9, 3))
     alone.put("kernels", executor.kernels)
-    if is_target:
+    if kernels == "auto" and shape in scale.targets:
         alone.measure_verifies()
-    else:
+    elif kernels == "auto":
         alone.measure_drafts()
     executor.release_all()
-    alone.cache_context()
-    alone.measure_forwards()
+    alone.measure_forwards(num_sequences)
     step.say(f"{name} done, {step.left_s:.0f} s left")
 
 

@@ -118,9 +118,7 @@ class Pair:
         return [
             WorkerPlan("target", Role.VERIFIER, ("--shape", self._shape, *on_target)),
             WorkerPlan("B", Role.DRAFTER, ("--shape", self._draft_shape, *common, "--draft-times", draft_times)),
-            WorkerPlan(
-                "C", Role.DRAFTER, ("--shape", self._core_shape, "--device", cores, *common, "--kernels", "auto")
-            ),
+            WorkerPlan("C", Role.DRAFTER, ("--shape", self._core_shape, "--device", cores, *common)),
             WorkerPlan("D", Role.DRAFTER, ("--shape", self._draft_shape, *on_target)),
         ]
 

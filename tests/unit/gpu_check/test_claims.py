@@ -34,7 +34,13 @@ def model() -> dict[str, Any]:
         for tokens in FULL.span_lens
     ]
     commands = [{"m": m, "k": 4, "ms": 5.6, "host_syncs": 1} for m in FULL.command_sizes]
-    return {"forwards": forwards, "drafts": commands, "verifies": commands, "profile": {"launches": 900}}
+    return {
+        "forwards": forwards,
+        "drafts": commands,
+        "verifies": commands,
+        "kernels": "triton",
+        "profile": {"launches": 900},
+    }
 
 
 @pytest.fixture
@@ -144,7 +150,7 @@ def test_the_table_fits_and_shows_each_claim(content: dict[str, Any]) -> None:
     assert len(lines) <= MAX_LINES
     assert max(map(len, lines)) <= 220
     assert sum(line.startswith(f"  {MAY}") for line in lines) == len(make_claims(content))
-    assert any("llama-8b, 900 launches" in line and "16x5 6.0 (1.20)" in line for line in lines)
+    assert any("llama-8b (triton, 900 launches)" in line and "16x5 6.0 (1.20)" in line for line in lines)
 
 
 def test_the_bounds_follow_from_the_times_alone(content: dict[str, Any]) -> None:

@@ -34,12 +34,12 @@ ROUND = RoundId(0, Batch.A, 0)
 SPEC = SequenceSpec(SamplingParams(max_new_tokens=16), 1, 0, Acceptance.GREEDY)
 
 
-def make(shape: str, successors: np.ndarray, dtype: str, kernels: str = "torch") -> Executor:
+def make(shape: str, successors: np.ndarray, dtype: str, kernels: str = "auto") -> Executor:
     device = Device.parse(f"cpu:{usable_cores()[0]}")
     return make_executor(shape, successors, device, dtype=dtype, num_blocks=NUM_IDS + 8, kernels=kernels)
 
 
-@pytest.mark.parametrize("kernels", ["torch", "auto"])
+@pytest.mark.parametrize("kernels", ["transformers", "torch", "auto"])
 @pytest.mark.parametrize("shape", ["tiny", "tiny-qwen"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_greedy_is_the_map_for_every_id(dtype: str, shape: str, kernels: str) -> None:
