@@ -44,7 +44,7 @@ def _steps(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _alone(content: Mapping[str, Any]) -> Iterator[str]:
-    models = {name: found for name, found in content.get("alone", {}).items() if name != "failed"}
+    models = {name: found for name, found in content.get("alone", {}).items() if name not in ("failed", "rates")}
     if models:
         yield "A, alone: ms (times the floor) of a forward with m x tokens; ms of commands"
     for name, found in models.items():

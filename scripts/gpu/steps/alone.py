@@ -37,10 +37,11 @@ from scripts.gpu.controlled.shapes import SHAPES
 from scripts.gpu.controlled.token_map import TokenMap
 from scripts.gpu.step import Step
 from scripts.gpu.steps.clock import Times, count_syncs, time_calls
+from scripts.gpu.steps.facts import measure_rates
 from scripts.gpu.steps.profile import profile_forward
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from minedraft_workers.execution.executor import Executor
 
@@ -51,8 +52,17 @@ _MODEL_S = 8.0  # least time in which a model's figures make sense
 class Alone:
     """The measurements of one model. Everything is written when it is known."""
 
-    def __init__(self, step: Step, name: str, executor: Executor, token_map: TokenMap, device: torch.device) -> None:
+    def __init__(
+        self,
+        step: Step,
+        name: str,
+        executor: Executor,
+        token_map: TokenMap,
+        device: torch.device,
+        rates: Mapping[str, float],
+    ) -> None:
         self._step = step
+        self._rates = rates
         self._name = name
         self._executor = executor
         self._map = token_map
@@ -141,13 +151,13 @@ class Alone:
 
     def _floor_ms(self, num_sequences: int, span_len: int) -> float:
         """Return the least time for reading the weights and the cache, or for the multiplications, if longer."""
-        rates, executor, scale = self._step.of("facts"), self._executor, self._step.scale
+        executor, scale = self._executor, self._step.scale
         itemsize = torch.finfo(getattr(torch, executor.dtype_name)).bits // 8
         per_token = sum(shape.num_elements for shape in executor.kv_layers) * itemsize
         read = executor.read_bytes + num_sequences * (scale.context + span_len) * per_token
         flop = 2 * num_sequences * span_len * executor.num_multiplied
-        read_ms = read / rates["copy_gb_per_s"] / 1e6
-        return round(max(float(read_ms), flop / float(rates["matmul_tflop_per_s"]) / 1e9), 5)
+        read_ms = read / self._rates["copy_gb_per_s"] / 1e6
+        return round(max(read_ms, flop / self._rates["matmul_tflop_per_s"] / 1e9), 5)
 
 
 def main() -> None:
@@ -155,8 +165,11 @@ def main() -> None:
     # On a CPU one core: two threads on a busy machine wait for each other.
     owned = Device.parse(step.device if step.is_cuda else f"cpu:{usable_cores()[-1]}").here()
     pin(owned)
-    device = torch.device(step.device)
     scale = step.scale
+    rates = step.of("facts")
+    if "matmul_tflop_per_s" not in rates:  # that step has not run
+        rates = measure_rates(step)
+        step.put("rates", rates)
     failed: dict[str, str] = {}
     runs = [(name, "auto") for name in (scale.targets[0], *scale.drafters, *scale.targets[1:])]
     # What transformers' own code takes, launched piece by piece, is what the kernels must beat.
@@ -167,7 +180,7 @@ def main() -> None:
             step.put(name, {"skipped": "no time left"})
             continue
         try:
-            _measure(step, name, shape, kernels, owned, device)
+            _measure(step, name, shape, kernels, owned, rates)
         except Exception as error:  # of one model, by its memory for example: the others are measured
             failed[name] = f"{type(error).__name__}: {error}"
             step.put("failed", failed)
@@ -178,7 +191,7 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
-def _measure(step: Step, name: str, shape: str, kernels: str, owned: Device, device: torch.device) -> None:
+def _measure(step: Step, name: str, shape: str, kernels: str, owned: Device, rates: Mapping[str, float]) -> None:
     """Measure one model, whole with the kernels of its choice, and only forwards of the first size with others."""
     scale = step.scale
     num_sequences = scale.num_sequences if kernels == "auto" else scale.num_sequences[:1]
@@ -186,7 +199,7 @@ def _measure(step: Step, name: str, shape: str, kernels: str, owned: Device, dev
     num_blocks = max(scale.num_sequences) * -(-(scale.context + 16) // BLOCK_SIZE) + 8
     start_s = time.monotonic()
     executor = make_executor(shape, token_map.target, owned, dtype=scale.dtype, num_blocks=num_blocks, kernels=kernels)
-    alone = Alone(step, name, executor, token_map, device)
+    alone = Alone(step, name, executor, token_map, torch.device(step.device), rates)
     alone.put("build_s", round(time.monotonic() - start_s, 2))
     alone.put("read_gb", round(executor.read_bytes / 1e9, 3))
     alone.put("kernels", executor.kernels)

@@ -29,7 +29,7 @@ def main() -> None:
     step.put("mps", [name for name in _MPS if shutil.which(name)])
     step.put("nvidia_smi", _nvidia_smi())
     step.put("machine", _machine())
-    for name, value in _measure_rates(step).items():
+    for name, value in measure_rates(step).items():
         step.put(name, value)
         step.say(f"{name} {value}")
 
@@ -59,7 +59,7 @@ def _machine() -> dict[str, Any] | str:
         return f"{type(error).__name__}: {error}"
 
 
-def _measure_rates(step: Step) -> dict[str, Any]:
+def measure_rates(step: Step) -> dict[str, Any]:
     """Return the bytes per second of a copy on the device, read and written, and the operations of a matmul."""
     import torch
 
