@@ -21,7 +21,6 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from minedraft import SamplingParams
-from minedraft.device import Device, usable_cores
 from minedraft.local import LocalService, serve
 from minedraft.types import Role
 from scripts.gpu.controlled.service import WorkerPlan, controlled_workers, scheduler, started
@@ -30,6 +29,7 @@ from scripts.gpu.controlled.token_map import TokenMap
 from scripts.gpu.controlled.tokenizer import write_tokenizer
 from scripts.gpu.step import Step
 from scripts.gpu.steps.asking import Answers, ask, count_equal, num_equal
+from scripts.gpu.steps.devices import draft_cores, two_cores
 from tests.support.tiny_models import add_noise, make_tiny_model
 
 _EOS_ID = 2
@@ -38,12 +38,6 @@ _NOISE = 0.05
 _NUM_BLOCKS = 2048
 # Sizes of heads that every kind of kernel takes.
 _HEADS: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-_MAX_CORES = 8
-
-
-def draft_cores() -> str:
-    """Return the cores of a drafter beside an accelerator: up to eight."""
-    return str(Device("cpu", usable_cores()[:_MAX_CORES]))
 
 
 class Exact:
@@ -132,10 +126,7 @@ class Exact:
 
     def _devices(self) -> tuple[str, str]:
         """Return the devices of target and draft model: the same one on CUDA, two cores on a CPU that has them."""
-        if self._step.is_cuda:
-            return self._step.device, self._step.device
-        cores = usable_cores()
-        return f"cpu:{cores[-1]}", f"cpu:{cores[0]}"
+        return (self._step.device, self._step.device) if self._step.is_cuda else two_cores()
 
     def _make_pair(self, kind: str) -> tuple[Path, Path]:
         folder = self._folder / kind

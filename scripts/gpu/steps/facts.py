@@ -27,11 +27,11 @@ def main() -> None:
     step.put("packages", {name: _version(name) for name in _PACKAGES})
     step.put("compiler", shutil.which("g++") or shutil.which("clang++"))
     step.put("mps", [name for name in _MPS if shutil.which(name)])
-    step.put("nvidia_smi", _nvidia_smi())
     step.put("machine", _machine())
     for name, value in measure_rates(step).items():
         step.put(name, value)
         step.say(f"{name} {value}")
+    step.put("nvidia_smi", _nvidia_smi())  # last: it can take long, and torch has said what matters
 
 
 def _version(package: str) -> str | None:
@@ -42,11 +42,11 @@ def _version(package: str) -> str | None:
 
 
 def _nvidia_smi() -> list[str]:
-    if shutil.which("nvidia-smi") is None:
+    command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
         return []
-    done = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv"], capture_output=True, text=True, timeout=15, check=False
-    )
     return done.stdout.splitlines()
 
 

@@ -13,14 +13,13 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from minedraft import AsyncClient, SamplingParams
 from minedraft.bench.prompts import BenchPrompt
@@ -35,7 +34,7 @@ from scripts.gpu.controlled.token_map import TokenMap
 from scripts.gpu.controlled.tokenizer import to_text, write_tokenizer
 from scripts.gpu.step import Step
 from scripts.gpu.steps.asking import count_equal
-from scripts.gpu.steps.exact import draft_cores
+from scripts.gpu.steps.devices import draft_cores, two_cores
 from scripts.gpu.steps.gpu_use import sampled
 
 _NUM_CHECKED, _CHECKED_NEW = 4, 24  # answers and their tokens compared with the map, before anything is timed
@@ -105,8 +104,7 @@ class Pair:
 
     def _plans(self) -> list[WorkerPlan]:
         step, scale = self._step, self._step.scale
-        cores = draft_cores() if step.is_cuda else f"cpu:{usable_cores()[0]}"
-        target_device = step.device if step.is_cuda else f"cpu:{usable_cores()[-1]}"
+        target_device, cores = (step.device, draft_cores()) if step.is_cuda else two_cores()
         common = ("--dtype", scale.dtype, "--alpha", str(scale.alpha), "--num-blocks", str(scale.num_blocks))
         # A device's host thread is on the critical path: it must not share a core with the drafter of C.
         rest = [core for core in usable_cores() if core not in Device.parse(cores).cores]
@@ -163,18 +161,13 @@ class Pair:
 
     async def _measure(self, client: AsyncClient, m: int, before: list[BenchRow]) -> list[BenchRow]:
         """Run every mode once and return the rows with the runs before."""
-        scale = self._step.scale
-        params = SamplingParams(max_new_tokens=scale.num_new, ignore_eos=True)
-        prompts = [BenchPrompt("ids", to_text(prompt)) for prompt in self._prompts[: 2 * m]]
+        if not before:  # a worker's first command of a size may compile or capture something
+            await self._run_modes(client, m, self._step.scale.num_new // 4, lambda config, repeat: None)
         starts: list[float] = []
-
-        def on_run(config: BenchConfig, repeat: int) -> None:
-            starts.append(time.monotonic())
-
         with sampled() as use:
-            async with client.borrow() as loan:
-                configs = default_configs(m, scale.draft_len)
-                rows = await run_benchmark(client, loan, configs, prompts, params, num_repeats=1, on_run=on_run)
+            rows = await self._run_modes(
+                client, m, self._step.scale.num_new, lambda config, repeat: starts.append(time.monotonic())
+            )
             starts.append(time.monotonic())
         self._run_s[m] = starts[-1] - starts[0]
         for row, (start_s, end_s) in zip(rows, pairwise(starts), strict=True):
@@ -182,6 +175,16 @@ class Pair:
         for row, old in zip(rows, before, strict=False):
             row.runs = [*old.runs, *row.runs]
         return rows
+
+    async def _run_modes(
+        self, client: AsyncClient, m: int, num_new: int, on_run: Callable[[BenchConfig, int], None]
+    ) -> list[BenchRow]:
+        """Answer 2m prompts with `num_new` tokens each, in every mode."""
+        params = SamplingParams(max_new_tokens=num_new, ignore_eos=True)
+        prompts = [BenchPrompt("ids", to_text(prompt)) for prompt in self._prompts[: 2 * m]]
+        configs = default_configs(m, self._step.scale.draft_len)
+        async with client.borrow() as loan:
+            return await run_benchmark(client, loan, configs, prompts, params, num_repeats=1, on_run=on_run)
 
     async def _compare_with_generate(self) -> None:
         """Time generate on as many requests as the first ar row has, with the same target."""
@@ -192,6 +195,9 @@ class Pair:
         self._step.put("generate", found)
 
     def _time_generate(self, prompts: list[list[int]], truth: list[list[int]]) -> dict[str, Any]:
+        # Only here, so that the workers need not wait for it.
+        import torch
+
         scale, device = self._step.scale, torch.device(self._step.device)
         dtype = getattr(torch, scale.dtype)
         model = build_model(SHAPES[self._shape], self._map.target, dtype, device, "sdpa")

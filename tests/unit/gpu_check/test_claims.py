@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from scripts.gpu.claims import MAY, NO_GPU, NOT_MET, UNMEASURED, make_claims
+from scripts.gpu.main import LIMITS_S
 from scripts.gpu.scale import FULL
 from scripts.gpu.summary import MAX_LINES, summary_lines
 
@@ -27,20 +28,14 @@ def experiment(sizes: tuple[int, ...]) -> dict[str, Any]:
     return {"checked": 10, "equal": EQUAL, "rows": rows}
 
 
-def model() -> dict[str, Any]:
+def model(commands: str) -> dict[str, Any]:
     forwards = [
         {"m": m, "tokens": tokens, "ms": 6.0, "floor_ms": 5.0, "ratio": 1.2}
         for m in FULL.num_sequences
         for tokens in FULL.span_lens
     ]
-    commands = [{"m": m, "k": 4, "ms": 5.6, "host_syncs": 1} for m in FULL.command_sizes]
-    return {
-        "forwards": forwards,
-        "drafts": commands,
-        "verifies": commands,
-        "kernels": "triton",
-        "profile": {"launches": 900},
-    }
+    rows = [{"m": m, "k": 4, "ms": 5.6, "host_syncs": 1} for m in FULL.command_sizes]
+    return {"forwards": forwards, commands: rows, "kernels": "triton", "profile": {"launches": 900}}
 
 
 @pytest.fixture
@@ -61,7 +56,11 @@ def content() -> dict[str, Any]:
         "facts": {"gpu": "NVIDIA H100", "packages": {}, "copy_gb_per_s": 3000.0, "matmul_tflop_per_s": 700.0},
         "gputests": {"passed": 9, "skipped": 0, "failed": []},
         "exact": {"llama": kind, "qwen2": kind, "with_cores": controlled, "controlled": controlled},
-        "alone": {name: model() for name in (*FULL.targets, *FULL.drafters)},
+        "alone": {
+            **{name: model("verifies") for name in FULL.targets},
+            **{name: model("drafts") for name in FULL.drafters},
+            **{f"{name} in transformers": {"forwards": model("")["forwards"][:3]} for name in ("llama-8b", "llama-1b")},
+        },
         "pair": {
             "draft_times": "measured alone",
             "B": experiment(FULL.sizes),
@@ -151,6 +150,12 @@ def test_the_table_fits_and_shows_each_claim(content: dict[str, Any]) -> None:
     assert max(map(len, lines)) <= 220
     assert sum(line.startswith(f"  {MAY}") for line in lines) == len(make_claims(content))
     assert any("llama-8b (triton, 900 launches)" in line and "16x5 6.0 (1.20)" in line for line in lines)
+
+
+def test_the_figures_of_a_whole_check_fit(content: dict[str, Any]) -> None:
+    content["steps"] = {name: {"result": "ok", "seconds": 30.0, "tail": []} for name in LIMITS_S}
+    lines = summary_lines(content)
+    assert not any(line.startswith("...") for line in lines), f"{len(lines)} lines"
 
 
 def test_the_bounds_follow_from_the_times_alone(content: dict[str, Any]) -> None:
