@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
@@ -67,6 +68,8 @@ class Pair:
         self._tokenizer = write_tokenizer(folder / "tokenizer", vocab_size)
         lasts = np.random.RandomState(4).randint(vocab_size, size=(2 * max(scale.sizes), scale.prompt_len))
         self._prompts: list[list[int]] = lasts.tolist()
+        # Of what serves a GPU: its thread is on the critical path, and must not share a core with the drafter of C.
+        self._host_cores: tuple[int, ...] = ()
         self.failed: dict[str, str] = {}
         self._run_s: dict[int, float] = {}  # of the last run, by m
         self._gpu_busy: dict[str, float | None] = {}  # of the last run, by its label
@@ -82,6 +85,8 @@ class Pair:
         async with controlled_workers(self._folder, self._tokenizer, plans) as at:
             self._step.put("start_s", round(time.monotonic() - start_s, 1))
             target = started(at["target"])
+            if self._host_cores:  # the schedulers and this process too; a child inherits them
+                os.sched_setaffinity(0, self._host_cores)
             for experiment in self._experiments():
                 await self.attempt(experiment.name, self._run_experiment(experiment, target, at[experiment.name]))
                 if experiment.name == "B":
@@ -106,9 +111,9 @@ class Pair:
         step, scale = self._step, self._step.scale
         target_device, cores = (step.device, draft_cores()) if step.is_cuda else two_cores()
         common = ("--dtype", scale.dtype, "--alpha", str(scale.alpha), "--num-blocks", str(scale.num_blocks))
-        # A device's host thread is on the critical path: it must not share a core with the drafter of C.
-        rest = [core for core in usable_cores() if core not in Device.parse(cores).cores]
-        beside = ("--host-cores", str(Device("cpu", tuple(rest)))) if step.is_cuda and rest else ()
+        if step.is_cuda:
+            self._host_cores = tuple(sorted(set(usable_cores()) - set(Device.parse(cores).cores)))
+        beside = ("--host-cores", str(Device("cpu", self._host_cores))) if self._host_cores else ()
         on_target = ("--device", target_device, *common, *beside)
         drafts = step.of("alone").get(self._draft_shape, {}).get("drafts", []) if step.is_cuda else []
         step.put("draft_times", "measured alone" if drafts else "assumed")
