@@ -34,9 +34,9 @@ async def test_a_part_that_fails_is_recorded_and_the_next_one_runs(tmp_path: Pat
 def test_rows_are_compared_at_equal_m_and_at_equal_requests_in_flight() -> None:
     rows = [BenchRow(config, [RUN]) for config in default_configs(4, 4)]
     overlapped = rows[3]
-    overlapped.runs = [replace(RUN, step_ms=8.0)]
+    overlapped.runs = [replace(RUN, tokens_per_s=150.0)]
+    rows[2].runs = [replace(RUN, tokens_per_s=200.0)]
     entry = rows_to_json(rows)[3]
-    # Tokens/s of steady rounds: 4 x 3.6 a step of 8 ms, against 4 x 3.6 and 8 x 3.6 a step of 12 ms.
     assert entry["of_sd_m"] == pytest.approx(1.5)
     assert entry["of_sd_2m"] == pytest.approx(0.75)
     assert entry["bound"] == pytest.approx(1.5)
