@@ -98,6 +98,8 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
         block_size=settings.block_size,
         max_model_len=plan.max_model_len,
         kernels=settings.kernels,
+        memory_share=settings.memory_share,
+        max_requests=settings.max_requests,
     )
     logger.info(
         "%s loaded as %s (%.0f MB) in %.1f s; %s kernels: %s",

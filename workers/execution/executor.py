@@ -22,6 +22,7 @@ from minedraft_workers.execution.choice import (
     with_few_calls,
 )
 from minedraft_workers.execution.loading import LoadedModel, choose_dtype, load_model, read_config
+from minedraft_workers.execution.memory import CacheSize
 from minedraft_workers.execution.runner import PackedRows, Runner
 from minedraft_workers.execution.selfcheck import check_layers, check_packed_forward
 from minedraft_workers.execution.spans import ForwardSpan as ForwardSpan
@@ -85,11 +86,12 @@ class Executor:
         block_size: int = 16,
         max_model_len: int | None = None,
         kernels: str = "auto",
+        memory_share: float | None = None,
+        max_requests: int | None = None,
     ) -> Executor:
         """Load a local folder, make the KV cache and check one small forward against the model's own.
 
-        The cache has `num_blocks` blocks, or as many as fit in a share of the free memory: an eighth on
-        the CPU, where memory is taken on first use, and 0.8 on CUDA. The caller calls `pin(device)` before.
+        `CacheSize` says how large the cache becomes. The caller calls `pin(device)` before.
 
         Args:
             kernels: one of `choice.KERNELS`, or "auto": the first of them that fits machine and model.
@@ -101,12 +103,13 @@ class Executor:
         """
         config = read_config(model_dir)
         context = _choose_context(config, max_model_len)
+        size = CacheSize(num_blocks, block_size, memory_share, max_requests, context)
         target = torch_device(device)
         native, reason = choose_native(kernels, device)
         loaded = load_model(model_dir, config, choose_dtype(dtype, target, native), target)
         for candidate in list_candidates(kernels, native, target, loaded.model.dtype):
             try:
-                fused = make_fused(loaded, candidate, model_dir, num_blocks, block_size, context)
+                fused = make_fused(loaded, candidate, model_dir, size)
                 check_layers(fused, loaded.model, model_dir)
                 described = replace(loaded, read_bytes=fused.read_bytes)
                 return cls._checked(
@@ -116,7 +119,7 @@ class Executor:
                 if kernels == candidate.name.split()[0] != "torch":
                     raise ConfigError("kernels", kernels, f"do not fit this model: {error}") from error
                 reason = f"{candidate.name} kernels do not fit this model: {error}"
-        runner, loaded = make_transformers(loaded, device, model_dir, num_blocks, block_size)
+        runner, loaded = make_transformers(loaded, device, model_dir, size)
         return cls._checked(model_dir, runner, loaded, config, context, device, reason)
 
     @classmethod
