@@ -13,8 +13,21 @@ from minedraft.device import Device
 from minedraft.errors import ConfigError
 from minedraft.models.folder import FolderInfo, check_model_folder
 from minedraft.models.vocabulary import vocab_fingerprint
-from minedraft.types import PROTOCOL_VERSION, Role, WorkerInfo
-from minedraft_workers.device import pin
+from minedraft.sampling_params import SamplingParams
+from minedraft.types import (
+    PROTOCOL_VERSION,
+    Acceptance,
+    Batch,
+    DraftCommand,
+    DraftSpan,
+    Role,
+    RoundId,
+    SequenceSpec,
+    VerifyCommand,
+    VerifySpan,
+    WorkerInfo,
+)
+from minedraft_workers.device import enter_thread, pin
 
 if TYPE_CHECKING:
     from minedraft_workers.drafter import DrafterActor
@@ -76,7 +89,7 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
     """Return the actor of the worker's role, with its model loaded if it has one.
 
     Raises:
-        ModelError: the model cannot run here. ConfigError: the requested KV cache does not fit.
+        ModelError: the model cannot run here. ConfigError: model or KV cache do not fit in the memory.
     """
     from minedraft_workers.drafter import DrafterActor
 
@@ -85,22 +98,28 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
         from minedraft_workers.proposers.ngram import NgramProposer
 
         return DrafterActor(NgramProposer(), _make_info(plan, None))
+    import torch
+
     from minedraft_workers.execution.executor import Executor
+    from minedraft_workers.execution.memory import first_sentence
     from minedraft_workers.proposers.draft_model import ModelProposer
     from minedraft_workers.verifier import VerifierActor
 
     start_s = time.monotonic()
-    executor = Executor.load(
-        plan.folder.path,
-        device=plan.device,
-        dtype=settings.dtype,
-        num_blocks=settings.num_blocks,
-        block_size=settings.block_size,
-        max_model_len=plan.max_model_len,
-        kernels=settings.kernels,
-        memory_share=settings.memory_share,
-        max_requests=settings.max_requests,
-    )
+    try:
+        executor = Executor.load(
+            plan.folder.path,
+            device=plan.device,
+            dtype=settings.dtype,
+            num_blocks=settings.num_blocks,
+            block_size=settings.block_size,
+            max_model_len=plan.max_model_len,
+            kernels=settings.kernels,
+            memory_share=settings.memory_share,
+            max_requests=settings.max_requests,
+        )
+    except torch.OutOfMemoryError as error:
+        raise _no_memory(plan, first_sentence(error)) from error
     logger.info(
         "%s loaded as %s (%.0f MB) in %.1f s; %s kernels: %s",
         executor.model_name,
@@ -118,11 +137,17 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
 
 async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float) -> int:
     from minedraft_workers.drafter import DrafterActor
+    from minedraft_workers.execution.memory import MemoryExhausted
     from minedraft_workers.runtime import WorkerRuntime
     from minedraft_workers.server import serve_worker
     from minedraft_workers.servicer import drafter_handler, verifier_handler
 
     runtime = WorkerRuntime(actor)
+    if plan.device.kind == "cuda":
+        try:
+            await runtime.prepare(lambda: _enter_device_thread(plan.device, actor))
+        except MemoryExhausted as error:
+            raise _no_memory(plan, str(error)) from error
     handler = drafter_handler(actor, runtime) if isinstance(actor, DrafterActor) else verifier_handler(actor, runtime)
     address, info = plan.settings.listen_address, actor.info
 
@@ -139,6 +164,36 @@ async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float
         )
 
     return await serve_worker(runtime, handler, address, on_ready=on_ready)
+
+
+def _enter_device_thread(device: Device, actor: DrafterActor | VerifierActor) -> None:
+    """Make the device the thread's own, and run a command of each kind: the handles of CUDA's libraries are per
+    thread, and a kernel is loaded when it is first used. The first requests need not wait for either.
+
+    Raises:
+        MemoryExhausted: the device has no room for such a command.
+    """
+    from minedraft_workers.drafter import DrafterActor
+    from minedraft_workers.execution.memory import within_memory
+
+    enter_thread(device)
+    name, tokens = RoundId(0, Batch.A, 0), (0,) * 4
+    specs = [
+        SequenceSpec(SamplingParams(temperature=float(kind is not Acceptance.GREEDY)), len(tokens), 0, kind)
+        for kind in Acceptance
+    ]
+    if isinstance(actor, DrafterActor):
+        drafts = tuple([DraftSpan(i, 0, tokens, 2, spec) for i, spec in enumerate(specs, 1)])
+        within_memory(actor.draft, DraftCommand(name, drafts))
+    else:
+        spans = tuple([VerifySpan(i, 0, tokens, (0, 0), spec=spec) for i, spec in enumerate(specs, 1)])
+        within_memory(actor.verify, VerifyCommand(name, spans))
+    actor.reset(0)
+
+
+def _no_memory(plan: Plan, cause: str) -> ConfigError:
+    limit = f"{plan.folder.name} does not fit on {plan.device}: {cause}; the other worker may have too large a share"
+    return ConfigError("memory_share", plan.settings.memory_share, limit)
 
 
 def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:

@@ -34,6 +34,7 @@ class Executor:
     """One model on one device with its KV cache. Not thread-safe: one device thread calls it.
 
     Attributes:
+        device: torch's device, on which the logits are.
         num_blocks, block_size: size of the KV cache, in blocks and in tokens per block.
         max_model_len: longest sequence, in tokens.
         vocab_size: token ids given to `forward` are below it.
@@ -58,7 +59,7 @@ class Executor:
     ) -> None:
         self._runner = runner
         self._tables = runner.tables
-        self._device = torch_device(device)
+        self.device = torch_device(device)
         self.num_blocks = self._tables.pool.num_blocks
         self.block_size = self._tables.pool.block_size
         capacity = self.num_blocks * self.block_size
@@ -163,16 +164,24 @@ class Executor:
             BlocksExhausted: the spans do not fit in the free blocks; nothing was changed.
             ProtocolError: a span is empty, repeated, too long, has a token id out of range, or keeps
                 more tokens than are cached; nothing was changed.
+            OutOfMemoryError (torch's): the device has no room; each request keeps `prefix_len` tokens.
         """
         if not spans:
-            return torch.empty(0, self.num_columns, device=self._device)
+            return torch.empty(0, self.num_columns, device=self.device)
         tokens = self._check(spans)
         tables = self._tables.resize([(span.request_id, span.prefix_len + len(span.tokens)) for span in spans])
         queries = [
             QuerySpan(span.prefix_len, len(span.tokens), np.array(table))
             for span, table in zip(spans, tables, strict=True)
         ]
-        return self._runner.run(PackedRows.make(tokens, queries, [span.num_logits for span in spans]))
+        try:
+            return self._runner.run(PackedRows.make(tokens, queries, [span.num_logits for span in spans]))
+        except torch.OutOfMemoryError as error:
+            out_of_memory = error.with_traceback(None)
+        # Only here, where no traceback holds the tensors of the forward.
+        torch.cuda.empty_cache()
+        self._tables.resize([(span.request_id, span.prefix_len) for span in spans])
+        raise out_of_memory
 
     def release(self, request_id: int) -> None:
         """Free the request's KV; an unknown request is ignored."""

@@ -4,14 +4,20 @@ the part of it that a KV cache gets."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from minedraft.errors import ConfigError
+from minedraft.device import GPU_MEMORY_SHARE
+from minedraft.errors import ConfigError, InternalError
+from minedraft.types import DraftCommand, VerifyCommand
+
+_CommandT = TypeVar("_CommandT", DraftCommand, VerifyCommand)
+_ResultT = TypeVar("_ResultT")
 
 # Of a control group, versions 1 and 2: its limit, its use, and the part of its use that the kernel can reclaim.
 _FILES = {
@@ -21,9 +27,6 @@ _FILES = {
 # On the CPU of the memory that is free once the weights are loaded, for the cache alone: two workers share that
 # memory, and one may look before the other has loaded its weights.
 _CPU_SHARE = 0.125
-# On a GPU of all its memory, for weights and cache: so it does not matter which of two workers looks first. The rest
-# is for activations, and for what the driver takes in each process.
-_CUDA_SHARE = 0.85
 # Of what is free on the GPU now, where something else has taken memory.
 _MAX_OF_FREE = 0.9
 
@@ -35,8 +38,8 @@ class CacheSize:
     Attributes:
         num_blocks: blocks, if they were asked for; None for as many as fit.
         block_size: tokens per block.
-        memory_share: part of a GPU's memory for weights and cache, or of the CPU's free memory for the cache;
-            None for the default.
+        memory_share: part of a GPU's memory for weights and cache, so that it does not matter which of two workers
+            looks first; or part of the CPU's free memory for the cache. None for the default.
         max_requests: requests that have KV at once; on a GPU the cache gets no more blocks than they can use.
             On a CPU a block takes memory only once it is used.
         max_model_len: tokens of the longest request; None if the model has no limit.
@@ -75,7 +78,7 @@ class CacheSize:
     def _cuda_bytes(self, bytes_per_block: int, device: torch.device) -> int:
         num_free, num_total = torch.cuda.mem_get_info(device)
         num_own = torch.cuda.memory_reserved(device)
-        share = self.memory_share or _CUDA_SHARE
+        share = self.memory_share or GPU_MEMORY_SHARE
         kv_bytes = min(int(num_total * share) - num_own, int(num_free * _MAX_OF_FREE))
         if kv_bytes < bytes_per_block:
             limit = (
@@ -84,6 +87,41 @@ class CacheSize:
             )
             raise ConfigError("memory_share", share, limit)
         return kv_bytes
+
+
+class MemoryExhausted(InternalError):
+    """A GPU had no memory for a command; its requests can go on from the tokens that they had before.
+
+    It names the longest request: without it the next try needs least.
+    """
+
+    reason = "MEMORY_EXHAUSTED"
+
+    def __init__(self, command: DraftCommand | VerifyCommand, cause: str) -> None:
+        num_tokens = sum(len(span.tokens) for span in command.spans)
+        super().__init__(f"no memory for {num_tokens} tokens of {len(command.spans)} requests: {cause}")
+        lengths = [(span.prefix_len + len(span.tokens), span.request_id) for span in command.spans]
+        self.request_id = max(lengths)[1] if lengths else None
+
+
+def within_memory(execute: Callable[[_CommandT], _ResultT], command: _CommandT) -> _ResultT:
+    """Return the result of a worker's command.
+
+    Raises:
+        MemoryExhausted: the device ran out of memory.
+    """
+    try:
+        return execute(command)
+    except torch.OutOfMemoryError as error:
+        cause = first_sentence(error)
+    # Only here, where no traceback holds the tensors of the command.
+    torch.cuda.empty_cache()
+    raise MemoryExhausted(command, cause)
+
+
+def first_sentence(error: torch.OutOfMemoryError) -> str:
+    """Return what torch says of the allocation, without its advice."""
+    return " ".join(str(error).partition(" GPU ")[0].split()).rstrip(".")
 
 
 def available_memory(root: Path = Path("/")) -> int:
