@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from minedraft.address import Address, default_listen
 from minedraft.config_checks import contradictions, wrong_addresses, wrong_devices
-from minedraft.device import DEVICE_FORMS, Device, usable_cores
+from minedraft.device import DEVICE_FORMS, GPU_MEMORY_SHARE, Device, usable_cores
 from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.types import MAX_BATCH_SIZE, MAX_DRAFT_LEN, DraftMethod, Mode, Role
 
@@ -102,7 +102,7 @@ class WorkerSettings(SharedSettings):
     memory_share: _Share = Field(
         None,
         description="Part of a GPU's memory that weights and KV cache may take, or of the free memory of a CPU "
-        "that the KV cache may take; default: 0.85 and 1/8.",
+        f"that the KV cache may take; default: {GPU_MEMORY_SHARE:g} and 1/8.",
         examples=["SHARE"],
     )
     max_requests: int | None = Field(
@@ -155,8 +155,8 @@ class Settings(SharedSettings):
     target_memory_share: _Share = Field(
         None,
         description="Part of a GPU's memory that the verifier's weights and KV cache may take, or of the free memory "
-        "of a CPU that its KV cache may take; default: 0.85, of which two workers on one GPU get parts by the sizes "
-        "of their models, and 1/8 on a CPU.",
+        f"of a CPU that its KV cache may take; default: 1/8 on a CPU, {GPU_MEMORY_SHARE:g} on a GPU, which two workers "
+        "on one GPU divide by the sizes of their models.",
         examples=["SHARE"],
     )
     draft_memory_share: _Share = Field(None, description="The same for the drafter.", examples=["SHARE"])
@@ -196,6 +196,15 @@ class Settings(SharedSettings):
     def max_in_flight(self) -> int:
         """Requests decoding at the same time over all batches."""
         return self.max_batch_size * self.mode.num_batches
+
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether both workers belong to this service and run on one GPU."""
+        try:
+            devices = {Device.parse(text) for text in (self.target_device, self.draft_device)}
+        except ConfigError:  # told elsewhere
+            return False
+        return len(self.own_workers) == len(Role) and len(devices) == 1 and devices.pop().kind == "cuda"
 
     @property
     def _max_with_kv(self) -> int | None:
