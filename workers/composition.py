@@ -145,7 +145,7 @@ async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float
     runtime = WorkerRuntime(actor)
     if plan.device.kind == "cuda":
         try:
-            await runtime.prepare(lambda: _enter_device_thread(plan.device, actor))
+            await runtime.prepare(lambda: prepare_actor(plan.device, actor))
         except MemoryExhausted as error:
             raise _no_memory(plan, str(error)) from error
     handler = drafter_handler(actor, runtime) if isinstance(actor, DrafterActor) else verifier_handler(actor, runtime)
@@ -166,9 +166,9 @@ async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float
     return await serve_worker(runtime, handler, address, on_ready=on_ready)
 
 
-def _enter_device_thread(device: Device, actor: DrafterActor | VerifierActor) -> None:
-    """Make the device the thread's own, and run a command of each kind: the handles of CUDA's libraries are per
-    thread, and a kernel is loaded when it is first used. The first requests need not wait for either.
+def prepare_actor(device: Device, actor: DrafterActor | VerifierActor) -> None:
+    """Make the device the device thread's own, and run a command of each kind there: the handles of CUDA's libraries
+    are per thread, and a kernel is loaded when it is first used. So the first requests wait for neither.
 
     Raises:
         MemoryExhausted: the device has no room for such a command.

@@ -1,7 +1,14 @@
-"""The same executor on a CUDA device. Not run on hardware by the people who wrote it."""
+"""The same executor on a CUDA device. Not run on hardware by the people who wrote it.
+
+Without this project's settings of pytest, and without its plugins, on a machine that has neither:
+`pytest -c EMPTYFILE --rootdir=. -p no:cacheprovider -o pythonpath=. tests/gpu`.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,7 +16,7 @@ import torch
 
 from minedraft.device import Device
 from minedraft.errors import ConfigError
-from minedraft_workers.device import pin
+from minedraft_workers.device import make_exact, pin
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from tests.support.tiny_models import KINDS, make_tiny_model
 
@@ -18,17 +25,36 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
+CARD = Device.parse("cuda:0")
+
 
 @pytest.fixture(autouse=True)
 def exact_matmuls() -> None:
-    torch.backends.cuda.matmul.allow_tf32 = False
+    make_exact()
+
+
+@contextmanager
+def refusing_to_wait() -> Iterator[None]:
+    """Raise an error where the host waits for the device."""
+
+    def set_mode(mode: str) -> None:
+        with warnings.catch_warnings():  # it warns that it is a prototype
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode(mode)
+
+    try:
+        set_mode("error")
+        yield
+    finally:
+        set_mode("default")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cuda_gives_the_cpus_logits(kind: str, tmp_path: Path) -> None:
     path = make_tiny_model(tmp_path, kind)
     executors = [
-        Executor.load(path, device=Device.parse(device), dtype="float32", num_blocks=32) for device in ("cpu", "cuda:0")
+        Executor.load(path, device=device, dtype="float32", num_blocks=32, kernels="torch")
+        for device in (Device.parse("cpu").here(), CARD)
     ]
     steps = [
         [ForwardSpan(1, 0, range(3, 40), 1), ForwardSpan(2, 0, range(50, 55), 5)],
@@ -41,21 +67,31 @@ def test_cuda_gives_the_cpus_logits(kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(on_cuda.cpu(), on_cpu, atol=1e-4, rtol=1e-4)
 
 
-def test_auto_dtype_is_bfloat16_and_capacity_follows_free_memory(tmp_path: Path) -> None:
-    executor = Executor.load(make_tiny_model(tmp_path), device=Device.parse("cuda:0"), num_blocks=None)
+def test_auto_dtype_is_bfloat16_and_capacity_follows_the_share(tmp_path: Path) -> None:
+    share = 0.01  # enough for a tiny model, and little of a card that others may use
+    executor = Executor.load(make_tiny_model(tmp_path), device=CARD, num_blocks=None, memory_share=share)
     assert executor.dtype_name == "bfloat16"
     assert executor.num_blocks > 1000
+    assert torch.cuda.memory_reserved() <= 1.1 * share * torch.cuda.mem_get_info()[1]
     assert torch.isfinite(executor.forward([ForwardSpan(1, 0, range(3, 40), 1)])).all()
 
 
+def test_a_cache_is_no_larger_than_its_requests_can_use(tmp_path: Path) -> None:
+    path = make_tiny_model(tmp_path, max_position_embeddings=64)
+    executor = Executor.load(path, device=CARD, block_size=16, max_requests=6)
+    assert executor.num_blocks == 6 * 4
+
+
 def test_a_forward_does_not_wait_for_the_device(tmp_path: Path) -> None:
-    executor = Executor.load(make_tiny_model(tmp_path), device=Device.parse("cuda:0"), num_blocks=32)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    executor = Executor.load(make_tiny_model(tmp_path), device=CARD, num_blocks=32)
+    with refusing_to_wait():
         executor.forward([ForwardSpan(1, 0, range(3, 40), 1), ForwardSpan(2, 0, [5], 1)])
         executor.forward([ForwardSpan(1, 37, [8], 1), ForwardSpan(2, 1, [5], 1)])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_share_that_has_no_room_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="memory_share is 1e-09: the model takes"):
+        Executor.load(make_tiny_model(tmp_path), device=CARD, memory_share=1e-9)
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

@@ -11,7 +11,7 @@ import torch
 from minedraft.device import Device
 from minedraft.errors import InternalError
 from minedraft.types import Role
-from minedraft_workers.composition import _enter_device_thread
+from minedraft_workers.composition import prepare_actor
 from minedraft_workers.device import enter_thread, make_exact
 from minedraft_workers.runtime import WorkerRuntime
 from scripts.lib.null_worker import NullActor
@@ -57,7 +57,7 @@ def test_a_command_of_each_kind_runs_in_advance_and_leaves_nothing(
     num_rows: list[int] = []
     forward = executor.forward
     executor.forward = lambda spans: num_rows.append(len(spans)) or forward(spans)  # type: ignore[method-assign]
-    _enter_device_thread(CARD, actor)
+    prepare_actor(CARD, actor)
     assert num_rows == ([3] if role is Role.VERIFIER else [3, 3]), "greedy, coupled and rejection; drafts of two"
     assert chosen == [("MainThread", 3)]
     assert executor.num_free_blocks == 8
