@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ pytestmark = [
 ]
 
 CARD = Device.parse("cuda:0")
+HEADS: dict[str, Any] = {"hidden_size": 64, "head_dim": 16}  # that the layers' kernels take
 
 
 @pytest.fixture(autouse=True)
@@ -49,22 +51,35 @@ def refusing_to_wait() -> Iterator[None]:
         set_mode("default")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_cuda_gives_the_cpus_logits(kind: str, tmp_path: Path) -> None:
-    path = make_tiny_model(tmp_path, kind)
+def compare_with_cpu(path: Path, kernels: str) -> Executor:
+    """Assert that the card gives the logits of transformers' code on the CPU. Return what runs on the card."""
     executors = [
-        Executor.load(path, device=device, dtype="float32", num_blocks=32, kernels="torch")
-        for device in (Device.parse("cpu").here(), CARD)
+        Executor.load(path, device=device, dtype="float32", num_blocks=64, kernels=name)
+        for device, name in ((Device.parse("cpu").here(), "transformers"), (CARD, kernels))
     ]
     steps = [
         [ForwardSpan(1, 0, range(3, 40), 1), ForwardSpan(2, 0, range(50, 55), 5)],
         [ForwardSpan(2, 5, [7], 1), ForwardSpan(1, 37, [8, 9, 10], 3), ForwardSpan(3, 0, range(100, 200), 1)],
         [ForwardSpan(1, 38, [11, 12, 13], 3), ForwardSpan(3, 100, [4], 1)],
+        [ForwardSpan(1, 39, [11, 14, 13], 3), ForwardSpan(3, 101, [5], 1)],  # of a size that is captured now
     ]
     for spans in steps:
         on_cpu, on_cuda = (executor.forward(spans) for executor in executors)
         assert on_cuda.device.type == "cuda"
         torch.testing.assert_close(on_cuda.cpu(), on_cpu, atol=1e-4, rtol=1e-4)
+    return executors[1]
+
+
+@pytest.mark.parametrize("kernels", ["auto", "transformers"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_cuda_gives_the_cpus_logits(kind: str, kernels: str, tmp_path: Path) -> None:
+    compare_with_cpu(make_tiny_model(tmp_path, kind), kernels)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral"])
+@pytest.mark.parametrize("kernels", ["triton", "torch"])
+def test_the_layers_kernels_give_the_cpus_logits(kind: str, kernels: str, tmp_path: Path) -> None:
+    assert compare_with_cpu(make_tiny_model(tmp_path, kind, **HEADS), kernels).kernels == kernels
 
 
 def test_auto_dtype_is_bfloat16_and_capacity_follows_the_share(tmp_path: Path) -> None:
@@ -82,11 +97,17 @@ def test_a_cache_is_no_larger_than_its_requests_can_use(tmp_path: Path) -> None:
     assert executor.num_blocks == 6 * 4
 
 
-def test_a_forward_does_not_wait_for_the_device(tmp_path: Path) -> None:
-    executor = Executor.load(make_tiny_model(tmp_path), device=CARD, num_blocks=32)
-    with refusing_to_wait():
+@pytest.mark.parametrize("kernels", ["triton", "torch", "transformers"])
+def test_a_forward_does_not_wait_for_the_device(kernels: str, tmp_path: Path) -> None:
+    executor = Executor.load(make_tiny_model(tmp_path, **HEADS), device=CARD, num_blocks=32, kernels=kernels)
+
+    def run() -> None:
         executor.forward([ForwardSpan(1, 0, range(3, 40), 1), ForwardSpan(2, 0, [5], 1)])
         executor.forward([ForwardSpan(1, 37, [8], 1), ForwardSpan(2, 1, [5], 1)])
+
+    run()  # programs are compiled and graphs captured, which waits
+    with refusing_to_wait():
+        run()
 
 
 def test_a_share_that_has_no_room_is_refused_by_name(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ class CacheSize:
         return self.max_requests * -(-self.max_model_len // self.block_size)
 
     def _cuda_bytes(self, bytes_per_block: int, device: torch.device) -> int:
+        torch.cuda.empty_cache()  # what loading has needed for a moment counts as free
         num_free, num_total = torch.cuda.mem_get_info(device)
         num_own = torch.cuda.memory_reserved(device)
         share = self.memory_share or GPU_MEMORY_SHARE

@@ -76,6 +76,7 @@ def test_the_longest_request_is_named_and_the_others_go_on_as_if_nothing_had_bee
         verify(actor, 2, second, long)
     assert caught.value.request_id == 2
     assert str(caught.value) == ("no memory for 6 tokens of 2 requests: CUDA out of memory. Tried to allocate 2.50 GiB")
+    assert (executor.cached_len(1), executor.cached_len(2)) == (3, 0), "the rest of the cache was half written"
     assert verify(actor, 3, second, released=(2,)) == verify(undisturbed, 3, second)
     third = VerifySpan(1, 4, (3,))
     assert verify(actor, 4, third) == verify(undisturbed, 4, third)
