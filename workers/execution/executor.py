@@ -15,6 +15,7 @@ from minedraft.errors import ConfigError, ModelError, ProtocolError
 from minedraft.models.model_config import max_context
 from minedraft_workers.device import torch_device
 from minedraft_workers.execution.choice import (
+    AnyKernels,
     choose_native,
     list_candidates,
     make_fused,
@@ -110,18 +111,32 @@ class Executor:
         loaded = load_model(model_dir, config, choose_dtype(dtype, target, native), target)
         for candidate in list_candidates(kernels, native, target, loaded.model.dtype):
             try:
-                fused = make_fused(loaded, candidate, model_dir, size)
-                check_layers(fused, loaded.model, model_dir)
-                described = replace(loaded, read_bytes=fused.read_bytes)
-                return cls._checked(
-                    model_dir, with_few_calls(fused, candidate, context), described, config, context, device, reason
-                )
+                return cls._on_kernels(candidate, model_dir, loaded, config, size, device, reason)
             except (NotFused, ModelError) as error:
                 if kernels == candidate.name.split()[0] != "torch":
                     raise ConfigError("kernels", kernels, f"do not fit this model: {error}") from error
                 reason = f"{candidate.name} kernels do not fit this model: {error}"
         runner, loaded = make_transformers(loaded, device, model_dir, size)
         return cls._checked(model_dir, runner, loaded, config, context, device, reason)
+
+    @classmethod
+    def _on_kernels(
+        cls,
+        kernels: AnyKernels,
+        model_dir: Path,
+        loaded: LoadedModel,
+        config: PretrainedConfig,
+        size: CacheSize,
+        device: Device,
+        reason: str,
+    ) -> Executor:
+        """Return the executor on these kernels. Raise NotFused or ModelError if they do not fit the model; then
+        nothing of theirs is left, and its memory is free for the next ones."""
+        fused = make_fused(loaded, kernels, model_dir, size)
+        check_layers(fused, loaded.model, model_dir)
+        described, context = replace(loaded, read_bytes=fused.read_bytes), size.max_model_len
+        runner = with_few_calls(fused, kernels, context)
+        return cls._checked(model_dir, runner, described, config, context, device, reason)
 
     @classmethod
     def _checked(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from minedraft.errors import ProtocolError
+from minedraft.config import load_worker_settings
+from minedraft.errors import ConfigError, ModelError, ProtocolError
 from minedraft.rpc.worker_link import GrpcVerifier
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import (
@@ -22,9 +25,10 @@ from minedraft.types import (
     VerifyCommand,
     VerifySpan,
 )
+from minedraft_workers.composition import Plan, load_actor
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.executor import Executor
-from minedraft_workers.execution.memory import MemoryExhausted, within_memory
+from minedraft_workers.execution.memory import CacheSize, MemoryExhausted, within_memory
 from minedraft_workers.verifier import VerifierActor
 from tests.support.in_process import InProcessDrafter, InProcessVerifier, load_executor
 from tests.support.served_worker import command, served
@@ -115,6 +119,37 @@ def test_a_draft_that_runs_out_of_memory_ends_with_the_drafts_it_has(
 def draft(actor: DrafterActor, span: DraftSpan) -> list[int]:
     rows = within_memory(actor.draft, DraftCommand(RoundId(1, Batch.A, 1), (span,))).rows
     return list(rows[0].tokens)
+
+
+def test_kernels_that_do_not_fit_are_gone_before_the_next_ones_count_the_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[weakref.ref[object]] = []
+
+    def refuse(decoder: object, *args: object) -> None:
+        tried.append(weakref.ref(decoder))
+        raise ModelError("model", "m", "the numbers differ")
+
+    def choose(size: CacheSize, *args: object) -> int:
+        assert [decoder() for decoder in tried] == [None] * len(tried)
+        return NUM_BLOCKS
+
+    monkeypatch.setattr("minedraft_workers.execution.executor.check_layers", refuse)
+    monkeypatch.setattr(CacheSize, "choose_blocks", choose)
+    assert load_executor(folder).kernels == "transformers"
+    assert len(tried) > 0
+
+
+def test_a_model_that_does_not_fit_is_told_by_the_setting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*args: object, **settings: object) -> None:
+        raise torch.OutOfMemoryError(TORCH_SAYS)
+
+    flags = {"role": "verifier", "model": folder, "listen": "unix:/v.sock", "memory_share": 0.25}
+    plan = Plan.make(load_worker_settings(flags))
+    monkeypatch.setattr(PreTrainedModel, "to", run_out)
+    told = r"memory_share is 0.25: model\d* does not fit on cpu:.*: CUDA out of memory. Tried to allocate 2.50 GiB; "
+    with pytest.raises(ConfigError, match=told):
+        load_actor(plan)
 
 
 async def test_a_worker_lives_on_and_the_refusal_names_the_request(tmp_path: Path) -> None:
