@@ -82,6 +82,29 @@ def test_the_layers_kernels_give_the_cpus_logits(kind: str, kernels: str, tmp_pa
     assert compare_with_cpu(make_tiny_model(tmp_path, kind, **HEADS), kernels).kernels == kernels
 
 
+def test_graphs_give_what_their_kernels_give_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_tiny_model(tmp_path, **HEADS)
+
+    def load() -> Executor:
+        return Executor.load(path, device=CARD, dtype="float32", num_blocks=64, kernels="triton")
+
+    by_graphs = load()
+    monkeypatch.setattr("minedraft_workers.execution.executor.with_graphs", lambda decoder, context: decoder)
+    without = load()
+    for num_requests in (1, 2, 3, 7, 16, 17):
+        owners = range(num_requests)
+        steps = [[ForwardSpan(i, 0, range(3 + i, 8 + i), 1) for i in owners]]
+        steps += [[ForwardSpan(i, 5, [9 + i + k, 8], 2) for i in owners] for k in range(3)]
+        steps += [[ForwardSpan(i, 7, [11 + i], 1) for i in owners]]
+        for spans in steps:
+            torch.testing.assert_close(by_graphs.forward(spans), without.forward(spans), rtol=1e-5, atol=1e-5)
+        by_graphs.release_all()
+        without.release_all()
+    graphs = by_graphs._runner._graphs.values()
+    assert len(graphs) > 5
+    assert all(graph._graph is not None for graph in graphs), "captured, not only computed over the same buffers"
+
+
 def test_auto_dtype_is_bfloat16_and_capacity_follows_the_share(tmp_path: Path) -> None:
     share = 0.01  # enough for a tiny model, and little of a card that others may use
     executor = Executor.load(make_tiny_model(tmp_path), device=CARD, num_blocks=None, memory_share=share)
