@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from minedraft.config import WorkerSettings
 from minedraft.device import Device
-from minedraft.errors import ConfigError
+from minedraft.errors import ConfigError, MemoryExhausted
 from minedraft.models.folder import FolderInfo, check_model_folder
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.sampling_params import SamplingParams
@@ -137,7 +137,6 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
 
 async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float) -> int:
     from minedraft_workers.drafter import DrafterActor
-    from minedraft_workers.execution.memory import MemoryExhausted
     from minedraft_workers.runtime import WorkerRuntime
     from minedraft_workers.server import serve_worker
     from minedraft_workers.servicer import drafter_handler, verifier_handler
@@ -174,21 +173,17 @@ def prepare_actor(device: Device, actor: DrafterActor | VerifierActor) -> None:
         MemoryExhausted: the device has no room for such a command.
     """
     from minedraft_workers.drafter import DrafterActor
-    from minedraft_workers.execution.memory import within_memory
 
     enter_thread(device)
     name, tokens = RoundId(0, Batch.A, 0), (0,) * 4
-    specs = [
-        SequenceSpec(SamplingParams(temperature=float(kind is not Acceptance.GREEDY)), len(tokens), 0, kind)
-        for kind in Acceptance
-    ]
-    if isinstance(actor, DrafterActor):
-        drafts = tuple([DraftSpan(i, 0, tokens, 2, spec) for i, spec in enumerate(specs, 1)])
-        within_memory(actor.draft, DraftCommand(name, drafts))
-    else:
-        spans = tuple([VerifySpan(i, 0, tokens, (0, 0), spec=spec) for i, spec in enumerate(specs, 1)])
-        within_memory(actor.verify, VerifyCommand(name, spans))
-    actor.reset(0)
+    for kind in Acceptance:  # one by one: they fit in the smallest cache
+        params = SamplingParams(temperature=0.0 if kind is Acceptance.GREEDY else 1.0)
+        spec = SequenceSpec(params, len(tokens), 0, kind)
+        if isinstance(actor, DrafterActor):
+            actor.draft(DraftCommand(name, (DraftSpan(1, 0, tokens, 2, spec),)))
+        else:
+            actor.verify(VerifyCommand(name, (VerifySpan(1, 0, tokens, (0, 0), spec=spec),)))
+        actor.reset(0)
 
 
 def _no_memory(plan: Plan, cause: str) -> ConfigError:

@@ -18,7 +18,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from minedraft.core.blocks import BlocksExhausted
-from minedraft.errors import InternalError, InvalidRequest, MineDraftError, Overloaded, ProtocolError, StaleRound
+from minedraft.errors import (
+    InternalError,
+    InvalidRequest,
+    MemoryExhausted,
+    MineDraftError,
+    Overloaded,
+    ProtocolError,
+    StaleRound,
+)
 from minedraft.types import (
     DraftCommand,
     Proposal,
@@ -28,7 +36,6 @@ from minedraft.types import (
     VerifyCommand,
     WorkerInfo,
 )
-from minedraft_workers.execution.memory import MemoryExhausted
 from minedraft_workers.round_log import RoundLog
 from minedraft_workers.tenancy import Tenancy
 
@@ -36,7 +43,7 @@ logger = logging.getLogger("minedraft.worker")
 
 # Each of the two lanes has at most a draft, a prefill and a release; the rest is room for repeats.
 MAILBOX_SIZE = 32
-# An actor raises these before it changes anything; any other exception ends the process.
+# An actor raises these with every request as it was; any other exception ends the process.
 REFUSALS = (InvalidRequest, ProtocolError, BlocksExhausted, MemoryExhausted)
 
 # A forward has no time limit, but a thread that is inside one and uses no CPU time for this long hangs.

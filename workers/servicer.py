@@ -26,7 +26,6 @@ from minedraft.rpc.codec_link import envelope_to_bytes, refusal_to_pb
 from minedraft.rpc.codec_verify import verify_command_from_pb, verify_reply_to_pb
 from minedraft.types import PROTOCOL_VERSION, DraftReply, RoundId, VerifyReply
 from minedraft.v1 import worker_pb2
-from minedraft_workers.execution.memory import within_memory
 from minedraft_workers.runtime import CommandResult, DraftingActor, Executed, VerifyingActor, WorkerRuntime
 
 logger = logging.getLogger("minedraft.worker")
@@ -45,12 +44,12 @@ def drafter_handler(actor: DraftingActor, runtime: WorkerRuntime) -> grpc.Generi
 
     def submit_draft(message: worker_pb2.Command) -> _Submitted:
         command = draft_command_from_pb(message.draft, runtime.info)
-        reply = runtime.submit("draft", command.round, partial(within_memory, actor.draft, command))
+        reply = runtime.submit("draft", command.round, lambda: actor.draft(command))
         return reply, partial(_encode_drafts, command.round)
 
     def submit_prefill(message: worker_pb2.Command) -> _Submitted:
         command = draft_command_from_pb(message.prefill, runtime.info)
-        reply = runtime.submit("prefill", command.round, partial(within_memory, actor.prefill, command))
+        reply = runtime.submit("prefill", command.round, lambda: actor.prefill(command))
         return reply, partial(_encode_drafts, command.round)
 
     return _handler(DRAFTER_SERVICE, runtime, {"draft": submit_draft, "prefill": submit_prefill})
@@ -61,7 +60,7 @@ def verifier_handler(actor: VerifyingActor, runtime: WorkerRuntime) -> grpc.Gene
 
     def submit_verify(message: worker_pb2.Command) -> _Submitted:
         command = verify_command_from_pb(message.verify, runtime.info)
-        reply = runtime.submit("verify", command.round, partial(within_memory, actor.verify, command))
+        reply = runtime.submit("verify", command.round, lambda: actor.verify(command))
         return reply, partial(_encode_verdicts, command.round)
 
     return _handler(VERIFIER_SERVICE, runtime, {"verify": submit_verify})

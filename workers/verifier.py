@@ -11,6 +11,7 @@ from minedraft_workers.channels.base import TensorSpec, TokenChannel
 from minedraft_workers.channels.inline import InlineChannel
 from minedraft_workers.clock import clock_for
 from minedraft_workers.execution.executor import Executor, ForwardSpan
+from minedraft_workers.execution.memory import within_memory
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.runtime import Work
 from minedraft_workers.sampling.acceptance import Outcome, VerifyRow, verify
@@ -34,6 +35,7 @@ class VerifierActor:
     def num_free_blocks(self) -> int:
         return self._executor.num_free_blocks
 
+    @within_memory
     def verify(self, command: VerifyCommand) -> Work[Verdict]:
         """Release requests, run all spans as one forward, decide. Implements `VerifyingActor`."""
         self._clock.start()

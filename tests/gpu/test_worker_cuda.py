@@ -13,6 +13,7 @@ import torch
 
 from minedraft.config import WorkerSettings, load_worker_settings
 from minedraft.device import Device
+from minedraft.errors import MemoryExhausted
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import (
     Acceptance,
@@ -28,7 +29,6 @@ from minedraft.types import (
 from minedraft_workers.clock import clock_for
 from minedraft_workers.composition import Plan, load_actor, prepare_actor
 from minedraft_workers.device import enter_thread, pin
-from minedraft_workers.execution.memory import MemoryExhausted, within_memory
 from minedraft_workers.runtime import WorkerRuntime
 from minedraft_workers.verifier import VerifierActor
 from tests.support.tiny_models import make_tiny_model
@@ -129,7 +129,7 @@ def test_a_command_without_memory_is_refused_and_the_next_one_runs(tmp_path: Pat
         fill(hoard)
         hoard.pop()  # room for small things
         with pytest.raises(MemoryExhausted) as caught:
-            within_memory(actor.verify, VerifyCommand(RoundId(1, Batch.A, 2), (span, long)))
+            actor.verify(VerifyCommand(RoundId(1, Batch.A, 2), (span, long)))
         assert caught.value.request_id == 2
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

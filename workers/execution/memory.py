@@ -7,15 +7,17 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from minedraft.device import GPU_MEMORY_SHARE
-from minedraft.errors import ConfigError, InternalError
+from minedraft.errors import ConfigError, MemoryExhausted
 from minedraft.types import DraftCommand, VerifyCommand
 
+_ActorT = TypeVar("_ActorT")
 _CommandT = TypeVar("_CommandT", DraftCommand, VerifyCommand)
 _ResultT = TypeVar("_ResultT")
 
@@ -90,34 +92,30 @@ class CacheSize:
         return kv_bytes
 
 
-class MemoryExhausted(InternalError):
-    """A GPU had no memory for a command; its requests can go on from the tokens that they had before.
+def within_memory(
+    execute: Callable[[_ActorT, _CommandT], _ResultT],
+) -> Callable[[_ActorT, _CommandT], _ResultT]:
+    """Decorate an actor's method so that a device without memory for the command refuses it.
 
-    It names the longest request: without it the next try needs least.
+    The method then raises MemoryExhausted and names the longest request: without it the next try needs least. Its
+    requests can go on from the tokens that they had before.
     """
 
-    reason = "MEMORY_EXHAUSTED"
-
-    def __init__(self, command: DraftCommand | VerifyCommand, cause: str) -> None:
-        num_tokens = sum(len(span.tokens) for span in command.spans)
-        super().__init__(f"no memory for {num_tokens} tokens of {len(command.spans)} requests: {cause}")
+    @wraps(execute)
+    def execute_or_refuse(actor: _ActorT, command: _CommandT) -> _ResultT:
+        try:
+            return execute(actor, command)
+        except torch.OutOfMemoryError as error:
+            cause = first_sentence(error)
+        # Only here, where no traceback holds the tensors of the command.
+        torch.cuda.empty_cache()
         lengths = [(span.prefix_len + len(span.tokens), span.request_id) for span in command.spans]
-        self.request_id = max(lengths)[1] if lengths else None
+        num_tokens = sum(len(span.tokens) for span in command.spans)
+        refusal = MemoryExhausted(f"no memory for {num_tokens} tokens of {len(lengths)} requests: {cause}")
+        refusal.request_id = max(lengths)[1] if lengths else None
+        raise refusal
 
-
-def within_memory(execute: Callable[[_CommandT], _ResultT], command: _CommandT) -> _ResultT:
-    """Return the result of a worker's command.
-
-    Raises:
-        MemoryExhausted: the device ran out of memory.
-    """
-    try:
-        return execute(command)
-    except torch.OutOfMemoryError as error:
-        cause = first_sentence(error)
-    # Only here, where no traceback holds the tensors of the command.
-    torch.cuda.empty_cache()
-    raise MemoryExhausted(command, cause)
+    return execute_or_refuse
 
 
 def first_sentence(error: torch.OutOfMemoryError) -> str:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from minedraft.config import load_worker_settings
-from minedraft.errors import ConfigError, ModelError, ProtocolError
+from minedraft.errors import ConfigError, MemoryExhausted, ModelError, ProtocolError
 from minedraft.rpc.worker_link import GrpcVerifier
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import (
@@ -28,7 +28,7 @@ from minedraft.types import (
 from minedraft_workers.composition import Plan, load_actor
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.executor import Executor
-from minedraft_workers.execution.memory import CacheSize, MemoryExhausted, within_memory
+from minedraft_workers.execution.memory import CacheSize
 from minedraft_workers.verifier import VerifierActor
 from tests.support.in_process import InProcessDrafter, InProcessVerifier, load_executor
 from tests.support.served_worker import command, served
@@ -64,7 +64,7 @@ def tighten(executor: Executor, fails: Callable[[int], bool], monkeypatch: pytes
 
 
 def verify(actor: VerifierActor, number: int, *spans: VerifySpan, released: tuple[int, ...] = ()) -> list:
-    return list(within_memory(actor.verify, VerifyCommand(RoundId(1, Batch.A, number), spans, released)).rows)
+    return list(actor.verify(VerifyCommand(RoundId(1, Batch.A, number), spans, released)).rows)
 
 
 def test_the_longest_request_is_named_and_the_others_go_on_as_if_nothing_had_been(
@@ -117,7 +117,7 @@ def test_a_draft_that_runs_out_of_memory_ends_with_the_drafts_it_has(
 
 
 def draft(actor: DrafterActor, span: DraftSpan) -> list[int]:
-    rows = within_memory(actor.draft, DraftCommand(RoundId(1, Batch.A, 1), (span,))).rows
+    rows = actor.draft(DraftCommand(RoundId(1, Batch.A, 1), (span,))).rows
     return list(rows[0].tokens)
 
 
@@ -154,8 +154,9 @@ def test_a_model_that_does_not_fit_is_told_by_the_setting(folder: Path, monkeypa
 
 async def test_a_worker_lives_on_and_the_refusal_names_the_request(tmp_path: Path) -> None:
     async with served(Role.VERIFIER, tmp_path) as worker, await GrpcVerifier.connect(worker.address) as link:
-        worker.actor.failure = torch.OutOfMemoryError(TORCH_SAYS)
-        with pytest.raises(ProtocolError, match="no memory for 1 tokens of 1 requests: CUDA out of memory") as caught:
+        worker.actor.failure = MemoryExhausted("no memory for 1 tokens")
+        worker.actor.failure.request_id = 1
+        with pytest.raises(ProtocolError, match="no memory for 1 tokens") as caught:
             await link.verify(command(link, 1))
         assert caught.value.request_id == 1
         worker.actor.failure = None
