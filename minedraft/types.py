@@ -208,8 +208,8 @@ class Timing:
     """
 
     queue_ns: int = 0  # command received -> taken by the device thread
-    forward_ns: int = 0  # model forward passes only
-    busy_ns: int = 0  # command taken -> reply ready
+    forward_ns: int = 0  # model forward passes only, on the clock of their device
+    busy_ns: int = 0  # command taken -> reply ready, and the device done
     idle_ns: int = 0  # device thread idle before it took this command
     start_ns: int = 0  # when the device thread took this command
 

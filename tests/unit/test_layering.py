@@ -63,7 +63,7 @@ ROOMS = {
         "values places settings rpc v1 models process core.blocks proposers execution sampling channels",
         "click grpc google torch numpy",
     ),
-    "proposers": Room("values core.blocks execution sampling workers.sequence", "torch"),
+    "proposers": Room("values core.blocks execution sampling workers.sequence workers.clock", "torch"),
     "execution": Room(
         "values places core.blocks models workers.device kernels", "torch numpy transformers safetensors accelerate"
     ),
