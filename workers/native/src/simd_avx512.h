@@ -69,7 +69,7 @@ inline void store_bfloat16(uint16_t* p, Floats x) {
 }
 inline Floats round_to_bfloat16(Floats x) { return high(to_bfloat16(x)); }
 
-inline void prefetch_to_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace
 }  // namespace minedraft

@@ -143,7 +143,7 @@ inline Floats round_to_bfloat16(Floats x) {
     return each([&](int i) { return as_float(static_cast<uint32_t>(to_bfloat16(x.lane[i])) << 16); });
 }
 
-inline void prefetch_to_l2(const void*) {}
+inline void prefetch(const void*) {}
 
 }  // namespace
 }  // namespace minedraft
