@@ -3,9 +3,9 @@
 // A task is some rows of one span and one key head; its queries are those rows of every query head that
 // shares the key head. Tokens are taken in chunks counted from the request's first token, and each chunk
 // serves all queries of the task while it is near. Per chunk and query:
-//   score = q k;  m' = max(m, largest score);  p = e^(scale (score - m'));  f = e^(scale (m - m'));
+//   score = q k;  m' = max(m, largest score);  p = 2^(scale (score - m'));  f = 2^(scale (m - m'));
 //   l = l f + sum of p;  mix = mix f + p v      (p rounded to bfloat16 where the cache is)
-// and in the end out = mix / l. What one query computes depends on its own position and tokens alone:
+// with log2(e) in the scale, and in the end out = mix / l. What one query computes depends on its own position and tokens alone:
 // chunks begin at fixed tokens, sums run in the order of tokens, and nothing beyond its own token is added.
 #pragma once
 
@@ -216,15 +216,16 @@ class Attender {
         for (int64_t i = 0; i < width; i += kLanes) best = max(best, load(scores + i));
         const float before = s.largest[q], found = largest_of(best), largest = found > before ? found : before;
         // Where every score is -inf, e^(-inf - -inf) would be NaN for later chunks too.
-        const Floats scale = fill(a.scale), base = fill(largest == -kInfinity ? 0.0f : -largest * a.scale);
+        const float in_twos = a.scale * 1.44269504f;
+        const Floats scale = fill(in_twos), base = fill(largest == -kInfinity ? 0.0f : -largest * in_twos);
         Floats sum = zeros();
         auto* shares = reinterpret_cast<typename ShareOf<Kind>::Type*>(s.shares) + r * kChunk;
         for (int64_t i = 0; i < width; i += kLanes) {
-            const Floats p = exponential(fma(load(scores + i), scale, base));
-            ShareOf<Kind>::store_lanes(shares + i, p);
+            const Floats p = power_of_two(fma(load(scores + i), scale, base));
+            ShareOf<Kind>::store_share(shares + i, p);
             sum = add(sum, p);
         }
-        const Floats factor = exponential(fma(fill(before), scale, base));
+        const Floats factor = power_of_two(fma(fill(before), scale, base));
         float lanes[kLanes];
         store(lanes, factor);
         s.largest[q] = largest;
@@ -313,9 +314,13 @@ class Attender {
 
     // A share is kept as `Kind` reads it.
     template <class K, bool InPairs = K::kXBytes == 4 && K::kInputs == 2>
-    struct ShareOf : Float32 {};
+    struct ShareOf : Float32 {
+        static void store_share(float* p, Floats x) { store(p, x); }
+    };
     template <class K>
-    struct ShareOf<K, true> : Bfloat16 {};
+    struct ShareOf<K, true> : Bfloat16 {
+        static void store_share(uint16_t* p, Floats x) { store_for_dot(p, x); }
+    };
 };
 
 template <class F>
