@@ -58,10 +58,11 @@ class SharedSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of the weights; auto picks the faster one for the device."
     )
-    kernels: Literal["auto", "native", "torch"] = Field(
+    kernels: Literal["auto", "native", "triton", "torch", "transformers"] = Field(
         "auto",
-        description="What computes a forward pass: native: the CPU kernels that come with this package, for models "
-        "of the Llama kind; torch: torch's operators, for any model; auto: native where it fits.",
+        description="What computes a forward pass. native: this package's CPU kernels; triton: its GPU kernels; torch: "
+        "torch's operators, layers fused likewise; all three for models of the Llama kind. transformers: the model's "
+        "own code, for any model. auto: the first of them that fits.",
     )
     max_model_len: int | None = Field(
         None, ge=16, le=1 << 20, description="Maximum tokens of prompt and answer together; default: the model's limit."

@@ -62,7 +62,8 @@ class _FieldError(MineDraftError):
         self.field = field
         self.value = _shorten(value)
         self.limit = _one_line(limit)
-        super().__init__(f"{field} is {self.value}: {self.limit}")
+        given = field if value is None else f"{field} is {self.value}"
+        super().__init__(f"{given}: {self.limit}")
 
 
 class ConfigError(_FieldError):

@@ -47,12 +47,18 @@ class Plan:
         folder = check_model_folder(settings.model, "model")
         return cls(settings, folder, Device.parse(settings.device).here(), _cap_context(settings, folder))
 
-    def check_model(self) -> None:
-        """Raise ModelError unless the model can be built, without loading its weights."""
-        if self.settings.has_model:
-            from minedraft_workers.execution.loading import check_model
+    def check_model(self) -> str:
+        """Build the model without its weights and return in one line what it will run on.
 
-            check_model(self.folder.path)
+        Raises:
+            ModelError: it cannot be built. ConfigError: dtype or kernels cannot be had here.
+        """
+        settings = self.settings
+        if not settings.has_model:
+            return "no model, n-grams of the request"
+        from minedraft_workers.execution.choice import foresee_kernels
+
+        return foresee_kernels(self.folder.path, dtype=settings.dtype, kernels=settings.kernels, device=self.device)
 
     def run(self) -> int:
         """Load the model and serve until a signal. Return the exit code.

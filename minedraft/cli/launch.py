@@ -72,7 +72,8 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
             from minedraft.launch.worker_check import check_workers
 
             say("the settings are valid; the workers now check the model folders")
-            check_workers(settings)
+            for role, kernels in check_workers(settings).items():
+                click.echo(f"{role.value}: {kernels}")
         click.echo("all checks passed")
         return EXIT_OK
     from minedraft.launch.launcher import Launcher

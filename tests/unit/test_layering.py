@@ -65,13 +65,14 @@ ROOMS = {
     ),
     "proposers": Room("values core.blocks execution sampling workers.sequence", "torch"),
     "execution": Room(
-        "values places core.blocks models workers.device native", "torch numpy transformers safetensors accelerate"
+        "values places core.blocks models workers.device kernels", "torch numpy transformers safetensors accelerate"
     ),
+    "kernels": Room("values core.blocks native", "torch numpy triton"),
     "native": Room("values models.cache", "torch numpy"),
     "sampling": Room("values workers.sequence", "torch numpy"),
     "channels": Room("values", "torch numpy"),
 }
-WORKER_ROOMS = ("proposers", "execution", "native", "sampling", "channels")
+WORKER_ROOMS = ("proposers", "execution", "kernels", "native", "sampling", "channels")
 # All that pure files may import of the standard library: nothing of it reads a clock, a file or the network.
 PURE_MODULES = frozenset(
     {"__future__", "collections", "contextlib", "copy", "dataclasses", "enum", "functools", "itertools", "math",

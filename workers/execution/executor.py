@@ -14,14 +14,19 @@ from minedraft.device import Device
 from minedraft.errors import ConfigError, ModelError, ProtocolError
 from minedraft.models.model_config import max_context
 from minedraft_workers.device import torch_device
-from minedraft_workers.execution.attention import QuerySpan
-from minedraft_workers.execution.choice import choose_kernels, make_fused, make_torch
-from minedraft_workers.execution.fused import NotFused
+from minedraft_workers.execution.choice import (
+    choose_native,
+    list_candidates,
+    make_fused,
+    make_transformers,
+    with_few_calls,
+)
 from minedraft_workers.execution.loading import LoadedModel, choose_dtype, load_model, read_config
-from minedraft_workers.execution.runner import Runner
-from minedraft_workers.execution.selfcheck import check_packed_forward
+from minedraft_workers.execution.runner import PackedRows, Runner
+from minedraft_workers.execution.selfcheck import check_layers, check_packed_forward
 from minedraft_workers.execution.spans import ForwardSpan as ForwardSpan
-from minedraft_workers.execution.tables import LayerShape
+from minedraft_workers.kernels.base import NotFused
+from minedraft_workers.kernels.tables import LayerShape, QuerySpan
 
 
 class Executor:
@@ -31,7 +36,7 @@ class Executor:
         num_blocks, block_size: size of the KV cache, in blocks and in tokens per block.
         max_model_len: longest sequence, in tokens.
         vocab_size: token ids given to `forward` are below it.
-        kernels, kernels_reason: what computes ("torch", "native avx512_bf16"), and why it was chosen.
+        kernels, kernels_reason: what computes ("native avx512_bf16", "torch", "transformers"), and why.
         is_batch_invariant: whether a row's logits are the same, bit for bit, whatever else is in the forward.
         draft_vocab_ids: int64 [n]; column j of the logits is token draft_vocab_ids[j]. None: it is token j.
         weights_bytes: bytes of the model's parameters in its dtype.
@@ -87,7 +92,8 @@ class Executor:
         the CPU, where memory is taken on first use, and 0.8 on CUDA. The caller calls `pin(device)` before.
 
         Args:
-            kernels: "native", "torch", or "auto": native where the CPU and the model allow it.
+            kernels: one of `choice.KERNELS`, or "auto": the first of them that fits machine and model.
+                A model that "torch" does not fit runs in transformers' own code.
 
         Raises:
             ModelError: the folder cannot be used, or this kind of model cannot run here.
@@ -96,18 +102,21 @@ class Executor:
         config = read_config(model_dir)
         context = _choose_context(config, max_model_len)
         target = torch_device(device)
-        native, reason = choose_kernels(kernels, device)
+        native, reason = choose_native(kernels, device)
         loaded = load_model(model_dir, config, choose_dtype(dtype, target, native), target)
-        if native is not None:
+        for candidate in list_candidates(kernels, native, target, loaded.model.dtype):
             try:
-                fused = make_fused(loaded, native, model_dir, num_blocks, block_size, context)
-                loaded = replace(loaded, read_bytes=fused.read_bytes)
-                return cls._checked(model_dir, fused, loaded, config, context, device, reason)
+                fused = make_fused(loaded, candidate, model_dir, num_blocks, block_size, context)
+                check_layers(fused, loaded.model, model_dir)
+                described = replace(loaded, read_bytes=fused.read_bytes)
+                return cls._checked(
+                    model_dir, with_few_calls(fused, candidate, context), described, config, context, device, reason
+                )
             except (NotFused, ModelError) as error:
-                if kernels == "native":
+                if kernels == candidate.name.split()[0] != "torch":
                     raise ConfigError("kernels", kernels, f"do not fit this model: {error}") from error
-                reason = f"native kernels do not fit this model: {error}"
-        runner, loaded = make_torch(loaded, device, model_dir, num_blocks, block_size)
+                reason = f"{candidate.name} kernels do not fit this model: {error}"
+        runner, loaded = make_transformers(loaded, device, model_dir, num_blocks, block_size)
         return cls._checked(model_dir, runner, loaded, config, context, device, reason)
 
     @classmethod
@@ -160,7 +169,7 @@ class Executor:
             QuerySpan(span.prefix_len, len(span.tokens), np.array(table))
             for span, table in zip(spans, tables, strict=True)
         ]
-        return self._runner.run(tokens, queries, [span.num_logits for span in spans])
+        return self._runner.run(PackedRows.make(tokens, queries, [span.num_logits for span in spans]))
 
     def release(self, request_id: int) -> None:
         """Free the request's KV; an unknown request is ignored."""

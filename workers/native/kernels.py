@@ -127,7 +127,7 @@ class NativeKernels:
             raise _refusal("x", x, f"must be float32, or bfloat16 with a bfloat16 weight; the weight is {weight.dtype}")
         out_dtype = torch.float32 if as_float32 else dtype
         if out is None:
-            out = torch.empty(num_rows, weight.out_features, dtype=out_dtype)
+            out = self._new("linear", num_rows, weight.out_features, out_dtype)
             y_stride = weight.out_features
         else:
             y_stride = _output(out, num_rows, weight.out_features, out_dtype)
@@ -173,7 +173,7 @@ class NativeKernels:
         if residual is not None:
             residual_pointer, residual_stride = residual.data_ptr(), _output(residual, num_rows, size, x.dtype)
         if out is None:
-            out = torch.empty(num_rows, size, dtype=x.dtype)
+            out = self._new("rms_norm", num_rows, size, x.dtype)
         y_stride = _output(out, num_rows, size, x.dtype)
         self._done(
             (x, residual, weight, out),
@@ -230,7 +230,7 @@ class NativeKernels:
         if gate_up.shape[1] % 2:
             raise _refusal("gate_up", gate_up, "must have an even number of columns")
         if out is None:
-            out = torch.empty(num_rows, size, dtype=gate_up.dtype)
+            out = self._new("silu_mul", num_rows, size, gate_up.dtype)
         y_stride = _output(out, num_rows, size, gate_up.dtype)
         gate = gate_up.data_ptr()
         up = gate + size * gate_up.element_size()
@@ -279,7 +279,7 @@ class NativeKernels:
         _fits(plan, cache)
         width = group * cache.num_heads * cache.value_dim
         if out is None:
-            out = torch.empty(num_rows, width, dtype=query.dtype)
+            out = self._new("attend", num_rows, width, query.dtype)
         y_stride = _output(out, num_rows, width, query.dtype)
         self._done(
             (cache, query, out),
@@ -325,6 +325,10 @@ class NativeKernels:
             ),
         )
         return index, is_finite
+
+    def _new(self, kernel: str, num_rows: int, num_columns: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return a matrix for a kernel's result where the caller has given none."""
+        return torch.empty(num_rows, num_columns, dtype=dtype)
 
     def _done(self, used: tuple[object, ...], status: int) -> None:
         """used: what a recorded call reads and writes."""

@@ -39,10 +39,12 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("gpt_neox", {}),
 }
 
+FUSED = [("llama", "torch"), ("llama_mqa_tied", "torch"), ("qwen2", "torch")]
+
 
 def load(path: Path, **options: object) -> Executor:
-    settings = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 64} | options
-    return Executor.load(path, **settings)
+    settings = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 64, "kernels": "transformers"}
+    return Executor.load(path, **(settings | options))
 
 
 class Reference:
@@ -110,11 +112,12 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_random_schedule_gives_the_models_own_logits(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "kernels"), [*((name, "transformers") for name in ARCHITECTURES), *FUSED])
+def test_a_random_schedule_gives_the_models_own_logits(name: str, kernels: str, tmp_path: Path) -> None:
     kind, overrides = ARCHITECTURES[name]
     path = make_tiny_model(tmp_path, kind, **overrides)
-    checked = Checked(load(path, num_blocks=40), Reference(path))
+    checked = Checked(load(path, num_blocks=40, kernels=kernels), Reference(path))
+    assert checked.executor.kernels == kernels
     rng = random.Random(name)
     committed: dict[int, list[int]] = {}  # cached and accepted, by request
     for step in range(25):
