@@ -7,6 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 NUM_SEQUENCES = (1, 2, 4, 8, 16, 32)
 SPAN_LENS = (1, 4)
+LONG_CONTEXTS = (1024, 2048)
+LONG_SEQUENCES = (8,)
+PROMPT_CHUNKS = (256, 512)
+PROMPT_STARTS = (0, 1024)
 GENERATE_BATCH = 8
 NEW_TOKENS = 64
 
@@ -42,11 +47,12 @@ NEW_TOKENS = 64
 @click.option("--context", default=128, show_default=True, help="Cached tokens per sequence.")
 @click.option("--repeat", default=7, show_default=True, help="Forwards per row; the table shows their median.")
 @click.option("--generate/--no-generate", default=True, show_default=True, help="Compare with transformers' generate.")
+@click.option("--long/--no-long", default=True, show_default=True, help="Measure long contexts and prompts too.")
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), default=None, help="Also write the figures to this file."
+    "--json", "json_path", type=click.Path(path_type=Path), default=None, help="Also add the figures to this file."
 )
 def main(
-    model: Path, device: str, dtype: str, context: int, repeat: int, generate: bool, json_path: Path | None
+    model: Path, device: str, dtype: str, context: int, repeat: int, generate: bool, long: bool, json_path: Path | None
 ) -> None:
     """Measure forwards of the model in the folder MODEL, with 1 and with 4 new tokens per sequence.
 
@@ -55,9 +61,13 @@ def main(
             measured here) and the multiplications (at the speed of a large matmul, measured here)
     ratio   measured / floor; 1 is perfect
     \b
+    Then, unless --no-long is given, eight sequences with 1,024 and 2,048 cached tokens, and chunks of a prompt,
+    whose floor is the multiplications of the layers.
+    \b
     Then the executor and transformers' generate each answer eight prompts of 24 to 80 tokens with 64
     greedy tokens, with the same weights, dtype and device.
-    Stop other work on the machine first: it slows down every number.
+    Stop other work on the machine first: it slows down every number. MINEDRAFT_ISA=avx2 and the like choose the
+    native kernels of an older CPU.
 
     \b
     Examples:
@@ -81,31 +91,38 @@ def main(
         "model": executor.model_name,
         "device": executor.device_name,
         "dtype": executor.dtype_name,
+        "kernels": executor.kernels,
         "load": os.getloadavg()[0],
         **limits,
-        "forwards": measure_forwards(executor, limits, context, repeat, console),
+        "forwards": measure_forwards(executor, limits, context, NUM_SEQUENCES, repeat, console),
     }
-    console.print(render(result, context))
+    if long:
+        for tokens in LONG_CONTEXTS:
+            result["forwards"] += measure_forwards(executor, limits, tokens, LONG_SEQUENCES, repeat, console)
+        result["prompts"] = measure_prompts(executor, limits, layer_weights(executor, model), repeat, console)
+    console.print(render(result))
     if generate:
         result["generate"] = compare_with_generate(executor, model, console)
     if json_path is not None:
-        json_path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        runs = json.loads(json_path.read_text(encoding="utf-8")) if json_path.exists() else []
+        json_path.write_text(json.dumps([*runs, result], indent=1) + "\n", encoding="utf-8")
 
 
 def measure_forwards(
-    executor: Executor, limits: dict[str, float], context: int, repeat: int, console: Console
+    executor: Executor, limits: dict[str, float], context: int, sizes: Sequence[int], repeat: int, console: Console
 ) -> list[dict[str, float]]:
-    """Return one row for each number of sequences and of new tokens."""
+    """Return one row for each number of sequences, of `sizes`, and of new tokens."""
     forwards: list[dict[str, float]] = []
-    with console.status(f"caching {context} tokens of {max(NUM_SEQUENCES)} sequences"):
-        fill_cache(executor, context)
-    for span_len, num_sequences in product(SPAN_LENS, NUM_SEQUENCES):
+    with console.status(f"caching {context} tokens of {max(sizes)} sequences"):
+        fill_cache(executor, context, max(sizes))
+    for span_len, num_sequences in product(SPAN_LENS, sizes):
         with console.status(f"{num_sequences} sequences, {span_len} tokens each"):
             seconds = time_forward(executor, num_sequences, span_len, context, repeat)
         floor_s = floor_seconds(executor, limits, num_sequences, span_len, context)
         forwards.append(
             {
                 "sequences": num_sequences,
+                "context": context,
                 "span_len": span_len,
                 "ms": seconds * 1e3,
                 "tokens_per_s": num_sequences * span_len / seconds,
@@ -117,30 +134,73 @@ def measure_forwards(
     return forwards
 
 
-def render(result: dict[str, Any], context: int) -> Table:
+def measure_prompts(
+    executor: Executor, limits: dict[str, float], num_weights: int, repeat: int, console: Console
+) -> list[dict[str, float]]:
+    """Return one row for each number of tokens before a chunk of a prompt and each size of the chunk."""
+    from minedraft_workers.execution.executor import ForwardSpan
+
+    prompts: list[dict[str, float]] = []
+    for start, chunk in product(PROMPT_STARTS, PROMPT_CHUNKS):
+        with console.status(f"{chunk} tokens of a prompt after {start}"):
+            if start:
+                fill_cache(executor, start, 1)
+            spans = [ForwardSpan(0, start, [(7 * j + 1) % executor.vocab_size for j in range(chunk)], 1)]
+            forwards = (partial(executor.forward, spans) for _ in range(repeat))
+            seconds = statistics.median(timed(forward, executor.device) for forward in forwards)
+        executor.release_all()
+        floor_s = 2 * chunk * num_weights / limits["gflop_per_s"] / 1e9
+        prompts.append(
+            {
+                "context": start,
+                "chunk": chunk,
+                "ms": seconds * 1e3,
+                "tokens_per_s": chunk / seconds,
+                "floor_ms": floor_s * 1e3,
+                "ratio": seconds / floor_s,
+            }
+        )
+    return prompts
+
+
+def layer_weights(executor: Executor, model: Path) -> int:
+    """Return the number of weights that each token of a prompt is multiplied with: without the output layer."""
+    from minedraft_workers.execution.loading import read_config
+
+    hidden: int = read_config(model).get_text_config().hidden_size
+    return executor.num_multiplied - executor.num_columns * hidden
+
+
+def render(result: dict[str, Any]) -> Table:
     title = (
-        f"{result['model']}, {result['device']}, {result['dtype']}, {context} cached tokens: "
+        f"{result['model']}, {result['device']}, {result['dtype']}, {result['kernels']}: "
         f"{result['read_gb_per_s']:.1f} GB/s, {result['gflop_per_s']:.0f} GFLOP/s"
     )
-    table = Table("sequences", "new tokens each", "ms", "tokens/s", "floor ms", "ratio", title=title)
-    formats = ("{sequences}", "{span_len}", "{ms:.1f}", "{tokens_per_s:.0f}", "{floor_ms:.1f}", "{ratio:.2f}")
+    table = Table("sequences", "cached", "new tokens each", "ms", "tokens/s", "floor ms", "ratio", title=title)
+    formats = ("{context}", "{span_len}", "{ms:.1f}", "{tokens_per_s:.0f}", "{floor_ms:.1f}", "{ratio:.2f}")
     for row in result["forwards"]:
-        table.add_row(*(text.format(**row) for text in formats))
+        table.add_row(str(row["sequences"]), *(text.format(**row) for text in formats))
+    for row in result.get("prompts", []):
+        table.add_row("prompt", *(text.format(span_len=row["chunk"], **row) for text in formats))
     return table
 
 
 def measure_limits(dtype_name: str, device: torch.device) -> dict[str, float]:
-    """Return the rates of the best of ten plain reads of 256 MB and of ten 1024 x 2048 x 2048 matmuls; on a GPU of
-    4 GB, less if that is not free, and of 8192 x 8192 x 8192, which take it long enough to be measured."""
+    """Return the rates of the best of ten plain reads of 256 MB in huge pages and of ten 1024 x 2048 x 2048 matmuls;
+    on a GPU of 4 GB, less if that is not free, and of 8192 x 8192 x 8192, which take it long enough to be measured."""
     import torch
 
-    num_floats, num_rows, size = 1 << 26, 1024, 2048
+    from minedraft_workers.native.tensors import huge_zeros
+
+    num_rows, size = 1024, 2048
     if device.type == "cuda":
-        num_floats, num_rows, size = min(1 << 30, torch.cuda.mem_get_info(device)[0] // 8), 8192, 8192
+        array = torch.ones(min(1 << 30, torch.cuda.mem_get_info(device)[0] // 8), device=device)
+        num_rows = size = 8192
+    else:
+        array = huge_zeros(1 << 28).view(torch.float32).fill_(1)
     # Random, because a GPU multiplies zeros and ones faster than it would ever multiply weights.
     x, w = (torch.randn(n, size, device=device).to(getattr(torch, dtype_name)) for n in (num_rows, size))
     matmul_s = best_seconds(lambda: x @ w.T, 10, device)
-    array = torch.ones(num_floats, device=device)
     read_s = best_seconds(lambda: array.sum(), 10, device)
     flop = 2 * num_rows * size * size
     return {"read_gb_per_s": array.nbytes / read_s / 1e9, "gflop_per_s": flop / matmul_s / 1e9}
@@ -157,10 +217,10 @@ def floor_seconds(
     return max(read / limits["read_gb_per_s"], flop / limits["gflop_per_s"]) / 1e9
 
 
-def fill_cache(executor: Executor, context: int) -> None:
+def fill_cache(executor: Executor, context: int, num_sequences: int) -> None:
     from minedraft_workers.execution.executor import ForwardSpan
 
-    for i in range(max(NUM_SEQUENCES)):
+    for i in range(num_sequences):
         executor.forward([ForwardSpan(i, 0, [(7 * j + 3 * i + 1) % executor.vocab_size for j in range(context)], 0)])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 
 from minedraft.errors import ConfigError
@@ -31,6 +32,8 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "run": (_I, (_P, _P, _L, _P, _L, _P, _P)),
 }
 ISAS = tuple(ISA_FLAGS)
+# For tests and measurements: what "auto" chooses.
+ISA_VARIABLE = "MINEDRAFT_ISA"
 
 
 class Library:
@@ -84,11 +87,13 @@ def _open(path: Path) -> Library:
 
 
 def choose_isa(library: Library, name: str) -> str:
-    """The instruction set to use: `name`, or the best one here for "auto".
+    """The instruction set to use: `name`; for "auto" the one that $MINEDRAFT_ISA names, or the best one here.
 
     Raises:
         ConfigError: the name is unknown, this CPU lacks it, or the library was built without it.
     """
+    if name == "auto":
+        name = os.environ.get(ISA_VARIABLE) or name
     if name == "auto":
         usable = [isa for number, isa in enumerate(ISAS) if number and library.has(number) == 2]
         if not usable:

@@ -9,7 +9,7 @@ import torch
 
 from minedraft.errors import ConfigError, InternalError
 from minedraft_workers.native.kernels import NativeKernels
-from minedraft_workers.native.library import Library
+from minedraft_workers.native.library import ISA_VARIABLE, Library, choose_isa
 from minedraft_workers.native.tensors import LayerCache, SpanPlan
 from tests.unit.native.caches import Shape, empty_cache
 from tests.unit.native.conftest import open_kernels
@@ -144,6 +144,16 @@ def test_an_unknown_instruction_set_is_named(library: Library):
         NativeKernels("sse9", 1, library)
 
 
+def test_the_environment_chooses_the_instruction_set_that_is_not_asked_for(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(ISA_VARIABLE, "scalar")
+    assert NativeKernels(library=library).isa == "scalar"
+    monkeypatch.setenv(ISA_VARIABLE, "sse9")
+    with pytest.raises(ConfigError, match="isa is 'sse9': must be auto or one of scalar, "):
+        NativeKernels(library=library)
+
+
 def test_an_instruction_set_that_the_cpu_lacks_is_named(library: Library):
     class Older:
         """A library that finds itself on a CPU with AVX2 only."""
@@ -158,8 +168,6 @@ def test_an_instruction_set_that_the_cpu_lacks_is_named(library: Library):
     class Unbuilt(Older):
         def has(self, number: int) -> int:
             return 1
-
-    from minedraft_workers.native.library import choose_isa
 
     assert choose_isa(Older(), "auto") == "avx2"  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="isa is 'avx512_bf16': this CPU lacks it"):

@@ -12,7 +12,7 @@ import pytest
 from minedraft.errors import ConfigError
 from minedraft_workers.native import build
 
-FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O0")
+FLAGS = ("-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O0")
 RUNTIMES = ("libasan.so", "libubsan.so", "libstdc++.so")
 
 

@@ -3,9 +3,9 @@
 // A task is some rows of one span and one key head; its queries are those rows of every query head that
 // shares the key head. Tokens are taken in chunks counted from the request's first token, and each chunk
 // serves all queries of the task while it is near. Per chunk and query:
-//   score = q k;  m' = max(m, largest score);  p = e^(scale (score - m'));  f = e^(scale (m - m'));
+//   score = q k;  m' = max(m, largest score);  p = 2^(scale (score - m'));  f = 2^(scale (m - m'));
 //   l = l f + sum of p;  mix = mix f + p v      (p rounded to bfloat16 where the cache is)
-// and in the end out = mix / l. What one query computes depends on its own position and tokens alone:
+// with log2(e) in the scale, and in the end out = mix / l. What one query computes depends on its own position and tokens alone:
 // chunks begin at fixed tokens, sums run in the order of tokens, and nothing beyond its own token is added.
 #pragma once
 
@@ -15,6 +15,7 @@ namespace minedraft {
 namespace {
 
 constexpr int64_t kChunk = 256;  // tokens, counted in padded blocks
+constexpr int kMostStrips = 4;   // tiles of keys, or strips of values, that are summed at once
 constexpr int64_t kTilesAhead = 16;  // between the tile that is multiplied and the one that is fetched
 constexpr float kInfinity = __builtin_inff();
 
@@ -124,11 +125,12 @@ class Attender {
             const int64_t row = first_row + (first + r) / a.group;
             const int64_t column = (head * a.group + (first + r) % a.group) * dim;
             const auto* x = row_of<D>(a.query, row, a.query_stride) + column;
-            for (int64_t d = 0; d < dim; ++d) {
-                if constexpr (Kind::kXBytes == 4 && Kind::kInputs == 2)
-                    reinterpret_cast<uint16_t*>(to)[(d / 2 * size + r) * 2 + d % 2] = x[d];
-                else
-                    reinterpret_cast<float*>(to)[d * size + r] = float_of(x[d]);
+            if constexpr (Kind::kXBytes == 4 && Kind::kInputs == 2) {
+                auto* pairs = reinterpret_cast<uint32_t*>(to) + r;
+                for (int64_t d = 0; d < dim / 2; ++d) std::memcpy(pairs + d * size, x + 2 * d, 4);
+            } else {
+                auto* floats = reinterpret_cast<float*>(to) + r;
+                for (int64_t d = 0; d < dim; ++d) floats[d * size] = float_of(x[d]);
             }
         }
     }
@@ -177,12 +179,12 @@ class Attender {
     // scores[r][token - chunk] for tokens in chunk..end, rounded up to whole tiles of 16.
     template <int R>
     void score(int64_t chunk, int64_t end, int64_t first, bool fetches) {
-        constexpr int S = kStripsFor<R>;
+        constexpr int S = strips_for<R>(kMostStrips);
         const int64_t steps = a.cache.key_dim / Kind::kInputs;
         const uint8_t* x = s.query + first * a.cache.key_dim * Kind::kXBytes / Kind::kInputs;
         int64_t token = chunk;
         for (; token + (S - 1) * kStrip < end; token += S * kStrip) score_tiles<R, S>(x, chunk, token, steps, fetches);
-        if (token < end) score_tiles<R, 1>(x, chunk, token, steps, fetches);
+        for (; token < end; token += kStrip) score_tiles<R, 1>(x, chunk, token, steps, fetches);
     }
 
     template <int R, int S>
@@ -214,15 +216,16 @@ class Attender {
         for (int64_t i = 0; i < width; i += kLanes) best = max(best, load(scores + i));
         const float before = s.largest[q], found = largest_of(best), largest = found > before ? found : before;
         // Where every score is -inf, e^(-inf - -inf) would be NaN for later chunks too.
-        const Floats scale = fill(a.scale), base = fill(largest == -kInfinity ? 0.0f : -largest * a.scale);
+        const float in_twos = a.scale * 1.44269504f;
+        const Floats scale = fill(in_twos), base = fill(largest == -kInfinity ? 0.0f : -largest * in_twos);
         Floats sum = zeros();
         auto* shares = reinterpret_cast<typename ShareOf<Kind>::Type*>(s.shares) + r * kChunk;
         for (int64_t i = 0; i < width; i += kLanes) {
-            const Floats p = exponential(fma(load(scores + i), scale, base));
-            ShareOf<Kind>::store_lanes(shares + i, p);
+            const Floats p = power_of_two(fma(load(scores + i), scale, base));
+            ShareOf<Kind>::store_share(shares + i, p);
             sum = add(sum, p);
         }
-        const Floats factor = exponential(fma(fill(before), scale, base));
+        const Floats factor = power_of_two(fma(fill(before), scale, base));
         float lanes[kLanes];
         store(lanes, factor);
         s.largest[q] = largest;
@@ -243,11 +246,11 @@ class Attender {
     // mix of R queries from `first` on += shares * values of the tokens from..to, whole steps.
     template <int R>
     void mix(int64_t chunk, int64_t from, int64_t to, int64_t first, int64_t r, bool fetches = false) {
-        constexpr int S = kStripsFor<R>;
+        constexpr int S = strips_for<R>(kMostStrips);
         int64_t d = 0;
         for (; d + S * kStrip <= a.cache.value_dim; d += S * kStrip)
             mix_strips<R, S>(chunk, from, to, first, r, d, fetches);
-        if (d < a.cache.value_dim) mix_strips<R, 1>(chunk, from, to, first, r, d, fetches);
+        for (; d < a.cache.value_dim; d += kStrip) mix_strips<R, 1>(chunk, from, to, first, r, d, fetches);
     }
 
     template <int R, int S>
@@ -311,9 +314,13 @@ class Attender {
 
     // A share is kept as `Kind` reads it.
     template <class K, bool InPairs = K::kXBytes == 4 && K::kInputs == 2>
-    struct ShareOf : Float32 {};
+    struct ShareOf : Float32 {
+        static void store_share(float* p, Floats x) { store(p, x); }
+    };
     template <class K>
-    struct ShareOf<K, true> : Bfloat16 {};
+    struct ShareOf<K, true> : Bfloat16 {
+        static void store_share(uint16_t* p, Floats x) { store_for_dot(p, x); }
+    };
 };
 
 template <class F>

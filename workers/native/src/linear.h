@@ -17,11 +17,14 @@
 namespace minedraft {
 namespace {
 
-// Bytes between what is multiplied and what is fetched for it. Memory's own prefetcher does best while
-// reading is all that a core does; from some rows on multiplying holds it up.
+// Weights are fetched while others are multiplied, evenly, so that neither memory nor arithmetic waits: with few
+// rows by memory's own prefetcher, which does best while reading is all that a core does; then this many bytes
+// ahead; and where a panel is gone through several times, the next panel, a part of it each time.
 constexpr int64_t kFetchDistance = 16384;
-template <class Kind>
-constexpr int64_t kFetchFromRows = Kind::kInputs == 2 && Kind::kXBytes == 4 ? 6 : 3;
+constexpr int64_t kFetchFromRows = 3;
+// Larger panels would not stay in the second-level cache, two of them at once.
+constexpr int64_t kMaxFetchedPanel = 1 << 18;
+constexpr int64_t kFetchingPasses = 4;
 
 struct RowBlocks {
     int64_t rows, count;
@@ -90,19 +93,25 @@ void write_rows(const Linear& a, const float* sums, int64_t rows, int64_t strips
 
 // One panel times R rows from `first_row` on.
 template <class Kind, int R>
-void multiply_panel(const Linear& a, int64_t panel, int64_t first_row, bool fetches) {
-    constexpr int S = kStripsFor<R>;
+void multiply_panel(const Linear& a, int64_t panel, int64_t first_row, RowBlocks blocks, int64_t block) {
+    constexpr int S = strips_for<R>(2);
     constexpr int64_t w_step = 2 * Kind::kStripBytes;
     using X = typename Kind::template Packed<R>;
-    const int64_t steps = num_steps<Kind>(a);
+    const int64_t steps = num_steps<Kind>(a), panel_bytes = steps * w_step;
+    const uint8_t* at = a.weight + panel * panel_bytes;
     const uint8_t* x = a.packed_x + first_row * steps * Kind::kXBytes;
     for (int64_t strip = 0; strip < 2; strip += S) {
-        const uint8_t* begin = a.weight + panel * steps * w_step + strip * Kind::kStripBytes;
+        const uint8_t* begin = at + strip * Kind::kStripBytes;
         const uint8_t* w[S];
         for (int i = 0; i < S; ++i) w[i] = begin + i * Kind::kStripBytes;
         Sums<R, S> sums;
         sums.clear();
-        if (R >= kFetchFromRows<Kind> && fetches && strip == 0)
+        const int64_t pass = block * (2 / S) + strip / S, num_passes = blocks.count * (2 / S);
+        const int64_t num_fetching = num_passes < kFetchingPasses ? num_passes : kFetchingPasses;
+        if (num_passes > 1 && panel_bytes <= kMaxFetchedPanel && pass < num_fetching)
+            multiply<Kind, X>(sums, x, w, w_step, steps,
+                              Ahead<1>{{at + panel_bytes + pass * panel_bytes / num_fetching}, w_step / num_fetching});
+        else if (R >= kFetchFromRows && pass == 0)
             multiply<Kind, X>(sums, x, w, w_step, steps,
                               Ahead<2>{{begin + kFetchDistance, begin + kFetchDistance + Kind::kStripBytes}, w_step});
         else
@@ -115,9 +124,9 @@ void multiply_panel(const Linear& a, int64_t panel, int64_t first_row, bool fetc
 }
 
 template <class Kind, int R>
-inline void multiply_rows(const Linear& a, int64_t panel, int64_t first_row, int64_t size, bool fetches) {
-    if (size == R) return multiply_panel<Kind, R>(a, panel, first_row, fetches);
-    if constexpr (R > 1) multiply_rows<Kind, R - 1>(a, panel, first_row, size, fetches);
+inline void multiply_rows(const Linear& a, int64_t panel, int64_t first_row, int64_t size, RowBlocks blocks, int64_t b) {
+    if (size == R) return multiply_panel<Kind, R>(a, panel, first_row, blocks, b);
+    if constexpr (R > 1) multiply_rows<Kind, R - 1>(a, panel, first_row, size, blocks, b);
 }
 
 template <class Kind>
@@ -126,7 +135,7 @@ void multiply_panels(const Linear& a, int64_t first_panel, int64_t last_panel) {
     for (int64_t panel = first_panel; panel < last_panel; ++panel)
         for (int64_t b = 0; b < blocks.count; ++b) {
             const int64_t begin = blocks.begin(b);
-            multiply_rows<Kind, kMaxRows>(a, panel, begin, blocks.begin(b + 1) - begin, b == 0);
+            multiply_rows<Kind, kMaxRows>(a, panel, begin, blocks.begin(b + 1) - begin, blocks, b);
         }
 }
 

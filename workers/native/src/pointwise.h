@@ -52,17 +52,16 @@ void rope_row(const Rope& a, int64_t row) {
     const auto* cos = row_of<D>(a.cos, row, a.angle_stride);
     const auto* sin = row_of<D>(a.sin, row, a.angle_stride);
     const int64_t half = a.dim / 2;
-    for (int64_t head = 0; head < a.heads; ++head) {
-        auto* x = row_of<D>(a.x, row, a.x_stride) + head * a.dim;
-        for (int64_t i = 0; i < half; i += kLanes) {
-            const int64_t n = half - i;
-            const Floats left = load_some<D>(x + i, n), right = load_some<D>(x + half + i, n);
-            const Floats new_left = sub(D::rounded(mul(left, load_some<D>(cos + i, n))),
-                                        D::rounded(mul(right, load_some<D>(sin + i, n))));
-            const Floats new_right = add(D::rounded(mul(right, load_some<D>(cos + half + i, n))),
-                                         D::rounded(mul(left, load_some<D>(sin + half + i, n))));
-            store_some<D>(x + i, new_left, n);
-            store_some<D>(x + half + i, new_right, n);
+    auto* heads = row_of<D>(a.x, row, a.x_stride);
+    for (int64_t i = 0; i < half; i += kLanes) {
+        const int64_t n = half - i;
+        const Floats left_cos = load_some<D>(cos + i, n), left_sin = load_some<D>(sin + i, n);
+        const Floats right_cos = load_some<D>(cos + half + i, n), right_sin = load_some<D>(sin + half + i, n);
+        for (int64_t head = 0; head < a.heads; ++head) {
+            auto* x = heads + head * a.dim + i;
+            const Floats left = load_some<D>(x, n), right = load_some<D>(x + half, n);
+            store_some<D>(x, sub(D::rounded(mul(left, left_cos)), D::rounded(mul(right, left_sin))), n);
+            store_some<D>(x + half, add(D::rounded(mul(right, right_cos)), D::rounded(mul(left, right_sin))), n);
         }
     }
 }

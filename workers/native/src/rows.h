@@ -65,5 +65,18 @@ inline Floats exponential(Floats x) {
     return times_power_of_two(power, n);
 }
 
+// 2 to the power of x, for x <= 0, to about 1e-7 of the result; 0 from -150 down (AVX2: -126). NaN stays NaN.
+inline Floats power_of_two(Floats x) {
+    x = max(fill(-200.0f), x);
+    const Floats n = round_even(x), rest = sub(x, n);
+    Floats power = fill(1.5461452e-4f);
+    power = fma(power, rest, fill(1.3390873e-3f));
+    power = fma(power, rest, fill(9.6180569e-3f));
+    power = fma(power, rest, fill(5.5503570e-2f));
+    power = fma(power, rest, fill(2.4022651e-1f));
+    power = fma(power, rest, fill(6.9314718e-1f));
+    return times_power_of_two(fma(power, rest, fill(1.0f)), n);
+}
+
 }  // namespace
 }  // namespace minedraft

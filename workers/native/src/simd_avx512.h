@@ -67,9 +67,17 @@ inline void store_bfloat16(uint16_t* p, Floats x) {
     const __m512i halves = _mm512_srli_epi32(to_bfloat16(x), 16);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(halves));
 }
+// For `dot` to read. With its own instruction subnormal numbers become zero, as which `dot` takes them anyway.
+inline void store_for_dot(uint16_t* p, Floats x) {
+#ifdef MINEDRAFT_DOT
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
+#else
+    store_bfloat16(p, x);
+#endif
+}
 inline Floats round_to_bfloat16(Floats x) { return high(to_bfloat16(x)); }
 
-inline void prefetch_to_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace
 }  // namespace minedraft

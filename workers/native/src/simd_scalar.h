@@ -139,11 +139,12 @@ inline uint16_t to_bfloat16(float x) {
 inline void store_bfloat16(uint16_t* p, Floats x) {
     for (int i = 0; i < kLanes; ++i) p[i] = to_bfloat16(x.lane[i]);
 }
+inline void store_for_dot(uint16_t* p, Floats x) { store_bfloat16(p, x); }
 inline Floats round_to_bfloat16(Floats x) {
     return each([&](int i) { return as_float(static_cast<uint32_t>(to_bfloat16(x.lane[i])) << 16); });
 }
 
-inline void prefetch_to_l2(const void*) {}
+inline void prefetch(const void*) {}
 
 }  // namespace
 }  // namespace minedraft

@@ -12,9 +12,13 @@ namespace {
 
 constexpr int kHalf = static_cast<int>(kStrip) / kLanes;  // registers of one strip
 
-// Strips that R rows can sum at once.
+// Strips, of 1 to `most`, that R rows can sum at once. Few sums would wait for each other's additions.
 template <int R>
-constexpr int kStripsFor = 2 * R * kHalf <= kMaxSums ? 2 : 1;
+constexpr int strips_for(int most) {
+    int strips = 1;
+    while (2 * strips <= most && 2 * strips * R * kHalf <= kMaxSums) strips *= 2;
+    return strips;
+}
 
 template <int R, int S>
 struct Sums {
@@ -23,20 +27,20 @@ struct Sums {
     void clear() {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < S * kHalf; ++v) at[r][v] = zeros();
     }
     // To and from memory, `stride` numbers from row to row.
     void write(float* p, int64_t stride = S * kStrip) const {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < S * kHalf; ++v) store(p + r * stride + v * kLanes, at[r][v]);
     }
     void read(const float* p, int64_t stride) {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < S * kHalf; ++v) at[r][v] = load(p + r * stride + v * kLanes);
     }
 };
@@ -58,12 +62,12 @@ struct PairsByPairs {
     template <class X, int R, int S>
     static inline void step(Sums<R, S>& sums, const uint8_t* x, const uint8_t* const (&w)[S]) {
         Pairs weights[S * kHalf];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < S * kHalf; ++v) weights[v] = load_pairs(w[v / kHalf] + v % kHalf * (4 * kLanes));
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             const Pairs pair = fill_pair(x + r * X::kRow);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < S * kHalf; ++v) sums.at[r][v] = dot(sums.at[r][v], weights[v], pair);
         }
     }
@@ -74,7 +78,7 @@ inline void add_products(Floats (&sums)[R][N], const uint8_t* x, const Floats (&
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
         const Floats value = fill(*reinterpret_cast<const float*>(x + r * X::kRow));
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < N; ++v) sums[r][v] = fma(weights[v], value, sums[r][v]);
     }
 }
@@ -89,10 +93,10 @@ struct FloatsByPairs {
     template <class X, int R, int S>
     static inline void step(Sums<R, S>& sums, const uint8_t* x, const uint8_t* const (&w)[S]) {
         Floats weights[S * kHalf];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < S * kHalf; ++v) weights[v] = low(load_pairs(w[v / kHalf] + v % kHalf * (4 * kLanes)));
         add_products<X>(sums.at, x, weights);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < S * kHalf; ++v) weights[v] = high(load_pairs(w[v / kHalf] + v % kHalf * (4 * kLanes)));
         add_products<X>(sums.at, x + X::kInput, weights);
     }
@@ -109,7 +113,7 @@ struct FloatsBySingles {
     template <class X, int R, int S>
     static inline void step(Sums<R, S>& sums, const uint8_t* x, const uint8_t* const (&w)[S]) {
         Floats weights[S * kHalf];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < S * kHalf; ++v) {
             const uint8_t* at = w[v / kHalf] + v % kHalf * (kLanes * kStripBytes / kStrip);
             if constexpr (WeightDtype == kFloat32)
@@ -136,19 +140,19 @@ template <class Kind, class X, int R, int S, class Fetch = Nothing>
 inline void multiply(Sums<R, S>& sums, const uint8_t* x, const uint8_t* const (&first)[S], int64_t w_step,
                      int64_t num_steps, Fetch fetch = {}) {
     const uint8_t* w[S];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int i = 0; i < S; ++i) w[i] = first[i];
     for (int64_t s = 0; s < num_steps; ++s) {
         if constexpr (!__is_same(Fetch, Nothing)) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (auto& line : fetch.at) {
-                prefetch_to_l2(line);
+                prefetch(line);
                 line += fetch.step;
             }
         }
         Kind::template step<X>(sums, x, w);
         x += X::kStep;
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int i = 0; i < S; ++i) w[i] += w_step;
     }
 }
