@@ -1,0 +1,139 @@
+"""Engines that are HTTP servers on a unix socket and stream events, one `data: JSON` line for each piece."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx2
+
+from minedraft.errors import StartFailed
+from minedraft.process.watched import WatchedProcess
+from minedraft.process.with_parent import child_command, child_environment
+from scripts.lib.peers.arrivals import Stream
+from scripts.lib.peers.cells import Cell
+from scripts.lib.peers.engines.affinity import end, family
+from scripts.lib.peers.engines.errors import PeerFailed
+
+_EXECUTE = "scripts.lib.peers.engines.execute"
+_START_S = 240.0
+_POLL_S = 0.1
+_STOP_S = 10.0
+_DATA = "data: "
+_DONE = "[DONE]"
+
+
+class Dialect(Protocol):
+    """How a server is asked, and what its events mean."""
+
+    path: str
+
+    def body(self, prompt: Sequence[int], cell: Cell) -> dict[str, Any]:
+        """Return the JSON of a request for a greedy answer that is streamed."""
+        ...
+
+    def tokens(self, event: Mapping[str, Any]) -> Sequence[int]:
+        """Return the new token ids in an event; none in the last one, which sums up."""
+        ...
+
+
+@dataclass(slots=True)
+class HttpEngine:
+    """A running server."""
+
+    name: str
+    pid: int
+    client: httpx2.AsyncClient
+    dialect: Dialect
+
+    async def answer(self, prompts: Sequence[Sequence[int]], cell: Cell) -> list[Stream]:
+        try:
+            seen = await asyncio.gather(*(self._listen(prompt, cell) for prompt in prompts))
+        except httpx2.HTTPError as error:
+            raise PeerFailed(f"{self.name}: {type(error).__name__}: {error}") from None
+        return [
+            to_stream(self.name, self.dialect, len(prompt), sent_s, lines)
+            for prompt, (sent_s, lines) in zip(prompts, seen, strict=True)
+        ]
+
+    async def _listen(self, prompt: Sequence[int], cell: Cell) -> tuple[float, list[tuple[float, str]]]:
+        """Return when the request was sent, and each line with its time. Lines are read later, off the clock."""
+        body = self.dialect.body(prompt, cell)
+        lines: list[tuple[float, str]] = []
+        sent_s = time.monotonic()
+        async with self.client.stream("POST", self.dialect.path, json=body) as reply:
+            if reply.status_code != httpx2.codes.OK:
+                said = (await reply.aread()).decode(errors="replace")[:300]
+                raise PeerFailed(f"{self.name}: HTTP {reply.status_code}: {said}")
+            async for line in reply.aiter_lines():
+                lines.append((time.monotonic(), line))
+        return sent_s, lines
+
+
+def to_stream(
+    name: str, dialect: Dialect, num_prompt_tokens: int, sent_s: float, lines: Iterable[tuple[float, str]]
+) -> Stream:
+    """Return the answer that the lines of one reply are.
+
+    Raises:
+        PeerFailed: it has no tokens.
+    """
+    pieces: list[tuple[float, Sequence[int]]] = []
+    for at_s, line in lines:
+        if line.startswith(_DATA) and line != _DATA + _DONE:
+            tokens = dialect.tokens(json.loads(line.removeprefix(_DATA)))
+            if tokens:
+                pieces.append((at_s, tokens))
+    if not pieces:
+        raise PeerFailed(f"{name}: an answer without tokens")
+    return Stream(
+        num_prompt_tokens=num_prompt_tokens,
+        sent_s=sent_s,
+        arrivals_s=tuple(at_s for at_s, _ in pieces),
+        piece_lens=tuple(len(tokens) for _, tokens in pieces),
+        token_ids=tuple(token for _, tokens in pieces for token in tokens),
+    )
+
+
+@asynccontextmanager
+async def http_server(
+    name: str, argv: Sequence[str | Path], socket: Path, dialect: Dialect, **variables: str
+) -> AsyncIterator[HttpEngine]:
+    """Run a server that listens at `socket` until the block ends.
+
+    Args:
+        variables: of its environment, besides this process's.
+
+    Raises:
+        StartFailed: it ended before it was ready, or is not ready in time.
+    """
+    command = child_command(_EXECUTE, *map(str, argv))
+    process = WatchedProcess(command, environment=child_environment(**variables))
+    process.start()
+    try:
+        transport = httpx2.AsyncHTTPTransport(uds=str(socket), limits=httpx2.Limits(max_connections=None))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://peer", timeout=None) as client:
+            await _wait_ready(name, process, client)
+            yield HttpEngine(name, process.pid, client, dialect)
+    finally:
+        processes = family(process.pid)
+        await process.stop_async(_STOP_S)
+        end(processes)  # a server that had to be killed leaves its own children behind
+
+
+async def _wait_ready(name: str, process: WatchedProcess, client: httpx2.AsyncClient) -> None:
+    deadline_s = time.monotonic() + _START_S
+    while time.monotonic() < deadline_s:
+        if process.ended.done():
+            raise StartFailed("\n  ".join([f"{name} did not start:", *process.tail]))
+        with suppress(httpx2.HTTPError):
+            if (await client.get("/health", timeout=5.0)).status_code == httpx2.codes.OK:
+                return
+        await asyncio.sleep(_POLL_S)
+    raise StartFailed("\n  ".join([f"{name} is not ready after {_START_S:.0f} s:", *process.tail]))
