@@ -18,6 +18,14 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; one that has ended and is not waited for yet does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def keep_on(processes: Iterable[psutil.Process], cores: Collection[int]) -> None:
     """Bind every thread of the processes to the cores.
 

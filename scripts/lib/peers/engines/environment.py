@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import time
@@ -79,8 +80,11 @@ class Environment:
             (self.folder / "installed.json").write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
             say(f"{self.name}: installed in {seconds} s")
 
-    def run(self, argv: Sequence[str | Path]) -> None:
+    def run(self, argv: Sequence[str | Path], **variables: str) -> None:
         """Run a command in the folder; its output goes to the log.
+
+        Args:
+            variables: of its environment, besides this process's.
 
         Raises:
             PeerFailed: it cannot be started, or failed; the message has its last lines.
@@ -90,7 +94,14 @@ class Environment:
             log.write(f"$ {shlex.join(words)}\n".encode())
             log.flush()
             try:
-                done = subprocess.run(words, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                done = subprocess.run(
+                    words,
+                    cwd=self.folder,
+                    env=os.environ | variables,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
             except OSError as error:
                 raise PeerFailed(f"{self.name}: {words[0]}: {error.strerror}") from None
         if done.returncode != 0:

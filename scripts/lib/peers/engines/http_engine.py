@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -12,19 +13,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import httpx2
+import psutil
 
 from minedraft.errors import StartFailed
 from minedraft.process.watched import WatchedProcess
 from minedraft.process.with_parent import child_command, child_environment
 from scripts.lib.peers.arrivals import Stream
 from scripts.lib.peers.cells import Cell
-from scripts.lib.peers.engines.affinity import end, family
+from scripts.lib.peers.engines.affinity import end, family, is_alive
 from scripts.lib.peers.engines.errors import PeerFailed
 
 _EXECUTE = "scripts.lib.peers.engines.execute"
 _START_S = 240.0
 _POLL_S = 0.1
 _STOP_S = 10.0
+_MOMENT_S = 0.5
 _DATA = "data: "
 _DONE = "[DONE]"
 
@@ -39,7 +42,15 @@ class Dialect(Protocol):
         ...
 
     def tokens(self, event: Mapping[str, Any]) -> Sequence[int]:
-        """Return the new token ids in an event; none in the last one, which sums up."""
+        """Return the new token ids that an event tells."""
+        ...
+
+    def num_tokens(self, event: Mapping[str, Any], num_before: int) -> int:
+        """Return how many new tokens there are, with those that no event tells.
+
+        Args:
+            num_before: tokens of the events before.
+        """
         ...
 
 
@@ -84,21 +95,22 @@ def to_stream(
     Raises:
         PeerFailed: it has no tokens.
     """
-    pieces: list[tuple[float, Sequence[int]]] = []
+    arrivals_s: list[float] = []
+    piece_lens: list[int] = []
+    token_ids: list[int] = []
+    num_before = 0
     for at_s, line in lines:
         if line.startswith(_DATA) and line != _DATA + _DONE:
-            tokens = dialect.tokens(json.loads(line.removeprefix(_DATA)))
-            if tokens:
-                pieces.append((at_s, tokens))
-    if not pieces:
+            event = json.loads(line.removeprefix(_DATA))
+            count = dialect.num_tokens(event, num_before)
+            if count:
+                arrivals_s.append(at_s)
+                piece_lens.append(count)
+                token_ids += dialect.tokens(event)
+                num_before += count
+    if not arrivals_s:
         raise PeerFailed(f"{name}: an answer without tokens")
-    return Stream(
-        num_prompt_tokens=num_prompt_tokens,
-        sent_s=sent_s,
-        arrivals_s=tuple(at_s for at_s, _ in pieces),
-        piece_lens=tuple(len(tokens) for _, tokens in pieces),
-        token_ids=tuple(token for _, tokens in pieces for token in tokens),
-    )
+    return Stream(num_prompt_tokens, sent_s, tuple(arrivals_s), tuple(piece_lens), tuple(token_ids))
 
 
 @asynccontextmanager
@@ -123,8 +135,23 @@ async def http_server(
             yield HttpEngine(name, process.pid, client, dialect)
     finally:
         processes = family(process.pid)
-        await process.stop_async(_STOP_S)
-        end(processes)  # a server that had to be killed leaves its own children behind
+        process.signal(signal.SIGTERM)
+        try:
+            await _wait_ended(processes)
+        finally:
+            # What is left of them holds the pipe that `process` reads to its end.
+            end(processes)
+            await process.stop_async(_STOP_S)
+
+
+async def _wait_ended(processes: Sequence[psutil.Process]) -> None:
+    """Return when the first process has ended and the others have had a moment, or after the time to stop."""
+    first, others = processes[:1], processes[1:]
+    for group, seconds in ((first, _STOP_S), (others, _MOMENT_S)):
+        for _ in range(round(seconds / _POLL_S)):
+            if not any(is_alive(each) for each in group):
+                break
+            await asyncio.sleep(_POLL_S)
 
 
 async def _wait_ready(name: str, process: WatchedProcess, client: httpx2.AsyncClient) -> None:

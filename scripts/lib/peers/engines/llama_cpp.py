@@ -26,6 +26,7 @@ _OPTIONS = (
     # Neither a web page nor TLS is measured, and the build must not fetch them.
     *("LLAMA_BUILD_UI=OFF", "LLAMA_USE_PREBUILT_UI=OFF", "LLAMA_OPENSSL=OFF"),
 )
+_SENTENCEPIECE, _CONVERTER = "sentencepiece==0.2.3", "converter"
 _OUTTYPES = {"bfloat16": "bf16", "float32": "f32"}
 
 
@@ -51,7 +52,7 @@ class LlamaCpp:
     @asynccontextmanager
     async def serve(self, setup: Setup) -> AsyncIterator[Engine]:
         gguf = self._convert(setup)
-        async with http_server(self.name, self._argv(setup, gguf), _socket(setup), _Completion()) as engine:
+        async with http_server(self.name, self._argv(setup, gguf), _socket(setup), Completion()) as engine:
             yield engine
 
     def _argv(self, setup: Setup, gguf: Path) -> list[str | Path]:
@@ -76,15 +77,16 @@ class LlamaCpp:
         folder.mkdir(exist_ok=True)
         converter = self._environment.folder / "source" / "convert_hf_to_gguf.py"
         part = final.with_suffix(".part")
-        # Of this project's environment: it has torch, transformers and the model's format.
+        # This project's environment has torch and transformers.
         self._environment.run(
-            [sys.executable, converter, setup.model, "--outtype", _OUTTYPES[setup.dtype], "--outfile", part]
+            [sys.executable, converter, setup.model, "--outtype", _OUTTYPES[setup.dtype], "--outfile", part],
+            PYTHONPATH=str(self._environment.folder / _CONVERTER),
         )
         part.rename(final)
         return final
 
 
-class _Completion:
+class Completion:
     """llama.cpp's own endpoint: it takes token ids and tells them."""
 
     path = "/completion"
@@ -104,9 +106,13 @@ class _Completion:
 
     def tokens(self, event: Mapping[str, Any]) -> Sequence[int]:
         if event.get("stop"):
-            return ()  # it lists all tokens again
+            return ()  # it sums up
         tokens: list[int] = event.get("tokens", [])
         return tokens
+
+    def num_tokens(self, event: Mapping[str, Any], num_before: int) -> int:
+        # Of a character that is spread over several tokens, only the last token has an event.
+        return int(event["tokens_predicted"]) - num_before
 
 
 def _socket(setup: Setup) -> Path:
@@ -127,6 +133,9 @@ def _build(environment: Environment, say: Say) -> Mapping[str, Any]:
             packed.extractall(folder / "download", filter="data")
         next((folder / "download").glob("*/llama.cpp")).rename(source)
         shutil.rmtree(folder / "download")
+    # The converter imports it before it finds out that the model does not need it.
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--upgrade", "--target", _CONVERTER]
+    environment.run([*pip, _SENTENCEPIECE])
     say("llama.cpp: building it for this machine's instructions")
     environment.run(
         ["cmake", "-S", "source", "-B", "build", "-DCMAKE_BUILD_TYPE=Release", *(f"-D{each}" for each in _OPTIONS)]

@@ -45,7 +45,7 @@ class VllmCpu:
     @asynccontextmanager
     async def serve(self, setup: Setup) -> AsyncIterator[Engine]:
         variables = _variables(setup)
-        async with http_server(self.name, self._argv(setup), _socket(setup), _Completions(), **variables) as engine:
+        async with http_server(self.name, self._argv(setup), _socket(setup), Completions(), **variables) as engine:
             yield engine
 
     def _argv(self, setup: Setup) -> list[str | Path]:
@@ -59,7 +59,7 @@ class VllmCpu:
         ]
 
 
-class _Completions:
+class Completions:
     """The OpenAI endpoint with token ids, which vLLM adds to it."""
 
     path = "/v1/completions"
@@ -74,6 +74,9 @@ class _Completions:
             "stream": True,
             "return_token_ids": True,
         }
+
+    def num_tokens(self, event: Mapping[str, Any], num_before: int) -> int:
+        return len(self.tokens(event))
 
     def tokens(self, event: Mapping[str, Any]) -> Sequence[int]:
         return [token for choice in event.get("choices", ()) for token in choice.get("token_ids") or ()]
