@@ -52,10 +52,10 @@ WARM_UP = Cell(CellKind.FIXED, max(IN_FLIGHT), None, 8)
 
 
 def full_cells(in_flight: Sequence[int] = IN_FLIGHT) -> list[Cell]:
-    """Return the cells of a whole run. The long ones are measured twice only: most of their time is prompts."""
+    """Return the cells of a whole run. The longest are measured twice only, so that a run ends in time."""
     return [
         *(Cell(CellKind.FIXED, n, None, 64) for n in in_flight),
-        *(Cell(CellKind.NATURAL, n, None, 64) for n in in_flight),
+        *(Cell(CellKind.NATURAL, n, None, 192, repeats=2) for n in _few(in_flight)),
         Cell(CellKind.FIRST, 16, 100, 4),
         # So many new tokens that all answers are in flight for a while, where prompts go in small chunks.
         Cell(CellKind.CONTEXT, 8, 1024, 64, repeats=2),
@@ -65,13 +65,18 @@ def full_cells(in_flight: Sequence[int] = IN_FLIGHT) -> list[Cell]:
 
 def quick_cells(in_flight: Sequence[int] = IN_FLIGHT) -> list[Cell]:
     """Return few and short cells, one of each kind."""
-    few = sorted({min(in_flight), *(n for n in in_flight if n == 8), max(in_flight)})
+    few = _few(in_flight)
     return [
         *(Cell(CellKind.FIXED, n, None, 32) for n in few),
         Cell(CellKind.NATURAL, few[len(few) // 2], None, 32),
         Cell(CellKind.FIRST, 16, 100, 4),
         Cell(CellKind.CONTEXT, 8, 1024, 48),
     ]
+
+
+def _few(in_flight: Sequence[int]) -> list[int]:
+    """Return the least, eight if it is among them, and the most."""
+    return sorted({min(in_flight), *(n for n in in_flight if n == 8), max(in_flight)})
 
 
 def expected_s(cell: Cell, num_cores: int, weight_bytes: float) -> float:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from minedraft.cli.console import progress_printer, run, say
 from minedraft.device import Device, usable_cores
-from minedraft.models.catalogue import ensure_pair
+from minedraft.models.catalogue import Pair, ensure_pair
 from minedraft.types import Mode
 from scripts.lib.peers import plot, report
 from scripts.lib.peers.cells import IN_FLIGHT, full_cells, quick_cells
@@ -48,15 +48,38 @@ class Names(click.ParamType[list[str]]):
         return list(dict.fromkeys(names))
 
 
+_MODES = Names(tuple(mode.value for mode in Mode))
 _COUNTS = Names(tuple(map(str, IN_FLIGHT)))
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
+def _install(context: click.Context, option: click.Parameter, names: list[str] | None) -> None:
+    """Install engines and end the command, if that is what it is called for."""
+    if names is None or context.resilient_parsing:
+        return
+    for name in names:
+        if name in _INSTALLABLE:
+            _INSTALLABLE[name].install(say)
+        else:
+            say(f"{name}: nothing to install, it is in this project's environment")
+    context.exit()
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--install", type=Names(ENGINES), metavar="LIST", help="Install these engines and end.")
-@click.option("--engines", type=Names(ENGINES), default=",".join(ENGINES), show_default=True, help="Which to compare.")
 @click.option(
-    "--modes", type=Names(tuple(mode.value for mode in Mode)), default="ar", show_default=True, help="Modes of ours."
+    *("--install", "names"),
+    type=Names(ENGINES),
+    metavar="LIST",
+    is_eager=True,
+    expose_value=False,
+    callback=_install,
+    help="Install these engines and end.",
+)
+@click.option(
+    "--engines", type=Names(ENGINES), metavar="LIST", default=",".join(ENGINES), show_default=True, help="To compare."
+)
+@click.option(
+    "--modes", type=_MODES, metavar="LIST", default="ar", show_default=True, help="Of ours: ar, sd, minedraft."
 )
 @click.option("--model", type=_FOLDER, help="Model folder.  [default: the default target, fetched if missing]")
 @click.option("--draft", type=_FOLDER, help="Draft model folder, for modes with drafts.")
@@ -67,13 +90,24 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
     show_default=True,
     help="Number format of the weights, of every engine.",
 )
-@click.option("--cores", "core_lists", multiple=True, metavar="CORES", help="0, 0-1 or 0,2; may be given repeatedly.")
-@click.option("--in-flight", type=_COUNTS, default=",".join(_COUNTS.known), show_default=True, help="Prompts together.")
+@click.option(
+    *("--cores", "core_lists"),
+    multiple=True,
+    metavar="CORES",
+    help="0, 0-1 or 0,2; may be given repeatedly.  [default: the first core, then the first two]",
+)
+@click.option(
+    "--in-flight",
+    type=_COUNTS,
+    metavar="LIST",
+    default=",".join(_COUNTS.known),
+    show_default=True,
+    help="Prompts at once.",
+)
 @click.option("--repeats", type=click.IntRange(1), help="Starts of each engine.  [default: 3, with --quick 1]")
 @click.option("--quick", is_flag=True, help="Fewer and shorter measurements.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write OUT.json and OUT.svg.")
 def main(
-    install: list[str] | None,
     engines: list[str],
     modes: list[str],
     model: Path | None,
@@ -108,38 +142,23 @@ def main(
       scripts/bench/peers --out scripts/results/peers
       scripts/bench/peers --engines ours,vllm --cores 0 --in-flight 8,16 --repeats 5
     """
-    if install is not None:
-        _install(install)
-        return
-    pair = ensure_pair(on_progress=progress_printer()) if model is None else None
-    target = model or (pair.target if pair is not None else None)
-    assert target is not None, "one of both is there"
-    draft = draft or (pair.draft if pair is not None else None)
-    peers = _peers(engines, modes, draft)
+    pair = Pair(model, draft) if model is not None else ensure_pair(on_progress=progress_printer())
+    peers = _peers(engines, modes, draft or pair.draft)
     absent = {peer.name: why for peer in peers if (why := peer.missing()) is not None}
     for name, why in absent.items():
         say(f"{name}: {why}")
-    counts = sorted(map(int, in_flight))
     plan = Plan(
-        model=target,
+        model=pair.target,
         dtype=dtype,
         peers=[peer for peer in peers if peer.name not in absent],
         core_sets=_core_sets(core_lists),
-        cells=(quick_cells if quick else full_cells)(counts),
+        cells=(quick_cells if quick else full_cells)(sorted(map(int, in_flight))),
         repeats=repeats or (1 if quick else 3),
-        weight_bytes=sum(path.stat().st_size for path in target.glob("*.safetensors")),
+        weight_bytes=sum(path.stat().st_size for path in pair.target.glob("*.safetensors")),
     )
     if not plan.peers:
         raise PeerFailed("no engine to run")
     _compare(plan, absent, out)
-
-
-def _install(names: Sequence[str]) -> None:
-    for name in names:
-        if name in _INSTALLABLE:
-            _INSTALLABLE[name].install(say)
-        else:
-            say(f"{name}: nothing to install, it is in this project's environment")
 
 
 def _peers(engines: Sequence[str], modes: Sequence[str], draft: Path | None) -> list[Peer]:
