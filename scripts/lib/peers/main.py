@@ -29,8 +29,13 @@ from scripts.lib.peers.engines.vllm_cpu import VllmCpu
 from scripts.lib.peers.prompts import PromptSet
 from scripts.lib.peers.summary import to_rows
 
-ENGINES = ("ours", "llama.cpp", "vllm", "transformers")
-_INSTALLABLE: dict[str, Installable] = {"llama.cpp": LlamaCpp(), "vllm": VllmCpu()}
+DEFAULT = ("ours", "llama.cpp", "vllm", "transformers")
+ENGINES = (*DEFAULT, "vllm-compiled")
+_INSTALLABLE: dict[str, Installable] = {
+    "llama.cpp": LlamaCpp(),
+    "vllm": VllmCpu(),
+    "vllm-compiled": VllmCpu(is_compiled=True),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,12 @@ def _install(context: click.Context, option: click.Parameter, names: list[str] |
     help="Install these engines and end.",
 )
 @click.option(
-    "--engines", type=Names(ENGINES), metavar="LIST", default=",".join(ENGINES), show_default=True, help="To compare."
+    "--engines",
+    type=Names(ENGINES),
+    metavar="LIST",
+    default=",".join(DEFAULT),
+    show_default=True,
+    help="To compare; vllm-compiled, too, takes 90 s more for each start.",
 )
 @click.option(
     "--modes", type=_MODES, metavar="LIST", default="ar", show_default=True, help="Of ours: ar, sd, minedraft."

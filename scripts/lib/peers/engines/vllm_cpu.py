@@ -24,29 +24,43 @@ _KV_GIB = 4
 
 
 class VllmCpu:
-    """vLLM's OpenAI server on the CPU, eager: compiling takes a minute at each start."""
+    """vLLM's OpenAI server on the CPU.
 
-    name = "vllm"
-    start_s = 20.0
+    Args:
+        is_compiled: let it compile the model, which takes more than a minute at each start; otherwise eager.
+    """
 
-    def __init__(self) -> None:
-        self._environment = Environment(self.name, _VERSION, size=5_000_000_000, minutes=4)
+    def __init__(self, *, is_compiled: bool = False) -> None:
+        self.name = "vllm-compiled" if is_compiled else "vllm"
+        self.start_s = 90.0 if is_compiled else 20.0
+        self._flags = () if is_compiled else ("--enforce-eager",)
+        self._environment = Environment("vllm", _VERSION, size=5_000_000_000, minutes=4)
 
     def missing(self) -> str | None:
         return self._environment.missing()
 
     def facts(self, setup: Setup) -> dict[str, Any]:
         flags = " ".join(str(word) for word in self._argv(setup)[1:])
-        return {"version": _VERSION, "torch": _TORCH, "flags": flags, "environment": _variables(setup)}
+        return {"version": _VERSION, "torch": _TORCH, "flags": flags, "environment": self._variables(setup)}
 
     def install(self, say: Say) -> None:
         self._environment.install(_install, say)
 
     @asynccontextmanager
     async def serve(self, setup: Setup) -> AsyncIterator[Engine]:
-        variables = _variables(setup)
+        variables = self._variables(setup)
         async with http_server(self.name, self._argv(setup), _socket(setup), Completions(), **variables) as engine:
             yield engine
+
+    def _variables(self, setup: Setup) -> dict[str, str]:
+        return {
+            "VLLM_CPU_OMP_THREADS_BIND": format_cores(setup.cores),
+            "OMP_NUM_THREADS": str(len(setup.cores)),
+            "VLLM_CPU_KVCACHE_SPACE": str(_KV_GIB),
+            "VLLM_CACHE_ROOT": str(self._environment.folder / "cache"),
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
 
     def _argv(self, setup: Setup) -> list[str | Path]:
         # The command `vllm serve` looks for a package called vllm and ends.
@@ -54,7 +68,7 @@ class VllmCpu:
             *(_python(self._environment), "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", setup.model, "--served-model-name", "peer", "--uds", _socket(setup)),
             *("--dtype", setup.dtype, "--max-model-len", str(setup.max_len)),
-            *("--max-num-seqs", str(setup.max_in_flight), "--enforce-eager", "--no-enable-prefix-caching"),
+            *("--max-num-seqs", str(setup.max_in_flight), "--no-enable-prefix-caching", *self._flags),
             *("--generation-config", "vllm", "--disable-uvicorn-access-log"),
         ]
 
@@ -86,16 +100,6 @@ def to_requirements(requires: Iterable[str]) -> list[str]:
     """Return the lines of a wheel's Requires-Dist that a text model needs besides torch, without those of extras."""
     plain = [line for line in requires if "extra ==" not in line]
     return [line for line in plain if (re.match(r"[\w.-]+", line) or [""])[0].lower() not in _LEFT_OUT]
-
-
-def _variables(setup: Setup) -> dict[str, str]:
-    return {
-        "VLLM_CPU_OMP_THREADS_BIND": format_cores(setup.cores),
-        "OMP_NUM_THREADS": str(len(setup.cores)),
-        "VLLM_CPU_KVCACHE_SPACE": str(_KV_GIB),
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
 
 
 def _socket(setup: Setup) -> Path:
