@@ -26,7 +26,7 @@ from scripts.lib.peers.engines.errors import PeerFailed
 _EXECUTE = "scripts.lib.peers.engines.execute"
 _START_S = 240.0
 _POLL_S = 0.1
-_STOP_S = 10.0
+_STOP_S = 2.0  # an engine has nothing to save
 _MOMENT_S = 0.5
 _DATA = "data: "
 _DONE = "[DONE]"
