@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +193,9 @@ def _core_sets(listed: Sequence[str]) -> list[tuple[int, ...]]:
 
 def _compare(plan: Plan, absent: dict[str, str], out: Path | None) -> None:
     prompts, outcome, console = PromptSet.load(plan.model), Outcome(), Console()
-    setups = {str(cores): plan.setup(cores, Path("FOLDER")) for cores in plan.core_sets}
-    facts = {peer.name: peer.facts(next(iter(setups.values()))) for peer in plan.peers}
+    # As on the first set of cores, without the places of this machine.
+    setup = replace(plan.setup(plan.core_sets[0], Path("FOLDER")), model=Path("MODEL"))
+    facts = {peer.name: peer.facts(setup) for peer in plan.peers}
     steps = Console(stderr=True)
     say(
         f"{len(plan.peers)} engines, {len(plan.core_sets)} sets of cores, {plan.repeats} repeats: "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from rich.table import Table
 from minedraft.bench.report import machine_facts
 from scripts.lib.peers.cells import Cell, CellKind
 from scripts.lib.peers.driving import SAME_TOKENS, Outcome, Plan
-from scripts.lib.peers.summary import Row, to_rows
+from scripts.lib.peers.summary import Row, Spread, to_rows
 
 _TITLES = {
     (CellKind.FIXED, "decode_tokens_per_s"): "decoding, tokens/s while all answers are in flight",
@@ -105,19 +104,9 @@ def to_content(
                 **_cell_facts(row.cell),
                 "repeats": row.num_repeats,
                 "same_beginnings": row.same,
-                **{name: asdict(spread) for name, spread in row.figures.items()},
+                **{name: _to_json(spread) for name, spread in row.figures.items()},
             }
             for row in to_rows(outcome.measurements)
-        ],
-        "measurements": [
-            {
-                "engine": each.peer,
-                "cores": each.cores,
-                "cell": each.cell.label,
-                "repeat": each.repeat,
-                **{name: _rounded(value) for name, value in asdict(each.rates).items()},
-            }
-            for each in outcome.measurements
         ],
     }
 
@@ -154,5 +143,9 @@ def _same(rows: Sequence[Row]) -> str:
     return ", ".join(f"{peer} {sum(each) / len(each):.0%}" for peer, each in shares.items())
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
+def _to_json(spread: Spread) -> dict[str, Any]:
+    return {"median": _rounded(spread.median), "values": [_rounded(value) for value in spread.values]}
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")

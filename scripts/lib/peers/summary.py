@@ -17,12 +17,19 @@ class Spread:
     """A figure over the repeats.
 
     Attributes:
-        low, high: the extremes.
+        values: of each repeat, in their order.
     """
 
     median: float
-    low: float
-    high: float
+    values: tuple[float, ...]
+
+    @property
+    def low(self) -> float:
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        return max(self.values)
 
     @property
     def share(self) -> float:
@@ -60,7 +67,7 @@ def _to_row(group: Sequence[Measurement]) -> Row:
     for name in (each.name for each in fields(Rates)):
         values = [value for each in group if (value := getattr(each.rates, name)) is not None]
         if values:
-            figures[name] = Spread(float(median(values)), float(min(values)), float(max(values)))
+            figures[name] = Spread(float(median(values)), tuple(map(float, values)))
     shares = [each.same for each in group if each.same is not None]
     first = group[0]
     return Row(first.peer, first.cores, first.cell, len(group), figures, min(shares, default=None))

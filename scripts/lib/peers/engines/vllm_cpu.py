@@ -41,7 +41,9 @@ class VllmCpu:
 
     def facts(self, setup: Setup) -> dict[str, Any]:
         flags = " ".join(str(word) for word in self._argv(setup)[1:])
-        return {"version": _VERSION, "torch": _TORCH, "flags": flags, "environment": self._variables(setup)}
+        variables = self._variables(setup)
+        variables.pop("VLLM_CACHE_ROOT")  # a place on this machine
+        return {"version": _VERSION, "torch": _TORCH, "flags": flags, "environment": variables}
 
     def install(self, say: Say) -> None:
         self._environment.install(_install, say)
