@@ -52,14 +52,14 @@ WARM_UP = Cell(CellKind.FIXED, max(IN_FLIGHT), None, 8)
 
 
 def full_cells(in_flight: Sequence[int] = IN_FLIGHT) -> list[Cell]:
-    """Return the cells of a whole run. The longest are measured twice only, so that a run ends in time."""
+    """Return the cells of a whole run. The longest are measured once or twice, so that a run ends in time."""
     return [
         *(Cell(CellKind.FIXED, n, None, 64) for n in in_flight),
         *(Cell(CellKind.NATURAL, n, None, 192, repeats=2) for n in _few(in_flight)),
         Cell(CellKind.FIRST, 16, 100, 4),
         # So many new tokens that all answers are in flight for a while, where prompts go in small chunks.
-        Cell(CellKind.CONTEXT, 8, 1024, 64, repeats=2),
-        Cell(CellKind.CONTEXT, 8, 2048, 96, repeats=2),
+        Cell(CellKind.CONTEXT, 8, 1024, 96, repeats=2),
+        Cell(CellKind.CONTEXT, 8, 2048, 160, repeats=1),
     ]
 
 
@@ -70,7 +70,7 @@ def quick_cells(in_flight: Sequence[int] = IN_FLIGHT) -> list[Cell]:
         *(Cell(CellKind.FIXED, n, None, 32) for n in few),
         Cell(CellKind.NATURAL, few[len(few) // 2], None, 32),
         Cell(CellKind.FIRST, 16, 100, 4),
-        Cell(CellKind.CONTEXT, 8, 1024, 48),
+        Cell(CellKind.CONTEXT, 8, 1024, 64),
     ]
 
 
