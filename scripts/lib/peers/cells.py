@@ -55,7 +55,7 @@ def full_cells(in_flight: Sequence[int] = IN_FLIGHT) -> list[Cell]:
     """Return the cells of a whole run. The longest are measured once or twice, so that a run ends in time."""
     return [
         *(Cell(CellKind.FIXED, n, None, 64) for n in in_flight),
-        *(Cell(CellKind.NATURAL, n, None, 192, repeats=2) for n in _few(in_flight)),
+        *(Cell(CellKind.NATURAL, n, None, 128, repeats=2) for n in _few(in_flight)),
         Cell(CellKind.FIRST, 16, 100, 4),
         # So many new tokens that all answers are in flight for a while, where prompts go in small chunks.
         Cell(CellKind.CONTEXT, 8, 1024, 96, repeats=2),

@@ -80,7 +80,7 @@ class Visit:
 
     def expected_s(self, weight_bytes: float) -> float:
         answers_s = sum(expected_s(cell, len(self.cores), weight_bytes) for cell in [WARM_UP, *self.cells])
-        return self.peer.start_s * max(1.0, weight_bytes / 1e9) + answers_s
+        return self.peer.start_s * max(1.0, weight_bytes / 1e9) + self.peer.pace * answers_s
 
 
 @dataclass(frozen=True, slots=True)

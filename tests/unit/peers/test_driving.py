@@ -43,6 +43,7 @@ class Told:
 
 class ToldPeer:
     start_s = 1.0
+    pace = 1.0
 
     def __init__(self, name: str, log: list[str], *rates: float) -> None:
         self.name = name

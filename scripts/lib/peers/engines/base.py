@@ -57,10 +57,12 @@ class Peer(Protocol):
     Attributes:
         name: its name on the command line and in the report.
         start_s: about how long it takes to start, in seconds.
+        pace: about how long its answers take, as a multiple of `cells.expected_s`.
     """
 
     name: str
     start_s: float
+    pace: float
 
     def missing(self) -> str | None:
         """Return why it cannot be run here, with the command that mends it; None if it can be run."""

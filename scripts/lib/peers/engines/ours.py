@@ -33,6 +33,7 @@ class Ours:
     """
 
     start_s = 6.0
+    pace = 0.7
 
     def __init__(self, mode: Mode, draft: Path | None) -> None:
         self.name = f"minedraft {mode.value}" if mode is not Mode.MINEDRAFT else "minedraft"

@@ -30,6 +30,8 @@ class VllmCpu:
         is_compiled: let it compile the model, which takes more than a minute at each start; otherwise eager.
     """
 
+    pace = 0.9
+
     def __init__(self, *, is_compiled: bool = False) -> None:
         self.name = "vllm-compiled" if is_compiled else "vllm"
         self.start_s = 90.0 if is_compiled else 20.0
