@@ -22,8 +22,12 @@ class LaneActions(Protocol):
         """Return the drafter's proposals for the round."""
         ...
 
+    def has_prefill(self, plan: RoundPlan) -> bool:
+        """Whether the drafter has something to do during the verify of the round."""
+        ...
+
     async def prefill(self, plan: RoundPlan) -> None:
-        """Have the drafter cache the round's prompt tokens."""
+        """Have the drafter cache the round's prompt tokens, or free KV if it has no other command in the round."""
         ...
 
     async def verify(self, plan: RoundPlan, proposals: Sequence[Proposal]) -> Checked | Unchecked:
@@ -41,11 +45,11 @@ async def run_overlapped(actions: LaneActions, batch: Batch) -> None:
     while True:
         plan = await actions.plan(batch)
         proposals = await actions.draft(plan)
-        if plan.drafts and not plan.prefills:
-            outcome = await actions.verify(plan, proposals)
-        else:
+        if actions.has_prefill(plan):
             async with asyncio.TaskGroup() as together:
                 together.create_task(actions.prefill(plan))
                 verify = together.create_task(actions.verify(plan, proposals))
             outcome = verify.result()
+        else:  # most rounds: the command goes out without a change of tasks
+            outcome = await actions.verify(plan, proposals)
         actions.commit(plan, outcome)

@@ -245,6 +245,9 @@ class Pipeline:
     async def draft(self, plan: RoundPlan) -> Sequence[Proposal]:
         return await self._drafting.draft(plan)
 
+    def has_prefill(self, plan: RoundPlan) -> bool:
+        return self._drafting.has_prefill(plan)
+
     async def prefill(self, plan: RoundPlan) -> None:
         await self._drafting.prefill(plan)
 
@@ -322,8 +325,10 @@ class Pipeline:
             raise Unavailable(f"no verifier: {self.failure}")
 
     def _wake_lanes(self) -> None:
-        for event in self._wake.values():
-            event.set()
+        """Make the lanes check again for work. That of a closed and empty batch can have none: `reconfigure` wakes
+        it when the batch opens."""
+        for batch in self.scheduler.batches.batches:
+            self._wake[batch].set()
 
 
 def _check_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
