@@ -19,6 +19,7 @@ from minedraft_workers.device import pin
 if TYPE_CHECKING:
     from minedraft_workers.drafter import DrafterActor
     from minedraft_workers.execution.executor import Executor
+    from minedraft_workers.sampling.sampler import Sampler
     from minedraft_workers.verifier import VerifierActor
 
 logger = logging.getLogger("minedraft.worker")
@@ -104,8 +105,8 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
     )
     if settings.role is Role.VERIFIER:
         _check_kv_memory(plan, executor)
-        return VerifierActor(executor, _make_info(plan, executor))
-    return DrafterActor(ModelProposer(executor), _make_info(plan, executor))
+        return VerifierActor(executor, _make_info(plan, executor), _make_sampler(plan))
+    return DrafterActor(ModelProposer(executor, _make_sampler(plan)), _make_info(plan, executor))
 
 
 async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float) -> int:
@@ -131,6 +132,18 @@ async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float
         )
 
     return await serve_worker(runtime, handler, address, on_ready=on_ready)
+
+
+def _make_sampler(plan: Plan) -> Sampler:
+    from minedraft_workers.sampling.sampler import Sampler
+
+    if plan.settings.kernels == "torch" or plan.device.kind != "cpu":
+        return Sampler()
+    try:
+        return Sampler.native(max(len(plan.device.cores), 1))
+    except ConfigError as error:
+        logger.info("tokens are chosen with torch: %s", error.limit)
+        return Sampler()
 
 
 def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:

@@ -68,7 +68,7 @@ ROOMS = {
         "values places core.blocks models workers.device native", "torch numpy transformers safetensors accelerate"
     ),
     "native": Room("values models.cache", "torch numpy"),
-    "sampling": Room("values workers.sequence", "torch numpy"),
+    "sampling": Room("values workers.sequence native", "torch numpy"),
     "channels": Room("values", "torch numpy"),
 }
 WORKER_ROOMS = ("proposers", "execution", "native", "sampling", "channels")

@@ -24,6 +24,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "silu_mul": (_I, (_P, _P, _P, _L, _P, _L, _L, _L, _I)),
     "argmax": (_I, (_P, _P, _L, _L, _L, _I, _P, _P)),
     "store": (_I, (_P, *_CACHE, _P, _P, _L, _L, _P, _L)),
+    "choose": (_I, (_P, _P, _L, _L, _L, _P, _P, _P, _L, _P, _P)),
     "attention": (_I, (_P, *_CACHE, _P, _L, _P, _L, _L, _P, _L, _P, _F)),
 }
 ISAS = tuple(ISA_FLAGS)

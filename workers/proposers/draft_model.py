@@ -17,7 +17,8 @@ from minedraft.core.blocks import BlocksExhausted
 from minedraft.types import Acceptance
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.proposers.base import DraftRow
-from minedraft_workers.sampling.choose import DEFAULT_TOP_M, ChoiceRow, choose_drafts
+from minedraft_workers.sampling.choose import DEFAULT_TOP_M, ChoiceRow
+from minedraft_workers.sampling.sampler import Sampler
 
 logger = logging.getLogger("minedraft.drafter")
 
@@ -25,8 +26,10 @@ logger = logging.getLogger("minedraft.drafter")
 class ModelProposer:
     """Drafts with a small language model."""
 
-    def __init__(self, executor: Executor, top_m: int = DEFAULT_TOP_M) -> None:
+    def __init__(self, executor: Executor, sampler: Sampler | None = None, top_m: int = DEFAULT_TOP_M) -> None:
+        """Take the draft model, and what chooses from its logits, by default with torch."""
         self._executor = executor
+        self._sampler = sampler or Sampler()
         self._top_m = top_m
         self._num_columns = executor.num_columns
         self._draft_vocab_ids = executor.draft_vocab_ids
@@ -88,7 +91,7 @@ class ModelProposer:
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[DraftRow]) -> None:
         """Add a draft to each row; a row whose logits are not finite ends."""
-        choice = choose_drafts(
+        choice = self._sampler.choose_drafts(
             logits[:, : self._num_columns],
             [ChoiceRow(row.state, row.committed_len + len(row.drafts), row.drafts) for row in rows],
             self._draft_vocab_ids,

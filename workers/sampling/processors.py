@@ -53,6 +53,11 @@ class ProcessedRow:
         return index if self.columns is None else int(self.columns[index])
 
 
+def usable_temperature(temperature: float) -> float:
+    """Return the divisor of a request that samples."""
+    return max(temperature, _MIN_TEMPERATURE)
+
+
 def is_greedy(state: SequenceState) -> bool:
     """Whether the request takes the most probable token."""
     return state.spec.acceptance is Acceptance.GREEDY or state.spec.sampling.is_greedy
@@ -80,10 +85,15 @@ def adjust(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], colum
     Returns:
         A new row, or `row` itself if the request asks for none of these at this position.
     """
-    position = len(state.tokens) + len(drafts)
-    if not needs_adjusting(state, position):
+    if not needs_adjusting(state, len(state.tokens) + len(drafts)):
         return row
     row = row.clone()
+    adjust_in_place(row, state, drafts, columns)
+    return row
+
+
+def adjust_in_place(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], columns: Columns) -> None:
+    """Apply penalties, bias and the minimum length mask to a row; arguments as for `adjust`."""
     sampling = state.spec.sampling
     if sampling.repetition_penalty != 1.0 or sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0:
         ids, counts = state.seen_tokens(drafts)
@@ -99,10 +109,9 @@ def adjust(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], colum
         located, known = columns.locate(state.bias_ids)
         bias = torch.from_numpy(state.bias_values[known]).to(row.device)
         row.index_add_(0, torch.from_numpy(located).to(row.device), bias)
-    if position - state.spec.prompt_len < sampling.min_new_tokens:
+    if len(state.tokens) + len(drafts) - state.spec.prompt_len < sampling.min_new_tokens:
         located, _ = columns.locate(state.stop_ids)
         row[torch.from_numpy(located).to(row.device)] = float("-inf")
-    return row
 
 
 def process(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], columns: Columns) -> ProcessedRow:
@@ -114,7 +123,7 @@ def process(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], colu
     """
     row = adjust(row, state, drafts, columns)
     sampling = state.spec.sampling
-    temperature = max(sampling.temperature, _MIN_TEMPERATURE)
+    temperature = usable_temperature(sampling.temperature)
     searched = SearchedRow(row)
     whole = ProcessedRow(row, None, searched.peak, temperature)
     if not whole.is_usable:

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "choice/request.h"
 #include "cpu.h"
 #include "kernels.h"
 #include "pool.h"
@@ -201,6 +202,29 @@ EXPORT int minedraft_attention(void* handle, void* keys, void* values, int64_t b
                                   pool.scratch[thread].get(scratch_bytes));
             }
         });
+        return kOk;
+    });
+}
+
+// Requests are decided one by one, each by one thread. Python writes them: see choice/request.h.
+EXPORT int minedraft_choose(void* handle, const void* requests, int64_t num_requests, int64_t num_rows,
+                            int64_t columns, const int32_t* hashes, int64_t* tokens, int64_t* counts, int64_t top_m,
+                            int32_t* kept, float* probs) {
+    return exclusively(handle, [&](const Kernels& kernels, Pool& pool) -> int {
+        const ChoiceCall call{static_cast<const ChoiceRequest*>(requests), num_requests, columns, hashes, tokens,
+                              counts, top_m, kept, probs};
+        const size_t scratch_bytes = choice_scratch_bytes(columns);
+        for (auto& memory : pool.scratch)
+            if (!memory.get(scratch_bytes)) return kNoMemory;
+        std::atomic<int64_t> next{0};
+        const auto work = [&](int thread) {
+            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < num_requests;)
+                kernels.choose(call, i, pool.scratch[thread].get(scratch_bytes));
+        };
+        if (num_requests == 1 || num_rows * columns < kSmall)
+            work(0);
+        else
+            pool.run(work);
         return kOk;
     });
 }
