@@ -1,4 +1,4 @@
-"""What a worker chooses tokens with: all rows of a call in one native call, or row by row with torch.
+"""What a worker chooses tokens with: all rows of a call in one native call, or row by row with torch and NumPy.
 
 Both follow the same laws and take the same random numbers, so they choose the same tokens, except where the
 rounding of a float32 decides. The functions of `acceptance` and `choose` are the reference.
@@ -66,7 +66,8 @@ class Sampler:
         top_m: int = DEFAULT_TOP_M,
     ) -> DraftChoice:
         """Return the next draft token of each request; arguments as `choose.choose_drafts`."""
-        if self._kernels is None or not logits.is_cpu:
+        # Peaks alone are found by NumPy's argmax, in one pass as fast as the memory.
+        if self._kernels is None or not logits.is_cpu or all(row.takes_peak for row in rows):
             return choose_drafts(logits, rows, draft_vocab_ids, top_m)
         columns = columns_of(logits.shape[-1], logits.device, draft_vocab_ids)
         spans = [_Span(row.state, row.position, row.drafts, ()) for row in rows]
