@@ -32,6 +32,7 @@ from minedraft_workers.device import enter_thread, pin
 if TYPE_CHECKING:
     from minedraft_workers.drafter import DrafterActor
     from minedraft_workers.execution.executor import Executor
+    from minedraft_workers.sampling.sampler import Sampler
     from minedraft_workers.verifier import VerifierActor
 
 logger = logging.getLogger("minedraft.worker")
@@ -131,8 +132,8 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
     )
     if settings.role is Role.VERIFIER:
         _check_kv_memory(plan, executor)
-        return VerifierActor(executor, _make_info(plan, executor))
-    return DrafterActor(ModelProposer(executor), _make_info(plan, executor))
+        return VerifierActor(executor, _make_info(plan, executor), _make_sampler(plan))
+    return DrafterActor(ModelProposer(executor, _make_sampler(plan)), _make_info(plan, executor))
 
 
 async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float) -> int:
@@ -189,6 +190,18 @@ def prepare_actor(device: Device, actor: DrafterActor | VerifierActor) -> None:
 def _no_memory(plan: Plan, cause: str) -> ConfigError:
     limit = f"{plan.folder.name} does not fit on {plan.device}: {cause}; the other worker may have too large a share"
     return ConfigError("memory_share", plan.settings.memory_share, limit)
+
+
+def _make_sampler(plan: Plan) -> Sampler:
+    from minedraft_workers.sampling.sampler import Sampler
+
+    if plan.settings.kernels in ("torch", "transformers") or plan.device.kind != "cpu":
+        return Sampler()
+    try:
+        return Sampler.native(max(len(plan.device.cores), 1))
+    except ConfigError as error:
+        logger.info("tokens are chosen with torch: %s", error.limit)
+        return Sampler()
 
 
 def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:

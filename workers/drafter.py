@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from minedraft.types import DraftCommand, Proposal, TruncatedQ, WorkerInfo
@@ -60,5 +61,6 @@ class DrafterActor:
         q = None
         if row.q_ids:
             pack = self._channel.pack
-            q = TruncatedQ(pack(torch.stack(row.q_ids)), pack(torch.stack(row.q_probs)))
+            ids, probs = (torch.from_numpy(np.array(side)) for side in (row.q_ids, row.q_probs))
+            q = TruncatedQ(pack(ids), pack(probs))
         return Proposal(row.state.request_id, row.committed_len, tuple(row.drafts), q)

@@ -14,7 +14,8 @@ from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.execution.memory import within_memory
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.runtime import Work
-from minedraft_workers.sampling.acceptance import Outcome, VerifyRow, verify
+from minedraft_workers.sampling.acceptance import Outcome, VerifyRow
+from minedraft_workers.sampling.sampler import Sampler
 from minedraft_workers.sequence import SequenceState
 
 _Q_IDS = TensorSpec("int32", (MAX_SPAN_DRAFTS, MAX_TOP_M))
@@ -24,10 +25,18 @@ _Q_PROBS = TensorSpec("float32", (MAX_SPAN_DRAFTS, MAX_TOP_M))
 class VerifierActor:
     """Executes the Verifier commands, in the device thread."""
 
-    def __init__(self, executor: Executor, info: WorkerInfo, channel: TokenChannel | None = None) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        info: WorkerInfo,
+        sampler: Sampler | None = None,
+        channel: TokenChannel | None = None,
+    ) -> None:
+        """Take the target, and what decides about drafts and carries q; by default torch, and the message."""
         self.info = info
         self._executor = executor
         self._clock = clock_for(executor.device)
+        self._sampler = sampler or Sampler()
         self._channel = channel or InlineChannel()
         self._requests = RequestTable()
 
@@ -53,7 +62,7 @@ class VerifierActor:
             for state, span in zip(states, spans, strict=True)
             if span.sample
         ]
-        outcomes = iter(verify(logits, rows) if rows else ())
+        outcomes = iter(self._sampler.verify(logits, rows) if rows else ())
         verdicts = [
             _to_verdict(state, span, next(outcomes) if span.sample else None)
             for state, span in zip(states, spans, strict=True)

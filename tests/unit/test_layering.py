@@ -63,13 +63,13 @@ ROOMS = {
         "values places settings rpc v1 models process core.blocks proposers execution sampling channels",
         "click grpc google torch numpy",
     ),
-    "proposers": Room("values core.blocks execution sampling workers.sequence workers.clock", "torch"),
+    "proposers": Room("values core.blocks execution sampling workers.sequence workers.clock", "torch numpy"),
     "execution": Room(
         "values places core.blocks models workers.device kernels", "torch numpy transformers safetensors accelerate"
     ),
     "kernels": Room("values core.blocks native", "torch numpy triton"),
     "native": Room("values models.cache", "torch numpy"),
-    "sampling": Room("values workers.sequence", "torch numpy"),
+    "sampling": Room("values workers.sequence native", "torch numpy"),
     "channels": Room("values", "torch numpy"),
 }
 WORKER_ROOMS = ("proposers", "execution", "kernels", "native", "sampling", "channels")

@@ -17,7 +17,8 @@ from minedraft.types import Acceptance
 from minedraft_workers.clock import clock_for
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.proposers.base import DraftRow
-from minedraft_workers.sampling.choose import DEFAULT_TOP_M, ChoiceRow, choose_drafts
+from minedraft_workers.sampling.choose import DEFAULT_TOP_M, ChoiceRow
+from minedraft_workers.sampling.sampler import Sampler
 
 logger = logging.getLogger("minedraft.drafter")
 
@@ -25,9 +26,11 @@ logger = logging.getLogger("minedraft.drafter")
 class ModelProposer:
     """Drafts with a small language model."""
 
-    def __init__(self, executor: Executor, top_m: int = DEFAULT_TOP_M) -> None:
+    def __init__(self, executor: Executor, sampler: Sampler | None = None, top_m: int = DEFAULT_TOP_M) -> None:
+        """Take the draft model, and what chooses from its logits, by default with torch."""
         self._executor = executor
         self._clock = clock_for(executor.device)
+        self._sampler = sampler or Sampler()
         self._top_m = top_m
         self._num_columns = executor.num_columns
         self._draft_vocab_ids = executor.draft_vocab_ids
@@ -89,23 +92,27 @@ class ModelProposer:
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[DraftRow]) -> None:
         """Add a draft to each row; a row whose logits are not finite ends."""
-        choice = choose_drafts(
+        choice = self._sampler.choose_drafts(
             logits[:, : self._num_columns],
             [ChoiceRow(row.state, row.committed_len + len(row.drafts), row.drafts) for row in rows],
             self._draft_vocab_ids,
             self._top_m,
         )
         self._count_bad(sum(token is None for token in choice.tokens))
-        for index, (row, token) in enumerate(zip(rows, choice.tokens, strict=True)):
+        for row, token in zip(rows, choice.tokens, strict=True):
             if token is None:
                 row.draft_len = len(row.drafts)
-                continue
-            row.drafts.append(token)
-            if row.state.spec.acceptance is Acceptance.REJECTION:
-                assert choice.q_ids is not None, "a row under REJECTION has a q"
-                assert choice.q_probs is not None, "ids and probabilities come together"
-                row.q_ids.append(choice.q_ids[index])
-                row.q_probs.append(choice.q_probs[index])
+            else:
+                row.drafts.append(token)
+        if choice.q_ids is None or choice.q_probs is None:
+            return
+        # A row of an array costs a tenth of a row of a tensor.
+        for row, token, ids, probs in zip(
+            rows, choice.tokens, choice.q_ids.numpy(), choice.q_probs.numpy(), strict=True
+        ):
+            if token is not None and row.state.spec.acceptance is Acceptance.REJECTION:
+                row.q_ids.append(ids)
+                row.q_probs.append(probs)
 
     def _count_bad(self, num_rows: int) -> None:
         """Log bad rows at the first and at every power of two: a broken draft model would fill the log."""
