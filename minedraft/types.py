@@ -208,8 +208,8 @@ class Timing:
     """
 
     queue_ns: int = 0  # command received -> taken by the device thread
-    forward_ns: int = 0  # model forward passes only
-    busy_ns: int = 0  # command taken -> reply ready
+    forward_ns: int = 0  # model forward passes only, on the clock of their device
+    busy_ns: int = 0  # command taken -> reply ready, and the device done
     idle_ns: int = 0  # device thread idle before it took this command
     start_ns: int = 0  # when the device thread took this command
 
@@ -311,7 +311,7 @@ class WorkerInfo:
     device: str
     dtype: str
     draft_method: DraftMethod | None = None  # drafter only
-    kernels: str = ""  # what computes a forward pass: "torch", "native avx512_bf16"; "" without a model
+    kernels: str = ""  # what computes a forward pass, as "native avx512_bf16"; "" without a model
     is_batch_invariant: bool = False  # a row's logits are the same bits whatever else is in the forward
     weights_bytes: int = 0
     clock_offset_ns: int = 0  # scheduler's clock less the worker's; measured by the link, not sent

@@ -11,6 +11,7 @@ import torch
 from minedraft.types import DraftCommand, Proposal, TruncatedQ, WorkerInfo
 from minedraft_workers.channels.base import TokenChannel
 from minedraft_workers.channels.inline import InlineChannel
+from minedraft_workers.execution.memory import within_memory
 from minedraft_workers.proposers.base import DraftRow, Proposer
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.runtime import Work
@@ -31,6 +32,7 @@ class DrafterActor:
     def num_free_blocks(self) -> int:
         return self._proposer.num_free_blocks
 
+    @within_memory
     def draft(self, command: DraftCommand) -> Work[Proposal]:
         """Release requests, cache the new tokens, propose. Implements `DraftingActor`."""
         self.release(command.released)

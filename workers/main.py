@@ -43,7 +43,7 @@ def command(check: bool, parent_pid: int | None, **flags: object) -> int:
         exit_with_parent(parent_pid)
     plan = Plan.make(load_worker_settings(flags))
     if check:
-        plan.check_model()
+        click.echo(plan.check_model())
         return EXIT_OK
     with ListenClaim(plan.settings.listen_address):
         return plan.run()

@@ -17,7 +17,7 @@ from minedraft.client import AsyncClient
 from minedraft.errors import ConfigError
 from minedraft.flags import UserPath
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Mode
+from minedraft.types import MAX_BATCH_SIZE, MAX_DRAFT_LEN, Mode
 
 _EPILOG = """
 \b
@@ -78,7 +78,11 @@ def bench(
     """
     prompts = load_prompts(prompts_path)
     params = SamplingParams(temperature=temperature, max_new_tokens=max_new_tokens, ignore_eos=True)
-    plan = [(m, k) for m in _parse_ints("max-batch-size", sizes) for k in _parse_ints("draft-len", draft_lens)]
+    plan = [
+        (m, k)
+        for m in _parse_ints("max-batch-size", sizes, MAX_BATCH_SIZE)
+        for k in _parse_ints("draft-len", draft_lens, MAX_DRAFT_LEN)
+    ]
     try:
         asyncio.run(_bench(server, plan, _parse_modes(modes), prompts, num_prompts, params, repeats, json_path))
     except KeyboardInterrupt:
@@ -121,11 +125,11 @@ def _parse_modes(text: str) -> set[Mode]:
         ) from None
 
 
-def _parse_ints(field: str, text: str) -> list[int]:
+def _parse_ints(field: str, text: str, most: int) -> list[int]:
     try:
         values = [int(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if not values or min(values) < 1 or max(values) > 256:
-        raise ConfigError(field, text, "must be numbers in [1, 256], separated by commas")
+    if not values or min(values) < 1 or max(values) > most:
+        raise ConfigError(field, text, f"must be numbers in [1, {most}], separated by commas")
     return values

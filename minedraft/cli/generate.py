@@ -77,10 +77,11 @@ def _to_prompt(text: str, chat: bool, token_ids: bool) -> Prompt:
     if chat:
         return [{"role": "user", "content": text}]
     if token_ids:
-        try:
-            return [int(part) for part in text.replace(",", " ").split()]
-        except ValueError as error:
-            raise click.UsageError(f"--token-ids: {error}") from None
+        parts = text.replace(",", " ").split()
+        wrong = next((part for part in parts if not part.isdecimal()), None)
+        if wrong is not None:
+            raise click.UsageError(f"--token-ids: {wrong!r} is not a token id, which is a number such as 1042")
+        return [int(part) for part in parts]
     return text
 
 

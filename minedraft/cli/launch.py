@@ -14,6 +14,7 @@ from minedraft.cli.console import progress_printer, run, say
 from minedraft.config import Settings, load_settings
 from minedraft.errors import EXIT_INTERNAL, EXIT_OK
 from minedraft.flags import UserPath, settings_flags
+from minedraft.launch.placement import tell_unused_gpus
 from minedraft.launch.preflight import check_machine
 from minedraft.models.catalogue import Pair, ensure_pair, find_pair
 from minedraft.process.notify import READY_LINE
@@ -72,11 +73,14 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
             from minedraft.launch.worker_check import check_workers
 
             say("the settings are valid; the workers now check the model folders")
-            check_workers(settings)
+            for role, kernels in check_workers(settings).items():
+                click.echo(f"{role.value}: {kernels}")
         click.echo("all checks passed")
         return EXIT_OK
     from minedraft.launch.launcher import Launcher
 
+    if (hint := tell_unused_gpus(settings)) is not None:
+        say(hint)
     launcher = Launcher(settings, say, lambda seconds: announce(settings, seconds), is_verbose=verbose)
     return asyncio.run(launcher.run())
 

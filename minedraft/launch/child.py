@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 
 _STDERR_LINES = 20
 
@@ -24,11 +25,12 @@ class Child:
         self._has_spoken = False
 
     @classmethod
-    async def start(cls, name: str, argv: Sequence[str], on_line: OnLine) -> Child:
+    async def start(cls, name: str, argv: Sequence[str], on_line: OnLine, cores: Collection[int] = ()) -> Child:
         """Start `argv` in its own process group, so that a terminal's Ctrl-C reaches only the parent.
 
         Args:
             on_line: called with the name and each line of stderr; returns whether it has shown the line.
+            cores: the only cores that it may use; empty for all.
         """
         environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
         process = await asyncio.create_subprocess_exec(
@@ -39,6 +41,9 @@ class Child:
             process_group=0,
             env=environment,
         )
+        if cores:  # its threads inherit them; it has none yet but the first
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(process.pid, cores)
         return cls(name, process, on_line)
 
     @property

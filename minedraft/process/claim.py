@@ -57,7 +57,7 @@ class ListenClaim:
     def _lock_socket(self, path: Path) -> None:
         lock = _lock_path(path)
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, exist_ok=True)  # one level: more would be a slip of the pen
             if os.lstat(path.parent).st_uid not in (os.getuid(), 0):
                 raise ConfigError(self._field, self.address.target, "its folder belongs to another user")
             if path.exists() and not path.is_socket():

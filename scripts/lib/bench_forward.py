@@ -1,4 +1,4 @@
-"""scripts/bench/forward: compares the time of a forward with what memory and arithmetic of this core allow."""
+"""scripts/bench/forward: compares the time of a forward with what memory and arithmetic of the device allow."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from minedraft.bench.report import machine_facts
 from minedraft.cli.console import run
 
 if TYPE_CHECKING:
+    import torch
+
     from minedraft_workers.execution.executor import Executor
 
 NUM_SEQUENCES = (1, 2, 4, 8, 16, 32)
@@ -54,13 +56,14 @@ def main(
     ratio   measured / floor; 1 is perfect
     \b
     Then the executor and transformers' generate each answer eight prompts of 24 to 80 tokens with 64
-    greedy tokens, with the same weights, dtype and cores.
+    greedy tokens, with the same weights, dtype and device.
     Stop other work on the machine first: it slows down every number.
 
     \b
     Examples:
       scripts/bench/forward ~/.cache/minedraft/models/smollm2-135m-instruct
       scripts/bench/forward MODEL --device cpu:1 --dtype float32 --no-generate --json forward.json
+      scripts/bench/forward MODEL --device cuda:0
     """
     from minedraft.device import Device
     from minedraft_workers.device import pin
@@ -72,7 +75,7 @@ def main(
     with console.status("loading"):
         executor = Executor.load(model, device=owned, dtype=dtype)
     with console.status("measuring the floor"):
-        limits = measure_limits(executor.dtype_name)
+        limits = measure_limits(executor.dtype_name, executor.device)
     result: dict[str, Any] = {
         "machine": machine_facts(),
         "model": executor.model_name,
@@ -126,15 +129,21 @@ def render(result: dict[str, Any], context: int) -> Table:
     return table
 
 
-def measure_limits(dtype_name: str) -> dict[str, float]:
-    """Return the rates of the best of ten plain reads of 256 MB and of ten 1024 x 2048 x 2048 matmuls."""
+def measure_limits(dtype_name: str, device: torch.device) -> dict[str, float]:
+    """Return the rates of the best of ten plain reads of 256 MB and of ten 1024 x 2048 x 2048 matmuls; on a GPU of
+    4 GB, less if that is not free, and of 8192 x 8192 x 8192, which take it long enough to be measured."""
     import torch
 
-    array = torch.ones(1 << 26)
-    x, w = (torch.ones(n, 2048, dtype=getattr(torch, dtype_name)) for n in (1024, 2048))
-    read_s = best_seconds(lambda: array.sum(), 10)
-    matmul_s = best_seconds(lambda: x @ w.T, 10)
-    return {"read_gb_per_s": array.nbytes / read_s / 1e9, "gflop_per_s": 2 * 1024 * 2048 * 2048 / matmul_s / 1e9}
+    num_floats, num_rows, size = 1 << 26, 1024, 2048
+    if device.type == "cuda":
+        num_floats, num_rows, size = min(1 << 30, torch.cuda.mem_get_info(device)[0] // 8), 8192, 8192
+    # Random, because a GPU multiplies zeros and ones faster than it would ever multiply weights.
+    x, w = (torch.randn(n, size, device=device).to(getattr(torch, dtype_name)) for n in (num_rows, size))
+    matmul_s = best_seconds(lambda: x @ w.T, 10, device)
+    array = torch.ones(num_floats, device=device)
+    read_s = best_seconds(lambda: array.sum(), 10, device)
+    flop = 2 * num_rows * size * size
+    return {"read_gb_per_s": array.nbytes / read_s / 1e9, "gflop_per_s": flop / matmul_s / 1e9}
 
 
 def floor_seconds(
@@ -161,7 +170,7 @@ def time_forward(executor: Executor, num_sequences: int, span_len: int, context:
 
     spans = [ForwardSpan(i, context, list(range(1, span_len + 1)), span_len) for i in range(num_sequences)]
     executor.forward(spans)
-    return statistics.median(timed(lambda: executor.forward(spans)) for _ in range(repeat))
+    return statistics.median(timed(lambda: executor.forward(spans), executor.device) for _ in range(repeat))
 
 
 def compare_with_generate(executor: Executor, model: Path, console: Console) -> dict[str, float]:
@@ -171,11 +180,13 @@ def compare_with_generate(executor: Executor, model: Path, console: Console) -> 
 
     prompts = [[(11 * j + 5 * i + 3) % executor.vocab_size for j in range(24 + 8 * i)] for i in range(GENERATE_BATCH)]
     longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    theirs = AutoModelForCausalLM.from_pretrained(
+    device = executor.device
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    loaded = AutoModelForCausalLM.from_pretrained(
         model, dtype=getattr(torch, executor.dtype_name), local_files_only=True
-    ).eval()
+    )
+    theirs = loaded.eval().to(device)
     theirs.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
 
     def run_theirs() -> None:
@@ -184,7 +195,7 @@ def compare_with_generate(executor: Executor, model: Path, console: Console) -> 
     seconds: list[tuple[float, float]] = []
     for turn in range(2):
         with console.status(f"generate, turn {turn + 1} of 2"):
-            seconds.append((timed(lambda: decode(executor, prompts)), timed(run_theirs)))
+            seconds.append((timed(lambda: decode(executor, prompts), device), timed(run_theirs, device)))
     ours_s, theirs_s = (min(pair[i] for pair in seconds) for i in (0, 1))
     tokens = GENERATE_BATCH * NEW_TOKENS
     console.print(
@@ -212,14 +223,25 @@ def decode(executor: Executor, prompts: Sequence[Sequence[int]]) -> None:
     executor.release_all()
 
 
-def timed(run: Callable[[], object]) -> float:
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds from an idle device until it has done all of `run`."""
+    wait_for(device)
     start = time.perf_counter()
     run()
+    wait_for(device)
     return time.perf_counter() - start
 
 
-def best_seconds(run: Callable[[], object], repeat: int) -> float:
-    return min(timed(run) for _ in range(repeat))
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given; on the CPU work is done when its call returns."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def best_seconds(run: Callable[[], object], repeat: int, device: torch.device) -> float:
+    return min(timed(run, device) for _ in range(repeat))
 
 
 if __name__ == "__main__":

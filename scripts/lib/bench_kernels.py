@@ -253,7 +253,7 @@ def torch_rope(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 def pack_for_torch(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     import torch
 
-    from minedraft_workers.execution.linear import PackedLinear, can_pack
+    from minedraft_workers.kernels.linear import PackedLinear, can_pack
 
     linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype, device="meta")
     linear.weight = torch.nn.Parameter(weight, requires_grad=False)

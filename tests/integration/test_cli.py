@@ -212,7 +212,8 @@ async def test_a_chat_that_fills_the_context_says_what_to_do(service):
         (("generate", "--max-new-tokens", "0", PROMPT), 1, "max_new_tokens is 0: must be in [1, 1048576]"),
         (("generate", "--logit-bias", "many", PROMPT), 1, "logit_bias is 'many': must be ID:VALUE"),
         (("generate", ""), 1, "prompt is '': must not be empty"),
-        (("generate", "--token-ids", "1 x"), EXIT_CONFIG, "--token-ids"),
+        (("generate", "--token-ids", "1 x"), EXIT_CONFIG, "--token-ids: 'x' is not a token id"),
+        (("bench", "-k", "17"), EXIT_CONFIG, "draft-len is '17': must be numbers in [1, 16]"),
         (("generate", "--warp", PROMPT), EXIT_CONFIG, "No such option"),
         (
             ("generate", "--server", "nowhere", PROMPT),

@@ -30,6 +30,9 @@ def test_check_says_what_only_the_workers_can_tell(tmp_path):
     ]  # fmt: skip
     (good, _), (_, said) = (check.communicate(timeout=120) for check in checks)
     assert [check.returncode for check in checks] == [0, EXIT_CONFIG]
+    assert re.search(
+        r"^verifier: torch kernels, \w+: .*; a request's tokens may depend on the batch it is in$", good, re.M
+    )
     assert "all checks passed" in good
     assert re.search(r"minedraft-launch: drafter: model is '.*broken/config.json': .*Padding_idx", said), said
     assert "Traceback" not in said

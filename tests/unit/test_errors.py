@@ -69,6 +69,11 @@ TREE = [
 ]
 
 
+def test_a_value_that_was_not_given_is_not_shown() -> None:
+    assert str(errors.ConfigError("listen", None, "must be given")) == "listen: must be given"
+    assert str(errors.ConfigError("listen", "", "must be given")) == "listen is '': must be given"
+
+
 def test_the_tree_has_every_error_of_its_module() -> None:
     kinds = [kind.__name__ for kind in EVERY_KIND if kind.__module__ == errors.__name__ and kind is not MineDraftError]
     assert sorted(row[0] for row in TREE) == sorted(kinds)

@@ -16,9 +16,9 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 from minedraft.errors import ConfigError, ModelError
 from minedraft.models.folder import DRAFT_VOCAB_NAME, check_model_folder
 from minedraft_workers.execution.attention import ATTENTION_NAME, attend
-from minedraft_workers.execution.linear import fastest_dtype, pack_linears
 from minedraft_workers.execution.norm import replace_rms_norms
-from minedraft_workers.native.kernels import NativeKernels
+from minedraft_workers.kernels.linear import fastest_dtype, pack_linears
+from minedraft_workers.kernels.native_kernels import NativeLayerKernels
 
 _KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _MAX_CAUSE_CHARS = 400
@@ -48,7 +48,7 @@ transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
 
-def choose_dtype(name: str, device: torch.device, native: NativeKernels | None = None) -> torch.dtype:
+def choose_dtype(name: str, device: torch.device, native: NativeLayerKernels | None = None) -> torch.dtype:
     """Return the torch dtype for "float32", "bfloat16", or "auto": the fastest one on this device.
 
     Args:
@@ -90,8 +90,8 @@ def read_config(model_dir: Path) -> PretrainedConfig:
     return config
 
 
-def check_model(model_dir: Path) -> None:
-    """Build the model without weights or memory for them.
+def build_without_weights(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model without weights or memory for them.
 
     Raises:
         ModelError: as `read_config`, or the model's constructor refuses the configuration.
@@ -99,10 +99,13 @@ def check_model(model_dir: Path) -> None:
     config = read_config(model_dir)
     try:
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION_NAME)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=ATTENTION_NAME
+            )
     except Exception as error:  # of any kind: a model's constructor does not check its configuration
         limit = f"transformers cannot build the model: {_say(error)}"
         raise ModelError("model", str(model_dir / "config.json"), limit) from error
+    return model
 
 
 def load_model(model_dir: Path, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> LoadedModel:

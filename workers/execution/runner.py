@@ -1,17 +1,52 @@
-"""What runs a packed forward: transformers' model with torch's operators, or the fused decoder."""
+"""What runs a packed forward, and how the tokens of many requests are packed into rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from minedraft_workers.execution.attention import CONTEXT_KEYWORD, ForwardContext, QuerySpan, Scratch, pack_order
-from minedraft_workers.execution.kvcache import KVCache, to_device
-from minedraft_workers.execution.tables import BlockTables
+from minedraft_workers.execution.attention import CONTEXT_KEYWORD
+from minedraft_workers.kernels.kvcache import KVCache, to_device
+from minedraft_workers.kernels.paged_attention import ForwardContext, Scratch
+from minedraft_workers.kernels.tables import BlockTables, QuerySpan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedRows:
+    """The new tokens of a forward, one row each.
+
+    ids, positions: int64 [rows]. spans: in the order of their rows. logit_rows: int64 [n], the rows whose logits
+    are wanted, in the order in which the spans were given.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    spans: list[QuerySpan]
+    logit_rows: np.ndarray
+
+    @classmethod
+    def make(cls, tokens: Sequence[np.ndarray], spans: Sequence[QuerySpan], num_logits: Sequence[int]) -> Self:
+        """Pack spans so that those which torch's operators attend together are neighbours.
+
+        Args:
+            tokens: int64 ids of each span. num_logits: of each span, how many of its last rows have logits.
+        """
+        order = sorted(range(len(spans)), key=lambda i: (spans[i].num_tokens, -spans[i].num_blocks))
+        packed = [spans[i] for i in order]
+        lengths = np.array([span.num_tokens for span in packed])
+        starts = np.array([span.start for span in packed])
+        ends = lengths.cumsum()
+        positions = np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
+        ends_as_given = np.empty_like(ends)
+        ends_as_given[order] = ends
+        counts = np.asarray(num_logits)
+        rows = np.arange(counts.sum()) + np.repeat(ends_as_given - counts.cumsum(), counts)
+        return cls(np.concatenate([tokens[i] for i in order]), positions, packed, rows)
 
 
 class Runner(Protocol):
@@ -30,24 +65,15 @@ class Runner(Protocol):
         """The blocks of every request."""
         ...
 
-    def run(
-        self, tokens: Sequence[np.ndarray], queries: Sequence[QuerySpan], num_logits: Sequence[int]
-    ) -> torch.Tensor:
-        """Cache the tokens of each span and return logits of its last `num_logits` positions.
-
-        Args:
-            tokens: int64 ids of each span. queries: where they belong, and the blocks of their request.
-
-        Returns:
-            float32 [sum of num_logits, columns], in the order of the spans.
-        """
+    def run(self, rows: PackedRows) -> torch.Tensor:
+        """Cache the tokens and return the logits asked for, float32 [len(logit_rows), columns]."""
         ...
 
 
-class TorchRunner:
+class TransformersRunner:
     """Any model of transformers, through its own code and the attention interface."""
 
-    kernels = "torch"
+    kernels = "transformers"
     is_batch_invariant = False
 
     def __init__(self, model: PreTrainedModel, cache: KVCache) -> None:
@@ -59,26 +85,15 @@ class TorchRunner:
     def tables(self) -> BlockTables:
         return self._cache
 
-    def run(
-        self, tokens: Sequence[np.ndarray], queries: Sequence[QuerySpan], num_logits: Sequence[int]
-    ) -> torch.Tensor:
-        """See `Runner.run`."""
-        order = pack_order(queries)
-        positions = [np.arange(query.start, query.start + query.num_tokens) for query in queries]
+    def run(self, rows: PackedRows) -> torch.Tensor:
+        """Implements `Runner`."""
         device = self._cache.device
         logits = self._model(
-            input_ids=to_device(np.concatenate([tokens[i] for i in order]), device)[None],
-            position_ids=to_device(np.concatenate([positions[i] for i in order]), device)[None],
-            logits_to_keep=to_device(_logit_rows(queries, num_logits, order), device),
+            input_ids=to_device(rows.ids, device)[None],
+            position_ids=to_device(rows.positions, device)[None],
+            logits_to_keep=to_device(rows.logit_rows, device),
             use_cache=False,
-            **{CONTEXT_KEYWORD: ForwardContext(self._cache, self._scratch, [queries[i] for i in order])},
+            **{CONTEXT_KEYWORD: ForwardContext(self._cache, self._scratch, rows.spans)},
         ).logits
-        rows: torch.Tensor = logits[0].float()
-        return rows
-
-
-def _logit_rows(queries: Sequence[QuerySpan], num_logits: Sequence[int], order: Sequence[int]) -> np.ndarray:
-    """Return the packed row of every requested row of logits, in the order of the spans."""
-    ends = np.empty(len(queries), dtype=np.int64)
-    ends[list(order)] = np.cumsum([queries[i].num_tokens for i in order])
-    return np.concatenate([np.arange(end - count, end) for count, end in zip(num_logits, ends, strict=True)])
+        wanted: torch.Tensor = logits[0].float()
+        return wanted

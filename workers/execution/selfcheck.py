@@ -6,22 +6,30 @@ bypasses transformers' interface) would answer nonsense without any error; they 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from minedraft.errors import ModelError
 from minedraft_workers.execution.attention import ATTENTION_NAME, CONTEXT_KEYWORD, ShapeRecorder
 from minedraft_workers.execution.spans import ForwardSpan
-from minedraft_workers.execution.tables import LayerShape
+from minedraft_workers.kernels.tables import LayerShape, QuerySpan
 
 if TYPE_CHECKING:
     from minedraft_workers.execution.executor import Executor
+    from minedraft_workers.execution.fused import FusedDecoder
 
 # Relative to the norm of the model's own logits. The error of wrong positions or masks is far larger.
 _TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.2}
+# Of one layer: of what it adds to the residual stream, and of the stream that this is added to.
+_LAYER_TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (0.05, 0.01)}
+_CHECKED_TOKENS = 6
 _FAILURES = (KeyError, NotImplementedError, TypeError, AttributeError, RuntimeError, ValueError, IndexError)
 
 
@@ -38,6 +46,8 @@ def record_layers(model: PreTrainedModel, model_dir: Path) -> tuple[list[LayerSh
     kind = model.config.model_type
     try:
         model(input_ids=ids, position_ids=ids, use_cache=False, **{CONTEXT_KEYWORD: recorder})
+    except torch.OutOfMemoryError:  # says nothing about the model
+        raise
     except _FAILURES as error:
         limit = f"{kind} does not run through transformers' attention interface ({type(error).__name__}: {error})"
         raise ModelError("model", str(model_dir), limit) from error
@@ -46,6 +56,71 @@ def record_layers(model: PreTrainedModel, model_dir: Path) -> tuple[list[LayerSh
         limit = f"{kind}: {len(recorder.layers)} of its {num_layers} layers cache keys and values; all must"
         raise ModelError("model", str(model_dir), limit)
     return [recorder.layers[i] for i in range(num_layers)], recorder.specials
+
+
+@torch.inference_mode()
+def check_layers(decoder: FusedDecoder[Any, Any, Any], model: PreTrainedModel, model_dir: Path) -> None:
+    """Raise ModelError unless the embedding, every layer and the output make of the model's own numbers what the
+    model makes of them.
+
+    One layer at a time, because in bfloat16 rounding errors grow over the layers to what a wrong factor in a
+    part of one layer would give. It leaves the decoder's cache empty.
+    """
+    tables = decoder.tables
+    length = min(_CHECKED_TOKENS, tables.pool.num_blocks * tables.pool.block_size)
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    ids = np.arange(5, 5 + 7 * length, 7) % vocab_size
+    stream, logits = _record_stream(model, ids)
+    span = QuerySpan(0, length, np.array(tables.resize([(0, length)])[0]))
+    found: list[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor | None]] = [
+        ("the embedding", decoder.embed(torch.from_numpy(ids).to(model.device)), stream[0], None)
+    ]
+    for index, (before, after) in enumerate(pairwise(stream)):
+        found.append((f"layer {index}", decoder.run_layer(index, before, span), after, before))
+    found.append(("the output layer", decoder.finish(stream[-1]), logits, None))
+    tables.release_all()
+    for name, got, want, added_to in found:
+        if not bool(want.isfinite().all()):
+            return  # a checkpoint may give NaN: it is served, and a request that meets one ends with an error
+        error, size = float((got - want).float().norm()), float(want.float().norm())
+        # What a layer adds may be small beside what it is added to, which the sum is rounded with.
+        added = size if added_to is None else float((want - added_to).float().norm())
+        share, rounding = _LAYER_TOLERANCES[model.dtype]
+        if not error <= share * added + rounding * size + 1e-6:
+            limit = f"{name} differs from the model's own by {error / max(added, 1e-6):.1%}"
+            raise ModelError("model", str(model_dir), limit)
+
+
+def _record_stream(model: PreTrainedModel, ids: np.ndarray) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Run the model by itself. Return the residual stream before, between and after its layers, [tokens, hidden
+    size] each, and the logits, float32."""
+    stream: list[torch.Tensor] = []
+
+    def record(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        stream.append(args[0][0].clone())
+
+    def record_last(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401 - a hook
+        stream.append((output[0] if isinstance(output, tuple) else output)[0].clone())
+
+    decoder: Any = model.get_decoder()
+    hooks = [layer.register_forward_pre_hook(record) for layer in decoder.layers]
+    hooks.append(decoder.layers[-1].register_forward_hook(record_last))
+    try:
+        with _own_attention(model):
+            logits = model(input_ids=torch.from_numpy(ids)[None].to(model.device), use_cache=False).logits[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return stream, logits.float()
+
+
+@contextmanager
+def _own_attention(model: PreTrainedModel) -> Iterator[None]:
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(ATTENTION_NAME)
 
 
 @torch.inference_mode()
@@ -67,9 +142,8 @@ def check_packed_forward(executor: Executor, model: PreTrainedModel, model_dir: 
         packed = [torch.cat(rows) for rows in zip(packed, reversed(tails), strict=True)]
     executor.release_all()
 
-    model.set_attn_implementation("eager")
-    own = [model(input_ids=torch.tensor([text], device=model.device), use_cache=False).logits[0] for text in texts]
-    model.set_attn_implementation(ATTENTION_NAME)
+    with _own_attention(model):
+        own = [model(input_ids=torch.tensor([text], device=model.device), use_cache=False).logits[0] for text in texts]
     # A checkpoint may give NaN for some token: it is served, and a request that meets one ends with an error.
     pairs = [(a, b.float()) for a, b in zip(packed, own, strict=True) if bool(b.isfinite().all())]
     error = max((float((a - b).norm() / b.norm().clamp_min(1e-6)) for a, b in pairs), default=0.0)

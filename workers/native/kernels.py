@@ -8,16 +8,18 @@ cache, float32 sums) and float32 (weights in the shortest dtype that loses nothi
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from minedraft.errors import ConfigError, InternalError
 from minedraft_workers.native.library import ISAS, Library, choose_isa, load_library
+from minedraft_workers.native.program import Program, check_status
 from minedraft_workers.native.tensors import DTYPE_CODES, MAX_COLUMNS, Arena, LayerCache, PackedWeight, SpanPlan
 
 MAX_THREADS = 256
-_FAILURES = {1: "another thread is in a call of the same kernels", 2: "no memory for the kernels' scratch"}
 
 
 class NativeKernels:
@@ -47,8 +49,42 @@ class NativeKernels:
         if not handle:
             raise ConfigError("num_threads", num_threads, "the system gives no more threads or memory")
         self._handle: int = handle
+        self._recorded: Program | None = None
         self._arena = Arena()
         weakref.finalize(self, lib.close, handle)
+
+    @contextmanager
+    def recording(self, max_rows: int, num_blocks: int, block_size: int) -> Iterator[Program]:
+        """Inside the block, calls are checked and recorded in the program, not made; `run` makes them all.
+
+        Recorded are `linear`, `rms_norm`, `rope_`, `silu_mul`, `store` and `attend`; the others are refused or,
+        without a pool (`pack`, `rows`), made at once. Every matrix has at least `max_rows` rows, `program.plan`
+        stands for the plan, and the caches have `num_blocks` blocks. Matrices may be the same; where they are
+        not, they must not overlap.
+        """
+        if self._recorded is not None:
+            raise InternalError("calls are being recorded already")
+        program = Program.make(self._library, max_rows, num_blocks, block_size)
+        self._recorded = program
+        self._library.record(self._handle, program.pointer)
+        try:
+            yield program
+        finally:
+            self._recorded = None
+            self._library.record(self._handle, None)
+
+    def run(self, program: Program, plan: SpanPlan) -> None:
+        """Make all calls of the program, on the first `plan.num_rows` rows of each of its matrices.
+
+        The bits are those of the calls made one by one on so many rows.
+        """
+        _fits(plan, program.plan)
+        pointers = plan.pointers
+        check_status(
+            self._library.run(
+                self._handle, program.pointer, plan.num_rows, pointers[0], len(plan.spans), pointers[1], pointers[2]
+            )
+        )
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight:
         """Lay out a weight, [out_features, in_features] float32, bfloat16 or float16, as `linear` reads it."""
@@ -91,12 +127,13 @@ class NativeKernels:
             raise _refusal("x", x, f"must be float32, or bfloat16 with a bfloat16 weight; the weight is {weight.dtype}")
         out_dtype = torch.float32 if as_float32 else dtype
         if out is None:
-            out = torch.empty(num_rows, weight.out_features, dtype=out_dtype)
+            out = self._new("linear", num_rows, weight.out_features, out_dtype)
             y_stride = weight.out_features
         else:
             y_stride = _output(out, num_rows, weight.out_features, out_dtype)
         if num_rows:
             self._done(
+                (x, weight, out),
                 self._library.linear(
                     self._handle,
                     x.data_ptr(),
@@ -111,7 +148,7 @@ class NativeKernels:
                     DTYPE_CODES[dtype],
                     DTYPE_CODES[weight.dtype],
                     DTYPE_CODES[out_dtype],
-                )
+                ),
             )
         return out
 
@@ -136,9 +173,10 @@ class NativeKernels:
         if residual is not None:
             residual_pointer, residual_stride = residual.data_ptr(), _output(residual, num_rows, size, x.dtype)
         if out is None:
-            out = torch.empty(num_rows, size, dtype=x.dtype)
+            out = self._new("rms_norm", num_rows, size, x.dtype)
         y_stride = _output(out, num_rows, size, x.dtype)
         self._done(
+            (x, residual, weight, out),
             self._library.norm(
                 self._handle,
                 x.data_ptr(),
@@ -152,7 +190,7 @@ class NativeKernels:
                 size,
                 eps,
                 code,
-            )
+            ),
         )
         return out
 
@@ -168,6 +206,7 @@ class NativeKernels:
             raise _refusal("x", x, f"must have whole heads of {dim} numbers, an even number")
         heads = x.shape[1] // dim
         self._done(
+            (x, cos, sin),
             self._library.rope(
                 self._handle,
                 x.data_ptr(),
@@ -179,7 +218,7 @@ class NativeKernels:
                 heads,
                 dim,
                 code,
-            )
+            ),
         )
         return x
 
@@ -191,12 +230,13 @@ class NativeKernels:
         if gate_up.shape[1] % 2:
             raise _refusal("gate_up", gate_up, "must have an even number of columns")
         if out is None:
-            out = torch.empty(num_rows, size, dtype=gate_up.dtype)
+            out = self._new("silu_mul", num_rows, size, gate_up.dtype)
         y_stride = _output(out, num_rows, size, gate_up.dtype)
         gate = gate_up.data_ptr()
         up = gate + size * gate_up.element_size()
         self._done(
-            self._library.silu_mul(self._handle, gate, up, stride, out.data_ptr(), y_stride, num_rows, size, code)
+            (gate_up, out),
+            self._library.silu_mul(self._handle, gate, up, stride, out.data_ptr(), y_stride, num_rows, size, code),
         )
         return out
 
@@ -208,6 +248,7 @@ class NativeKernels:
             raise _refusal("key", key, f"must be like value, with {plan.num_rows} rows of {cache.keys.dtype}")
         _fits(plan, cache)
         self._done(
+            (cache, key, value),
             self._library.store(
                 self._handle,
                 *cache.arguments,
@@ -217,7 +258,7 @@ class NativeKernels:
                 value_stride,
                 plan.pointers[2],
                 plan.num_rows,
-            )
+            ),
         )
 
     def attend(
@@ -238,9 +279,10 @@ class NativeKernels:
         _fits(plan, cache)
         width = group * cache.num_heads * cache.value_dim
         if out is None:
-            out = torch.empty(num_rows, width, dtype=query.dtype)
+            out = self._new("attend", num_rows, width, query.dtype)
         y_stride = _output(out, num_rows, width, query.dtype)
         self._done(
+            (cache, query, out),
             self._library.attention(
                 self._handle,
                 *cache.arguments,
@@ -248,12 +290,13 @@ class NativeKernels:
                 stride,
                 out.data_ptr(),
                 y_stride,
+                num_rows,
                 group,
                 plan.pointers[0],
                 len(plan.spans),
                 plan.pointers[1],
                 scale,
-            )
+            ),
         )
         return out
 
@@ -269,6 +312,7 @@ class NativeKernels:
             raise _refusal("x", x, f"must have 1 to {MAX_COLUMNS} columns")
         index, is_finite = np.empty(num_rows, np.int64), np.empty(num_rows, np.bool_)
         self._done(
+            (),
             self._library.argmax(
                 self._handle,
                 x.data_ptr(),
@@ -278,13 +322,20 @@ class NativeKernels:
                 code,
                 index.ctypes.data,
                 is_finite.ctypes.data,
-            )
+            ),
         )
         return index, is_finite
 
-    def _done(self, status: int) -> None:
+    def _new(self, kernel: str, num_rows: int, num_columns: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return a matrix for a kernel's result where the caller has given none."""
+        return torch.empty(num_rows, num_columns, dtype=dtype)
+
+    def _done(self, used: tuple[object, ...], status: int) -> None:
+        """used: what a recorded call reads and writes."""
         if status:
-            raise InternalError(_FAILURES.get(status, f"the kernels return {status}"))
+            check_status(status)
+        if self._recorded is not None:
+            self._recorded.kept += used
 
 
 def _matrix(name: str, x: torch.Tensor, num_columns: int) -> tuple[int, int]:
@@ -314,7 +365,7 @@ def _code(name: str, x: torch.Tensor) -> int:
     raise _refusal(name, x, "must be float32 or bfloat16")
 
 
-def _fits(plan: SpanPlan, cache: LayerCache) -> None:
+def _fits(plan: SpanPlan, cache: LayerCache | SpanPlan) -> None:
     if plan.num_blocks != cache.num_blocks or plan.block_size != cache.block_size:
         found, wanted = (f"{a.num_blocks} blocks of {a.block_size}" for a in (plan, cache))
         raise InternalError(f"the plan is for a cache of {found}, this one has {wanted}")

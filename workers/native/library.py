@@ -25,7 +25,11 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "argmax": (_I, (_P, _P, _L, _L, _L, _I, _P, _P)),
     "store": (_I, (_P, *_CACHE, _P, _P, _L, _L, _P, _L)),
     "choose": (_I, (_P, _P, _L, _L, _L, _P, _P, _P, _L, _P, _P)),
-    "attention": (_I, (_P, *_CACHE, _P, _L, _P, _L, _L, _P, _L, _P, _F)),
+    "attention": (_I, (_P, *_CACHE, _P, _L, _P, _L, _L, _L, _P, _L, _P, _F)),
+    "new_program": (_P, ()),
+    "free_program": (None, (_P,)),
+    "record": (None, (_P, _P)),
+    "run": (_I, (_P, _P, _L, _P, _L, _P, _P)),
 }
 ISAS = tuple(ISA_FLAGS)
 

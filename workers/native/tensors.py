@@ -136,6 +136,12 @@ class SpanPlan:
         pointers = tuple(array.ctypes.data for array in (spans, ids, slots))
         return cls(spans, ids, slots, num_rows, num_blocks, block_size, pointers)  # type: ignore[arg-type]
 
+    @classmethod
+    def stand_in(cls, num_rows: int, num_blocks: int, block_size: int) -> SpanPlan:
+        """A plan of as many rows without any contents, for calls that are recorded."""
+        empty = np.empty(0, np.int64)
+        return cls(empty, empty, empty, num_rows, num_blocks, block_size, (0, 0, 0))
+
 
 class Arena:
     """Memory in huge pages, where the system has them, handed out piece by piece.

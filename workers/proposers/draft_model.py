@@ -8,13 +8,13 @@ tokens and all drafts but the last.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 
 import torch
 
 from minedraft.core.blocks import BlocksExhausted
 from minedraft.types import Acceptance
+from minedraft_workers.clock import clock_for
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.sampling.choose import DEFAULT_TOP_M, ChoiceRow
@@ -30,6 +30,7 @@ class ModelProposer:
         """Take the draft model, and what chooses from its logits, by default with torch."""
         self._executor = executor
         self._sampler = sampler or Sampler()
+        self._clock = clock_for(executor.device)
         self._top_m = top_m
         self._num_columns = executor.num_columns
         self._draft_vocab_ids = executor.draft_vocab_ids
@@ -43,13 +44,12 @@ class ModelProposer:
         """Cache each row's tokens, then draft until every row has `draft_len` drafts. Implements `Proposer`.
 
         A row gets fewer drafts at the end of its context or at logits that are not finite; all rows do if
-        the KV blocks run out.
+        the KV blocks or the memory run out.
         """
-        start_ns = time.perf_counter_ns()
-        logits = self._executor.forward(
+        self._clock.start()
+        logits = self._forward(
             [ForwardSpan(row.state.request_id, row.prefix_len, row.tokens, 1 if row.draft_len else 0) for row in rows]
         )
-        forward_ns = time.perf_counter_ns() - start_ns
         for row in rows:
             row.state.replace_from(row.prefix_len, row.tokens)
             # The KV of draft i (from 1) is at position committed_len + i - 1; the last draft has none.
@@ -60,22 +60,19 @@ class ModelProposer:
             active = [row for row in active if not row.is_done]
             if not active:
                 break
-            start_ns = time.perf_counter_ns()
             try:
-                logits = self._executor.forward(
+                logits = self._forward(
                     [
                         ForwardSpan(row.state.request_id, row.committed_len + len(row.drafts) - 1, row.drafts[-1:], 1)
                         for row in active
                     ]
                 )
-            except BlocksExhausted as error:
+            except (BlocksExhausted, torch.OutOfMemoryError) as error:
                 logger.warning("drafting stopped early: %s", error)
                 break
-            finally:
-                forward_ns += time.perf_counter_ns() - start_ns
         for row in rows:
             row.state.tokens.extend(row.drafts[:-1])
-        return forward_ns
+        return self._clock.finish()
 
     def release(self, request_id: int) -> None:
         self._executor.release(request_id)
@@ -88,6 +85,10 @@ class ModelProposer:
         limit = target_vocab_size or self._executor.vocab_size
         self._num_columns = min(self._executor.num_columns, limit) if ids is None else int((ids < limit).sum())
         self._draft_vocab_ids = None if ids is None else ids[: self._num_columns]  # they ascend
+
+    def _forward(self, spans: Sequence[ForwardSpan]) -> torch.Tensor:
+        with self._clock.forward():
+            return self._executor.forward(spans)
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[DraftRow]) -> None:
         """Add a draft to each row; a row whose logits are not finite ends."""

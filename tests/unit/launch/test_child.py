@@ -1,4 +1,5 @@
 import asyncio
+import os
 import sys
 
 import pytest
@@ -36,6 +37,27 @@ async def test_only_the_last_lines_are_kept_and_a_huge_line_harms_nothing():
     program = "import sys; print('x' * 300_000, file=sys.stderr); [print(i, file=sys.stderr) for i in range(50)]"
     child = await run_child(program, lines)
     assert list(child.stderr_tail) == [str(i) for i in range(30, 50)]
+
+
+@pytest.mark.slow
+async def test_a_child_and_its_threads_use_only_the_cores_they_get():
+    core = max(os.sched_getaffinity(0))
+    program = """
+import os, sys, threading
+threads = [threading.Thread(target=lambda: print(os.sched_getaffinity(0), file=sys.stderr)) for _ in range(2)]
+sys.stdin.read()
+for thread in threads:
+    thread.start()
+"""
+    lines: list[str] = []
+
+    def on_line(name: str, line: str) -> bool:
+        lines.append(line)
+        return True
+
+    child = await Child.start("worker", [sys.executable, "-c", program], on_line, {core})
+    await child.run()
+    assert lines == [str({core})] * 2
 
 
 @pytest.mark.slow

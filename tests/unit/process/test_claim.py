@@ -56,6 +56,14 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         ListenClaim(Address(path=tmp_path / "file" / "m.sock"))
 
 
+def test_one_folder_is_made_and_no_more(tmp_path):
+    with ListenClaim(Address(path=tmp_path / "new" / "m.sock")):
+        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    with pytest.raises(ConfigError, match="No such file or directory"):
+        ListenClaim(Address(path=tmp_path / "slip" / "of" / "m.sock"))
+    assert not (tmp_path / "slip").exists()
+
+
 def test_a_full_disk_is_told_and_nothing_is_left_on_it(tmp_path):
     with full_disk(), pytest.raises(ConfigError, match=r"listen is .*m\.sock': cannot be used: File too large"):
         ListenClaim(Address(path=tmp_path / "m.sock"))

@@ -39,10 +39,12 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("gpt_neox", {}),
 }
 
+FUSED = [("llama", "torch"), ("llama_mqa_tied", "torch"), ("qwen2", "torch")]
+
 
 def load(path: Path, **options: object) -> Executor:
-    settings = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 64} | options
-    return Executor.load(path, **settings)
+    settings = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 64, "kernels": "transformers"}
+    return Executor.load(path, **(settings | options))
 
 
 class Reference:
@@ -110,11 +112,12 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_random_schedule_gives_the_models_own_logits(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "kernels"), [*((name, "transformers") for name in ARCHITECTURES), *FUSED])
+def test_a_random_schedule_gives_the_models_own_logits(name: str, kernels: str, tmp_path: Path) -> None:
     kind, overrides = ARCHITECTURES[name]
     path = make_tiny_model(tmp_path, kind, **overrides)
-    checked = Checked(load(path, num_blocks=40), Reference(path))
+    checked = Checked(load(path, num_blocks=40, kernels=kernels), Reference(path))
+    assert checked.executor.kernels == kernels
     rng = random.Random(name)
     committed: dict[int, list[int]] = {}  # cached and accepted, by request
     for step in range(25):
@@ -266,7 +269,7 @@ def test_capacity_follows_memory_and_context_follows_the_model(
 ) -> None:
     # 2 layers x 2 heads x (8 + 8) float32 a token, 16 tokens a block.
     free_bytes = 8 * (20 * 4096 + 5)
-    monkeypatch.setattr("minedraft_workers.execution.choice.available_memory", lambda: free_bytes)
+    monkeypatch.setattr("minedraft_workers.execution.memory.available_memory", lambda: free_bytes)
     assert load(llama_dir, num_blocks=None).num_blocks == 20
     assert load(llama_dir, max_model_len=100).max_model_len == 100
     with pytest.raises(ConfigError, match="max_model_len is 513: the model's context is 512 tokens"):

@@ -1,4 +1,4 @@
-"""Decoders run by the native kernels: the model's own numbers, and the same bits whatever else is in the forward."""
+"""Decoders run by the layers' kernels: the model's own numbers; by the native ones the same bits in every batch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from minedraft.device import Device
 from minedraft.errors import ConfigError
+from minedraft_workers.execution.choice import foresee_kernels
 from minedraft_workers.execution.executor import Executor, ForwardSpan
-from minedraft_workers.execution.fused import FusedDecoder, NativeCache, NotFused
-from minedraft_workers.execution.tables import LayerShape
-from minedraft_workers.native.kernels import NativeKernels
+from minedraft_workers.execution.fused import FusedDecoder
+from minedraft_workers.execution.programs import MAX_ROWS
+from minedraft_workers.kernels.base import NotFused
+from minedraft_workers.kernels.native_kernels import NativeCache, NativeLayerKernels
+from minedraft_workers.kernels.tables import LayerShape
 from tests.support.native import needs_native
 from tests.support.tiny_models import add_noise, make_tiny_model
 
@@ -26,6 +29,9 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+NEUTRAL = {
+    "residual_multiplier": 1.0, "embedding_multiplier": 1.0, "logits_scaling": 1.0, "attention_multiplier": 0.25,
+}  # fmt: skip
 FUSED = {
     "llama": ("llama", HEADS),
     "tied": ("llama", HEADS | {"tie_word_embeddings": True}),
@@ -34,12 +40,20 @@ FUSED = {
     "llama3-rope": ("llama", HEADS | {"rope_parameters": LLAMA3}),
     "mistral": ("mistral", HEADS | {"sliding_window": None}),
 }
+# Their angles depend on the length of the text, so a forward's are not those of a table, nor of a captured graph.
+BY_LENGTH = {
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+    "longrope": {
+        "rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 256,
+        "short_factor": [1.0] * 8, "long_factor": [2.0] * 8,
+    },
+}  # fmt: skip
 NOT_FUSED = {
-    "small-heads": ("llama", {}, "heads of 8"),
     "window": ("mistral", HEADS | {"sliding_window": 24}, "a sliding window"),
     "norms-of-heads": ("qwen3", HEADS, "k_norm, q_norm"),
     "gelu": ("gemma", HEADS, "activation"),
     "layer-norms": ("gpt_neox", {}, "the decoder with"),
+    **{name: ("llama", HEADS | {"rope_parameters": rope}, f"of type {name}") for name, rope in BY_LENGTH.items()},
 }
 
 
@@ -58,9 +72,10 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return add_noise(make_tiny_model(tmp_path / "m", kind, layers=2, **fields), 0.05)
 
 
-def test_its_logits_are_the_models_own(folder: Path) -> None:
-    executor = load(folder)
-    assert executor.kernels.startswith("native ")
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_its_logits_are_the_models_own(folder: Path, kernels: str) -> None:
+    executor = load(folder, kernels=kernels)
+    assert executor.kernels.startswith(kernels)
     own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     ids = text(90)
     with torch.inference_mode():
@@ -98,6 +113,21 @@ def test_a_rows_bits_depend_on_its_own_request_alone(folder: Path, dtype: str) -
             cached[span.request_id] = end
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_by_a_program_and_call_by_call_have_the_same_bits(folder: Path, dtype: str) -> None:
+    """A prompt of more rows than the program has memory for runs call by call, its pieces by the program."""
+    executor = load(folder, dtype=dtype)
+    ids = text(MAX_ROWS + 30)
+    whole = executor.forward([ForwardSpan(1, 0, ids, len(ids))])
+    by_pieces = [
+        executor.forward([ForwardSpan(2, start, ids[start : start + 31], len(ids[start : start + 31]))])
+        for start in range(0, len(ids), 31)
+    ]
+    assert torch.equal(torch.cat(by_pieces), whole)
+    mixed = executor.forward([ForwardSpan(3, 0, ids[:MAX_ROWS], 2), ForwardSpan(2, len(ids) - 1, ids[-1:], 1)])
+    assert torch.equal(mixed, torch.cat([whole[MAX_ROWS - 2 : MAX_ROWS], whole[-1:]]))
+
+
 def test_two_threads_give_the_same_bits_as_one(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "m", **HEADS)
     spans = [ForwardSpan(1, 0, text(40), 40), ForwardSpan(2, 0, text(3, 2), 3)]
@@ -107,23 +137,44 @@ def test_two_threads_give_the_same_bits_as_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NOT_FUSED)
-def test_a_model_with_other_parts_runs_on_torch_and_the_reason_is_told(name: str, tmp_path: Path) -> None:
+def test_a_model_with_other_parts_runs_in_its_own_code_and_the_reason_is_told(name: str, tmp_path: Path) -> None:
     kind, fields, reason = NOT_FUSED[name]
     folder = make_tiny_model(tmp_path / "m", kind, **fields)
     executor = load(folder, kernels="auto")
-    assert executor.kernels == "torch"
+    assert executor.kernels == "transformers"
     assert reason in executor.kernels_reason
     with pytest.raises(ConfigError, match="kernels is 'native': do not fit this model") as caught:
         load(folder)
     assert reason in str(caught.value)
 
 
-def test_a_model_that_scales_what_others_do_not_is_found_by_its_numbers(tmp_path: Path) -> None:
-    """Granite has Llama's parts under the same names, and multiplies between them."""
-    fields = HEADS | {"residual_multiplier": 0.3, "embedding_multiplier": 4.0, "logits_scaling": 2.0}
-    executor = load(make_tiny_model(tmp_path / "m", "granite", **fields), kernels="auto")
-    assert executor.kernels == "torch"
-    assert "differs from its own forward" in executor.kernels_reason
+def test_heads_that_the_native_kernels_do_not_take_run_on_torchs_operators(tmp_path: Path) -> None:
+    executor = load(make_tiny_model(tmp_path / "m", "llama"), kernels="auto")
+    assert (executor.kernels, executor.is_batch_invariant) == ("torch", False)
+    assert executor.kernels_reason.endswith(" kernels do not fit this model: heads of 8, no multiple of 16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("factor", "where"),
+    [
+        ({"residual_multiplier": 0.9}, "layer 0"),
+        ({"embedding_multiplier": 1.1}, "the embedding"),
+        ({"logits_scaling": 1.1}, "the output layer"),
+        ({"attention_multiplier": 0.1}, None),
+    ],
+)
+def test_a_factor_that_others_do_not_have_is_found_by_its_numbers(
+    factor: dict[str, float], where: str | None, dtype: str, tmp_path: Path
+) -> None:
+    """Granite has Llama's parts under the same names, and multiplies between them; the scale of scores is known."""
+    folder = add_noise(make_tiny_model(tmp_path / "m", "granite", **HEADS, **NEUTRAL | factor), 0.05)
+    executor = load(folder, kernels="auto", dtype=dtype)
+    if where is None:
+        assert executor.kernels.startswith("native ")
+    else:
+        assert executor.kernels == "transformers"
+        assert f"{where} differs from the model's own by" in executor.kernels_reason
 
 
 def test_a_rotary_embedding_of_a_part_of_the_head_is_not_fused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,31 +186,49 @@ def test_a_rotary_embedding_of_a_part_of_the_head_is_not_fused(tmp_path: Path, m
 
     folder = make_tiny_model(tmp_path / "m", **HEADS)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    cache = NativeCache([LayerShape(2, 16, 16)] * 2, 4, 16, torch.bfloat16)
-    FusedDecoder(model, cache, NativeKernels(), 64)
+
+    def make_cache() -> NativeCache:
+        return NativeCache([LayerShape(2, 16, 16)] * 2, 4, 16, torch.bfloat16)
+
+    FusedDecoder(model, NativeLayerKernels(), make_cache)
     whole = LlamaRotaryEmbedding.forward
     monkeypatch.setattr(LlamaRotaryEmbedding, "forward", rotate_half_of_it)
     with pytest.raises(NotFused, match="8 of a head's 16 dimensions"):
-        FusedDecoder(model, cache, NativeKernels(), 64)
+        FusedDecoder(model, NativeLayerKernels(), make_cache)
 
 
-def test_a_nan_stays_with_its_request_and_does_not_reach_the_next_owner_of_its_blocks(tmp_path: Path) -> None:
-    executor = load(make_tiny_model(tmp_path / "m", **HEADS))
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_a_nan_stays_with_its_request_and_does_not_reach_the_next_owner_of_its_blocks(
+    kernels: str, tmp_path: Path
+) -> None:
+    executor = load(make_tiny_model(tmp_path / "m", **HEADS), kernels=kernels)
     alone = executor.forward([ForwardSpan(1, 0, text(20), 1)])
     executor.release(1)
-    executor._runner._embedding[299] = torch.nan
+    decoder = getattr(executor._runner, "_decoder", executor._runner)
+    decoder._weights.embedding[299] = torch.nan
     poisoned = executor.forward([ForwardSpan(2, 0, [299] * 20, 1), ForwardSpan(1, 0, text(20), 1)])
     assert poisoned[0].isnan().all()
-    assert torch.equal(poisoned[1:], alone)
+    torch.testing.assert_close(poisoned[1:], alone)
     executor.release(2)
     executor.release(1)
     for request_id in range(4):
-        assert torch.equal(executor.forward([ForwardSpan(request_id, 0, text(20), 1)]), alone)
+        again = executor.forward([ForwardSpan(request_id, 0, text(20), 1)])
+        assert torch.equal(again, alone) if kernels == "native" else torch.allclose(again, alone, atol=1e-5)
 
 
-def test_torch_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
-    executor = load(make_tiny_model(tmp_path / "m", **HEADS), kernels="torch")
-    assert (executor.kernels, executor.kernels_reason) == ("torch", "asked for")
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_the_choice_is_foreseen_without_weights(name: str, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "m", name, **HEADS)
+    said = foresee_kernels(folder, dtype="float32", kernels="auto", device=Device("cpu", (0,)))
+    executor = load(folder, kernels="auto")
+    assert said.startswith(f"{executor.kernels} kernels, float32: {executor.kernels_reason}; ")
+    assert executor.is_batch_invariant == said.endswith("do not depend on the batch it is in")
+
+
+@pytest.mark.parametrize("kernels", ["torch", "transformers"])
+def test_what_is_asked_for_is_used(kernels: str, tmp_path: Path) -> None:
+    executor = load(make_tiny_model(tmp_path / "m", **HEADS), kernels=kernels)
+    assert (executor.kernels, executor.kernels_reason) == (kernels, "asked for")
     assert not executor.is_batch_invariant
-    with pytest.raises(ConfigError, match="must be auto, native or torch"):
+    with pytest.raises(ConfigError, match="must be auto, native, triton, torch or transformers"):
         load(tmp_path / "m", kernels="fast")

@@ -1,13 +1,12 @@
 // The entry points: plain C, called through ctypes. Python has checked every pointer and size.
 //
-// Those that compute return 0, kBusy (another thread is in a call with the same pool) or kNoMemory.
-#include <atomic>
+// Those that compute return 0, kBusy (another thread is in a call with the same pool), kNoMemory, or
+// kNotRecorded: calls are being recorded, and this one cannot be.
 #include <cstring>
 
+#include "calls.h"
 #include "choice/request.h"
 #include "cpu.h"
-#include "kernels.h"
-#include "pool.h"
 
 #ifndef MINEDRAFT_KEY
 #define MINEDRAFT_KEY "none"
@@ -18,16 +17,12 @@ using namespace minedraft;
 
 namespace {
 
-enum Status : int { kOk = 0, kBusy = 1, kNoMemory = 2 };
-
-// Work below this many numbers is done by the caller alone: waking another thread costs microseconds.
-constexpr int64_t kSmall = 1 << 15;
-// Queries of one attention task: their sums stay in the second-level cache.
-constexpr int64_t kTaskQueries = 96;
+enum Status : int { kOk = 0, kBusy = 1, kNoMemory = 2, kNotRecorded = 3, kTooManyRows = 4 };
 
 struct Handle {
     const Kernels* kernels;
     Pool pool;
+    Program* recorded = nullptr;  // where calls go instead of being computed
 };
 
 // Null where the compiler could not build one.
@@ -37,7 +32,7 @@ template <class F>
 int exclusively(void* handle, F f) {
     auto& h = *static_cast<Handle*>(handle);
     if (!h.pool.enter()) return kBusy;
-    const int status = f(*h.kernels, h.pool);
+    const int status = h.recorded ? kNotRecorded : f(*h.kernels, h.pool);
     h.pool.leave();
     return status;
 }
@@ -50,6 +45,24 @@ int by_rows(void* handle, const Args& args, int64_t numbers, void (*Kernels::*ke
                    [&](int, int64_t begin, int64_t end) { (kernels.*kernel)(args, begin, end); });
         return kOk;
     });
+}
+
+// Make a call, or record it.
+template <class Args>
+int call(void* handle, const Args& args) {
+    auto& h = *static_cast<Handle*>(handle);
+    if (!h.recorded)
+        return exclusively(handle, [&](const Kernels& kernels, Pool& pool) -> int {
+            Call call(args);
+            return Caller(kernels, pool).make(&call, 1) ? kOk : kNoMemory;
+        });
+    try {
+        h.recorded->calls.push_back(args);
+    } catch (const std::bad_alloc&) {
+        return kNoMemory;
+    }
+    if (args.rows < h.recorded->max_rows) h.recorded->max_rows = args.rows;
+    return kOk;
 }
 
 // Weights of 32 columns after each other; `unit` is the bytes of one input (or pair of inputs) of a column.
@@ -115,35 +128,24 @@ EXPORT void minedraft_rows(const void* packed, int dtype, int64_t in, const int6
 EXPORT int minedraft_linear(void* handle, const void* x, int64_t x_stride, const void* weight, const float* bias,
                             void* y, int64_t y_stride, int64_t rows, int64_t in, int64_t out, int x_dtype,
                             int weight_dtype, int y_dtype) {
-    return exclusively(handle, [&](const Kernels& kernels, Pool& pool) -> int {
-        Linear args{x,  x_stride, static_cast<const uint8_t*>(weight), bias, y, y_stride, rows, in, out, x_dtype,
-                    weight_dtype, y_dtype, nullptr};
-        args.packed_x = pool.shared.get(kernels.packed_x_bytes(args));
-        if (!args.packed_x) return kNoMemory;
-        kernels.pack_x(args);
-        pool.split(round_up(out, kPanel) / kPanel, in * out < kSmall,
-                   [&](int, int64_t begin, int64_t end) { kernels.linear(args, begin, end); });
-        return kOk;
-    });
+    return call(handle, Linear{x, x_stride, static_cast<const uint8_t*>(weight), bias, y, y_stride, rows, in, out,
+                               x_dtype, weight_dtype, y_dtype, nullptr});
 }
 
 EXPORT int minedraft_norm(void* handle, const void* x, int64_t x_stride, void* residual, int64_t residual_stride,
                           const void* weight, void* out, int64_t out_stride, int64_t rows, int64_t size, float eps,
                           int dtype) {
-    const Norm args{x, x_stride, residual, residual_stride, weight, out, out_stride, rows, size, eps, dtype};
-    return by_rows(handle, args, rows * size, &Kernels::norm);
+    return call(handle, Norm{x, x_stride, residual, residual_stride, weight, out, out_stride, rows, size, eps, dtype});
 }
 
 EXPORT int minedraft_rope(void* handle, void* x, int64_t x_stride, const void* cos, const void* sin,
                           int64_t angle_stride, int64_t rows, int64_t heads, int64_t dim, int dtype) {
-    const Rope args{x, x_stride, cos, sin, angle_stride, rows, heads, dim, dtype};
-    return by_rows(handle, args, rows * heads * dim, &Kernels::rope);
+    return call(handle, Rope{x, x_stride, cos, sin, angle_stride, rows, heads, dim, dtype});
 }
 
 EXPORT int minedraft_silu_mul(void* handle, const void* gate, const void* up, int64_t in_stride, void* out,
                               int64_t out_stride, int64_t rows, int64_t size, int dtype) {
-    const SiluMul args{gate, up, in_stride, out, out_stride, rows, size, dtype};
-    return by_rows(handle, args, rows * size, &Kernels::silu_mul);
+    return call(handle, SiluMul{gate, up, in_stride, out, out_stride, rows, size, dtype});
 }
 
 EXPORT int minedraft_argmax(void* handle, const void* x, int64_t x_stride, int64_t rows, int64_t columns, int dtype,
@@ -157,52 +159,36 @@ EXPORT int minedraft_store(void* handle, void* keys, void* values, int64_t block
                            int64_t value_stride, const int64_t* slots, int64_t rows) {
     const Cache cache{static_cast<uint8_t*>(keys), static_cast<uint8_t*>(values), block_size, heads, key_dim, value_dim,
                       dtype};
-    const Store args{cache, key, value, key_stride, value_stride, slots, rows};
-    // Two tokens may share a word of the cache: one thread writes them all.
-    return exclusively(handle, [&](const Kernels& kernels, Pool&) {
-        kernels.store(args, 0, rows);
-        return kOk;
-    });
+    return call(handle, Store{cache, key, value, key_stride, value_stride, slots, rows});
 }
 
 EXPORT int minedraft_attention(void* handle, void* keys, void* values, int64_t block_size, int64_t heads,
                                int64_t key_dim, int64_t value_dim, int dtype, const void* query, int64_t query_stride,
-                               void* out, int64_t out_stride, int64_t group, const int64_t* spans, int64_t num_spans,
-                               const int32_t* blocks, float scale) {
+                               void* out, int64_t out_stride, int64_t rows, int64_t group, const int64_t* spans,
+                               int64_t num_spans, const int32_t* blocks, float scale) {
+    const Cache cache{static_cast<uint8_t*>(keys), static_cast<uint8_t*>(values), block_size, heads, key_dim, value_dim,
+                      dtype};
+    return call(handle, Attention{cache, query, query_stride, out, out_stride, rows, group,
+                                  reinterpret_cast<const Span*>(spans), num_spans, blocks, scale});
+}
+
+EXPORT void* minedraft_new_program() { return new (std::nothrow) Program; }
+EXPORT void minedraft_free_program(void* program) { delete static_cast<Program*>(program); }
+
+// From now on calls are recorded in `program`; they are made again after null.
+EXPORT void minedraft_record(void* handle, void* program) {
+    static_cast<Handle*>(handle)->recorded = static_cast<Program*>(program);
+}
+
+// Make all calls of a program, on the first `rows` rows of its matrices.
+EXPORT int minedraft_run(void* handle, void* program, int64_t rows, const int64_t* spans, int64_t num_spans,
+                         const int32_t* blocks, const int64_t* slots) {
     return exclusively(handle, [&](const Kernels& kernels, Pool& pool) -> int {
-        const Cache cache{static_cast<uint8_t*>(keys), static_cast<uint8_t*>(values), block_size, heads, key_dim,
-                          value_dim, dtype};
-        const Attention args{cache, query, query_stride, out, out_stride, group, reinterpret_cast<const Span*>(spans),
-                             blocks, scale};
-        const int64_t task_rows = group < kTaskQueries ? kTaskQueries / group : 1;
-        int64_t num_tasks = 0, max_tokens = 0;
-        for (int64_t i = 0; i < num_spans; ++i) {
-            const int64_t tokens = args.spans[i].start + args.spans[i].rows;
-            num_tasks += (args.spans[i].rows + task_rows - 1) / task_rows;
-            max_tokens = tokens > max_tokens ? tokens : max_tokens;
-        }
-        const size_t scratch_bytes = kernels.attention_scratch_bytes(args, task_rows, max_tokens);
-        auto* tasks = reinterpret_cast<Task*>(pool.shared.get(num_tasks * heads * sizeof(Task)));
-        if (!tasks) return kNoMemory;
-        num_tasks = 0;
-        for (int64_t i = 0; i < num_spans; ++i)
-            for (int64_t row = 0; row < args.spans[i].rows; row += task_rows) {
-                const int64_t left = args.spans[i].rows - row;
-                for (int64_t head = 0; head < heads; ++head)
-                    tasks[num_tasks++] = {i, row, left < task_rows ? left : task_rows, head};
-            }
-        for (auto& memory : pool.scratch)
-            if (!memory.get(scratch_bytes)) return kNoMemory;
-        // Tasks differ in size, so each thread takes the next one; which thread it is does not show in the result.
-        std::atomic<int64_t> next{0};
-        pool.run([&](int thread) {
-            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < num_tasks;) {
-                const int64_t after = i + pool.size();
-                kernels.attention(args, tasks[i], after < num_tasks ? &tasks[after] : nullptr,
-                                  pool.scratch[thread].get(scratch_bytes));
-            }
-        });
-        return kOk;
+        auto& p = *static_cast<Program*>(program);
+        if (rows > p.max_rows) return kTooManyRows;
+        const Batch batch{rows, slots, reinterpret_cast<const Span*>(spans), num_spans, blocks};
+        for (auto& call : p.calls) std::visit([&](auto& args) { set_batch(args, batch); }, call);
+        return Caller(kernels, pool).make(p.calls.data(), p.calls.size()) ? kOk : kNoMemory;
     });
 }
 
@@ -224,7 +210,7 @@ EXPORT int minedraft_choose(void* handle, const void* requests, int64_t num_requ
         if (num_requests == 1 || num_rows * columns < kSmall)
             work(0);
         else
-            pool.run(work);
+            pool.run([&](const Member& member) { work(member.thread); });
         return kOk;
     });
 }

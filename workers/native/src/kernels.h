@@ -102,8 +102,10 @@ struct Attention {
     int64_t query_stride;
     void* out;
     int64_t out_stride;
+    int64_t rows;
     int64_t group;  // query heads of one key head
     const Span* spans;
+    int64_t num_spans;
     const int32_t* blocks;
     float scale;
 };
@@ -122,7 +124,8 @@ struct ChoiceCall;  // choice/request.h
 struct Kernels {
     const char* name;
     size_t (*packed_x_bytes)(const Linear&);
-    void (*pack_x)(const Linear&);
+    // Part `part` of `num_parts`.
+    void (*pack_x)(const Linear&, int64_t part, int64_t num_parts);
     void (*linear)(const Linear&, int64_t first_panel, int64_t last_panel);
     void (*norm)(const Norm&, int64_t first_row, int64_t last_row);
     void (*rope)(const Rope&, int64_t first_row, int64_t last_row);

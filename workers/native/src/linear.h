@@ -43,10 +43,13 @@ inline float float_at(const void* p, int32_t dtype, int64_t i) {
     return value;
 }
 
+// The inputs of the steps first_step..last_step.
 template <class Kind>
-void pack_rows(const Linear& a) {
+void pack_rows(const Linear& a, int64_t first_step, int64_t last_step) {
     const RowBlocks blocks(a.rows);
     const int64_t steps = num_steps<Kind>(a), width = a.x_dtype == kFloat32 ? 4 : 2;
+    const int64_t first = first_step * Kind::kInputs, last = last_step * Kind::kInputs;  // inputs; some may be missing
+    const int64_t present = last < a.in ? last : a.in;
     for (int64_t b = 0; b < blocks.count; ++b) {
         const int64_t begin = blocks.begin(b), size = blocks.begin(b + 1) - begin;
         for (int64_t r = 0; r < size; ++r) {
@@ -54,16 +57,16 @@ void pack_rows(const Linear& a) {
             uint8_t* to = a.packed_x + begin * steps * Kind::kXBytes;
             if constexpr (Kind::kXBytes == 4 && Kind::kInputs == 2) {
                 auto* pairs = reinterpret_cast<uint32_t*>(to) + r;
-                for (int64_t s = 0; s < a.in / 2; ++s) std::memcpy(pairs + s * size, x + 4 * s, 4);
-                if (a.in % 2) {
-                    uint16_t last;
-                    std::memcpy(&last, x + 2 * (a.in - 1), 2);
-                    pairs[(steps - 1) * size] = last;
+                for (int64_t s = first_step; s < present / 2; ++s) std::memcpy(pairs + s * size, x + 4 * s, 4);
+                if (present < last) {
+                    uint16_t last_input;
+                    std::memcpy(&last_input, x + 2 * present - 2, 2);
+                    pairs[(last_step - 1) * size] = last_input;
                 }
             } else {
                 auto* floats = reinterpret_cast<float*>(to) + r;
-                for (int64_t i = 0; i < a.in; ++i) floats[i * size] = float_at(x, a.x_dtype, i);
-                for (int64_t i = a.in; i < steps * Kind::kInputs; ++i) floats[i * size] = 0;
+                for (int64_t i = first; i < present; ++i) floats[i * size] = float_at(x, a.x_dtype, i);
+                for (int64_t i = present; i < last; ++i) floats[i * size] = 0;
             }
         }
     }
@@ -141,8 +144,11 @@ inline auto with_kind(const Linear& a, F f) {
 size_t packed_x_bytes(const Linear& a) {
     return with_kind(a, [&](auto kind) -> size_t { return a.rows * num_steps<decltype(kind)>(a) * kind.kXBytes; });
 }
-void pack_x(const Linear& a) {
-    with_kind(a, [&](auto kind) { pack_rows<decltype(kind)>(a); });
+void pack_x(const Linear& a, int64_t part, int64_t num_parts) {
+    with_kind(a, [&](auto kind) {
+        const int64_t steps = num_steps<decltype(kind)>(a);
+        pack_rows<decltype(kind)>(a, steps * part / num_parts, steps * (part + 1) / num_parts);
+    });
 }
 void linear(const Linear& a, int64_t first_panel, int64_t last_panel) {
     with_kind(a, [&](auto kind) { multiply_panels<decltype(kind)>(a, first_panel, last_panel); });

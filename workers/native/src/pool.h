@@ -1,6 +1,7 @@
-// A few threads that wait for work, and one piece of scratch memory for each of them.
+// A few threads that do one thing together, and one piece of scratch memory for each of them.
 #pragma once
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -36,12 +37,58 @@ class Memory {
     size_t size_ = 0;
 };
 
-// The caller is thread 0; the others sleep between calls, after a short watch for the next one.
+inline void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+// Where threads wait for each other.
+class Barrier {
+  public:
+    // Returns when `count` threads are here.
+    void wait(int count) {
+        const uint32_t phase = phase_.load(std::memory_order_relaxed);
+        if (num_here_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
+            num_here_.store(0, std::memory_order_relaxed);
+            phase_.store(phase + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+            relax();
+            if (spins > kSpins) std::this_thread::yield();  // the thread that is missing may want this core
+        }
+    }
+
+  private:
+    static constexpr int kSpins = 1000;  // some 25 microseconds
+
+    alignas(64) std::atomic<int> num_here_{0};
+    alignas(64) std::atomic<uint32_t> phase_{0};
+};
+
+// One thread of those that run something together.
+struct Member {
+    int thread, count;
+    Barrier* barrier;
+
+    void wait() const {
+        if (count > 1) barrier->wait(count);
+    }
+    // This thread's share of 0..total.
+    int64_t begin(int64_t total) const { return total * thread / count; }
+    int64_t end(int64_t total) const { return total * (thread + 1) / count; }
+};
+
+// The caller is thread 0; the others sleep between calls, after a short watch for the next one. Where the process
+// may use just as many cores as there are threads, each has one of its own: two on one core would wait for each
+// other, and the system takes milliseconds to part them.
 class Pool {
   public:
     explicit Pool(int num_threads) : scratch(num_threads), owner_(getpid()) {
         try {
             for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { serve(i); });
+            take_cores();
         } catch (...) {
             close();
             throw;
@@ -56,87 +103,107 @@ class Pool {
 
     int size() const { return static_cast<int>(scratch.size()); }
 
-    // Calls f(thread) on every thread and returns when all are done.
+    // Calls f(member) on every thread and returns when all are done.
     template <class F>
     void run(F f) {
-        if (threads_.empty() || is_forked()) {
-            for (int i = 0; i < size(); ++i) f(i);
-            return;
-        }
-        call_ = [](void* context, int thread) { (*static_cast<F*>(context))(thread); };
+        if (threads_.empty() || is_forked()) return f(Member{0, 1, &barrier_});
+        follow_caller();
+        call_ = [](void* context, Member member) { (*static_cast<F*>(context))(member); };
         context_ = &f;
-        num_left_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
-        {
-            std::lock_guard lock(mutex_);
-            round_.fetch_add(1, std::memory_order_release);
+        round_.fetch_add(1);
+        if (num_asleep_.load() > 0) {
+            { std::lock_guard lock(mutex_); }
+            wake_.notify_all();
         }
-        wake_.notify_all();
-        f(0);
-        for (int spins = 0; num_left_.load(std::memory_order_acquire) > 0; ++spins) pause(spins);
+        const Member caller{0, size(), &barrier_};
+        f(caller);
+        caller.wait();
     }
 
     // f(thread, begin, end) over equal parts of 0..count. One part where the whole is small.
     template <class F>
     void split(int64_t count, bool is_small, F f) {
         if (is_small || size() == 1) return f(0, int64_t{0}, count);
-        run([&](int i) {
-            const int64_t begin = count * i / size(), end = count * (i + 1) / size();
-            if (begin < end) f(i, begin, end);
+        run([&](Member member) {
+            const int64_t begin = member.begin(count), end = member.end(count);
+            if (begin < end) f(member.thread, begin, end);
         });
     }
 
     std::vector<Memory> scratch;
-    Memory shared;
+    Memory shared, tasks;
 
   private:
-    static constexpr int kSpins = 4000;  // some 50 microseconds: between the calls of one forward
+    static constexpr int kSpins = 2000;  // some 50 microseconds: between the calls of one forward
 
     void close() {
         if (is_forked()) {  // the threads are in the parent
             for (auto& thread : threads_) thread.detach();
             return;
         }
-        {
-            std::lock_guard lock(mutex_);
-            is_closing_ = true;
-            round_.fetch_add(1, std::memory_order_release);
-        }
+        is_closing_ = true;
+        round_.fetch_add(1);
+        { std::lock_guard lock(mutex_); }
         wake_.notify_all();
         for (auto& thread : threads_) thread.join();
     }
 
     bool is_forked() const { return getpid() != owner_; }
 
-    static void pause(int spins) {
-#if defined(__x86_64__) || defined(__i386__)
-        __builtin_ia32_pause();
-#endif
-        if (spins > kSpins) std::this_thread::yield();  // the other thread may want this core
+    void take_cores() {
+        cpu_set_t allowed;
+        if (threads_.empty() || sched_getaffinity(0, sizeof allowed, &allowed) || CPU_COUNT(&allowed) != size()) return;
+        for (int core = 0; core < CPU_SETSIZE; ++core)
+            if (CPU_ISSET(core, &allowed)) cores_.push_back(core);
+        for (int i = 1; i < size(); ++i) move(i);
+    }
+
+    // The caller goes where the system puts it; whose core that is takes the one that is left.
+    void follow_caller() {
+        if (cores_.empty() || cores_[0] == sched_getcpu()) return;
+        const int core = sched_getcpu();
+        for (int i = 1; i < size(); ++i)
+            if (cores_[i] == core) {
+                std::swap(cores_[0], cores_[i]);
+                move(i);
+            }
+    }
+
+    void move(int thread) {
+        cpu_set_t core;
+        CPU_ZERO(&core);
+        CPU_SET(cores_[thread], &core);
+        pthread_setaffinity_np(threads_[thread - 1].native_handle(), sizeof core, &core);
     }
 
     void serve(int thread) {
         for (uint64_t seen = 0;;) {
-            for (int spins = 0; spins < kSpins && round_.load(std::memory_order_acquire) == seen; ++spins) pause(0);
+            for (int spins = 0; spins < kSpins && round_.load(std::memory_order_acquire) == seen; ++spins) relax();
             if (round_.load(std::memory_order_acquire) == seen) {
                 std::unique_lock lock(mutex_);
-                wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
+                num_asleep_.fetch_add(1);
+                wake_.wait(lock, [&] { return round_.load() != seen; });
+                num_asleep_.fetch_sub(1);
             }
-            seen = round_.load(std::memory_order_acquire);
+            ++seen;
             if (is_closing_) return;
-            call_(context_, thread);
-            num_left_.fetch_sub(1, std::memory_order_release);
+            const Member member{thread, size(), &barrier_};
+            call_(context_, member);
+            member.wait();
         }
     }
 
     pid_t owner_;
     std::vector<std::thread> threads_;
+    std::vector<int> cores_;  // of each thread; empty where they are not kept apart
     std::mutex mutex_;
     std::condition_variable wake_;
-    std::atomic<uint64_t> round_{0};
-    std::atomic<int> num_left_{0};
+    Barrier barrier_;
+    alignas(64) std::atomic<uint64_t> round_{0};
+    std::atomic<int> num_asleep_{0};
     std::atomic<bool> is_busy_{false};
     bool is_closing_ = false;
-    void (*call_)(void*, int) = nullptr;
+    void (*call_)(void*, Member) = nullptr;
     void* context_ = nullptr;
 };
 

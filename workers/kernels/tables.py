@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from minedraft.core.blocks import BlockPool, BlocksExhausted
 
 
@@ -19,6 +21,19 @@ class LayerShape:
     @property
     def num_elements(self) -> int:
         return self.num_heads * (self.key_dim + self.value_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class QuerySpan:
+    """`num_tokens` consecutive query rows of one request; the first is its token number `start`."""
+
+    start: int
+    num_tokens: int
+    blocks: np.ndarray  # int64 [num_blocks], block ids from the request's first token on
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.blocks)
 
 
 class BlockTables:

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from minedraft_workers.execution.tables import BlockTables, LayerShape
+from minedraft_workers.kernels.base import PagedCache
+from minedraft_workers.kernels.tables import LayerShape
 
 
-class KVCache(BlockTables):
+class KVCache(PagedCache[int]):
     """The tensors of the cached keys and values.
 
     `keys[layer]` and `values[layer]` are [(num_blocks + 1) * num_heads, block_size * dim]; the block
@@ -36,6 +37,7 @@ class KVCache(BlockTables):
         device: torch.device,
     ) -> None:
         super().__init__(layers, num_blocks, block_size)
+        self.layer_caches = range(len(self.layers))  # `ForwardContext` finds a layer's tensors by its number
         self.padding_block = num_blocks
         self.dtype = dtype
         self.device = device

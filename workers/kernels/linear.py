@@ -59,13 +59,28 @@ class HalfStoredLinear(nn.Module):
         return y if self._unscale == 1 else y.mul_(self._unscale)
 
 
+class LinearPacker:
+    """Brings plain linear layers of one dtype on the CPU into the best layout that this torch build has."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._can_halve = dtype == torch.float32 and _can_store_half()
+        self._can_pack = can_pack(dtype)
+
+    def pack(self, linear: nn.Linear) -> tuple[nn.Module, int]:
+        """Return the layer in its new layout, or as it is, and the bytes that reading its weight takes."""
+        scale = half_scale(linear.weight) if self._can_halve else None
+        if scale is not None:
+            return HalfStoredLinear(linear, scale), linear.weight.nbytes // 2
+        return PackedLinear(linear) if self._can_pack else linear, linear.weight.nbytes
+
+
 def pack_linears(model: nn.Module, dtype: torch.dtype) -> int:
     """Pack every plain linear layer of the model in place, drop its dense weight, and return the bytes that a
     forward reads less.
 
     A weight tied to the token embedding is also kept in dense form, which looking up rows needs.
     """
-    can_halve, can_pack_dense = dtype == torch.float32 and _can_store_half(), can_pack(dtype)
+    packer = LinearPacker(dtype)
     linears = [
         (parent, name, child)
         for parent in model.modules()
@@ -74,12 +89,9 @@ def pack_linears(model: nn.Module, dtype: torch.dtype) -> int:
     ]
     num_saved_bytes = 0
     for parent, name, child in linears:
-        scale = half_scale(child.weight) if can_halve else None
-        if scale is not None:
-            setattr(parent, name, HalfStoredLinear(child, scale))
-            num_saved_bytes += child.weight.nbytes // 2
-        elif can_pack_dense:
-            setattr(parent, name, PackedLinear(child))
+        packed, num_bytes = packer.pack(child)
+        setattr(parent, name, packed)
+        num_saved_bytes += child.weight.nbytes - num_bytes
     return num_saved_bytes
 
 

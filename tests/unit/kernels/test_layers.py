@@ -8,7 +8,8 @@ from torch import nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from minedraft_workers.execution.linear import (
+from minedraft_workers.execution.norm import FastRMSNorm, replace_rms_norms
+from minedraft_workers.kernels.linear import (
     HalfStoredLinear,
     PackedLinear,
     can_pack,
@@ -16,7 +17,6 @@ from minedraft_workers.execution.linear import (
     half_scale,
     pack_linears,
 )
-from minedraft_workers.execution.norm import FastRMSNorm, replace_rms_norms
 
 needs_packing = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch build has no packed linears")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minedraft.core.blocks import BlocksExhausted
-from minedraft_workers.execution.kvcache import KVCache, LayerShape
+from minedraft_workers.kernels.kvcache import KVCache, LayerShape
 
 SHAPES = [LayerShape(2, 4, 6), LayerShape(1, 3, 3)]
 

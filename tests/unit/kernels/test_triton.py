@@ -1,0 +1,149 @@
+"""The Triton kernels, in Triton's interpreter where there is no GPU, against torch's operators."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minedraft.device import Device
+from minedraft_workers.execution.executor import Executor, ForwardSpan
+from minedraft_workers.kernels.tables import LayerShape, QuerySpan
+from minedraft_workers.kernels.torch_kernels import TorchLayerKernels
+from tests.support.tiny_models import add_noise, make_tiny_model
+
+pytest.importorskip("triton")
+
+from minedraft_workers.execution.graphs import GraphRunner
+from minedraft_workers.kernels.triton_kernels import TritonLayerKernels
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+# Heads, query heads of each, key and value sizes, tokens of a block.
+SHAPES = {"grouped": (2, 3, 16, 24, 4), "one-head": (1, 9, 64, 64, 16), "odd-sizes": (3, 1, 24, 16, 5)}
+
+
+@pytest.fixture(params=TOLERANCES, ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def both(dtype: torch.dtype) -> tuple[TorchLayerKernels, TritonLayerKernels]:
+    return TorchLayerKernels(DEVICE, dtype), TritonLayerKernels(DEVICE, dtype)
+
+
+class Random:
+    """Tensors of one dtype, the same in every run."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._generator = torch.Generator().manual_seed(1)
+
+    def __call__(self, *sizes: int) -> torch.Tensor:
+        return torch.randn(*sizes, generator=self._generator).to(DEVICE, self._dtype)
+
+
+def test_norms_rotary_embedding_and_gate_are_torchs(both, dtype: torch.dtype) -> None:
+    rand, tolerance = Random(dtype), TOLERANCES[dtype]
+    x, weight, residual = rand(5, 48), rand(48), rand(5, 48)
+    cos, sin, gate_up, rows = rand(5, 24), rand(5, 24), rand(5, 80), rand(5, 4 * 24 + 7)
+    results = []
+    for kernels in both:
+        stream, rotated = residual.clone(), rows.clone()
+        normed = kernels.rms_norm(x, weight, 1e-5)
+        added = kernels.rms_norm(x, weight, 1e-5, residual=stream)
+        kernels.rope_(rotated[:, :96], cos, sin)
+        results.append((normed, added, stream, rotated, kernels.silu_mul(gate_up)))
+    for wanted, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+    assert torch.equal(results[1][3][:, 96:], rows[:, 96:])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_attention_over_chunks_decodes_and_verifies_is_torchs(name: str, both, dtype: torch.dtype) -> None:
+    """What a block holds before it is written never matters: the cache is full of NaN."""
+    heads, group, key_dim, value_dim, block_size = SHAPES[name]
+    rand, tolerance = Random(dtype), TOLERANCES[dtype]
+    layers = [LayerShape(heads, key_dim, value_dim)]
+    caches = [kernels.make_cache(layers, 60, block_size, dtype) for kernels in both]
+    caches[1].layer_caches[0].keys.fill_(torch.nan)
+    caches[1].layer_caches[0].values.fill_(torch.nan)
+    cached = [0, 0, 0]
+    for lengths in ((21, 3, 1), (1, 4, 2), (1, 1, 70)):
+        num_rows = sum(lengths)
+        key, value = rand(num_rows, heads * key_dim), rand(num_rows, heads * value_dim)
+        query = rand(num_rows, heads * group * key_dim + 8)[:, 8:]
+        ends = [(owner, start + length) for owner, (start, length) in enumerate(zip(cached, lengths, strict=True))]
+        results = []
+        for kernels, cache in zip(both, caches, strict=True):
+            tables = cache.resize(ends)
+            spans = [QuerySpan(*at, np.array(table)) for *at, table in zip(cached, lengths, tables, strict=True)]
+            plan, layer = kernels.plan(cache, spans), cache.layer_caches[0]
+            kernels.store(layer, key, value, plan)
+            results.append(kernels.attend(layer, query, plan, key_dim**-0.5))
+        torch.testing.assert_close(results[1], results[0], rtol=tolerance, atol=tolerance)
+        cached = [end for _, end in ends]
+
+
+def test_a_piece_does_not_depend_on_its_neighbours() -> None:
+    kernels, rand = TritonLayerKernels(DEVICE, torch.float32), Random(torch.float32)
+    cache = kernels.make_cache([LayerShape(2, 16, 16)], 60, 4, torch.float32)
+    layer = cache.layer_caches[0]
+    for side in (layer.keys, layer.values):
+        side.copy_(rand(*side.shape))
+    tables = cache.resize([(0, 40), (1, 9), (2, 30)])
+    spans = [QuerySpan(start, 3, np.array(t)) for start, t in zip((37, 6, 20), tables, strict=True)]
+    query = rand(9, 4 * 16)
+    together = kernels.attend(layer, query, kernels.plan(cache, spans), 0.25)
+    for i, span in enumerate(spans):
+        rows = slice(3 * i, 3 * i + 3)
+        assert torch.equal(kernels.attend(layer, query[rows], kernels.plan(cache, [span]), 0.25), together[rows])
+
+
+def load(folder: Path, kernels: str) -> Executor:
+    device = Device.parse("cuda:0" if DEVICE.type == "cuda" else "cpu:0").here()
+    return Executor.load(folder, device=device, dtype="float32", num_blocks=64, block_size=4, kernels=kernels)
+
+
+@pytest.mark.slow
+def test_a_forward_over_padded_buffers_gives_the_same_logits(tmp_path) -> None:
+    """As under a graph: sizes repeat with other requests, fewer rows, shorter tables, freed and reused blocks."""
+    folder = add_noise(make_tiny_model(tmp_path / "m"), 0.05)
+    plain, padded = (load(folder, "triton") for _ in range(2))
+    for executor in (plain, padded):  # on a GPU it has graphs already
+        executor._runner = getattr(executor._runner, "_decoder", executor._runner)
+    padded._runner = runner = GraphRunner(padded._runner, 200, captures=DEVICE.type == "cuda")
+    rng, cached = random.Random(3), {}
+    for _ in range(8):
+        if len(cached) == 5:
+            owner = rng.choice(sorted(cached))
+            del cached[owner]
+            for executor in (plain, padded):
+                executor.release(owner)
+        wanted = rng.sample(range(9), rng.randint(1, 3))
+        lengths = {owner: rng.choice([1, 1, 3, 9]) for owner in wanted}
+        spans = [
+            ForwardSpan(owner, cached.get(owner, 0), rng.choices(range(3, 300), k=length), rng.choice([1, length]))
+            for owner, length in lengths.items()
+        ]
+        cached |= {span.request_id: span.prefix_len + len(span.tokens) for span in spans}
+        torch.testing.assert_close(padded.forward(spans), plain.forward(spans), rtol=1e-5, atol=1e-5)
+    assert len(runner._graphs) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_model_on_triton_gives_its_own_logits(kind: str, tmp_path) -> None:
+    """The load checks it against the model's own forward, layer by layer; here against torch's operators."""
+    folder = add_noise(make_tiny_model(tmp_path / "m", kind), 0.05)
+    logits = []
+    for kernels in ("torch", "triton"):
+        executor = load(folder, kernels)
+        assert executor.kernels == kernels
+        executor.forward([ForwardSpan(1, 0, list(range(5, 28)), 0)])
+        logits.append(executor.forward([ForwardSpan(2, 0, [9, 8], 1), ForwardSpan(1, 21, [3, 4, 5], 3)]))
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
