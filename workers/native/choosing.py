@@ -20,13 +20,13 @@ import torch
 from minedraft.errors import ConfigError, InternalError
 from minedraft_workers.native.kernels import MAX_THREADS
 from minedraft_workers.native.library import ISAS, Library, choose_isa, load_library
+from minedraft_workers.native.program import check_status
 from minedraft_workers.native.tensors import MAX_COLUMNS
 
 # As in src/choice/request.h.
 MAX_ENTRIES = 1024
 _REQUEST = struct.Struct("=QqQqQQqqQqdqddqQ")
 _MASK64 = (1 << 64) - 1
-_FAILURES = {1: "another thread is choosing tokens with the same kernels", 2: "no memory to choose tokens"}
 
 
 class ChoiceRule(IntEnum):
@@ -157,8 +157,7 @@ class ChoosingKernels:
             kept.ctypes.data,
             probs.ctypes.data,
         )
-        if status:
-            raise InternalError(_FAILURES[status])
+        check_status(status)
         return Choices(_split(requests, tokens.tolist(), counts.tolist()), kept, probs)
 
 
