@@ -210,7 +210,7 @@ EXPORT int minedraft_choose(void* handle, const void* requests, int64_t num_requ
         if (num_requests == 1 || num_rows * columns < kSmall)
             work(Member{0, 1, nullptr});
         else
-            pool.run([&](const Member& member) { work(member.thread); });
+            pool.run(work);
         return kOk;
     });
 }
