@@ -7,7 +7,6 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 
 _STDERR_LINES = 20
 
@@ -33,17 +32,20 @@ class Child:
             cores: the only cores that it may use; empty for all.
         """
         environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            process_group=0,
-            env=environment,
-        )
-        if cores:  # its threads inherit them; it has none yet but the first
-            with suppress(ProcessLookupError):
-                os.sched_setaffinity(process.pid, cores)
+        own_cores = os.sched_getaffinity(0)
+        if cores:  # a child inherits those of the thread that starts it, before it has threads of its own
+            os.sched_setaffinity(0, cores)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                process_group=0,
+                env=environment,
+            )
+        finally:
+            os.sched_setaffinity(0, own_cores)
         return cls(name, process, on_line)
 
     @property

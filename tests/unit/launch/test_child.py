@@ -41,13 +41,15 @@ async def test_only_the_last_lines_are_kept_and_a_huge_line_harms_nothing():
 
 @pytest.mark.slow
 async def test_a_child_and_its_threads_use_only_the_cores_they_get():
-    core = max(os.sched_getaffinity(0))
+    own_cores = os.sched_getaffinity(0)
+    core = max(own_cores)
     program = """
 import os, sys, threading
-threads = [threading.Thread(target=lambda: print(os.sched_getaffinity(0), file=sys.stderr)) for _ in range(2)]
-sys.stdin.read()
-for thread in threads:
-    thread.start()
+seen = [os.sched_getaffinity(0)]
+thread = threading.Thread(target=lambda: seen.append(os.sched_getaffinity(0)))
+thread.start()
+thread.join()
+print(seen, file=sys.stderr)
 """
     lines: list[str] = []
 
@@ -57,7 +59,8 @@ for thread in threads:
 
     child = await Child.start("worker", [sys.executable, "-c", program], on_line, {core})
     await child.run()
-    assert lines == [str({core})] * 2
+    assert lines == [str([{core}, {core}])]
+    assert os.sched_getaffinity(0) == own_cores
 
 
 @pytest.mark.slow
