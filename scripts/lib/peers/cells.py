@@ -59,7 +59,7 @@ def full_cells(in_flight: Sequence[int] = IN_FLIGHT) -> list[Cell]:
         Cell(CellKind.FIRST, 16, 100, 4),
         # So many new tokens that all answers are in flight for a while, where prompts go in small chunks.
         Cell(CellKind.CONTEXT, 8, 1024, 96, repeats=2),
-        Cell(CellKind.CONTEXT, 8, 2048, 160, repeats=1),
+        Cell(CellKind.CONTEXT, 8, 2048, 128, repeats=1),
     ]
 
 

@@ -35,7 +35,7 @@ class LlamaCpp:
 
     name = "llama.cpp"
     start_s = 3.0
-    pace = 1.5
+    pace = 1.3
 
     def __init__(self) -> None:
         self._environment = Environment(self.name, _VERSION, size=2_000_000_000, minutes=9)

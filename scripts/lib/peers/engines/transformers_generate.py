@@ -34,7 +34,7 @@ class TransformersGenerate:
 
     name = "transformers"
     start_s = 8.0
-    pace = 1.5
+    pace = 1.8
 
     def missing(self) -> str | None:
         return None
