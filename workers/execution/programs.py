@@ -36,6 +36,8 @@ class ProgramRunner:
         with kernels.recording(MAX_ROWS, pool.num_blocks, pool.block_size) as program:
             self._normed = decoder.run_layers(self._residual, self._cos, self._sin, program.plan)
         self._program = program
+        # What is left to torch is small, and OpenMP's threads would go on spinning on the cores of the kernels' own.
+        torch.set_num_threads(1)
 
     @property
     def tables(self) -> BlockTables:

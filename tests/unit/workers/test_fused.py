@@ -136,6 +136,17 @@ def test_two_threads_give_the_same_bits_as_one(tmp_path: Path) -> None:
     assert torch.equal(one, two)
 
 
+def test_torch_leaves_the_cores_to_the_kernels_own_threads(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "m", **HEADS)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        load(folder)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", NOT_FUSED)
 def test_a_model_with_other_parts_runs_in_its_own_code_and_the_reason_is_told(name: str, tmp_path: Path) -> None:
     kind, fields, reason = NOT_FUSED[name]

@@ -277,7 +277,7 @@ class Attender {
     }
 
     template <int R, int S, class Fetch = Nothing>
-    void multiply_values(Sums<R, S>& sums, const uint8_t* values, int64_t chunk, int64_t token, int64_t count,
+    MINEDRAFT_INLINE void multiply_values(Sums<R, S>& sums, const uint8_t* values, int64_t chunk, int64_t token, int64_t count,
                          int64_t r, int64_t d, Fetch fetch = {}) {
         constexpr int64_t share_bytes = Kind::kXBytes / Kind::kInputs;
         const int64_t bytes = Kind::kInputs * bytes_of(a.cache.dtype);  // of one dimension in a step

@@ -13,7 +13,7 @@ using Pairs = __m256i;  // eight pairs of bfloat16, the lower one in the lower h
 using Mask = __m256;
 
 constexpr int kLanes = 8;
-constexpr int kMaxSums = 12;  // of sixteen registers
+constexpr int kRegisters = 16;
 constexpr int kMaxRows = 5;   // rows of one tile: with six, gcc keeps some of the sums in memory
 constexpr bool kHasDot = false;
 

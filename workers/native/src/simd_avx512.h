@@ -13,7 +13,7 @@ using Pairs = __m512i;  // sixteen pairs of bfloat16, the lower one in the lower
 using Mask = __mmask16;
 
 constexpr int kLanes = 16;
-constexpr int kMaxSums = 24;  // registers in which a tile may sum
+constexpr int kRegisters = 32;
 constexpr int kMaxRows = 12;  // rows of one tile
 
 #ifdef MINEDRAFT_DOT

@@ -12,7 +12,7 @@ namespace minedraft {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int kMaxSums = 8;
+constexpr int kRegisters = 16;
 constexpr int kMaxRows = 4;
 constexpr bool kHasDot = true;
 
