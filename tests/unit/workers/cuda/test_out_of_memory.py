@@ -97,7 +97,7 @@ def test_a_sampler_without_memory_refuses_too(executor: Executor, monkeypatch: p
         raise torch.OutOfMemoryError(TORCH_SAYS)
 
     with monkeypatch.context() as tight:
-        tight.setattr(actor._sampler, "verify", fail)
+        tight.setattr("minedraft_workers.sampling.sampler.verify", fail)
         with pytest.raises(MemoryExhausted):
             verify(actor, 2, VerifySpan(1, 0, A, spec=SPEC))
     assert verify(actor, 3, VerifySpan(1, 0, A)) == expected
