@@ -138,7 +138,7 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
 
 async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float) -> int:
     from minedraft_workers.drafter import DrafterActor
-    from minedraft_workers.runtime import WorkerRuntime
+    from minedraft_workers.rounds.runtime import WorkerRuntime
     from minedraft_workers.server import serve_worker
     from minedraft_workers.servicer import drafter_handler, verifier_handler
 

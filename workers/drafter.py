@@ -14,7 +14,7 @@ from minedraft_workers.channels.inline import InlineChannel
 from minedraft_workers.execution.memory import within_memory
 from minedraft_workers.proposers.base import DraftRow, Proposer
 from minedraft_workers.request_table import RequestTable
-from minedraft_workers.runtime import Work
+from minedraft_workers.rounds.runtime import Work
 
 logger = logging.getLogger("minedraft.drafter")
 

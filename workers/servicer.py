@@ -26,8 +26,8 @@ from minedraft.rpc.codec_link import envelope_to_bytes, refusal_to_pb
 from minedraft.rpc.codec_verify import verify_command_from_pb, verify_reply_to_pb
 from minedraft.types import PROTOCOL_VERSION, DraftReply, RoundId, VerifyReply
 from minedraft.v1 import worker_pb2
-from minedraft_workers.following import Follower
-from minedraft_workers.runtime import CommandResult, DraftingActor, Executed, VerifyingActor, WorkerRuntime
+from minedraft_workers.rounds.following import Follower
+from minedraft_workers.rounds.runtime import CommandResult, DraftingActor, Executed, VerifyingActor, WorkerRuntime
 
 logger = logging.getLogger("minedraft.worker")
 

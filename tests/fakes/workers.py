@@ -29,10 +29,10 @@ from minedraft.types import (
     VerifySpan,
     WorkerInfo,
 )
-from minedraft_workers.following import Follower
 from minedraft_workers.request_table import RequestTable
-from minedraft_workers.round_log import RoundLog
-from minedraft_workers.runtime import Work
+from minedraft_workers.rounds.following import Follower
+from minedraft_workers.rounds.round_log import RoundLog
+from minedraft_workers.rounds.runtime import Work
 from minedraft_workers.sequence import SequenceState
 from tests.fakes.loopback import deliver_draft, deliver_verify
 

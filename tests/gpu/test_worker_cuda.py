@@ -29,7 +29,7 @@ from minedraft.types import (
 from minedraft_workers.clock import clock_for
 from minedraft_workers.composition import Plan, load_actor, prepare_actor
 from minedraft_workers.device import enter_thread, pin
-from minedraft_workers.runtime import WorkerRuntime
+from minedraft_workers.rounds.runtime import WorkerRuntime
 from minedraft_workers.verifier import VerifierActor
 from tests.support.tiny_models import make_tiny_model
 

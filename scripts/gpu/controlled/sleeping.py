@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.types import PROTOCOL_VERSION, DraftCommand, DraftMethod, Proposal, Role, WorkerInfo
-from minedraft_workers.runtime import Work
+from minedraft_workers.rounds.runtime import Work
 from scripts.gpu.controlled.token_map import TokenMap
 
 _BLOCKS, _BLOCK_SIZE = 1 << 20, 16

@@ -13,7 +13,7 @@ from minedraft.errors import InternalError
 from minedraft.types import Role
 from minedraft_workers.composition import prepare_actor
 from minedraft_workers.device import enter_thread, make_exact
-from minedraft_workers.runtime import WorkerRuntime
+from minedraft_workers.rounds.runtime import WorkerRuntime
 from scripts.lib.null_worker import NullActor
 from tests.support.in_process import InProcessDrafter, InProcessVerifier, load_executor
 from tests.support.tiny_models import make_tiny_model

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from minedraft.errors import StaleRound
 from minedraft.types import Verdict, VerifyCommand, VerifySpan
-from minedraft_workers.runtime import Work
+from minedraft_workers.rounds.runtime import Work
 
 
 class Follower:

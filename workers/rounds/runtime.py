@@ -36,8 +36,8 @@ from minedraft.types import (
     VerifyCommand,
     WorkerInfo,
 )
-from minedraft_workers.round_log import RoundLog
-from minedraft_workers.tenancy import Tenancy
+from minedraft_workers.rounds.round_log import RoundLog
+from minedraft_workers.rounds.tenancy import Tenancy
 
 logger = logging.getLogger("minedraft.worker")
 
