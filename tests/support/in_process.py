@@ -24,6 +24,7 @@ from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.executor import Executor
 from minedraft_workers.proposers.draft_model import ModelProposer
 from minedraft_workers.proposers.ngram import NgramProposer
+from minedraft_workers.rounds.following import Follower
 from minedraft_workers.verifier import VerifierActor
 from tests.fakes.loopback import deliver_draft, deliver_verify
 
@@ -78,6 +79,7 @@ class InProcessVerifier(_InProcess):
         super().__init__()
         self.info = _info(Role.VERIFIER, executor)
         self.actor = VerifierActor(executor, self.info)
+        self._follower = Follower(self.actor.verify, self.actor.release)
         self.executor = executor
 
     async def verify(self, command: VerifyCommand) -> VerifyReply:
@@ -85,7 +87,7 @@ class InProcessVerifier(_InProcess):
         return deliver_verify(command, self.info, self._run)
 
     def _run(self, command: VerifyCommand) -> VerifyReply:
-        return VerifyReply(command.round, self.actor.verify(command).rows, Timing(), self.actor.num_free_blocks)
+        return VerifyReply(command.round, self._follower.verify(command).rows, Timing(), self.actor.num_free_blocks)
 
 
 class InProcessDrafter(_InProcess):
