@@ -66,15 +66,21 @@ def main(
             successors = token_map.target if role == Role.VERIFIER.value else token_map.draft
             executor = make_executor(shape, successors, owned, dtype=dtype, num_blocks=num_blocks, kernels=kernels)
             actor = make_actor(Role(role), executor, tokenizer)
-        code = asyncio.run(_serve(actor, address))
+        code = asyncio.run(_serve(actor, address, Device.parse(device).here()))
     os._exit(code)  # the device thread may still be inside a forward
 
 
-async def _serve(actor: Actor, address: Address) -> int:
+async def _serve(actor: Actor, address: Address, device: Device) -> int:
+    from minedraft_workers.composition import prepare_actor
+    from minedraft_workers.drafter import DrafterActor
     from minedraft_workers.server import serve_worker
     from minedraft_workers.servicer import drafter_handler, verifier_handler
+    from minedraft_workers.verifier import VerifierActor
 
     runtime = WorkerRuntime(actor)
+    if device.kind == "cuda" and isinstance(actor, DrafterActor | VerifierActor):
+        ready = actor
+        await runtime.prepare(lambda: prepare_actor(device, ready))
     if actor.info.role is Role.DRAFTER:
         handler = drafter_handler(cast(DraftingActor, actor), runtime)
     else:
