@@ -6,7 +6,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,7 @@ def main(
     with console.status("loading"):
         executor = Executor.load(model, device=owned, dtype=dtype)
     with console.status("measuring the floor"):
-        limits = measure_limits(executor.dtype_name)
+        limits = measure_limits(executor.dtype_name, len(owned.cores))
     result: dict[str, Any] = {
         "machine": machine_facts(),
         "model": executor.model_name,
@@ -98,7 +99,7 @@ def main(
         result["prompts"] = measure_prompts(executor, limits, layer_weights(executor, model), repeat, console)
     console.print(render(result))
     if generate:
-        result["generate"] = compare_with_generate(executor, model, console)
+        result["generate"] = compare_with_generate(executor, model, len(owned.cores), console)
     if json_path is not None:
         runs = json.loads(json_path.read_text(encoding="utf-8")) if json_path.exists() else []
         json_path.write_text(json.dumps([*runs, result], indent=1) + "\n", encoding="utf-8")
@@ -180,7 +181,7 @@ def render(result: dict[str, Any]) -> Table:
     return table
 
 
-def measure_limits(dtype_name: str) -> dict[str, float]:
+def measure_limits(dtype_name: str, num_threads: int) -> dict[str, float]:
     """Return the rates of the best of ten plain reads of 256 MB in huge pages and of ten 1024 x 2048 x 2048 matmuls."""
     import torch
 
@@ -188,9 +189,23 @@ def measure_limits(dtype_name: str) -> dict[str, float]:
 
     array = huge_zeros(1 << 28).view(torch.float32).fill_(1)
     x, w = (torch.ones(n, 2048, dtype=getattr(torch, dtype_name)) for n in (1024, 2048))
-    read_s = best_seconds(lambda: array.sum(), 10)
-    matmul_s = best_seconds(lambda: x @ w.T, 10)
+    with torch_threads(num_threads):
+        read_s = best_seconds(lambda: array.sum(), 10)
+        matmul_s = best_seconds(lambda: x @ w.T, 10)
     return {"read_gb_per_s": array.nbytes / read_s / 1e9, "gflop_per_s": 2 * 1024 * 2048 * 2048 / matmul_s / 1e9}
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads; beside native kernels it keeps to one, and others' figures shall not suffer."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def floor_seconds(
@@ -220,7 +235,7 @@ def time_forward(executor: Executor, num_sequences: int, span_len: int, context:
     return statistics.median(timed(lambda: executor.forward(spans)) for _ in range(repeat))
 
 
-def compare_with_generate(executor: Executor, model: Path, console: Console) -> dict[str, float]:
+def compare_with_generate(executor: Executor, model: Path, num_threads: int, console: Console) -> dict[str, float]:
     """Return tokens/s of both, each the best of two runs, taking turns."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -235,7 +250,10 @@ def compare_with_generate(executor: Executor, model: Path, console: Console) -> 
     theirs.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
 
     def run_theirs() -> None:
-        theirs.generate(ids, attention_mask=mask, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, pad_token_id=0)
+        with torch_threads(num_threads):
+            theirs.generate(
+                ids, attention_mask=mask, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, pad_token_id=0
+            )
 
     seconds: list[tuple[float, float]] = []
     for turn in range(2):
