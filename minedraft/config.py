@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from minedraft.address import Address, default_listen
 from minedraft.config_checks import contradictions, wrong_addresses, wrong_devices
-from minedraft.device import DEVICE_FORMS, Device, usable_cores
+from minedraft.device import DEVICE_FORMS, GPU_MEMORY_SHARE, Device, usable_cores
 from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.types import MAX_BATCH_SIZE, MAX_DRAFT_LEN, DraftMethod, Mode, Role
 
@@ -44,6 +44,7 @@ def _expand_home(path: Path | None) -> Path | None:
 
 _Folder = Annotated[Path, Field(strict=False), AfterValidator(_expand_home)]
 _OptionalFolder = Annotated[Path | None, Field(strict=False), AfterValidator(_expand_home)]
+_Share = Annotated[float | None, Field(gt=0, le=1)]
 
 
 class SharedSettings(BaseModel):
@@ -71,7 +72,7 @@ class SharedSettings(BaseModel):
         None,
         ge=8,
         le=1 << 24,
-        description="KV cache blocks per worker; default: what fits in 1/8 of the free memory (CUDA: 0.8).",
+        description="KV cache blocks per worker; default: what fits in its share of the memory.",
     )
     block_size: int = Field(16, ge=1, le=256, description="Tokens per KV cache block.")
     insecure_public: bool = Field(
@@ -98,6 +99,15 @@ class WorkerSettings(SharedSettings):
     )
     listen: str = Field(description="Address to serve the scheduler on: unix:PATH or HOST:PORT.", examples=["ADDR"])
     device: str = Field("cpu", description=f"Device to run on: {DEVICE_FORMS}.", examples=["DEVICE"])
+    memory_share: _Share = Field(
+        None,
+        description="Part of a GPU's memory that weights and KV cache may take, or of the free memory of a CPU "
+        f"that the KV cache may take; default: {GPU_MEMORY_SHARE:g} and 1/8.",
+        examples=["SHARE"],
+    )
+    max_requests: int | None = Field(
+        None, ge=1, description="Requests that can have KV at once; on a GPU the cache gets no more than they can use."
+    )
 
     @property
     def listen_address(self) -> Address:
@@ -142,6 +152,14 @@ class Settings(SharedSettings):
         description="Device of the drafter, in the same form; default: the first core.",
         examples=["DEVICE"],
     )
+    target_memory_share: _Share = Field(
+        None,
+        description="Part of a GPU's memory that the verifier's weights and KV cache may take, or of the free memory "
+        f"of a CPU that its KV cache may take; default: 1/8 on a CPU, {GPU_MEMORY_SHARE:g} on a GPU, which two workers "
+        "on one GPU divide by the sizes of their models.",
+        examples=["SHARE"],
+    )
+    draft_memory_share: _Share = Field(None, description="The same for the drafter.", examples=["SHARE"])
     prefill_chunk: int = Field(
         256,
         ge=16,
@@ -180,6 +198,21 @@ class Settings(SharedSettings):
         return self.max_batch_size * self.mode.num_batches
 
     @property
+    def shares_gpu(self) -> bool:
+        """Whether both workers belong to this service and run on one GPU."""
+        try:
+            devices = {Device.parse(text) for text in (self.target_device, self.draft_device)}
+        except ConfigError:  # told elsewhere
+            return False
+        return len(self.own_workers) == len(Role) and len(devices) == 1 and devices.pop().kind == "cuda"
+
+    @property
+    def _max_with_kv(self) -> int | None:
+        """Requests that have KV on a worker at once; None where a client may change the limits of the batches."""
+        # Two batches, whatever the mode is now; and a request may come before the KV of the last one is released.
+        return None if self.allow_configure else 4 * self.max_batch_size
+
+    @property
     def needs_drafter(self) -> bool:
         return self.mode.has_drafts
 
@@ -202,6 +235,8 @@ class Settings(SharedSettings):
             "model": self.target if is_of_target else self.draft,
             "listen": address,
             "device": self.target_device if is_verifier else self.draft_device,
+            "memory_share": self.target_memory_share if is_verifier else self.draft_memory_share,
+            "max_requests": self._max_with_kv,
         }
         return WorkerSettings.model_validate(own | {name: getattr(self, name) for name in SharedSettings.model_fields})
 

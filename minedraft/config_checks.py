@@ -22,6 +22,7 @@ def contradictions(settings: Settings) -> list[ConfigError]:
         *_wrong_lengths(settings),
         *wrong_devices(settings, "target_device", "draft_device"),
         *wrong_addresses(settings, "listen", "target_address", "draft_address"),
+        *_wrong_shares(settings),
     ]
 
 
@@ -57,6 +58,15 @@ def wrong_addresses(settings: SharedSettings, *fields: str) -> list[ConfigError]
             limit = "reachable from other hosts without encryption; pass --insecure-public to allow it"
             errors.append(ConfigError(field, text, limit))
     return errors
+
+
+def _wrong_shares(settings: Settings) -> list[ConfigError]:
+    """Return an error if two workers would share one GPU and ask for more than it has."""
+    target, draft, device = settings.target_memory_share, settings.draft_memory_share, settings.target_device
+    if target is None or draft is None or not settings.shares_gpu:
+        return []
+    limit = f"with target_memory_share {target:g} that is more than all of {device}, which both workers use"
+    return [ConfigError("draft_memory_share", draft, limit)] if target + draft > 1 else []
 
 
 def _wrong_models(settings: Settings) -> list[ConfigError]:

@@ -12,6 +12,9 @@ from typing import Literal
 from minedraft.errors import ConfigError
 
 DEVICE_FORMS = "cpu, cpu:0, cpu:0-3, cpu:0,2 or cuda:0"
+# Of a GPU's memory, for the weights and KV caches of all workers on it. The rest is for activations, and for what the
+# driver takes in each process.
+GPU_MEMORY_SHARE = 0.85
 _NUM_CORES = 4096  # more than any machine has
 _CORES = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?", re.ASCII)
 _CUDA = re.compile(r"cuda(?::(\d{1,4}))?", re.ASCII)
@@ -51,12 +54,11 @@ class Device:
         can tell whether a CUDA device of that number exists.
 
         Raises:
-            ConfigError: this process may not use one of the cores, or there is no NVIDIA device; the error
-                names `field`.
+            ConfigError: this process may not use one of the cores, or there is no GPU; the error names `field`.
         """
         if self.kind == "cuda":
-            if not any(path.exists() for path in (*Path("/dev").glob("nvidia[0-9]*"), Path("/dev/dxg"))):
-                raise ConfigError(field, str(self), "no NVIDIA device found")
+            if not count_gpus():
+                raise ConfigError(field, str(self), "no GPU found")
             return self
         usable = usable_cores()
         if missing := sorted(set(self.cores).difference(usable)):
@@ -68,6 +70,13 @@ class Device:
         if self.kind == "cuda":
             return f"cuda:{self.index}"
         return f"cpu:{format_cores(self.cores)}" if self.cores else "cpu"
+
+
+def count_gpus(dev: Path = Path("/dev")) -> int:
+    """Return how many GPUs the device nodes of this machine or container show, whatever their numbers; 1 where one
+    node stands for all (AMD's, which torch calls cuda too, and those of Windows)."""
+    num_nvidia = len(list(dev.glob("nvidia[0-9]*")))
+    return num_nvidia or int(any((dev / name).exists() for name in ("kfd", "dxg")))
 
 
 def usable_cores() -> tuple[int, ...]:

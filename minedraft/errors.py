@@ -16,6 +16,7 @@
     │   └── Draining                    UNAVAILABLE          503    yes
     ├── NumericError                    INTERNAL             500    no       (NaN or Inf logits for one request)
     └── InternalError                   INTERNAL             500    no       70
+        ├── MemoryExhausted             INTERNAL             500    no       70   (a device has no room for a command)
         └── ProtocolError               INTERNAL             500    no       70   (a worker's message breaks a rule)
             └── StaleRound              INTERNAL             500    no       70   (it belongs to another round or epoch)
 
@@ -185,6 +186,12 @@ class ProtocolError(InternalError):
     """A message between scheduler and worker breaks the contract (shape, range, epoch, round)."""
 
     reason = "PROTOCOL"
+
+
+class MemoryExhausted(InternalError):
+    """A worker's device had no memory for a command, which can come again with less in it."""
+
+    reason = "MEMORY_EXHAUSTED"
 
 
 class StaleRound(ProtocolError):

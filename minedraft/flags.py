@@ -73,7 +73,7 @@ def _option(field: FieldInfo) -> dict[str, Any]:
     elif kind in (int, float):
         # Ranges are checked with all other settings, so that all problems are reported together.
         option["type"] = kind
-        option["metavar"] = "N" if kind is int else "SECONDS"
+        option["metavar"] = str(field.examples[0]) if field.examples else "N" if kind is int else "SECONDS"
     else:
         option["metavar"] = str(field.examples[0]) if field.examples else "TEXT"
     return option

@@ -10,6 +10,7 @@ Glossary (the same words everywhere):
 * *batch*: the requests that share rounds, A or B. *seat*: the place of one request in a batch.
 * *round*: one draft + one verify of one batch. *lane*: the task that takes one batch from round to
   round. *step*: the time from one committed round to the next, whichever batch they are of.
+* a round *follows* another one of its batch: it is sent before the other has ended, and starts from its tokens.
 * *span*: one request's part of a round, a command or a forward. *prefix length*: the number of leading
   committed tokens a worker's KV holds.
 * *introduce* a request: send a worker its first span, with prefix length 0 and the `SequenceSpec`.
@@ -27,7 +28,7 @@ from enum import Enum, IntEnum
 from minedraft.errors import InvalidRequest
 from minedraft.sampling_params import SamplingParams
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_SPANS = 1024  # requests in one worker command
 MAX_SPAN_DRAFTS = 64  # draft tokens that one span of a worker command can carry
 MAX_TOP_M = 1024  # entries of a truncated draft distribution
@@ -208,8 +209,8 @@ class Timing:
     """
 
     queue_ns: int = 0  # command received -> taken by the device thread
-    forward_ns: int = 0  # model forward passes only
-    busy_ns: int = 0  # command taken -> reply ready
+    forward_ns: int = 0  # model forward passes only, on the clock of their device
+    busy_ns: int = 0  # command taken -> reply ready, and the device done
     idle_ns: int = 0  # device thread idle before it took this command
     start_ns: int = 0  # when the device thread took this command
 
@@ -241,6 +242,9 @@ class VerifySpan:
     The verifier keeps the first `prefix_len` KV entries, appends `tokens` (committed, not cached
     yet, at least one) and `drafts`. With `sample` it returns accepted drafts and the bonus token;
     without (an inner prompt chunk) it only caches.
+
+    A span that `follows` has no tokens: its one token is the bonus token of the request in the verifier's last
+    round, which the scheduler does not know yet. If there is none, the verdict is STALE_ROUND and nothing changes.
     """
 
     request_id: int
@@ -250,6 +254,12 @@ class VerifySpan:
     q: TruncatedQ | None = None
     sample: bool = True
     spec: SequenceSpec | None = None
+    follows: bool = False
+
+    @property
+    def committed_len(self) -> int:
+        """The number of committed tokens that the verifier holds afterwards."""
+        return self.prefix_len + (1 if self.follows else len(self.tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +285,8 @@ class Verdict:
 
     tokens: the `accepted_len` accepted drafts followed by exactly one bonus (or replacement) token;
     empty if the span did not sample or `error` is set. committed_len: number of committed tokens before
-    `tokens`. error: "" or a reason of minedraft.errors (NUMERIC).
+    `tokens`. error: "" or a reason of minedraft.errors: NUMERIC, or STALE_ROUND for a span that follows a round
+    without a token for it.
     """
 
     request_id: int

@@ -10,15 +10,29 @@ from typing import TYPE_CHECKING, Self
 
 from minedraft.config import WorkerSettings
 from minedraft.device import Device
-from minedraft.errors import ConfigError
+from minedraft.errors import ConfigError, MemoryExhausted
 from minedraft.models.folder import FolderInfo, check_model_folder
 from minedraft.models.vocabulary import vocab_fingerprint
-from minedraft.types import PROTOCOL_VERSION, Role, WorkerInfo
-from minedraft_workers.device import pin
+from minedraft.sampling_params import SamplingParams
+from minedraft.types import (
+    PROTOCOL_VERSION,
+    Acceptance,
+    Batch,
+    DraftCommand,
+    DraftSpan,
+    Role,
+    RoundId,
+    SequenceSpec,
+    VerifyCommand,
+    VerifySpan,
+    WorkerInfo,
+)
+from minedraft_workers.device import enter_thread, pin
 
 if TYPE_CHECKING:
     from minedraft_workers.drafter import DrafterActor
     from minedraft_workers.execution.executor import Executor
+    from minedraft_workers.sampling.sampler import Sampler
     from minedraft_workers.verifier import VerifierActor
 
 logger = logging.getLogger("minedraft.worker")
@@ -76,7 +90,7 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
     """Return the actor of the worker's role, with its model loaded if it has one.
 
     Raises:
-        ModelError: the model cannot run here. ConfigError: the requested KV cache does not fit.
+        ModelError: the model cannot run here. ConfigError: model or KV cache do not fit in the memory.
     """
     from minedraft_workers.drafter import DrafterActor
 
@@ -85,20 +99,28 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
         from minedraft_workers.proposers.ngram import NgramProposer
 
         return DrafterActor(NgramProposer(), _make_info(plan, None))
+    import torch
+
     from minedraft_workers.execution.executor import Executor
+    from minedraft_workers.execution.memory import first_sentence
     from minedraft_workers.proposers.draft_model import ModelProposer
     from minedraft_workers.verifier import VerifierActor
 
     start_s = time.monotonic()
-    executor = Executor.load(
-        plan.folder.path,
-        device=plan.device,
-        dtype=settings.dtype,
-        num_blocks=settings.num_blocks,
-        block_size=settings.block_size,
-        max_model_len=plan.max_model_len,
-        kernels=settings.kernels,
-    )
+    try:
+        executor = Executor.load(
+            plan.folder.path,
+            device=plan.device,
+            dtype=settings.dtype,
+            num_blocks=settings.num_blocks,
+            block_size=settings.block_size,
+            max_model_len=plan.max_model_len,
+            kernels=settings.kernels,
+            memory_share=settings.memory_share,
+            max_requests=settings.max_requests,
+        )
+    except torch.OutOfMemoryError as error:
+        raise _no_memory(plan, first_sentence(error)) from error
     logger.info(
         "%s loaded as %s (%.0f MB) in %.1f s; %s kernels: %s",
         executor.model_name,
@@ -110,17 +132,22 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
     )
     if settings.role is Role.VERIFIER:
         _check_kv_memory(plan, executor)
-        return VerifierActor(executor, _make_info(plan, executor))
-    return DrafterActor(ModelProposer(executor), _make_info(plan, executor))
+        return VerifierActor(executor, _make_info(plan, executor), _make_sampler(plan))
+    return DrafterActor(ModelProposer(executor, _make_sampler(plan)), _make_info(plan, executor))
 
 
 async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float) -> int:
     from minedraft_workers.drafter import DrafterActor
-    from minedraft_workers.runtime import WorkerRuntime
+    from minedraft_workers.rounds.runtime import WorkerRuntime
     from minedraft_workers.server import serve_worker
     from minedraft_workers.servicer import drafter_handler, verifier_handler
 
     runtime = WorkerRuntime(actor)
+    if plan.device.kind == "cuda":
+        try:
+            await runtime.prepare(lambda: prepare_actor(plan.device, actor))
+        except MemoryExhausted as error:
+            raise _no_memory(plan, str(error)) from error
     handler = drafter_handler(actor, runtime) if isinstance(actor, DrafterActor) else verifier_handler(actor, runtime)
     address, info = plan.settings.listen_address, actor.info
 
@@ -137,6 +164,44 @@ async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float
         )
 
     return await serve_worker(runtime, handler, address, on_ready=on_ready)
+
+
+def prepare_actor(device: Device, actor: DrafterActor | VerifierActor) -> None:
+    """Make the device the device thread's own, and run a command of each kind there: the handles of CUDA's libraries
+    are per thread, and a kernel is loaded when it is first used. So the first requests wait for neither.
+
+    Raises:
+        MemoryExhausted: the device has no room for such a command.
+    """
+    from minedraft_workers.drafter import DrafterActor
+
+    enter_thread(device)
+    name, tokens = RoundId(0, Batch.A, 0), (0,) * 4
+    for kind in Acceptance:  # one by one: they fit in the smallest cache
+        params = SamplingParams(temperature=0.0 if kind is Acceptance.GREEDY else 1.0)
+        spec = SequenceSpec(params, len(tokens), 0, kind)
+        if isinstance(actor, DrafterActor):
+            actor.draft(DraftCommand(name, (DraftSpan(1, 0, tokens, 2, spec),)))
+        else:
+            actor.verify(VerifyCommand(name, (VerifySpan(1, 0, tokens, (0, 0), spec=spec),)))
+        actor.reset(0)
+
+
+def _no_memory(plan: Plan, cause: str) -> ConfigError:
+    limit = f"{plan.folder.name} does not fit on {plan.device}: {cause}; the other worker may have too large a share"
+    return ConfigError("memory_share", plan.settings.memory_share, limit)
+
+
+def _make_sampler(plan: Plan) -> Sampler:
+    from minedraft_workers.sampling.sampler import Sampler
+
+    if plan.settings.kernels in ("torch", "transformers") or plan.device.kind != "cpu":
+        return Sampler()
+    try:
+        return Sampler.native(max(len(plan.device.cores), 1))
+    except ConfigError as error:
+        logger.info("tokens are chosen with torch: %s", error.limit)
+        return Sampler()
 
 
 def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:

@@ -50,3 +50,25 @@ def pin(device: Device) -> None:
     if device.index >= count:
         raise ConfigError("device", str(device), f"torch found {count} CUDA devices")
     torch.cuda.set_device(device.index)
+    make_exact()
+
+
+def make_exact() -> None:
+    """Have CUDA's matmuls compute what their dtype says, whatever the environment or a library has set: float32
+    without TF32, and bfloat16 with sums in float32."""
+    import torch
+
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+def enter_thread(device: Device) -> None:
+    """Make the device the current one of this thread. Each thread has its own, and begins with the first card.
+
+    Args:
+        device: as given to `pin`, which did the same for the main thread.
+    """
+    if device.kind == "cuda":
+        import torch
+
+        torch.cuda.set_device(device.index)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from minedraft.types import DraftCommand, Proposal, TruncatedQ, WorkerInfo
 from minedraft_workers.channels.base import TokenChannel
 from minedraft_workers.channels.inline import InlineChannel
+from minedraft_workers.execution.memory import within_memory
 from minedraft_workers.proposers.base import DraftRow, Proposer
 from minedraft_workers.request_table import RequestTable
-from minedraft_workers.runtime import Work
+from minedraft_workers.rounds.runtime import Work
 
 logger = logging.getLogger("minedraft.drafter")
 
@@ -30,6 +32,7 @@ class DrafterActor:
     def num_free_blocks(self) -> int:
         return self._proposer.num_free_blocks
 
+    @within_memory
     def draft(self, command: DraftCommand) -> Work[Proposal]:
         """Release requests, cache the new tokens, propose. Implements `DraftingActor`."""
         self.release(command.released)
@@ -58,5 +61,6 @@ class DrafterActor:
         q = None
         if row.q_ids:
             pack = self._channel.pack
-            q = TruncatedQ(pack(torch.stack(row.q_ids)), pack(torch.stack(row.q_probs)))
+            ids, probs = (torch.from_numpy(np.array(side)) for side in (row.q_ids, row.q_probs))
+            q = TruncatedQ(pack(ids), pack(probs))
         return Proposal(row.state.request_id, row.committed_len, tuple(row.drafts), q)

@@ -16,7 +16,7 @@ from minedraft.address import Address
 from minedraft.errors import EXIT_INTERNAL, EXIT_OK
 from minedraft.rpc.channel import bind, worker_server
 from minedraft.rpc.health import HealthServicer, add_health
-from minedraft_workers.runtime import WorkerRuntime
+from minedraft_workers.rounds.runtime import WorkerRuntime
 
 logger = logging.getLogger("minedraft.worker")
 

@@ -26,7 +26,8 @@ from minedraft.rpc.codec_link import envelope_to_bytes, refusal_to_pb
 from minedraft.rpc.codec_verify import verify_command_from_pb, verify_reply_to_pb
 from minedraft.types import PROTOCOL_VERSION, DraftReply, RoundId, VerifyReply
 from minedraft.v1 import worker_pb2
-from minedraft_workers.runtime import CommandResult, DraftingActor, Executed, VerifyingActor, WorkerRuntime
+from minedraft_workers.rounds.following import Follower
+from minedraft_workers.rounds.runtime import CommandResult, DraftingActor, Executed, VerifyingActor, WorkerRuntime
 
 logger = logging.getLogger("minedraft.worker")
 
@@ -58,9 +59,11 @@ def drafter_handler(actor: DraftingActor, runtime: WorkerRuntime) -> grpc.Generi
 def verifier_handler(actor: VerifyingActor, runtime: WorkerRuntime) -> grpc.GenericRpcHandler[Any, Any]:
     """Return the Verifier service."""
 
+    follower = Follower(actor.verify, actor.release)
+
     def submit_verify(message: worker_pb2.Command) -> _Submitted:
         command = verify_command_from_pb(message.verify, runtime.info)
-        reply = runtime.submit("verify", command.round, lambda: actor.verify(command))
+        reply = runtime.submit("verify", command.round, lambda: follower.verify(command))
         return reply, partial(_encode_verdicts, command.round)
 
     return _handler(VERIFIER_SERVICE, runtime, {"verify": submit_verify})

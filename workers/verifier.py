@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -10,10 +9,13 @@ import torch
 from minedraft.types import MAX_SPAN_DRAFTS, MAX_TOP_M, Verdict, VerifyCommand, VerifySpan, WorkerInfo
 from minedraft_workers.channels.base import TensorSpec, TokenChannel
 from minedraft_workers.channels.inline import InlineChannel
+from minedraft_workers.clock import clock_for
 from minedraft_workers.execution.executor import Executor, ForwardSpan
+from minedraft_workers.execution.memory import within_memory
 from minedraft_workers.request_table import RequestTable
-from minedraft_workers.runtime import Work
-from minedraft_workers.sampling.acceptance import Outcome, VerifyRow, verify
+from minedraft_workers.rounds.runtime import Work
+from minedraft_workers.sampling.acceptance import Outcome, VerifyRow
+from minedraft_workers.sampling.sampler import Sampler
 from minedraft_workers.sequence import SequenceState
 
 _Q_IDS = TensorSpec("int32", (MAX_SPAN_DRAFTS, MAX_TOP_M))
@@ -23,9 +25,18 @@ _Q_PROBS = TensorSpec("float32", (MAX_SPAN_DRAFTS, MAX_TOP_M))
 class VerifierActor:
     """Executes the Verifier commands, in the device thread."""
 
-    def __init__(self, executor: Executor, info: WorkerInfo, channel: TokenChannel | None = None) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        info: WorkerInfo,
+        sampler: Sampler | None = None,
+        channel: TokenChannel | None = None,
+    ) -> None:
+        """Take the target, and what decides about drafts and carries q; by default torch, and the message."""
         self.info = info
         self._executor = executor
+        self._clock = clock_for(executor.device)
+        self._sampler = sampler or Sampler()
         self._channel = channel or InlineChannel()
         self._requests = RequestTable()
 
@@ -33,15 +44,16 @@ class VerifierActor:
     def num_free_blocks(self) -> int:
         return self._executor.num_free_blocks
 
+    @within_memory
     def verify(self, command: VerifyCommand) -> Work[Verdict]:
         """Release requests, run all spans as one forward, decide. Implements `VerifyingActor`."""
+        self._clock.start()
         self.release(command.released)
         spans = command.spans
         states = [self._requests.find(span) for span in spans]
         q_of = {span.request_id: self._unpack_q(span) for span in spans if span.q is not None}
-        start_ns = time.perf_counter_ns()
-        logits = self._executor.forward([_to_forward(span) for span in spans])
-        forward_ns = time.perf_counter_ns() - start_ns
+        with self._clock.forward():
+            logits = self._executor.forward([_to_forward(span) for span in spans])
         for state, span in zip(states, spans, strict=True):
             state.replace_from(span.prefix_len, span.tokens)
         self._requests.keep(states)
@@ -50,12 +62,12 @@ class VerifierActor:
             for state, span in zip(states, spans, strict=True)
             if span.sample
         ]
-        outcomes = iter(verify(logits, rows) if rows else ())
+        outcomes = iter(self._sampler.verify(logits, rows) if rows else ())
         verdicts = [
             _to_verdict(state, span, next(outcomes) if span.sample else None)
             for state, span in zip(states, spans, strict=True)
         ]
-        return Work(tuple(verdicts), forward_ns)
+        return Work(tuple(verdicts), self._clock.finish())
 
     def release(self, request_ids: Sequence[int]) -> None:
         for request_id in request_ids:

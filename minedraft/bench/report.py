@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from minedraft.bench.machine import find_gpus, find_versions
 from minedraft.bench.prompts import BenchPrompt
 from minedraft.bench.runner import BenchConfig, BenchRow, overlap_bound, run_benchmark
 from minedraft.client import AsyncClient
@@ -120,4 +121,5 @@ def machine_facts() -> dict[str, Any]:
     except OSError:
         model = platform.processor()
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-    return {"cpu": model, "cores": os.cpu_count(), "instructions": [name for name in known if name in flags]}
+    cpu = {"cpu": model, "cores": os.cpu_count(), "instructions": [name for name in known if name in flags]}
+    return {**cpu, "gpus": find_gpus(), "versions": find_versions()}

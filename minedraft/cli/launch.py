@@ -14,6 +14,7 @@ from minedraft.cli.console import progress_printer, run, say
 from minedraft.config import Settings, load_settings
 from minedraft.errors import EXIT_INTERNAL, EXIT_OK
 from minedraft.flags import UserPath, settings_flags
+from minedraft.launch.placement import tell_unused_gpus
 from minedraft.launch.preflight import check_machine
 from minedraft.models.catalogue import Pair, ensure_pair, find_pair
 from minedraft.process.notify import READY_LINE
@@ -78,6 +79,8 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
         return EXIT_OK
     from minedraft.launch.launcher import Launcher
 
+    if (hint := tell_unused_gpus(settings)) is not None:
+        say(hint)
     launcher = Launcher(settings, say, lambda seconds: announce(settings, seconds), is_verbose=verbose)
     return asyncio.run(launcher.run())
 

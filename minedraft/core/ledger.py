@@ -76,6 +76,11 @@ class KvLedger:
         if self.pool.num_owned(request_id):
             self._unsent[request_id] = None
 
+    @property
+    def has_releases(self) -> bool:
+        """Whether releases wait for a command that carries them."""
+        return bool(self._unsent)
+
     def take_releases(self) -> tuple[int, ...]:
         """Return the releases that the next command to the worker must carry."""
         released = tuple(self._unsent)

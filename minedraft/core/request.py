@@ -41,16 +41,18 @@ class Request:
         tokens: committed tokens: prompt + accepted output.
         verifier_len: leading tokens that the verifier's KV holds.
         batch: the batch it has a seat in; None while it waits.
-        in_round: whether it is part of a round that is planned and not committed yet.
+        num_open_rounds: rounds that it is part of and that are planned and not ended; two if one follows the other.
         must_leave: whether it is preempted when its round ends.
+        seniority: which one it was to be seated for the first time; 0 before that. The youngest is preempted.
     """
 
     id: int
     tokens: list[int]
     spec: SequenceSpec
     batch: Batch | None = None
-    in_round: bool = False
+    num_open_rounds: int = 0
     must_leave: bool = False
+    seniority: int = 0
     verifier_len: int = 0
     is_aborted: bool = False
     num_rounds: int = 0
@@ -68,6 +70,11 @@ class Request:
             stop_ids=new.stop_ids,
         )
         return cls(id=request_id, tokens=list(new.prompt_token_ids), spec=spec)
+
+    @property
+    def in_round(self) -> bool:
+        """Whether it is part of a round that is planned and not ended."""
+        return self.num_open_rounds > 0
 
     @property
     def output_len(self) -> int:

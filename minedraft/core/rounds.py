@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from minedraft.core.draft_book import DraftBook
 from minedraft.core.ledger import KvLedger
 from minedraft.core.request import Request
-from minedraft.types import Batch, DraftSpan, FinishReason, Proposal, Tensor, TruncatedQ, VerifySpan
+from minedraft.types import Batch, DraftSpan, FinishReason, Proposal, Tensor, TruncatedQ, Verdict, VerifySpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class PlannedSpan:
     sample: bool  # the verifier will hold all committed tokens, so it samples what follows
     draft: DraftSpan | None = None
     prefill: DraftSpan | None = None
+    follows: bool = False  # its token is the bonus token of the request's round before, which has not ended
 
     @property
     def draft_len(self) -> int:
@@ -60,9 +61,44 @@ class RoundPlan:
         return cls(batch, number, tuple(spans), drafts, prefills, verifier_kv, book)
 
     @property
+    def follows(self) -> bool:
+        """Whether the round starts from tokens of one that had not ended when it was planned."""
+        return self.spans[0].follows
+
+    @property
     def is_prefill(self) -> bool:
         """Whether the round carries prompt tokens, for either worker."""
         return bool(self.prefills) or any(span.num_tokens > 1 for span in self.spans)
+
+
+def following_spans(plan: RoundPlan, members: Sequence[Request]) -> list[PlannedSpan]:
+    """Return the spans of a round that follows `plan`: one more token for each request that goes on, whichever token
+    the plan gives it. Return none if `members`, the requests of the batch, need more than that."""
+    live = [span for span in plan.spans if span.request.batch is plan.batch]
+    if len(live) != len(members):
+        return []
+    for span in live:
+        if span.committed_len != len(span.request.tokens):  # the round that it follows was given up
+            return []
+        if not span.sample or span.draft is not None or span.request.is_aborted or span.request.must_leave:
+            return []
+    going_on = [span for span in live if span.request.remaining_len > 1]
+    return [PlannedSpan(span.request, span.committed_len + 1, 1, sample=True, follows=True) for span in going_on]
+
+
+def apply_verdict(span: PlannedSpan, num_drafts: int, verdict: Verdict) -> tuple[tuple[int, ...], FinishReason | None]:
+    """Grow a request by the verdict on its span. Return its new tokens, and the reason if they end the output."""
+    request = span.request
+    request.verifier_len += span.num_tokens
+    if not span.sample:
+        return (), None
+    request.verifier_len += verdict.accepted_len
+    request.num_rounds += 1
+    request.num_drafted += num_drafts
+    request.num_accepted += verdict.accepted_len
+    token_ids, reason = truncate_output(verdict.tokens, request)
+    request.tokens.extend(token_ids)
+    return token_ids, reason
 
 
 def truncate_output(tokens: Sequence[int], request: Request) -> tuple[tuple[int, ...], FinishReason | None]:
@@ -104,6 +140,8 @@ def shorten(proposal: Proposal, num_drafts: int) -> Proposal:
 def to_verify_span(span: PlannedSpan, proposal: Proposal | None) -> VerifySpan:
     """Return the verifier's span for one request: the tokens it has not cached, and the proposed drafts."""
     request = span.request
+    if span.follows:
+        return VerifySpan(request.id, span.committed_len - 1, (), follows=True)
     return VerifySpan(
         request_id=request.id,
         prefix_len=request.verifier_len,

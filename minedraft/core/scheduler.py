@@ -2,7 +2,7 @@
 
 A round of one batch is `plan` -> (draft) -> `assemble` -> (verify) -> `commit`. Both batches go
 through the same calls, interleaved in any order. Requests of a planned round are `in_round`, and no
-other round changes them until it is committed. `take_events` returns what has happened.
+other round changes them until it is committed, but one that follows it. `take_events` returns what has happened.
 """
 
 from __future__ import annotations
@@ -19,8 +19,17 @@ from minedraft.core.limits import SchedulerLimits, check_request, check_successo
 from minedraft.core.policy.base import DraftOffer, DraftPolicy, FixedDraftLen
 from minedraft.core.policy.guarded import GuardedDraftPolicy
 from minedraft.core.request import NewRequest, Request, RequestUpdate
-from minedraft.core.rounds import PlannedSpan, RoundPlan, match_proposals, shorten, to_verify_span, truncate_output
-from minedraft.errors import MineDraftError, NumericError, Overloaded, ProtocolError
+from minedraft.core.rounds import (
+    PlannedSpan,
+    RoundPlan,
+    apply_verdict,
+    following_spans,
+    match_proposals,
+    shorten,
+    to_verify_span,
+)
+from minedraft.core.span_planner import SpanPlanner
+from minedraft.errors import MineDraftError, NumericError, Overloaded, ProtocolError, StaleRound
 from minedraft.types import Batch, FinishReason, Proposal, Verdict, VerifySpan
 
 Updates: TypeAlias = list[RequestUpdate]
@@ -48,12 +57,11 @@ class Scheduler:
         self._policy = GuardedDraftPolicy(
             policy or FixedDraftLen(), lambda cause: self._events.append(events.PolicyReplaced(cause))
         )
-        self._in_flight: dict[Batch, int] = {}  # numbers of the rounds that are planned and not ended
+        self._in_flight: dict[int, Batch] = {}  # by number, the rounds that are planned and not ended
         self._events: list[events.Event] = []
         self._next_id = 1
         self._round_number = 0
         self._num_admitted = 0
-        self._admission: dict[int, int] = {}  # request id -> when it was first seated; the youngest is preempted
         self._change: str | None = None  # why limits change, until they are in force
 
     def take_events(self) -> Sequence[events.Event]:
@@ -97,7 +105,7 @@ class Scheduler:
     def fail_all(self, error: MineDraftError) -> Updates:
         """End every request with `error`, even those in a round; after this no round can be committed."""
         updates = [self._fail(request, error) for request in list(self.requests.values())]
-        self._events += [events.RoundAbandoned(batch, number) for batch, number in self._in_flight.items()]
+        self._events += [events.RoundAbandoned(batch, number) for number, batch in self._in_flight.items()]
         self._in_flight.clear()
         return updates
 
@@ -158,27 +166,36 @@ class Scheduler:
         if self._change is not None:  # members of a closed batch need not wait for its next round
             self._move_from(batch)
         members = list(self.batches.members(batch))
-        verifier_budget = drafter_budget = self.limits.prefill_chunk
+        planner = SpanPlanner(
+            self.limits, self.verifier_kv, self.book, self._policy, self._make_room, batch_size=len(members)
+        )
         spans: list[PlannedSpan] = []
         for request in members:
             if request.batch is not batch:  # preempted just now, for another member
                 continue
-            span = self._plan_span(request, len(members), verifier_budget, drafter_budget)
-            if span is None:
-                continue
-            request.in_round = True
-            spans.append(span)
-            drafter_budget -= span.num_prefill
-            if span.num_tokens > 1:
-                verifier_budget -= span.num_tokens
-        if not spans:
+            if (span := planner.plan(request)) is not None:
+                request.num_open_rounds += 1
+                spans.append(span)
+        return self._begin_round(batch, spans, planner.num_prompt_tokens) if spans else None
+
+    def follow(self, plan: RoundPlan) -> RoundPlan | None:
+        """Begin the round that follows a planned one, before that has ended, if only it is to be done: decoding in one
+        batch, without drafts. So the verifier need not wait for the scheduler between two rounds. A request
+        that ends with `plan`, in a way that is not known yet, takes part in vain. End the two in their order."""
+        has_drafts = self.book is not None and self.limits.draft_len > 0
+        if has_drafts or self.limits.num_batches > 1 or self._change is not None or not self.is_current(plan):
             return None
-        self._round_number += 1
-        self._in_flight[batch] = self._round_number
-        plan = RoundPlan.of(batch, self._round_number, spans, self.verifier_kv, self.book)
-        counts = len(spans), self.limits.prefill_chunk - verifier_budget, sum([d.draft_len for d in plan.drafts])
-        self._events.append(events.RoundPlanned(batch, plan.number, *counts))
-        return plan
+        spans = following_spans(plan, self.batches.members(plan.batch))
+        is_seat_wanted = self.waiting and (self.batches.has_seat() or len(spans) < self.batches.size(plan.batch))
+        if not spans or is_seat_wanted:
+            return None
+        for span in spans:
+            if not self.verifier_kv.can_reserve(span.request.id, span.committed_len):
+                return None
+            self.verifier_kv.reserve(span.request.id, span.committed_len)
+        for span in spans:
+            span.request.num_open_rounds += 1
+        return self._begin_round(plan.batch, spans, 0)
 
     def assemble(self, plan: RoundPlan, proposals: Iterable[Proposal]) -> tuple[VerifySpan, ...]:
         """Return the spans of a planned round's verify command, with the proposed drafts.
@@ -191,7 +208,7 @@ class Scheduler:
             self._events.append(events.ProposalsDropped(plan.batch, plan.number, num_dropped))
         lens = self._policy.select([DraftOffer(proposal.request_id, len(proposal.tokens)) for proposal in fitting])
         chosen = {p.request_id: shorten(p, num_drafts) for p, num_drafts in zip(fitting, lens, strict=True)}
-        live = [span for span in plan.spans if not span.request.is_aborted]
+        live = [span for span in plan.spans if span.request.id in self.requests and not span.request.is_aborted]
         return tuple([to_verify_span(span, chosen.get(span.request.id)) for span in live])
 
     def commit(self, plan: RoundPlan, command: Sequence[VerifySpan], verdicts: Iterable[Verdict]) -> Updates:
@@ -210,11 +227,15 @@ class Scheduler:
         accepted: list[tuple[int, int]] = []
         for span in plan.spans:
             request = span.request
-            request.in_round = False
+            request.num_open_rounds -= 1
+            if request.id not in self.requests:  # ended with the round that this one follows
+                continue
             if request.is_aborted:
                 updates.append(self.finish(request, FinishReason.ABORT))
                 continue
             verdict, committed_len = verdict_of.get(request.id), request.verifier_len + span.num_tokens
+            if verdict is not None and span.follows and verdict.error == StaleRound.reason:
+                continue  # the round that it follows gave no token; the request is in the next round again
             if verdict is None or verdict.committed_len != committed_len:
                 raise ProtocolError(f"no verdict continues request {request.id} at {committed_len} tokens")
             num_drafts = num_drafts_of[request.id]
@@ -239,10 +260,20 @@ class Scheduler:
 
     # Inside
 
+    def _begin_round(self, batch: Batch, spans: Sequence[PlannedSpan], num_prompt_tokens: int) -> RoundPlan:
+        self._round_number += 1
+        self._in_flight[self._round_number] = batch
+        plan = RoundPlan.of(batch, self._round_number, spans, self.verifier_kv, self.book)
+        num_drafts = sum([draft.draft_len for draft in plan.drafts])
+        self._events.append(events.RoundPlanned(batch, plan.number, len(spans), num_prompt_tokens, num_drafts))
+        return plan
+
     def _give_up(self, plan: RoundPlan, end: Callable[[Request], RequestUpdate | None]) -> Updates:
         updates: Updates = []
         for span in plan.spans:
-            span.request.in_round = False
+            span.request.num_open_rounds -= 1
+            if span.request.id not in self.requests:
+                continue
             is_aborted = span.request.is_aborted
             update = self.finish(span.request, FinishReason.ABORT) if is_aborted else end(span.request)
             if update is not None:
@@ -253,9 +284,9 @@ class Scheduler:
 
     def _end_round(self, plan: RoundPlan) -> None:
         """Preempt the requests that must leave, and rebalance the batches."""
-        self._in_flight.pop(plan.batch, None)
+        self._in_flight.pop(plan.number, None)
         for span in plan.spans:
-            if span.request.must_leave and span.request.batch is not None:
+            if span.request.must_leave and span.request.batch is not None and not span.request.in_round:
                 self._preempt(span.request)
         self._move_from(plan.batch)
 
@@ -285,48 +316,10 @@ class Scheduler:
             self.waiting.popleft()
             self.verifier_kv.reserve(request.id, len(request.tokens))
             batch = self.batches.join(request, next_drafted)
-            if request.id not in self._admission:
+            if not request.seniority:
                 self._num_admitted += 1
-                self._admission[request.id] = self._num_admitted
+                request.seniority = self._num_admitted
             self._events.append(events.RequestSeated(request.id, batch))
-
-    def _plan_span(
-        self, request: Request, batch_size: int, verifier_budget: int, drafter_budget: int
-    ) -> PlannedSpan | None:
-        """Return a request's span of the round, with KV reserved; None if it must sit this round out."""
-        committed_len = len(request.tokens)
-        missing = committed_len - request.verifier_len
-        num_tokens = min(missing, verifier_budget) if missing > 1 else 1
-        if num_tokens <= 0:
-            return None
-        end = request.verifier_len + num_tokens
-        draft_len = self._draft_len(request, batch_size) if num_tokens == missing else 0
-        if not self.verifier_kv.can_reserve(request.id, end + draft_len):
-            draft_len = 0
-            if not self._make_room(request, end):
-                return None
-        self.verifier_kv.reserve(request.id, end + draft_len)
-        draft = prefill = None
-        if self.book is not None and draft_len:
-            draft = self.book.plan_draft(request, draft_len)
-        elif self.book is not None and (num_prefill := self._prefill_len(request, drafter_budget)):
-            prefill = self.book.plan_prefill(request, num_prefill)
-        return PlannedSpan(request, committed_len, num_tokens, num_tokens == missing, draft, prefill)
-
-    def _draft_len(self, request: Request, batch_size: int) -> int:
-        """Return the drafts to ask for: the policy's number, less near a limit, where the bonus token needs room."""
-        limits = self.limits
-        if self.book is None or not limits.draft_len:
-            return 0
-        wanted = self._policy.draft_len(request, batch_size, limits.draft_len)
-        room = min(request.remaining_len, limits.max_model_len - len(request.tokens)) - 1
-        return self.book.draft_len(request, min(wanted, room))
-
-    def _prefill_len(self, request: Request, budget: int) -> int:
-        """Return the committed tokens that the drafter should cache during the verify; 0 if no draft will follow."""
-        if self.book is None or not self.limits.draft_len or request.remaining_len <= 1:
-            return 0
-        return self.book.prefill_len(request, budget)
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:
         """Preempt the youngest requests until `num_tokens` will fit. Return whether they fit now.
@@ -336,7 +329,7 @@ class Scheduler:
         """
         seated = self.batches.seated
         while not self.verifier_kv.will_fit(request.id, num_tokens, [r.id for r in seated if r.must_leave]):
-            victim = max((r for r in seated if not r.must_leave), key=lambda r: self._admission[r.id])
+            victim = max((r for r in seated if not r.must_leave), key=lambda r: r.seniority)
             if victim.in_round:
                 victim.must_leave = True
             else:
@@ -366,20 +359,12 @@ class Scheduler:
         if verdict.error:
             error = NumericError(f"the target's logits are not finite after {span.committed_len} tokens")
             return self._fail(request, error)
-        request.verifier_len += span.num_tokens
-        if not span.sample:
-            return None
         if span.draft is not None and self.book is not None:
             self.book.accepted(request.id, span.committed_len, num_drafts, verdict.accepted_len)
-        request.verifier_len += verdict.accepted_len
-        request.num_rounds += 1
-        request.num_drafted += num_drafts
-        request.num_accepted += verdict.accepted_len
-        token_ids, reason = truncate_output(verdict.tokens, request)
-        request.tokens.extend(token_ids)
+        token_ids, reason = apply_verdict(span, num_drafts, verdict)
         if reason is not None:
             self._remove(request, reason)
-        return RequestUpdate(request, token_ids, verdict.logprobs[: len(token_ids)], reason)
+        return RequestUpdate(request, token_ids, verdict.logprobs[: len(token_ids)], reason) if span.sample else None
 
     def _fail(self, request: Request, error: MineDraftError) -> RequestUpdate:
         self._remove(request, None, error)
@@ -394,7 +379,6 @@ class Scheduler:
         if self.book is not None:
             self.book.forget(request.id)
         del self.requests[request.id]
-        self._admission.pop(request.id, None)
         cause = "" if error is None else error.reason
         self._events.append(events.RequestEnded(request.id, request.output_len, reason, cause))
         self._settle()

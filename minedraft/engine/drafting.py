@@ -48,6 +48,13 @@ class Drafting:
         reply = await self._ask(plan, plan.drafts, is_prefill=False) if plan.drafts else None
         return reply.proposals if reply is not None else ()
 
+    def has_prefill(self, plan: RoundPlan) -> bool:
+        """Whether `prefill` has anything to send."""
+        if plan.prefills or plan.drafts:
+            return bool(plan.prefills)
+        book = self._scheduler.book
+        return self.drafter is not None and book is not None and book.kv.has_releases
+
     async def prefill(self, plan: RoundPlan) -> None:
         """Let the drafter cache the committed tokens it lacks. A round without a drafter command sends its
         pending releases: a preempted request may wait for them."""

@@ -4,7 +4,8 @@ One lane for each batch, both sharing the workers (`lanes.py`). Two lanes give b
 speculative decoding: while lane A's verify runs, lane B's draft does, and each worker's mailbox
 holds the other lane's command before it needs it, so nothing in the scheduler is on the critical
 path as long as one device is slower than the other plus a round trip. One lane is plain speculative
-decoding; one lane with draft_len 0 is autoregressive decoding. There is no other code path.
+decoding; one lane with draft_len 0 is autoregressive decoding, where each round is in the mailbox
+before the last one has ended (`Scheduler.follow`). There is no other code path.
 """
 
 from __future__ import annotations
@@ -245,6 +246,14 @@ class Pipeline:
     async def draft(self, plan: RoundPlan) -> Sequence[Proposal]:
         return await self._drafting.draft(plan)
 
+    def follow(self, plan: RoundPlan) -> RoundPlan | None:
+        following = self.scheduler.follow(plan)
+        self._publish_events()
+        return following
+
+    def has_prefill(self, plan: RoundPlan) -> bool:
+        return self._drafting.has_prefill(plan)
+
     async def prefill(self, plan: RoundPlan) -> None:
         await self._drafting.prefill(plan)
 
@@ -322,8 +331,10 @@ class Pipeline:
             raise Unavailable(f"no verifier: {self.failure}")
 
     def _wake_lanes(self) -> None:
-        for event in self._wake.values():
-            event.set()
+        """Make the lanes check again for work. That of a closed and empty batch can have none: `reconfigure` wakes
+        it when the batch opens."""
+        for batch in self.scheduler.batches.batches:
+            self._wake[batch].set()
 
 
 def _check_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:

@@ -88,7 +88,8 @@ class Verifying:
             ledger.return_releases(released)
             self._on_error(verifier, error, plan)
             return Unchecked(None if isinstance(error, WorkerLost) else error)
-        self._num_failures = 0
+        if not plan.follows:  # a verifier that refuses a round still answers the one that follows it
+            self._num_failures = 0
         self._acknowledge(ledger, released)
         self._publish(events.Verified(plan.batch, plan.number, reply.timing))
         return Checked(spans, reply.verdicts)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 _STDERR_LINES = 20
 
@@ -24,21 +24,28 @@ class Child:
         self._has_spoken = False
 
     @classmethod
-    async def start(cls, name: str, argv: Sequence[str], on_line: OnLine) -> Child:
+    async def start(cls, name: str, argv: Sequence[str], on_line: OnLine, cores: Collection[int] = ()) -> Child:
         """Start `argv` in its own process group, so that a terminal's Ctrl-C reaches only the parent.
 
         Args:
             on_line: called with the name and each line of stderr; returns whether it has shown the line.
+            cores: the only cores that it may use; empty for all.
         """
         environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            process_group=0,
-            env=environment,
-        )
+        own_cores = os.sched_getaffinity(0)
+        if cores:  # a child inherits those of the thread that starts it, before it has threads of its own
+            os.sched_setaffinity(0, cores)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                process_group=0,
+                env=environment,
+            )
+        finally:
+            os.sched_setaffinity(0, own_cores)
         return cls(name, process, on_line)
 
     @property

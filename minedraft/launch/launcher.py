@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +20,7 @@ from minedraft.config import Settings
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError
 from minedraft.flags import to_flags
 from minedraft.launch.child import Child
+from minedraft.launch.placement import cores_beside, divide_memory
 from minedraft.process.claim import ListenClaim
 from minedraft.process.notify import Notifier
 from minedraft.process.run_folder import RunFolder
@@ -146,7 +147,7 @@ class Launcher:
     # Start
 
     async def _start(self, folder: RunFolder) -> None:
-        settings = self._settings
+        settings = divide_memory(self._settings)
         verifier = settings.target_address or f"unix:{folder.path / 'verifier.sock'}"
         drafter = settings.draft_address or f"unix:{folder.path / 'drafter.sock'}"
         self._peers = {
@@ -157,15 +158,16 @@ class Launcher:
             self._peers["drafter"] = (Address.parse(drafter, "draft_address"), LIVE)
         for role in settings.own_workers:
             address = verifier if role is Role.VERIFIER else drafter
-            await self._start_child(role.value, [*self._worker_command, *worker_flags(settings, role, address)])
+            argv = [*self._worker_command, *worker_flags(settings, role, address)]
+            await self._start_child(role.value, argv, cores_beside(settings, role))
         addresses: dict[str, Any] = {"target_address": verifier}
         if settings.needs_drafter:
             addresses |= {"draft_address": drafter, "draft": None}
         argv = [*PYTHON, "minedraft.server", *to_flags(settings.model_copy(update=addresses))]
         await self._start_child("scheduler", [*argv, "--run-folder", str(folder.path), *_parent_flag()])
 
-    async def _start_child(self, name: str, argv: list[str]) -> None:
-        child = await Child.start(name, argv, self._pass_on)
+    async def _start_child(self, name: str, argv: list[str], cores: Collection[int] = ()) -> None:
+        child = await Child.start(name, argv, self._pass_on, cores)
         self._children[name] = child
         self._ends[name] = asyncio.create_task(child.run(), name=f"wait-{name}")
 

@@ -10,6 +10,7 @@ from minedraft.v1 import common_pb2, worker_pb2
 
 _MAX_LOGPROB = 1e-3  # 0, with room for rounding
 _VERDICT_ERRORS = frozenset({"", NumericError.reason})
+_FOLLOWER_ERRORS = _VERDICT_ERRORS | {StaleRound.reason}
 
 
 def verify_command_to_pb(command: VerifyCommand) -> worker_pb2.VerifyRequest:
@@ -72,6 +73,7 @@ def _span_to_pb(span: VerifySpan) -> worker_pb2.VerifySpan:
         tokens=span.tokens,
         drafts=span.drafts,
         sample=span.sample,
+        follows=span.follows,
     )
     if span.q is not None:
         message.q.CopyFrom(codec.q_to_pb(span.q))
@@ -84,6 +86,8 @@ def _span_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> VerifySpa
     request_id, prefix_len, sample = message.request_id, message.prefix_len, message.sample
     tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, "tokens", request_id)
     drafts = codec.tokens_from_pb(message.drafts, info.vocab_size, "drafts", request_id)
+    if message.follows:
+        return _follower_from_pb(message, info)
     codec.check_span(request_id, prefix_len, len(tokens), len(drafts), info)
     if drafts and not sample:
         name = codec.name_of(request_id, "drafts")
@@ -94,6 +98,15 @@ def _span_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> VerifySpa
     if message.HasField("spec"):
         spec = codec.introduction_from_pb(message.spec, request_id, prefix_len, info)
     return VerifySpan(request_id, prefix_len, tokens, drafts, q, sample, spec)
+
+
+def _follower_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> VerifySpan:
+    request_id, prefix_len = message.request_id, message.prefix_len
+    if message.tokens or message.drafts or message.HasField("spec") or message.HasField("q") or not message.sample:
+        name = codec.name_of(request_id, "follows")
+        raise InvalidRequest(name, True, "must be false in a span that has more than a prefix length")
+    codec.check_span(request_id, prefix_len, 1, 0, info)
+    return VerifySpan(request_id, prefix_len, (), follows=True)
 
 
 def _verdict_to_pb(verdict: Verdict) -> worker_pb2.Verdict:
@@ -110,7 +123,7 @@ def _verdict_to_pb(verdict: Verdict) -> worker_pb2.Verdict:
 
 
 def _verdict_from_pb(message: worker_pb2.Verdict, span: VerifySpan, info: WorkerInfo) -> Verdict:
-    request_id, committed_len = span.request_id, span.prefix_len + len(span.tokens)
+    request_id, committed_len = span.request_id, span.committed_len
     accepted_len, error = message.accepted_len, message.error
     tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, "verdicts.tokens", request_id)
 
@@ -119,8 +132,8 @@ def _verdict_from_pb(message: worker_pb2.Verdict, span: VerifySpan, info: Worker
 
     if message.committed_len != committed_len:
         raise refusal("committed_len", message.committed_len, f"must be {committed_len}")
-    if error not in _VERDICT_ERRORS:
-        raise refusal("error", error, f"must be one of {sorted(_VERDICT_ERRORS)}")
+    if error not in (known := _FOLLOWER_ERRORS if span.follows else _VERDICT_ERRORS):
+        raise refusal("error", error, f"must be one of {sorted(known)}")
     if accepted_len > len(span.drafts):
         raise refusal("accepted_len", accepted_len, f"{len(span.drafts)} drafts were sent")
     num_expected = accepted_len + 1 if span.sample and not error else 0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from minedraft.errors import MineDraftError
-from minedraft.output import Output, RequestUsage, join_outputs
+from minedraft.output import Output, RequestUsage
 from minedraft.sampling_params import SamplingParams
 from minedraft.text.tokenizer import StopFinder, StreamDecoder
 from minedraft.types import FinishReason, TokenLogprobs
@@ -21,9 +21,18 @@ MAX_MESSAGE_TOKENS = 512
 
 @dataclass(slots=True)
 class _Piece:
-    text: str
+    """Tokens that wait to be sent. text: None until they are decoded."""
+
+    text: str | None
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
+
+
+@dataclass(slots=True)
+class _End:
+    reason: FinishReason | None
+    usage: RequestUsage
+    text: str
 
 
 class Answer:
@@ -47,18 +56,55 @@ class Answer:
         self._request_id = request_id
         self._decoder = decoder
         self._stop = StopFinder(sampling.stop)
+        # Only a stop string needs the text at once. Otherwise tokens are decoded when they are sent: `on_tokens` is
+        # called between two rounds, while the verifier waits.
+        self._is_lazy = not sampling.stop
         self._min_new_tokens = sampling.min_new_tokens
         self._notify = notify
         self._pieces: deque[_Piece] = deque()
         self._num_tokens = 0
-        self._end: Output | None = None
+        self._end: _End | None = None
         self._has_ended = False
         self._has_stopped = False
 
     def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
         """Take new tokens. Return True once a stop string has ended the text; later tokens are dropped."""
-        if self._has_stopped:
+        if self._is_lazy:
+            self._num_tokens += len(token_ids)
+            self._pieces.append(_Piece(None, token_ids, logprobs))
+        elif not self._has_stopped:
+            self._pieces.append(self._look_for_stop(token_ids, logprobs))
+        else:
             return True
+        self._notify(False)
+        return self._has_stopped
+
+    def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
+        """Take the end. Text that was held back is sent, unless it completes a stop string."""
+        text = ""
+        if not self._is_lazy and not self._has_stopped:
+            text, self._has_stopped = self._stop.push(self._decoder.flush())
+            text += self._stop.flush()
+        if reason is FinishReason.LENGTH and self._has_stopped:
+            reason = FinishReason.STOP
+        self.error = error
+        if error is None:
+            self._end = _End(reason, replace(usage, output_tokens=self._num_tokens), text)
+        self._has_ended = True
+        self._notify(True)
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the sample has ended without an error and all of it was taken."""
+        return self._has_ended and self.error is None and not self._pieces and self._end is None
+
+    def take(self) -> Iterator[Output]:
+        """Yield everything that waits, in as few messages as MAX_MESSAGE_TOKENS allows; the end is in the last one."""
+        while self._pieces or self._end is not None:
+            yield self._next_message()
+
+    def _look_for_stop(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> _Piece:
+        """Return the tokens up to the one that completes a stop string, with their text."""
         shown: list[str] = []
         for num_taken, token_id in enumerate(token_ids, start=1):
             text = self._decoder.push((token_id,))
@@ -71,46 +117,21 @@ class Answer:
             if self._has_stopped:
                 token_ids, logprobs = token_ids[:num_taken], logprobs[:num_taken]
                 break
-        self._pieces.append(_Piece("".join(shown), token_ids, logprobs))
-        self._notify(False)
-        return self._has_stopped
+        return _Piece("".join(shown), token_ids, logprobs)
 
-    def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
-        """Take the end. Text that was held back is sent, unless it completes a stop string."""
-        text = ""
-        if not self._has_stopped:
-            text, self._has_stopped = self._stop.push(self._decoder.flush())
-            text += self._stop.flush()
-        if reason is FinishReason.LENGTH and self._has_stopped:
-            reason = FinishReason.STOP
-        self.error = error
-        if error is None:
-            usage = replace(usage, output_tokens=self._num_tokens)
-            self._end = Output(text=text, finish_reason=reason, usage=usage)
-        self._has_ended = True
-        self._notify(True)
-
-    @property
-    def is_sent(self) -> bool:
-        """Whether the sample has ended without an error and all of it was taken."""
-        return self._has_ended and self.error is None and not self._pieces and self._end is None
-
-    def take(self) -> Iterator[Output]:
-        """Yield everything that waits, in as few messages as MAX_MESSAGE_TOKENS allows; the end is in the last one."""
-        while self._pieces:
-            batch: list[Output] = []
-            num_tokens = 0
-            while self._pieces and num_tokens < MAX_MESSAGE_TOKENS:
-                piece = self._pieces.popleft()
-                num_tokens += len(piece.token_ids)
-                batch.append(Output(piece.text, piece.token_ids, logprobs=piece.logprobs))
-            if not self._pieces and self._end is not None:
-                batch.append(self._end)
-                self._end = None
-            yield self._label(join_outputs(batch))
-        if self._end is not None:
+    def _next_message(self) -> Output:
+        texts: list[str] = []
+        token_ids: list[int] = []
+        logprobs: list[TokenLogprobs] = []
+        while self._pieces and len(token_ids) < MAX_MESSAGE_TOKENS:
+            piece = self._pieces.popleft()
+            texts.append(self._decoder.push(piece.token_ids) if piece.text is None else piece.text)
+            token_ids += piece.token_ids
+            logprobs += piece.logprobs
+        reason = usage = None
+        if self._end is not None and not self._pieces:
             end, self._end = self._end, None
-            yield self._label(end)
-
-    def _label(self, output: Output) -> Output:
-        return replace(output, index=self._index, request_id=self._request_id)
+            texts.append(self._decoder.flush() if self._is_lazy else end.text)
+            reason, usage = end.reason, end.usage
+        text = "".join(texts)
+        return Output(text, tuple(token_ids), reason, usage, tuple(logprobs), self._index, self._request_id)

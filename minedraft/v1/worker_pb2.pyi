@@ -207,7 +207,7 @@ class DraftReply(_message.Message):
     def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., num_free_blocks: _Optional[int] = ...) -> None: ...
 
 class VerifySpan(_message.Message):
-    __slots__ = ("request_id", "prefix_len", "tokens", "drafts", "q", "sample", "spec")
+    __slots__ = ("request_id", "prefix_len", "tokens", "drafts", "q", "sample", "spec", "follows")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PREFIX_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -215,6 +215,7 @@ class VerifySpan(_message.Message):
     Q_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWS_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     prefix_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
@@ -222,7 +223,8 @@ class VerifySpan(_message.Message):
     q: TruncatedQ
     sample: bool
     spec: SequenceSpec
-    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ..., sample: _Optional[bool] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ...) -> None: ...
+    follows: bool
+    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ..., sample: _Optional[bool] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ..., follows: _Optional[bool] = ...) -> None: ...
 
 class VerifyRequest(_message.Message):
     __slots__ = ("round", "spans", "released")

@@ -5,7 +5,7 @@ import warnings
 
 from minedraft.v1 import worker_pb2 as minedraft_dot_v1_dot_worker__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.74.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import time
@@ -22,17 +21,20 @@ from minedraft import SamplingParams
 from minedraft.bench.prompts import load_prompts
 from minedraft.bench.report import machine_facts
 from minedraft.cli.console import run, say
+from minedraft.device import Device
 from minedraft.local import serve
 from minedraft.process.with_parent import child_command, child_environment
 from minedraft.text.tokenizer import Tokenizer
 
+_STACK_SHARE = 0.5  # of a GPU: `generate` has the same weights there
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The prompts that both sides answer, and the model and core that they use."""
+    """The prompts that both sides answer, and the model and device that they use."""
 
     target: Path
-    core: int
+    device: str
     dtype: str
     batch: int
     max_new_tokens: int
@@ -43,13 +45,13 @@ class Task:
         return [tokenizer.encode_chat([{"role": "user", "content": prompt.text}]) for prompt in chosen]
 
     def flags(self) -> list[str]:
-        flags = ["--target", str(self.target), "--core", str(self.core), "--dtype", self.dtype]
+        flags = ["--target", str(self.target), "--device", self.device, "--dtype", self.dtype]
         return [*flags, "--batch", str(self.batch), "--max-new-tokens", str(self.max_new_tokens)]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--target", required=True, type=click.Path(path_type=Path, exists=True), help="Model folder.")
-@click.option("--core", default=1, show_default=True, help="Core that both run on.")
+@click.option("--device", default="cpu:1", show_default=True, help="Core or GPU that both run on.")
 @click.option(
     "--dtype",
     default="float32",
@@ -66,7 +68,7 @@ class Task:
 @click.option("--generate-child", is_flag=True, hidden=True)
 def main(
     target: Path,
-    core: int,
+    device: str,
     dtype: str,
     batch: int,
     max_new_tokens: int,
@@ -76,16 +78,17 @@ def main(
 ) -> None:
     """Compare tokens/s of the whole stack in mode ar with transformers' generate.
 
-    Both use the same weights, dtype, core and prompts. Both stay loaded and take turns on the core, so
+    Both use the same weights, dtype, device and prompts. Both stay loaded and take turns on the device, so
     that a change in the machine's speed affects both. The figures are medians over the repeats.
     `generate` runs one left-padded batch. `minedraft models --json` shows the model folders.
 
     \b
     Examples:
       scripts/bench/ar --target ~/.cache/minedraft/models/smollm2-135m-instruct
-      scripts/bench/ar --target DIR --core 0 --dtype bfloat16 --json ar.json
+      scripts/bench/ar --target DIR --device cpu:0 --dtype bfloat16 --json ar.json
+      scripts/bench/ar --target DIR --device cuda:0
     """
-    task = Task(target, core, dtype, batch, max_new_tokens)
+    task = Task(target, str(Device.parse(device, "--device").here("--device")), dtype, batch, max_new_tokens)
     if generate_child:
         _serve_generate(task)
         return
@@ -109,7 +112,8 @@ async def _compare(task: Task, repeats: int) -> dict[str, Any]:
     stack = serve(
         task.target,
         mode="ar",
-        target_device=f"cpu:{task.core}",
+        target_device=task.device,
+        target_memory_share=_STACK_SHARE if task.device.startswith("cuda") else None,
         dtype=task.dtype,
         max_batch_size=len(prompts),
         on_line=say,
@@ -126,6 +130,7 @@ async def _compare(task: Task, repeats: int) -> dict[str, Any]:
     num_tokens = len(prompts) * task.max_new_tokens
     return {
         "model": task.target.name,
+        "device": task.device,
         "dtype": task.dtype,
         "batch": len(prompts),
         "max_new_tokens": task.max_new_tokens,
@@ -174,14 +179,18 @@ def _generating(task: Task) -> Iterator[_Generate]:
 
 def _serve_generate(task: Task) -> None:
     """Answer each line on standard input with [seconds, token ids] of one `generate`."""
-    os.sched_setaffinity(0, {task.core})
     import torch
     from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(1)
+    from minedraft_workers.device import pin, torch_device
+
+    owned = Device.parse(task.device).here()
+    pin(owned)
+    device = torch_device(owned)
     model = AutoModelForCausalLM.from_pretrained(task.target, dtype=getattr(torch, task.dtype), local_files_only=True)
+    model = model.to(device)
     rows, counts = _left_padded(task.prompts())
-    ids, mask = torch.tensor(rows), torch.tensor(counts)
+    ids, mask = torch.tensor(rows, device=device), torch.tensor(counts, device=device)
     print("loaded", flush=True)
     while sys.stdin.readline():
         started_s = time.monotonic()
@@ -195,7 +204,8 @@ def _serve_generate(task: Task) -> None:
                 eos_token_id=None,
                 pad_token_id=0,
             )
-        print(json.dumps([time.monotonic() - started_s, full[:, ids.shape[1] :].tolist()]), flush=True)
+        tokens = full[:, ids.shape[1] :].tolist()  # a GPU is done only now
+        print(json.dumps([time.monotonic() - started_s, tokens]), flush=True)
 
 
 def _left_padded(prompts: Sequence[list[int]]) -> tuple[list[list[int]], list[list[int]]]:

@@ -1,4 +1,4 @@
-"""scripts/bench/forward: compares the time of a forward with what memory and arithmetic of this core allow."""
+"""scripts/bench/forward: compares the time of a forward with what memory and arithmetic of the device allow."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from minedraft.bench.report import machine_facts
 from minedraft.cli.console import run
 
 if TYPE_CHECKING:
+    import torch
+
     from minedraft_workers.execution.executor import Executor
 
 NUM_SEQUENCES = (1, 2, 4, 8, 16, 32)
@@ -63,7 +66,7 @@ def main(
     whose floor is the multiplications of the layers.
     \b
     Then the executor and transformers' generate each answer eight prompts of 24 to 80 tokens with 64
-    greedy tokens, with the same weights, dtype and cores.
+    greedy tokens, with the same weights, dtype and device.
     Stop other work on the machine first: it slows down every number. MINEDRAFT_ISA=avx2 and the like choose the
     native kernels of an older CPU.
 
@@ -71,6 +74,7 @@ def main(
     Examples:
       scripts/bench/forward ~/.cache/minedraft/models/smollm2-135m-instruct
       scripts/bench/forward MODEL --device cpu:1 --dtype float32 --no-generate --json forward.json
+      scripts/bench/forward MODEL --device cuda:0
     """
     from minedraft.device import Device
     from minedraft_workers.device import pin
@@ -82,7 +86,8 @@ def main(
     with console.status("loading"):
         executor = Executor.load(model, device=owned, dtype=dtype)
     with console.status("measuring the floor"):
-        limits = measure_limits(executor.dtype_name, len(owned.cores))
+        with torch_threads(len(owned.cores)):
+            limits = measure_limits(executor.dtype_name, executor.device)
     result: dict[str, Any] = {
         "machine": machine_facts(),
         "model": executor.model_name,
@@ -143,7 +148,8 @@ def measure_prompts(
             if start:
                 fill_cache(executor, start, 1)
             spans = [ForwardSpan(0, start, [(7 * j + 1) % executor.vocab_size for j in range(chunk)], 1)]
-            seconds = statistics.median(timed(lambda spans=spans: executor.forward(spans)) for _ in range(repeat))  # type: ignore[misc]
+            forwards = (partial(executor.forward, spans) for _ in range(repeat))
+            seconds = statistics.median(timed(forward, executor.device) for forward in forwards)
         executor.release_all()
         floor_s = 2 * chunk * num_weights / limits["gflop_per_s"] / 1e9
         prompts.append(
@@ -181,27 +187,34 @@ def render(result: dict[str, Any]) -> Table:
     return table
 
 
-def measure_limits(dtype_name: str, num_threads: int) -> dict[str, float]:
-    """Return the rates of the best of ten plain reads of 256 MB in huge pages and of ten 1024 x 2048 x 2048 matmuls."""
+def measure_limits(dtype_name: str, device: torch.device) -> dict[str, float]:
+    """Return the rates of the best of ten plain reads of 256 MB in huge pages and of ten 1024 x 2048 x 2048 matmuls;
+    on a GPU of 4 GB, less if that is not free, and of 8192 x 8192 x 8192, which take it long enough to be measured."""
     import torch
 
     from minedraft_workers.native.tensors import huge_zeros
 
-    array = huge_zeros(1 << 28).view(torch.float32).fill_(1)
-    x, w = (torch.ones(n, 2048, dtype=getattr(torch, dtype_name)) for n in (1024, 2048))
-    with torch_threads(num_threads):
-        read_s = best_seconds(lambda: array.sum(), 10)
-        matmul_s = best_seconds(lambda: x @ w.T, 10)
-    return {"read_gb_per_s": array.nbytes / read_s / 1e9, "gflop_per_s": 2 * 1024 * 2048 * 2048 / matmul_s / 1e9}
+    num_rows, size = 1024, 2048
+    if device.type == "cuda":
+        array = torch.ones(min(1 << 30, torch.cuda.mem_get_info(device)[0] // 8), device=device)
+        num_rows = size = 8192
+    else:
+        array = huge_zeros(1 << 28).view(torch.float32).fill_(1)
+    # Random, because a GPU multiplies zeros and ones faster than it would ever multiply weights.
+    x, w = (torch.randn(n, size, device=device).to(getattr(torch, dtype_name)) for n in (num_rows, size))
+    matmul_s = best_seconds(lambda: x @ w.T, 10, device)
+    read_s = best_seconds(lambda: array.sum(), 10, device)
+    flop = 2 * num_rows * size * size
+    return {"read_gb_per_s": array.nbytes / read_s / 1e9, "gflop_per_s": flop / matmul_s / 1e9}
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads; beside native kernels it keeps to one, and others' figures shall not suffer."""
+    """Let torch use so many threads, or one for 0; beside native kernels it keeps to one by itself."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(max(count, 1))
     try:
         yield
     finally:
@@ -232,7 +245,7 @@ def time_forward(executor: Executor, num_sequences: int, span_len: int, context:
 
     spans = [ForwardSpan(i, context, list(range(1, span_len + 1)), span_len) for i in range(num_sequences)]
     executor.forward(spans)
-    return statistics.median(timed(lambda: executor.forward(spans)) for _ in range(repeat))
+    return statistics.median(timed(lambda: executor.forward(spans), executor.device) for _ in range(repeat))
 
 
 def compare_with_generate(executor: Executor, model: Path, num_threads: int, console: Console) -> dict[str, float]:
@@ -242,11 +255,13 @@ def compare_with_generate(executor: Executor, model: Path, num_threads: int, con
 
     prompts = [[(11 * j + 5 * i + 3) % executor.vocab_size for j in range(24 + 8 * i)] for i in range(GENERATE_BATCH)]
     longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    theirs = AutoModelForCausalLM.from_pretrained(
+    device = executor.device
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    loaded = AutoModelForCausalLM.from_pretrained(
         model, dtype=getattr(torch, executor.dtype_name), local_files_only=True
-    ).eval()
+    )
+    theirs = loaded.eval().to(device)
     theirs.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
 
     def run_theirs() -> None:
@@ -258,7 +273,7 @@ def compare_with_generate(executor: Executor, model: Path, num_threads: int, con
     seconds: list[tuple[float, float]] = []
     for turn in range(2):
         with console.status(f"generate, turn {turn + 1} of 2"):
-            seconds.append((timed(lambda: decode(executor, prompts)), timed(run_theirs)))
+            seconds.append((timed(lambda: decode(executor, prompts), device), timed(run_theirs, device)))
     ours_s, theirs_s = (min(pair[i] for pair in seconds) for i in (0, 1))
     tokens = GENERATE_BATCH * NEW_TOKENS
     console.print(
@@ -286,14 +301,25 @@ def decode(executor: Executor, prompts: Sequence[Sequence[int]]) -> None:
     executor.release_all()
 
 
-def timed(run: Callable[[], object]) -> float:
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds from an idle device until it has done all of `run`."""
+    wait_for(device)
     start = time.perf_counter()
     run()
+    wait_for(device)
     return time.perf_counter() - start
 
 
-def best_seconds(run: Callable[[], object], repeat: int) -> float:
-    return min(timed(run) for _ in range(repeat))
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given; on the CPU work is done when its call returns."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def best_seconds(run: Callable[[], object], repeat: int, device: torch.device) -> float:
+    return min(timed(run, device) for _ in range(repeat))
 
 
 if __name__ == "__main__":

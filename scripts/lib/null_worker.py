@@ -26,7 +26,7 @@ from minedraft.types import (
     VerifyCommand,
     WorkerInfo,
 )
-from minedraft_workers.runtime import Work, WorkerRuntime
+from minedraft_workers.rounds.runtime import Work, WorkerRuntime
 from minedraft_workers.server import serve_worker
 from minedraft_workers.servicer import drafter_handler, verifier_handler
 

@@ -23,7 +23,7 @@ from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import takes_parent
 from minedraft.process.parent import exit_with_parent
 from minedraft.types import DraftCommand, DraftMethod, Proposal, Role, Verdict, VerifyCommand
-from minedraft_workers.runtime import Work, WorkerRuntime
+from minedraft_workers.rounds.runtime import Work, WorkerRuntime
 from minedraft_workers.server import serve_worker
 from minedraft_workers.servicer import drafter_handler, verifier_handler
 from tests.fakes.workers import FakeDrafter, FakeVerifier

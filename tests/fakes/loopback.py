@@ -19,7 +19,7 @@ from minedraft.rpc.codec_verify import (
     verify_reply_to_pb,
 )
 from minedraft.types import DraftCommand, DraftReply, VerifyCommand, VerifyReply, WorkerInfo
-from minedraft_workers.runtime import REFUSALS
+from minedraft_workers.rounds.runtime import REFUSALS
 
 
 def deliver_draft(command: DraftCommand, info: WorkerInfo, run: Callable[[DraftCommand], DraftReply]) -> DraftReply:

@@ -15,6 +15,7 @@ from minedraft.core.blocks import BlockPool, BlocksExhausted
 from minedraft.errors import MineDraftError, WorkerLost
 from minedraft.types import (
     PROTOCOL_VERSION,
+    Batch,
     DraftCommand,
     DraftReply,
     DraftSpan,
@@ -29,7 +30,9 @@ from minedraft.types import (
     WorkerInfo,
 )
 from minedraft_workers.request_table import RequestTable
-from minedraft_workers.round_log import RoundLog
+from minedraft_workers.rounds.following import Follower
+from minedraft_workers.rounds.round_log import RoundLog
+from minedraft_workers.rounds.runtime import Work
 from minedraft_workers.sequence import SequenceState
 from tests.fakes.loopback import deliver_draft, deliver_verify
 
@@ -153,6 +156,8 @@ class FakeVerifier(_FakeWorker):
     ) -> None:
         super().__init__(num_blocks, block_size, max_model_len, vocab_size)
         self.commands: list[VerifyCommand] = []
+        self._turns = {batch: asyncio.Lock() for batch in Batch}
+        self._follower = Follower(self._run, lambda released: self.kv.release(released))
 
     def execute(self, command: VerifyCommand) -> VerifyReply:
         self._once("verify", command)
@@ -160,12 +165,16 @@ class FakeVerifier(_FakeWorker):
 
     def run(self, command: VerifyCommand) -> VerifyReply:
         """Do what the device thread does; may raise one of REFUSALS."""
+        verdicts = self._follower.verify(command).rows
+        return VerifyReply(command.round, verdicts, Timing(), self.kv.pool.num_free)
+
+    def _run(self, command: VerifyCommand) -> Work[Verdict]:
         self.refuse(command)
         self.commands.append(command)
         self.kv.release(command.released)
         states = self.kv.append([(span, span.drafts) for span in command.spans])
         verdicts = [self._judge(state, span) for state, span in zip(states, command.spans, strict=True)]
-        return VerifyReply(command.round, tuple(verdicts), Timing(), self.kv.pool.num_free)
+        return Work(tuple(verdicts))
 
     def _judge(self, state: SequenceState, span: VerifySpan) -> Verdict:
         committed_len = len(state.tokens)
@@ -180,8 +189,9 @@ class FakeVerifier(_FakeWorker):
         return Verdict(span.request_id, committed_len, len(tokens) - committed_len - 1, tuple(tokens[committed_len:]))
 
     async def verify(self, command: VerifyCommand) -> VerifyReply:
-        await self._arrive()
-        return self.execute(command)
+        async with self._turns[command.round.batch]:  # a round and the one that follows it arrive in their order
+            await self._arrive()
+            return self.execute(command)
 
 
 class FakeDrafter(_FakeWorker):

@@ -27,7 +27,7 @@ from minedraft.types import (
     VerifySpan,
 )
 from minedraft.v1 import worker_pb2
-from minedraft_workers.runtime import Work, WorkerRuntime
+from minedraft_workers.rounds.runtime import Work, WorkerRuntime
 from minedraft_workers.server import start
 from minedraft_workers.servicer import drafter_handler, verifier_handler
 from scripts.lib.null_worker import NullActor

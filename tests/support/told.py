@@ -13,7 +13,7 @@ class Told:
         self.seats: dict[int, Batch] = {}
         self.waiting: set[int] = set()
         self.ended: dict[int, events.RequestEnded] = {}
-        self.in_flight: set[Batch] = set()
+        self.in_flight: set[int] = set()
         self.num_tokens = 0
 
     def observe(self, event: events.Event) -> None:
@@ -35,10 +35,10 @@ class Told:
                 self.waiting.discard(event.request_id)
                 self.ended[event.request_id] = event
             case events.RoundPlanned():
-                self.in_flight.add(event.batch)
+                self.in_flight.add(event.number)
             case events.RoundCommitted():
-                self.in_flight.remove(event.batch)
+                self.in_flight.remove(event.number)
                 self.num_tokens += event.num_output_tokens
                 assert all(0 <= accepted <= drafts for drafts, accepted in event.accepted)
             case events.RoundAbandoned():
-                self.in_flight.remove(event.batch)
+                self.in_flight.remove(event.number)

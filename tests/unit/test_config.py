@@ -61,6 +61,15 @@ def test_every_problem_of_a_file_is_listed_at_once(tmp_path):
         ({"listen": "0.0.0.0:50051"}, "listen", "--insecure-public"),
         ({"listen": "unix:/a", "draft_address": "unix:/a"}, "draft_address", "already used for listen"),
         ({"max_waiting": 0}, "max_waiting", "greater than or equal to 1"),
+        ({"target_memory_share": 0.0}, "target_memory_share", "greater than 0"),
+        (
+            {
+                **dict.fromkeys(("target_device", "draft_device"), "cuda:1"),
+                **dict.fromkeys(("target_memory_share", "draft_memory_share"), 0.6),
+            },
+            "draft_memory_share",
+            "with target_memory_share 0.6 that is more than all of cuda:1, which both workers use",
+        ),
         ({"drain_timeout_s": float("nan")}, "drain_timeout_s", "must be"),
     ],
 )
@@ -131,12 +140,21 @@ EVERY_SHARED = {
 @pytest.mark.parametrize("role", Role)
 def test_a_worker_is_told_every_setting_that_it_shares_with_the_service(role):
     assert EVERY_SHARED.keys() == SharedSettings.model_fields.keys()
-    settings = load_settings({"target": "/t", "target_device": "cpu:1", "draft_device": "cpu:0,2", **EVERY_SHARED})
+    shares = {"target_memory_share": 0.75, "draft_memory_share": 0.125}
+    devices = {"target_device": "cpu:1", "draft_device": "cpu:0,2"}
+    settings = load_settings({"target": "/t", **devices, **shares, **EVERY_SHARED})
     told = settings.for_worker(role, "unix:/w.sock")
     assert load_worker_settings(parsed(WorkerSettings, to_flags(told))) == told
     assert {name: getattr(told, name) for name in EVERY_SHARED} == EVERY_SHARED
     assert (told.role, told.model, told.listen) == (role, Path("/t"), "unix:/w.sock")
+    assert told.memory_share == (0.75 if role is Role.VERIFIER else 0.125)
     assert told.device == ("cpu:1" if role is Role.VERIFIER else "cpu:0,2")
+
+
+def test_a_worker_is_told_how_many_requests_it_may_meet_unless_a_client_may_change_that():
+    for flags, max_requests in (({"max_batch_size": 3}, 12), ({"allow_configure": True}, None)):
+        settings = load_settings({"target": "/t", "draft_method": "ngram", **flags})
+        assert settings.for_worker(Role.VERIFIER, "unix:/w.sock").max_requests == max_requests
 
 
 def test_each_worker_runs_its_own_model():

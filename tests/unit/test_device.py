@@ -1,12 +1,11 @@
 """Devices as values: one grammar for settings and workers, checked against the cores of this process."""
 
 import os
-from pathlib import Path
 
 import pytest
 
 from minedraft.config import load_settings, load_worker_settings
-from minedraft.device import Device, format_cores, usable_cores
+from minedraft.device import Device, count_gpus, format_cores, usable_cores
 from minedraft.errors import ConfigError
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -83,10 +82,26 @@ def test_a_core_of_somebody_else_is_refused_with_those_that_are_ours():
     assert caught.value.field == "draft_device"
 
 
-@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has an NVIDIA device")
+@pytest.mark.skipif(count_gpus() > 0, reason="this machine has a GPU")
 def test_a_gpu_is_refused_where_there_is_none():
-    with pytest.raises(ConfigError, match="no NVIDIA device"):
+    with pytest.raises(ConfigError, match="no GPU found"):
         Device.parse("cuda:0").here()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count"),
+    [
+        (["nvidia3", "nvidiactl", "nvidia-uvm", "nvidia-modeset"], 1),
+        (["nvidia0", "nvidia1", "nvidia12", "kfd"], 3),
+        (["nvidiactl", "null"], 0),
+        (["kfd"], 1),
+        (["dxg"], 1),
+    ],
+)
+def test_gpus_are_counted_whatever_their_numbers(tmp_path, nodes, count):
+    for name in nodes:
+        (tmp_path / name).touch()
+    assert count_gpus(tmp_path) == count
 
 
 def test_core_numbers_are_written_as_ranges():

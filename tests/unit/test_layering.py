@@ -60,19 +60,20 @@ ROOMS = {
     "v1": Room(packages="grpc google"),
     # A worker knows its settings, the wire, model folders and how to be a process; of the core only blocks of KV.
     "workers": Room(
-        "values places settings rpc v1 models process core.blocks proposers execution sampling channels",
+        "values places settings rpc v1 models process rounds proposers execution sampling channels",
         "click grpc google torch numpy",
     ),
-    "proposers": Room("values core.blocks execution sampling workers.sequence", "torch"),
+    "rounds": Room("values core.blocks"),
+    "proposers": Room("values core.blocks execution sampling workers.sequence workers.clock", "torch numpy"),
     "execution": Room(
         "values places core.blocks models workers.device kernels", "torch numpy transformers safetensors accelerate"
     ),
     "kernels": Room("values core.blocks native", "torch numpy triton"),
     "native": Room("values models.cache", "torch numpy"),
-    "sampling": Room("values workers.sequence", "torch numpy"),
+    "sampling": Room("values workers.sequence native", "torch numpy"),
     "channels": Room("values", "torch numpy"),
 }
-WORKER_ROOMS = ("proposers", "execution", "kernels", "native", "sampling", "channels")
+WORKER_ROOMS = ("rounds", "proposers", "execution", "kernels", "native", "sampling", "channels")
 # All that pure files may import of the standard library: nothing of it reads a clock, a file or the network.
 PURE_MODULES = frozenset(
     {"__future__", "collections", "contextlib", "copy", "dataclasses", "enum", "functools", "itertools", "math",

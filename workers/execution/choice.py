@@ -1,4 +1,4 @@
-"""Which kernels run a model here, and the memory that their KV cache gets."""
+"""Which kernels run a model here, with a KV cache in their layout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minedraft.errors import ConfigError, ModelError
 from minedraft_workers.device import torch_device
 from minedraft_workers.execution.fused import FusedDecoder, check_structure
 from minedraft_workers.execution.loading import LoadedModel, build_without_weights, choose_dtype, pack_for_torch
-from minedraft_workers.execution.memory import available_memory
+from minedraft_workers.execution.memory import CacheSize
 from minedraft_workers.execution.programs import ProgramRunner
 from minedraft_workers.execution.runner import Runner, TransformersRunner
 from minedraft_workers.execution.selfcheck import record_layers
@@ -29,11 +29,6 @@ from minedraft_workers.kernels.torch_kernels import TorchLayerKernels
 KERNELS = ("native", "triton", "torch", "transformers")
 AnyKernels = LayerKernels[Any, Any, Any]
 CacheT = TypeVar("CacheT")
-
-# Shares of the memory that is free once the weights are loaded. On a GPU the rest is for activations; on the
-# CPU two workers share the memory, and one may look before the other has loaded its weights.
-_CUDA_KV_SHARE = 0.8
-_CPU_KV_SHARE = 0.125
 
 
 def choose_native(name: str, device: Device) -> tuple[NativeLayerKernels | None, str]:
@@ -119,12 +114,7 @@ def _say_choice(name: str, is_batch_invariant: bool, dtype: torch.dtype, reason:
 
 
 def make_fused(
-    loaded: LoadedModel,
-    kernels: AnyKernels,
-    model_dir: Path,
-    num_blocks: int | None,
-    block_size: int,
-    max_model_len: int | None,
+    loaded: LoadedModel, kernels: AnyKernels, model_dir: Path, size: CacheSize
 ) -> FusedDecoder[Any, Any, Any]:
     """Return the model on these kernels, with its cache.
 
@@ -136,11 +126,13 @@ def make_fused(
     layers = _find_layers(model, kernels, model_dir)
 
     def make_cache() -> PagedCache[Any]:
-        bytes_per_block = kernels.block_bytes(layers, block_size, model.dtype)
-        count = _choose_blocks(num_blocks, bytes_per_block, block_size, model.device)
-        return _make_cache(lambda: kernels.make_cache(layers, count, block_size, model.dtype), count, bytes_per_block)
+        bytes_per_block = kernels.block_bytes(layers, size.block_size, model.dtype)
+        count = size.choose_blocks(bytes_per_block, model.device)
+        return _make_cache(
+            lambda: kernels.make_cache(layers, count, size.block_size, model.dtype), count, bytes_per_block
+        )
 
-    return FusedDecoder(model, kernels, make_cache, max_model_len)
+    return FusedDecoder(model, kernels, make_cache, size.max_model_len)
 
 
 def _find_layers(model: PreTrainedModel, kernels: AnyKernels, model_dir: Path) -> list[LayerShape]:
@@ -166,7 +158,7 @@ def with_few_calls(decoder: FusedDecoder[Any, Any, Any], kernels: AnyKernels, ma
 
 
 def make_transformers(
-    loaded: LoadedModel, device: Device, model_dir: Path, num_blocks: int | None, block_size: int
+    loaded: LoadedModel, device: Device, model_dir: Path, size: CacheSize
 ) -> tuple[TransformersRunner, LoadedModel]:
     """Return the model in transformers' own code, with its cache; its weights are packed in place.
 
@@ -176,10 +168,10 @@ def make_transformers(
     packed = pack_for_torch(loaded)
     layers, _ = record_layers(packed.model, model_dir)
     dtype, target = packed.model.dtype, torch_device(device)
-    bytes_per_block = KVCache.block_bytes(layers, block_size, dtype)
-    count = _choose_blocks(num_blocks, bytes_per_block, block_size, target)
+    bytes_per_block = KVCache.block_bytes(layers, size.block_size, dtype)
+    count = size.choose_blocks(bytes_per_block, target)
     cache = _make_cache(
-        lambda: KVCache(layers, num_blocks=count, block_size=block_size, dtype=dtype, device=target),
+        lambda: KVCache(layers, num_blocks=count, block_size=size.block_size, dtype=dtype, device=target),
         count,
         bytes_per_block,
     )
@@ -196,19 +188,3 @@ def _make_cache(make: Callable[[], CacheT], num_blocks: int, bytes_per_block: in
 def _too_large(num_blocks: int, bytes_per_block: int) -> ConfigError:
     limit = f"needs {num_blocks * bytes_per_block / 1e9:.0f} GB of KV cache, more than this device has"
     return ConfigError("num_blocks", num_blocks, limit)
-
-
-def _choose_blocks(num_blocks: int | None, bytes_per_block: int, block_size: int, device: torch.device) -> int:
-    """Return the blocks asked for, or as many as fit in the KV cache's share of the free memory."""
-    if num_blocks is not None:
-        if num_blocks < 1:
-            raise ConfigError("num_blocks", num_blocks, "must be 1 or more")
-        return num_blocks
-    if device.type == "cuda":
-        kv_bytes = int(torch.cuda.mem_get_info(device)[0] * _CUDA_KV_SHARE)
-    else:
-        kv_bytes = int(available_memory() * _CPU_KV_SHARE)
-    if kv_bytes < bytes_per_block:
-        limit = f"one block of {block_size} tokens needs {bytes_per_block} bytes, the memory has room for {kv_bytes}"
-        raise ConfigError("num_blocks", None, limit)
-    return kv_bytes // bytes_per_block

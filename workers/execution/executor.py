@@ -15,6 +15,7 @@ from minedraft.errors import ConfigError, ModelError, ProtocolError
 from minedraft.models.model_config import max_context
 from minedraft_workers.device import torch_device
 from minedraft_workers.execution.choice import (
+    AnyKernels,
     choose_native,
     list_candidates,
     make_fused,
@@ -22,6 +23,7 @@ from minedraft_workers.execution.choice import (
     with_few_calls,
 )
 from minedraft_workers.execution.loading import LoadedModel, choose_dtype, load_model, read_config
+from minedraft_workers.execution.memory import CacheSize
 from minedraft_workers.execution.runner import PackedRows, Runner
 from minedraft_workers.execution.selfcheck import check_layers, check_packed_forward
 from minedraft_workers.execution.spans import ForwardSpan as ForwardSpan
@@ -33,6 +35,7 @@ class Executor:
     """One model on one device with its KV cache. Not thread-safe: one device thread calls it.
 
     Attributes:
+        device: torch's device, on which the logits are.
         num_blocks, block_size: size of the KV cache, in blocks and in tokens per block.
         max_model_len: longest sequence, in tokens.
         vocab_size: token ids given to `forward` are below it.
@@ -57,7 +60,7 @@ class Executor:
     ) -> None:
         self._runner = runner
         self._tables = runner.tables
-        self._device = torch_device(device)
+        self.device = torch_device(device)
         self.num_blocks = self._tables.pool.num_blocks
         self.block_size = self._tables.pool.block_size
         capacity = self.num_blocks * self.block_size
@@ -85,11 +88,12 @@ class Executor:
         block_size: int = 16,
         max_model_len: int | None = None,
         kernels: str = "auto",
+        memory_share: float | None = None,
+        max_requests: int | None = None,
     ) -> Executor:
         """Load a local folder, make the KV cache and check one small forward against the model's own.
 
-        The cache has `num_blocks` blocks, or as many as fit in a share of the free memory: an eighth on
-        the CPU, where memory is taken on first use, and 0.8 on CUDA. The caller calls `pin(device)` before.
+        `CacheSize` says how large the cache becomes. The caller calls `pin(device)` before.
 
         Args:
             kernels: one of `choice.KERNELS`, or "auto": the first of them that fits machine and model.
@@ -101,23 +105,38 @@ class Executor:
         """
         config = read_config(model_dir)
         context = _choose_context(config, max_model_len)
+        size = CacheSize(num_blocks, block_size, memory_share, max_requests, context)
         target = torch_device(device)
         native, reason = choose_native(kernels, device)
         loaded = load_model(model_dir, config, choose_dtype(dtype, target, native), target)
         for candidate in list_candidates(kernels, native, target, loaded.model.dtype):
             try:
-                fused = make_fused(loaded, candidate, model_dir, num_blocks, block_size, context)
-                check_layers(fused, loaded.model, model_dir)
-                described = replace(loaded, read_bytes=fused.read_bytes)
-                return cls._checked(
-                    model_dir, with_few_calls(fused, candidate, context), described, config, context, device, reason
-                )
+                return cls._on_kernels(candidate, model_dir, loaded, config, size, device, reason)
             except (NotFused, ModelError) as error:
                 if kernels == candidate.name.split()[0] != "torch":
                     raise ConfigError("kernels", kernels, f"do not fit this model: {error}") from error
                 reason = f"{candidate.name} kernels do not fit this model: {error}"
-        runner, loaded = make_transformers(loaded, device, model_dir, num_blocks, block_size)
+        runner, loaded = make_transformers(loaded, device, model_dir, size)
         return cls._checked(model_dir, runner, loaded, config, context, device, reason)
+
+    @classmethod
+    def _on_kernels(
+        cls,
+        kernels: AnyKernels,
+        model_dir: Path,
+        loaded: LoadedModel,
+        config: PretrainedConfig,
+        size: CacheSize,
+        device: Device,
+        reason: str,
+    ) -> Executor:
+        """Return the executor on these kernels. Raise NotFused or ModelError if they do not fit the model; then
+        nothing of theirs is left, and its memory is free for the next ones."""
+        fused = make_fused(loaded, kernels, model_dir, size)
+        check_layers(fused, loaded.model, model_dir)
+        described, context = replace(loaded, read_bytes=fused.read_bytes), size.max_model_len
+        runner = with_few_calls(fused, kernels, context)
+        return cls._checked(model_dir, runner, described, config, context, device, reason)
 
     @classmethod
     def _checked(
@@ -160,16 +179,24 @@ class Executor:
             BlocksExhausted: the spans do not fit in the free blocks; nothing was changed.
             ProtocolError: a span is empty, repeated, too long, has a token id out of range, or keeps
                 more tokens than are cached; nothing was changed.
+            OutOfMemoryError (torch's): the device has no room; each request keeps `prefix_len` tokens.
         """
         if not spans:
-            return torch.empty(0, self.num_columns, device=self._device)
+            return torch.empty(0, self.num_columns, device=self.device)
         tokens = self._check(spans)
         tables = self._tables.resize([(span.request_id, span.prefix_len + len(span.tokens)) for span in spans])
         queries = [
             QuerySpan(span.prefix_len, len(span.tokens), np.array(table))
             for span, table in zip(spans, tables, strict=True)
         ]
-        return self._runner.run(PackedRows.make(tokens, queries, [span.num_logits for span in spans]))
+        try:
+            return self._runner.run(PackedRows.make(tokens, queries, [span.num_logits for span in spans]))
+        except torch.OutOfMemoryError as error:
+            out_of_memory = error.with_traceback(None)
+        # Only here, where no traceback holds the tensors of the forward.
+        torch.cuda.empty_cache()
+        self._tables.resize([(span.request_id, span.prefix_len) for span in spans])
+        raise out_of_memory
 
     def release(self, request_id: int) -> None:
         """Free the request's KV; an unknown request is ignored."""

@@ -46,6 +46,8 @@ def record_layers(model: PreTrainedModel, model_dir: Path) -> tuple[list[LayerSh
     kind = model.config.model_type
     try:
         model(input_ids=ids, position_ids=ids, use_cache=False, **{CONTEXT_KEYWORD: recorder})
+    except torch.OutOfMemoryError:  # says nothing about the model
+        raise
     except _FAILURES as error:
         limit = f"{kind} does not run through transformers' attention interface ({type(error).__name__}: {error})"
         raise ModelError("model", str(model_dir), limit) from error

@@ -53,8 +53,8 @@ def library_key() -> str:
     digest = hashlib.sha256()
     for part in (repr(_FLAGS), repr(ISA_FLAGS), platform.machine(), os.environ.get(COMPILER_VARIABLE, "")):
         digest.update(part.encode() + b"\0")
-    for path in sorted(SOURCES.iterdir()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(path for path in SOURCES.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:20]
 
 

@@ -30,6 +30,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "free_program": (None, (_P,)),
     "record": (None, (_P, _P)),
     "run": (_I, (_P, _P, _L, _P, _L, _P, _P)),
+    "choose": (_I, (_P, _P, _L, _L, _L, _P, _P, _P, _L, _P, _P)),
 }
 ISAS = tuple(ISA_FLAGS)
 # For tests and measurements: what "auto" chooses.

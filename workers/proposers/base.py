@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from minedraft_workers.sequence import SequenceState
 
@@ -23,8 +24,8 @@ class DraftRow:
     tokens: Sequence[int]
     draft_len: int
     drafts: list[int] = field(default_factory=list)
-    q_ids: list[torch.Tensor] = field(default_factory=list)
-    q_probs: list[torch.Tensor] = field(default_factory=list)
+    q_ids: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    q_probs: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
     @property
     def committed_len(self) -> int:

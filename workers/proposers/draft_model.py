@@ -8,16 +8,17 @@ tokens and all drafts but the last.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 
 import torch
 
 from minedraft.core.blocks import BlocksExhausted
 from minedraft.types import Acceptance
+from minedraft_workers.clock import clock_for
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.proposers.base import DraftRow
-from minedraft_workers.sampling.choose import DEFAULT_TOP_M, ChoiceRow, choose_drafts
+from minedraft_workers.sampling.choose import DEFAULT_TOP_M, ChoiceRow
+from minedraft_workers.sampling.sampler import Sampler
 
 logger = logging.getLogger("minedraft.drafter")
 
@@ -25,8 +26,11 @@ logger = logging.getLogger("minedraft.drafter")
 class ModelProposer:
     """Drafts with a small language model."""
 
-    def __init__(self, executor: Executor, top_m: int = DEFAULT_TOP_M) -> None:
+    def __init__(self, executor: Executor, sampler: Sampler | None = None, top_m: int = DEFAULT_TOP_M) -> None:
+        """Take the draft model, and what chooses from its logits, by default with torch."""
         self._executor = executor
+        self._clock = clock_for(executor.device)
+        self._sampler = sampler or Sampler()
         self._top_m = top_m
         self._num_columns = executor.num_columns
         self._draft_vocab_ids = executor.draft_vocab_ids
@@ -40,13 +44,12 @@ class ModelProposer:
         """Cache each row's tokens, then draft until every row has `draft_len` drafts. Implements `Proposer`.
 
         A row gets fewer drafts at the end of its context or at logits that are not finite; all rows do if
-        the KV blocks run out.
+        the KV blocks or the memory run out.
         """
-        start_ns = time.perf_counter_ns()
-        logits = self._executor.forward(
+        self._clock.start()
+        logits = self._forward(
             [ForwardSpan(row.state.request_id, row.prefix_len, row.tokens, 1 if row.draft_len else 0) for row in rows]
         )
-        forward_ns = time.perf_counter_ns() - start_ns
         for row in rows:
             row.state.replace_from(row.prefix_len, row.tokens)
             # The KV of draft i (from 1) is at position committed_len + i - 1; the last draft has none.
@@ -57,22 +60,19 @@ class ModelProposer:
             active = [row for row in active if not row.is_done]
             if not active:
                 break
-            start_ns = time.perf_counter_ns()
             try:
-                logits = self._executor.forward(
+                logits = self._forward(
                     [
                         ForwardSpan(row.state.request_id, row.committed_len + len(row.drafts) - 1, row.drafts[-1:], 1)
                         for row in active
                     ]
                 )
-            except BlocksExhausted as error:
+            except (BlocksExhausted, torch.OutOfMemoryError) as error:
                 logger.warning("drafting stopped early: %s", error)
                 break
-            finally:
-                forward_ns += time.perf_counter_ns() - start_ns
         for row in rows:
             row.state.tokens.extend(row.drafts[:-1])
-        return forward_ns
+        return self._clock.finish()
 
     def release(self, request_id: int) -> None:
         self._executor.release(request_id)
@@ -86,25 +86,33 @@ class ModelProposer:
         self._num_columns = min(self._executor.num_columns, limit) if ids is None else int((ids < limit).sum())
         self._draft_vocab_ids = None if ids is None else ids[: self._num_columns]  # they ascend
 
+    def _forward(self, spans: Sequence[ForwardSpan]) -> torch.Tensor:
+        with self._clock.forward():
+            return self._executor.forward(spans)
+
     def _choose(self, logits: torch.Tensor, rows: Sequence[DraftRow]) -> None:
         """Add a draft to each row; a row whose logits are not finite ends."""
-        choice = choose_drafts(
+        choice = self._sampler.choose_drafts(
             logits[:, : self._num_columns],
             [ChoiceRow(row.state, row.committed_len + len(row.drafts), row.drafts) for row in rows],
             self._draft_vocab_ids,
             self._top_m,
         )
         self._count_bad(sum(token is None for token in choice.tokens))
-        for index, (row, token) in enumerate(zip(rows, choice.tokens, strict=True)):
+        for row, token in zip(rows, choice.tokens, strict=True):
             if token is None:
                 row.draft_len = len(row.drafts)
-                continue
-            row.drafts.append(token)
-            if row.state.spec.acceptance is Acceptance.REJECTION:
-                assert choice.q_ids is not None, "a row under REJECTION has a q"
-                assert choice.q_probs is not None, "ids and probabilities come together"
-                row.q_ids.append(choice.q_ids[index])
-                row.q_probs.append(choice.q_probs[index])
+            else:
+                row.drafts.append(token)
+        if choice.q_ids is None or choice.q_probs is None:
+            return
+        # A row of an array costs a tenth of a row of a tensor.
+        for row, token, ids, probs in zip(
+            rows, choice.tokens, choice.q_ids.numpy(), choice.q_probs.numpy(), strict=True
+        ):
+            if token is not None and row.state.spec.acceptance is Acceptance.REJECTION:
+                row.q_ids.append(ids)
+                row.q_probs.append(probs)
 
     def _count_bad(self, num_rows: int) -> None:
         """Log bad rows at the first and at every power of two: a broken draft model would fill the log."""

@@ -1,4 +1,7 @@
 """From logits to tokens: processors, draws, acceptance.
 
-May import: values, workers.sequence.
+`sampler.Sampler` is what workers use. It takes native kernels for all rows at once, or `choose` and `acceptance`,
+which work on any device and are the reference.
+
+May import: values, workers.sequence, native.
 """

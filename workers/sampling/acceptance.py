@@ -133,6 +133,20 @@ def read_q(ids: torch.Tensor, probs: torch.Tensor, vocab_size: int) -> SparseQ:
     return SparseQ(distinct, summed / summed.sum())
 
 
+def to_outcome(logits: torch.Tensor, first_row: int, row: VerifyRow, tokens: Sequence[int]) -> Outcome:
+    """Return the outcome of a row that has these tokens, with log-probabilities if it asks for them.
+
+    Args:
+        logits: as for `verify`; the row's begin at `first_row`.
+    """
+    num_alternatives = row.state.spec.sampling.logprobs
+    if num_alternatives is None:
+        return Outcome(len(tokens) - 1, tuple(tokens))
+    own = logits[first_row : first_row + len(tokens)]
+    logprobs = [_logprobs(scores, token, num_alternatives) for scores, token in zip(own, tokens, strict=True)]
+    return Outcome(len(tokens) - 1, tuple(tokens), tuple(logprobs))
+
+
 def _is_plain(row: VerifyRow) -> bool:
     state = row.state
     return is_greedy(state) and state.spec.sampling.logprobs is None and not needs_adjusting(state, len(state.tokens))
@@ -167,11 +181,7 @@ def _verify_row(logits: torch.Tensor, row: VerifyRow, columns: Columns) -> Outco
         tokens.append(token)
         if accepted_len == len(row.drafts) or token != row.drafts[accepted_len]:
             break
-    num_alternatives = row.state.spec.sampling.logprobs
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    if num_alternatives is not None:
-        logprobs = tuple(_logprobs(logits[i], token, num_alternatives) for i, token in enumerate(tokens))
-    return Outcome(len(tokens) - 1, tuple(tokens), logprobs)
+    return to_outcome(logits, 0, row, tokens)
 
 
 def _choose(logits: torch.Tensor, row: VerifyRow, index: int, columns: Columns) -> int | None:

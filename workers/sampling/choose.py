@@ -146,10 +146,13 @@ def truncate_q(processed: ProcessedRow, top_m: int) -> tuple[torch.Tensor, torch
 
     Returns:
         Indices into the processed row (int64 [m']) and probabilities (float32 [m'], sum 1 up to
-        rounding), m' <= top_m, most probable first.
+        rounding), m' <= top_m, most probable first; of equally probable ones the first come first.
     """
-    logits, kept = SearchedRow(processed.logits).largest(top_m)
-    weights = ((logits.double() - processed.peak) / processed.temperature).exp()
+    searched = SearchedRow(processed.logits)
+    last = float(searched.largest(top_m)[0][-1])
+    candidates = searched.at_least(last)
+    kept = candidates[searched.row[candidates].sort(descending=True, stable=True).indices[:top_m]]
+    weights = ((searched.row[kept].double() - processed.peak) / processed.temperature).exp()
     return kept, (weights / weights.sum()).float()
 
 

@@ -49,13 +49,16 @@ class TokenNoise:
 
     The bits of a column depend on (seed, position) and on the token id that the column stands for, not on
     the column's place or on other columns.
+
+    Attributes:
+        hashes: int32 [num_columns], of the token ids.
     """
 
-    __slots__ = ("_hashes",)
+    __slots__ = ("hashes",)
 
     def __init__(self, token_ids: torch.Tensor) -> None:
         """Take token_ids: integers [num_columns], on the device of the logits."""
-        self._hashes = _hash_token_ids(token_ids)
+        self.hashes = _hash_token_ids(token_ids)
 
     def bits(self, seed: int, position: int, columns: torch.Tensor | None = None) -> torch.Tensor:
         """Return int32 in 0..2**31-1, [num_columns], or [len(columns)] if `columns` (int64) are given.
@@ -64,7 +67,7 @@ class TokenNoise:
         multiply of well mixed values makes them pairwise independent.
         """
         key = random_bits64(seed, position, Purpose.TOKEN_NOISE)
-        hashes = self._hashes if columns is None else self._hashes[columns]
+        hashes = self.hashes if columns is None else self.hashes[columns]
         x = torch.bitwise_xor(hashes, _wrapped(key & 0xFFFFFFFF))
         x.mul_(_MULTIPLIER)
         # The shift keeps the sign. Adding it loses no information, while xor would make x and ~x collide;

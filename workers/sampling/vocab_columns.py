@@ -22,14 +22,18 @@ class Columns:
     def __init__(self, token_ids: torch.Tensor, *, is_whole_vocabulary: bool) -> None:
         self.noise = TokenNoise(token_ids)
         self.num_columns = len(token_ids)
-        self._token_ids = None if is_whole_vocabulary else token_ids.tolist()
+        self._token_ids = None if is_whole_vocabulary else token_ids.cpu().numpy().astype(np.int32)
         if self._token_ids is not None:
-            self._column_of = np.full(max(self._token_ids) + 1, -1, dtype=np.int64)
+            self._column_of = np.full(int(self._token_ids.max()) + 1, -1, dtype=np.int64)
             self._column_of[self._token_ids] = np.arange(self.num_columns)
 
     def token_id(self, column: int) -> int:
         """Return the token id that `column` stands for."""
         return column if self._token_ids is None else int(self._token_ids[column])
+
+    def token_ids(self, columns: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Return the token ids of columns, of any shape; -1 stays -1."""
+        return columns if self._token_ids is None else np.where(columns < 0, columns, self._token_ids[columns])
 
     def locate(self, token_ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return the columns of the `token_ids` that have one, int64, and the mask of those ids in `token_ids`."""

@@ -44,7 +44,7 @@ def test_the_newest_request_outside_a_round_moves_when_sizes_differ_by_two() -> 
         manager.join(request, Batch.A)
     for request in list(manager.members(Batch.B))[:2]:
         manager.leave(request)
-    requests[4].in_round = True
+    requests[4].num_open_rounds = 1
     assert manager.rebalance(Batch.B) is None
     assert manager.rebalance(Batch.A) is requests[2]
     assert requests[2].batch is Batch.B

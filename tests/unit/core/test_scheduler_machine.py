@@ -43,6 +43,12 @@ class InFlight:
         self.proposals: tuple[Proposal, ...] | None = None
         self.verify_command: VerifyCommand | None = None
         self.reply: VerifyReply | None = None
+        self.refusal: ProtocolError | None = None
+
+    @property
+    def is_executed(self) -> bool:
+        is_asked = self.verify_command is not None
+        return is_asked and (not self.verify_command.spans or self.reply is not None or self.refusal is not None)
 
 
 class Refusal:
@@ -98,7 +104,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, max_waiting=6, max_model_len=64)
         self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None, AnyDraftPolicy(error_period))
         self.told = Told()
-        self.in_flight: dict[Batch, InFlight] = {}
+        # Of each batch, the round in flight and the one that follows it.
+        self.in_flight: dict[Batch, list[InFlight]] = {batch: [] for batch in Batch}
+        self.mailbox: list[InFlight] = []  # everything sent to the present verifier, in order
         self.output: dict[int, list[int]] = {}
         self.wanted: dict[int, NewRequest] = {}
         self.ended: dict[int, RequestUpdate] = {}
@@ -145,6 +153,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def gain_verifier(self, num_blocks: int) -> None:
         """Another process, perhaps with less memory; a round of the last one may still be in flight."""
         self.verifier = FakeVerifier(num_blocks, 4, 64)
+        self.mailbox.clear()
         self.refusal.is_spent = True
         self._take(self.scheduler.attach_verifier(make_ledger(self.verifier.info)))
 
@@ -162,25 +171,42 @@ class SchedulerMachine(RuleBasedStateMachine):
     # What the pipeline does, one hop at a time
 
     @rule(batch=st.sampled_from(Batch))
+    def follow(self, batch: Batch) -> None:
+        flights = self.in_flight[batch]
+        if len(flights) == 1 and (plan := self.scheduler.follow(flights[0].plan)) is not None:
+            assert plan.follows
+            flights.append(InFlight(plan))
+
+    @rule(batch=st.sampled_from(Batch))
+    def advance_follower(self, batch: Batch) -> None:
+        """It is sent and executed after the round that it follows, perhaps before that is committed."""
+        first, *others = self.in_flight[batch] or [None]
+        if others and self.scheduler.is_current(first.plan):
+            follower = others[0]
+            if first.verify_command is not None and follower.verify_command is None:
+                self._send(batch, follower, ())
+            elif first.is_executed and not follower.is_executed:
+                self._verify(follower)
+
+    @rule(batch=st.sampled_from(Batch))
     def advance(self, batch: Batch) -> None:
-        flight = self.in_flight.get(batch)
-        if flight is None:
+        if not self.in_flight[batch]:
             plan = self.scheduler.plan(batch)
             if plan is None:
                 self._flush()
             else:
-                self.in_flight[batch] = InFlight(plan)
-        elif not self.scheduler.is_current(flight.plan):
-            del self.in_flight[batch]
+                self.in_flight[batch].append(InFlight(plan))
+            return
+        flight = self.in_flight[batch][0]
+        if not self.scheduler.is_current(flight.plan):
+            self.in_flight[batch].pop(0)
             self._take(self.scheduler.lose_round(flight.plan))
         elif flight.proposals is None:
             flight.proposals = self._ask_drafter(flight.plan, flight.plan.drafts, "draft")
         elif flight.verify_command is None:
-            spans = self.scheduler.assemble(flight.plan, flight.proposals)
-            released = self.scheduler.verifier_kv.take_releases() if spans else ()
-            flight.verify_command = VerifyCommand(RoundId(EPOCH, batch, flight.plan.number), spans, released)
-        elif flight.reply is None and flight.verify_command.spans:
-            self._verify(batch, flight)
+            self._send(batch, flight, flight.proposals)
+        elif not flight.is_executed:
+            self._verify(flight)
         else:
             self._commit(batch, flight)
 
@@ -189,9 +215,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not self.scheduler.has_verifier:
             self.gain_verifier(40)
         for _ in range(4000):
-            if not self.scheduler.requests and not self.in_flight:
+            if not self.scheduler.requests and not any(self.in_flight.values()):
                 break
             for batch in Batch:
+                self.follow(batch)
                 self.advance(batch)
         assert not self.scheduler.requests, "a request is stuck"
         self._flush()
@@ -231,7 +258,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(self.told.ended[i].reason is update.finish_reason for i, update in self.ended.items())
         assert all((self.told.ended[i].error == "") is (update.error is None) for i, update in self.ended.items())
         assert self.told.num_tokens == sum(map(len, self.output.values()))
-        assert self.told.in_flight == set(self.in_flight)
+        assert self.told.in_flight == {f.plan.number for flights in self.in_flight.values() for f in flights}
 
     @invariant()
     def ledgers_never_count_less_than_the_workers_use(self) -> None:
@@ -277,7 +304,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         book.executed(command)
         return reply.proposals
 
-    def _verify(self, batch: Batch, flight: InFlight) -> None:
+    def _send(self, batch: Batch, flight: InFlight, proposals: tuple[Proposal, ...]) -> None:
+        spans = self.scheduler.assemble(flight.plan, proposals)
+        released = self.scheduler.verifier_kv.take_releases() if spans else ()
+        flight.proposals = proposals
+        flight.verify_command = VerifyCommand(RoundId(EPOCH, batch, flight.plan.number), spans, released)
+        self.mailbox.append(flight)
+
+    def _verify_mail(self) -> None:
+        """Execute what was sent in a chain of rounds: a release that is sent later must not come before it."""
+        for flight in self.mailbox:
+            is_in_chain = any(len(flights) > 1 and flight in flights for flights in self.in_flight.values())
+            if (is_in_chain or flight.plan.follows) and not flight.is_executed:
+                self._execute(flight)
+
+    def _verify(self, flight: InFlight) -> None:
+        self._verify_mail()
+        if not flight.is_executed:
+            self._execute(flight)
+
+    def _execute(self, flight: InFlight) -> None:
         command, verifier = flight.verify_command, self.verifier
         before = self.refusal.is_spent
         try:
@@ -286,15 +332,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             if self.refusal.is_spent is before:
                 raise
             self.scheduler.verifier_kv.return_releases(command.released)
-            del self.in_flight[batch]
-            self._take(self.scheduler.abandon(flight.plan, error.request_id, InternalError(str(error))))
+            flight.refusal = error
             return
         self.scheduler.verifier_kv.acknowledge(command.released)
 
     def _commit(self, batch: Batch, flight: InFlight) -> None:
         self._ask_drafter(flight.plan, flight.plan.prefills, "prefill")
         verdicts = flight.reply.verdicts if flight.reply else ()
-        del self.in_flight[batch]
+        self.in_flight[batch].pop(0)
+        if (refusal := flight.refusal) is not None:
+            self._take(self.scheduler.abandon(flight.plan, refusal.request_id, InternalError(str(refusal))))
+            return
         self._take(self.scheduler.commit(flight.plan, flight.verify_command.spans, verdicts))
         if self.scheduler.limits.num_batches == 2:
             surplus = self.scheduler.batches.size(batch) - self.scheduler.batches.size(batch.other)
@@ -303,6 +351,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not self.scheduler.batches.has_seat(), "a closed batch gives its members away while there are seats"
 
     def _flush(self) -> None:
+        self._verify_mail()
         if self.scheduler.has_verifier and (released := self.scheduler.verifier_kv.take_releases()):
             self.verifier.kv.release(released)
             self.scheduler.verifier_kv.acknowledge(released)

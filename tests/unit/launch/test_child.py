@@ -1,4 +1,5 @@
 import asyncio
+import os
 import sys
 
 import pytest
@@ -36,6 +37,30 @@ async def test_only_the_last_lines_are_kept_and_a_huge_line_harms_nothing():
     program = "import sys; print('x' * 300_000, file=sys.stderr); [print(i, file=sys.stderr) for i in range(50)]"
     child = await run_child(program, lines)
     assert list(child.stderr_tail) == [str(i) for i in range(30, 50)]
+
+
+@pytest.mark.slow
+async def test_a_child_and_its_threads_use_only_the_cores_they_get():
+    own_cores = os.sched_getaffinity(0)
+    core = max(own_cores)
+    program = """
+import os, sys, threading
+seen = [os.sched_getaffinity(0)]
+thread = threading.Thread(target=lambda: seen.append(os.sched_getaffinity(0)))
+thread.start()
+thread.join()
+print(seen, file=sys.stderr)
+"""
+    lines: list[str] = []
+
+    def on_line(name: str, line: str) -> bool:
+        lines.append(line)
+        return True
+
+    child = await Child.start("worker", [sys.executable, "-c", program], on_line, {core})
+    await child.run()
+    assert lines == [str([{core}, {core}])]
+    assert os.sched_getaffinity(0) == own_cores
 
 
 @pytest.mark.slow

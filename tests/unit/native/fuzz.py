@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from minedraft.errors import ConfigError, InternalError
+from minedraft_workers.native.choosing import ChoiceRequest, ChoiceRule, ChoosingKernels, LogitRows
 from minedraft_workers.native.kernels import NativeKernels
 from minedraft_workers.native.library import ISAS, load_library
 from minedraft_workers.native.tensors import LayerCache, SpanPlan
@@ -78,27 +80,53 @@ def attention(kernels: NativeKernels, rng: random.Random) -> None:
     kernels.attend(cache, query, plan, 0.1, matrix(rng, sum(lengths), heads * group * dims[1], dtype))
 
 
+def choosing(kernels: ChoosingKernels, rng: random.Random) -> None:
+    columns, dtype = rng.choice([1, 5, 127, 128, 129, 400]), rng.choice(DTYPES) if rng.random() < 0.03 else DTYPES[0]
+    requests = []
+    for _ in range(rng.randint(0, 4)):
+        num_drafts = rng.choice([0, 0, 1, 3])
+        logits = matrix(rng, num_drafts + 1, columns, dtype)
+        logits += rng.choice([0.0, 1.0]) * torch.linspace(0, 9, logits.shape[1])
+        q_len = rng.choice([1, 5, 1024 + (rng.random() < 0.1)])
+        q = [matrix(rng, num_drafts, q_len, dtype).contiguous() for dtype in (torch.int32, torch.float32)]
+        request = ChoiceRequest(
+            LogitRows(logits),
+            -(rng.random() < 0.03),
+            rng.choice([ChoiceRule.PROPOSE] if not num_drafts else list(ChoiceRule)[:3]),
+            rng.randrange(2**63),
+            rng.randrange(2**31),
+            [rng.randint(-1, columns + 1) for _ in range(num_drafts)],
+            rng.choice([1e-30, 1.0, 100.0, 0.0 if rng.random() < 0.03 else 0.5]),
+            rng.choice([0, 1, 100, 2**20]),
+            rng.choice([0.1, 0.999, 1.0]),
+            rng.choice([0.0, 0.1, 1.0]),
+        )
+        if rng.random() < 0.5:
+            request.q_ids, request.q_probs = q
+        requests.append(request)
+    hashes = torch.zeros(columns + (rng.random() < 0.03), dtype=torch.int32)
+    kernels.choose(requests, hashes, rng.choice([1, 4, 129, 1025 if rng.random() < 0.03 else 32]))
+
+
 def main() -> None:
     library, rounds = load_library(Path(sys.argv[1])), int(sys.argv[2])
-    calls: tuple[Callable[[NativeKernels, random.Random], None], ...] = (linear, small, attention)
+    kinds: tuple[tuple[Any, ...], ...] = ((NativeKernels, linear, small, attention), (ChoosingKernels, choosing))
     num_done = num_refused = 0
     if not rounds:
         weight, too_short = torch.ones(40, 16), torch.zeros(40 * 16)
         library.pack(weight.data_ptr(), 0, 40, 16, too_short.data_ptr())
-    for isa in ISAS:
-        for num_threads in (1, 3):
+    for isa, num_threads, (kind, *kind_calls) in product(ISAS, (1, 3), kinds):
+        try:
+            kernels = kind(isa, num_threads, library)
+        except ConfigError as error:
+            sys.stdout.write(f"{isa}: {error}\n")
+            continue
+        for seed, call in product(range(rounds), kind_calls):
             try:
-                kernels = NativeKernels(isa, num_threads, library)
-            except ConfigError as error:
-                sys.stdout.write(f"{isa}: {error}\n")
-                continue
-            for seed in range(rounds):
-                for call in calls:
-                    try:
-                        call(kernels, random.Random(f"{isa} {num_threads} {seed}"))
-                        num_done += 1
-                    except InternalError:
-                        num_refused += 1
+                call(kernels, random.Random(f"{isa} {num_threads} {seed}"))
+                num_done += 1
+            except InternalError:
+                num_refused += 1
     assert num_done > num_refused > 0, (num_done, num_refused)
     sys.stdout.write(f"refused {num_refused}, computed {num_done}\n")
 

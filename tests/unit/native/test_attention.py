@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minedraft_workers.native.kernels import NativeKernels
-from tests.unit.native.caches import Shape, Texts
+from tests.support.native_caches import Shape, Texts
 
 TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 1.5e-2}
 SHAPES = [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minedraft_workers.native.kernels import NativeKernels
 from minedraft_workers.native.library import ISAS
-from tests.unit.native.caches import Shape, Texts, numbers
+from tests.support.native_caches import Shape, Texts, numbers
 from tests.unit.native.conftest import open_kernels
 
 VECTOR_ISAS = ISAS[1:]

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from minedraft_workers.native.kernels import NativeKernels
 from minedraft_workers.native.tensors import lossless_dtype
-from tests.unit.native.caches import numbers
+from tests.support.native_caches import numbers
 from tests.unit.native.conftest import open_kernels
 
 SHAPES = [(576, 576, 1), (96, 64, 4), (33, 7, 3), (1, 1, 1), (100, 130, 13), (64, 63, 40)]

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from minedraft_workers.native.kernels import NativeKernels
-from tests.unit.native.caches import Shape, Texts, numbers
+from tests.support.native_caches import Shape, Texts, numbers
 
 DTYPES = [torch.float32, torch.bfloat16]
 ODD = (torch.nan, torch.inf, -torch.inf)

@@ -8,7 +8,7 @@ from torch.nn import functional
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from minedraft_workers.native.kernels import NativeKernels
-from tests.unit.native.caches import numbers
+from tests.support.native_caches import numbers
 
 DTYPES = [torch.float32, torch.bfloat16]
 

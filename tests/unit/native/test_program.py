@@ -15,7 +15,7 @@ from minedraft_workers.native.kernels import NativeKernels
 from minedraft_workers.native.library import ISAS
 from minedraft_workers.native.program import Program
 from minedraft_workers.native.tensors import LayerCache, PackedWeight, SpanPlan
-from tests.unit.native.caches import Shape, empty_cache, numbers
+from tests.support.native_caches import Shape, empty_cache, numbers
 from tests.unit.native.conftest import open_kernels
 
 SHAPE = Shape(heads=2, group=2, key_dim=32, value_dim=32)

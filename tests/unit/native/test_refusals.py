@@ -11,7 +11,7 @@ from minedraft.errors import ConfigError, InternalError
 from minedraft_workers.native.kernels import NativeKernels
 from minedraft_workers.native.library import ISA_VARIABLE, Library, choose_isa
 from minedraft_workers.native.tensors import LayerCache, SpanPlan
-from tests.unit.native.caches import Shape, empty_cache
+from tests.support.native_caches import Shape, empty_cache
 from tests.unit.native.conftest import open_kernels
 
 

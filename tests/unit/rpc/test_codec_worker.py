@@ -114,6 +114,9 @@ def draft_replies(draw: st.DrawFn) -> tuple[DraftCommand, DraftReply]:
 def verify_commands(draw: st.DrawFn) -> VerifyCommand:
     spans = []
     for request_id in draw(st.sets(st.integers(0, (1 << 64) - 1), max_size=5)):
+        if draw(st.booleans()):
+            spans.append(VerifySpan(request_id, draw(st.integers(0, 200)), (), follows=True))
+            continue
         is_new, sample = draw(st.booleans()), draw(st.booleans())
         drafts = draw(tokens(5)) if sample else ()
         spans.append(
@@ -138,8 +141,10 @@ def verify_replies(draw: st.DrawFn) -> tuple[VerifyCommand, VerifyReply]:
     command = draw(verify_commands())
     verdicts = []
     for span in command.spans:
-        committed_len = span.prefix_len + len(span.tokens)
-        if not span.sample:
+        committed_len = span.committed_len
+        if span.follows and draw(st.booleans()):
+            verdicts.append(Verdict(span.request_id, committed_len, 0, (), error="STALE_ROUND"))
+        elif not span.sample:
             verdicts.append(Verdict(span.request_id, committed_len, 0, ()))
         elif draw(st.booleans()):
             verdicts.append(Verdict(span.request_id, committed_len, 0, (), error="NUMERIC"))
@@ -234,6 +239,7 @@ def _verdict(index: int, **changes: object) -> VerifyReply:
         _verdict(0, tokens=()),
         _verdict(0, error="NUMERIC"),
         _verdict(0, error="HACKED"),
+        _verdict(0, error="STALE_ROUND", tokens=(), accepted_len=0),
         _verdict(0, logprobs=(LOGPROBS,)),
         _verdict(0, logprobs=(TokenLogprobs(0.5),) * 2),
         _verdict(0, logprobs=(TokenLogprobs(float("nan")),) * 2),
@@ -308,6 +314,10 @@ SPAN = VerifySpan(1, 10, (5,), drafts=(6, 7))
         ((replace(SPAN, prefix_len=254),), "fit in the context"),
         ((replace(SPAN, prefix_len=(1 << 32) - 1),), "fit in the context"),
         ((replace(SPAN, spec=SPEC),), "prefix_len"),
+        ((replace(SPAN, drafts=(), follows=True),), "follows"),
+        ((replace(SPAN, tokens=(), follows=True),), "follows"),
+        ((VerifySpan(1, 256, (), follows=True),), "fit in the context"),
+        ((VerifySpan(1, 10, (), sample=False, follows=True),), "follows"),
         ((replace(SPAN, q=make_q(1)),), "q"),
         ((SPAN, SPAN), "request id twice"),
         ((replace(SPAN, prefix_len=0, spec=replace(SPEC, prompt_len=0)),), "spec.prompt_len"),

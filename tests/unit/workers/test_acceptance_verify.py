@@ -19,11 +19,11 @@ from minedraft_workers.sampling.acceptance import (
     distribution,
     read_q,
     residual,
-    verify,
 )
-from minedraft_workers.sampling.choose import ChoiceRow, choose_drafts, draw
+from minedraft_workers.sampling.choose import ChoiceRow, draw
 from minedraft_workers.sampling.processors import process
 from minedraft_workers.sampling.randomness import Purpose, uniform
+from minedraft_workers.sampling.sampler import Sampler
 from minedraft_workers.sampling.vocab_columns import columns_of
 from minedraft_workers.sequence import SequenceState
 
@@ -50,7 +50,12 @@ def model_row(context: Sequence[int], salt: int, vocab: int, scale: float = 1.5)
 
 
 def run_round(
-    state: SequenceState, draft_len: int, vocab: int, draft_ids: torch.Tensor | None = None, top_m: int = 3
+    sampler: Sampler,
+    state: SequenceState,
+    draft_len: int,
+    vocab: int,
+    draft_ids: torch.Tensor | None = None,
+    top_m: int = 3,
 ) -> Outcome:
     """Draft and verify once with two context-dependent random models."""
     drafts: list[int] = []
@@ -58,23 +63,25 @@ def run_round(
     for _ in range(draft_len):
         row = model_row([*state.tokens, *drafts], 2, vocab)
         row = row if draft_ids is None else row[draft_ids.long()]
-        choice = choose_drafts(row[None], [ChoiceRow(state, len(state.tokens) + len(drafts), drafts)], draft_ids, top_m)
+        choice = sampler.choose_drafts(
+            row[None], [ChoiceRow(state, len(state.tokens) + len(drafts), drafts)], draft_ids, top_m
+        )
         drafts.append(choice.tokens[0])
         if choice.q_ids is not None and choice.q_probs is not None:
             q_ids.append(choice.q_ids)
             q_probs.append(choice.q_probs)
     logits = torch.stack([model_row([*state.tokens, *drafts[:i]], 1, vocab) for i in range(draft_len + 1)])
     if q_ids:
-        return verify(logits, [VerifyRow(state, drafts, torch.cat(q_ids), torch.cat(q_probs))])[0]
-    return verify(logits, [VerifyRow(state, drafts)])[0]
+        return sampler.verify(logits, [VerifyRow(state, drafts, torch.cat(q_ids), torch.cat(q_probs))])[0]
+    return sampler.verify(logits, [VerifyRow(state, drafts)])[0]
 
 
 def generate(
-    state: SequenceState, draft_lens: Sequence[int], vocab: int, num_tokens: int, **options: object
+    sampler: Sampler, state: SequenceState, draft_lens: Sequence[int], vocab: int, num_tokens: int, **options: object
 ) -> list[int]:
     rounds = 0
     while len(state.tokens) < len(PROMPT) + num_tokens:
-        outcome = run_round(state, draft_lens[rounds % len(draft_lens)], vocab, **options)  # type: ignore[arg-type]
+        outcome = run_round(sampler, state, draft_lens[rounds % len(draft_lens)], vocab, **options)  # type: ignore[arg-type]
         state.tokens.extend(outcome.tokens)
         rounds += 1
     return state.tokens[len(PROMPT) : len(PROMPT) + num_tokens]
@@ -86,7 +93,7 @@ def chi_square_z(counts: torch.Tensor, expected: torch.Tensor) -> float:
     return (ratio ** (1 / 3) - 1 + 2 / (9 * dof)) / math.sqrt(2 / (9 * dof))
 
 
-def test_greedy_accepts_while_drafts_are_the_argmax_and_adds_one_token() -> None:
+def test_greedy_accepts_while_drafts_are_the_argmax_and_adds_one_token(sampler: Sampler) -> None:
     logits = random_rows(4, 500)
     best = logits.argmax(-1).tolist()
     state = make_state(Acceptance.GREEDY)
@@ -97,43 +104,43 @@ def test_greedy_accepts_while_drafts_are_the_argmax_and_adds_one_token() -> None
         (wrong if wrong != best[0] else 499, best[1], best[2]): (0, best[:1]),
     }
     for drafts, (accepted_len, tokens) in cases.items():
-        assert verify(logits, [VerifyRow(state, drafts)]) == [Outcome(accepted_len, tuple(tokens))]
+        assert sampler.verify(logits, [VerifyRow(state, drafts)]) == [Outcome(accepted_len, tuple(tokens))]
 
 
-def test_a_batch_of_greedy_requests_is_decided_row_by_row() -> None:
+def test_a_batch_of_greedy_requests_is_decided_row_by_row(sampler: Sampler) -> None:
     logits = random_rows(6, 130)
     best = logits.argmax(-1).tolist()
     state = make_state(Acceptance.GREEDY)
     rows = [VerifyRow(state, [best[0]]), VerifyRow(state), VerifyRow(state, [best[3], 129 - best[4] % 2])]
-    outcomes = verify(logits, rows)
+    outcomes = sampler.verify(logits, rows)
     assert outcomes[0] == Outcome(1, (best[0], best[1]))
     assert outcomes[1] == Outcome(0, (best[2],))
     assert outcomes[2].tokens[0] == best[3]
 
 
-def test_the_fast_path_and_the_general_path_agree() -> None:
+def test_the_fast_path_and_the_general_path_agree(sampler: Sampler) -> None:
     logits = random_rows(3, 400, 3)
     best = logits.argmax(-1).tolist()
-    plain = verify(logits, [VerifyRow(make_state(Acceptance.GREEDY), best[:2])])[0]
-    general = verify(logits, [VerifyRow(make_state(Acceptance.GREEDY, logprobs=0), best[:2])])[0]
+    plain = sampler.verify(logits, [VerifyRow(make_state(Acceptance.GREEDY), best[:2])])[0]
+    general = sampler.verify(logits, [VerifyRow(make_state(Acceptance.GREEDY, logprobs=0), best[:2])])[0]
     assert plain.tokens == general.tokens
     assert plain.accepted_len == general.accepted_len == 2
 
 
-def test_greedy_with_penalties_gives_each_draft_its_own_context() -> None:
+def test_greedy_with_penalties_gives_each_draft_its_own_context(sampler: Sampler) -> None:
     """The same row at every position: once a token is out, its frequency penalty bars it."""
     row = torch.tensor([0.0, 5.0, 4.5, 4.0])
     state = make_state(Acceptance.GREEDY, tokens=[0, 0, 0], frequency_penalty=2.0)
-    outcome = verify(row.expand(4, 4), [VerifyRow(state, [1, 2, 3])])[0]
+    outcome = sampler.verify(row.expand(4, 4), [VerifyRow(state, [1, 2, 3])])[0]
     assert outcome == Outcome(3, (1, 2, 3, 1))
 
 
-def test_logprobs_are_the_models_own_whatever_the_processors() -> None:
+def test_logprobs_are_the_models_own_whatever_the_processors(sampler: Sampler) -> None:
     logits = random_rows(2, 300, 4)
     reference = logits.log_softmax(-1)
     for acceptance in Acceptance:
         state = make_state(acceptance, logprobs=4, repetition_penalty=1.5, top_k=20, logit_bias={5: 2.0})
-        outcome = verify(logits[:1], [VerifyRow(state)])[0]
+        outcome = sampler.verify(logits[:1], [VerifyRow(state)])[0]
         assert len(outcome.logprobs) == len(outcome.tokens) == 1
         logprobs = outcome.logprobs[0]
         assert logprobs.logprob == pytest.approx(float(reference[0, outcome.tokens[0]]), abs=1e-5)
@@ -141,36 +148,36 @@ def test_logprobs_are_the_models_own_whatever_the_processors() -> None:
         assert list(logprobs.top_logprobs) == pytest.approx(reference[0].topk(4).values.tolist(), abs=1e-5)
 
 
-def test_logprobs_cover_every_committed_token_and_only_if_asked_for() -> None:
+def test_logprobs_cover_every_committed_token_and_only_if_asked_for(sampler: Sampler) -> None:
     logits = random_rows(3, 300, 5)
     best = logits.argmax(-1).tolist()
-    asked = verify(logits, [VerifyRow(make_state(Acceptance.GREEDY, logprobs=0), best[:2])])[0]
+    asked = sampler.verify(logits, [VerifyRow(make_state(Acceptance.GREEDY, logprobs=0), best[:2])])[0]
     assert len(asked.logprobs) == 3
     assert asked.logprobs[0].top_ids == ()
-    assert verify(logits, [VerifyRow(make_state(Acceptance.GREEDY), best[:2])])[0].logprobs == ()
+    assert sampler.verify(logits, [VerifyRow(make_state(Acceptance.GREEDY), best[:2])])[0].logprobs == ()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("acceptance", list(Acceptance))
-def test_a_bad_row_fails_its_request_alone(acceptance: Acceptance, bad: float) -> None:
+def test_a_bad_row_fails_its_request_alone(sampler: Sampler, acceptance: Acceptance, bad: float) -> None:
     logits = random_rows(6, 150, 6)
     rows = [VerifyRow(make_state(acceptance, seed), [int(logits[2 * seed].argmax())]) for seed in range(3)]
-    clean = verify(logits, rows)
+    clean = sampler.verify(logits, rows)
     logits[2, 149] = bad
-    dirty = verify(logits, rows)
+    dirty = sampler.verify(logits, rows)
     assert dirty[1] == Outcome(0, (), error="NUMERIC")
     assert dirty[0] == clean[0]
     assert dirty[2] == clean[2]
 
 
 @pytest.mark.parametrize("logprobs", [None, 0])
-def test_a_bad_row_behind_a_rejected_draft_is_not_used(logprobs: int | None) -> None:
+def test_a_bad_row_behind_a_rejected_draft_is_not_used(sampler: Sampler, logprobs: int | None) -> None:
     logits = random_rows(3, 150, 7)
     logits[1:, 3] = math.nan
     best = int(logits[0].argmax())
     state = make_state(Acceptance.GREEDY, logprobs=logprobs)
-    assert verify(logits, [VerifyRow(state, [(best + 1) % 150, 2])])[0].tokens == (best,)
-    assert verify(logits, [VerifyRow(state, [best, 2])])[0].error == "NUMERIC"
+    assert sampler.verify(logits, [VerifyRow(state, [(best + 1) % 150, 2])])[0].tokens == (best,)
+    assert sampler.verify(logits, [VerifyRow(state, [best, 2])])[0].error == "NUMERIC"
 
 
 @pytest.mark.parametrize(
@@ -186,13 +193,13 @@ def test_a_bad_row_behind_a_rejected_draft_is_not_used(logprobs: int | None) -> 
     ids=["zero on the draft", "without the draft", "empty", "wrong ids, not normalised", "not finite", "negative"],
 )
 def test_a_q_that_lies_neither_crashes_nor_yields_a_token_outside_the_support(
-    ids: list[int], probs: list[float]
+    sampler: Sampler, ids: list[int], probs: list[float]
 ) -> None:
     logits = random_rows(2, 40, 8)
     for seed in range(30):
         state = make_state(Acceptance.REJECTION, seed, top_k=4)
         row = VerifyRow(state, [5], torch.tensor([ids], dtype=torch.int32), torch.tensor([probs]))
-        outcome = verify(logits, [row])[0]
+        outcome = sampler.verify(logits, [row])[0]
         support = process(logits[0], state, [], columns_of(40, CPU)).columns
         assert support is not None
         assert outcome.tokens[0] in support.tolist()
@@ -200,15 +207,15 @@ def test_a_q_that_lies_neither_crashes_nor_yields_a_token_outside_the_support(
 
 
 @pytest.mark.parametrize("acceptance", list(Acceptance))
-def test_a_draft_outside_the_vocabulary_is_rejected(acceptance: Acceptance) -> None:
+def test_a_draft_outside_the_vocabulary_is_rejected(sampler: Sampler, acceptance: Acceptance) -> None:
     for draft in (40, 2**31 - 1):
-        outcome = verify(random_rows(2, 40, 9), [VerifyRow(make_state(acceptance), [draft])])[0]
+        outcome = sampler.verify(random_rows(2, 40, 9), [VerifyRow(make_state(acceptance), [draft])])[0]
         assert outcome.accepted_len == 0
         assert len(outcome.tokens) == 1
 
 
 @pytest.mark.parametrize("sampling", [{}, {"top_k": 5, "presence_penalty": 0.8}], ids=str)
-def test_rejection_decides_by_the_functions_whose_law_is_proven(sampling: dict[str, float]) -> None:
+def test_rejection_decides_by_the_functions_whose_law_is_proven(sampler: Sampler, sampling: dict[str, float]) -> None:
     """Ties the enumerated law to the product: the same numbers, the same functions, in order."""
     vocab, drafts = 12, [4, 7]
     logits = random_rows(3, vocab, 12, scale=0.7)
@@ -232,7 +239,7 @@ def test_rejection_decides_by_the_functions_whose_law_is_proven(sampling: dict[s
                 break
             expected.append(drafts[index])
         seen.add(len(expected))
-        outcome = verify(logits, [VerifyRow(state, drafts, q_ids, q_probs)])[0]
+        outcome = sampler.verify(logits, [VerifyRow(state, drafts, q_ids, q_probs)])[0]
         assert outcome == Outcome(len(expected) - 1, tuple(expected))
     assert seen == {1, 2, 3}
 
@@ -243,13 +250,15 @@ def test_rejection_decides_by_the_functions_whose_law_is_proven(sampling: dict[s
     [({}, False), ({"top_p": 0.8, "repetition_penalty": 1.3, "temperature": 0.7}, True)],
     ids=["plain", "processors, reduced draft vocabulary"],
 )
-def test_rejection_through_the_real_path_has_the_targets_law(sampling: dict[str, float], reduced: bool) -> None:
+def test_rejection_through_the_real_path_has_the_targets_law(
+    sampler: Sampler, sampling: dict[str, float], reduced: bool
+) -> None:
     vocab, num_runs = 4, 800
     draft_ids = torch.tensor([2, 0, 3], dtype=torch.int32) if reduced else None
     counts = torch.zeros(vocab, vocab, dtype=torch.float64)
     for seed in range(num_runs):
         state = make_state(Acceptance.REJECTION, seed, **sampling)
-        first, second = generate(state, [2, 1], vocab, 2, draft_ids=draft_ids, top_m=2)
+        first, second = generate(sampler, state, [2, 1], vocab, 2, draft_ids=draft_ids, top_m=2)
         counts[first, second] += 1
     columns = columns_of(vocab, CPU)
     state = make_state(Acceptance.REJECTION, **sampling)
@@ -270,32 +279,36 @@ def test_rejection_through_the_real_path_has_the_targets_law(sampling: dict[str,
 @pytest.mark.parametrize("reduced", [False, True])
 @pytest.mark.parametrize("sampling", [{}, {"top_k": 6, "frequency_penalty": 0.7}], ids=str)
 def test_coupled_output_is_that_of_the_target_alone_whatever_the_drafter(
-    draft_lens: list[int], reduced: bool, sampling: dict[str, float]
+    sampler: Sampler, draft_lens: list[int], reduced: bool, sampling: dict[str, float]
 ) -> None:
     draft_ids = torch.tensor([9, 4, 2, 7], dtype=torch.int32) if reduced else None
     for seed in (0, 5):
-        alone = generate(make_state(Acceptance.COUPLED, seed, **sampling), [0], 12, 16)
-        drafted = generate(make_state(Acceptance.COUPLED, seed, **sampling), draft_lens, 12, 16, draft_ids=draft_ids)
+        alone = generate(sampler, make_state(Acceptance.COUPLED, seed, **sampling), [0], 12, 16)
+        drafted = generate(
+            sampler, make_state(Acceptance.COUPLED, seed, **sampling), draft_lens, 12, 16, draft_ids=draft_ids
+        )
         assert drafted == alone
 
 
 @pytest.mark.slow
-def test_coupled_tokens_have_the_targets_law_over_seeds() -> None:
+def test_coupled_tokens_have_the_targets_law_over_seeds(sampler: Sampler) -> None:
     vocab, num_runs = 10, 2000
     logits = random_rows(1, vocab, 11)
-    outcomes = [verify(logits, [VerifyRow(make_state(Acceptance.COUPLED, seed))])[0] for seed in range(num_runs)]
+    outcomes = [
+        sampler.verify(logits, [VerifyRow(make_state(Acceptance.COUPLED, seed))])[0] for seed in range(num_runs)
+    ]
     counts = torch.bincount(torch.tensor([outcome.tokens[0] for outcome in outcomes]), minlength=vocab)
     assert chi_square_z(counts.double(), logits[0].double().softmax(-1) * num_runs) < 3.5
 
 
-def test_an_equal_drafter_is_always_accepted() -> None:
+def test_an_equal_drafter_is_always_accepted(sampler: Sampler) -> None:
     for acceptance in (Acceptance.COUPLED, Acceptance.REJECTION):
         for seed in range(20):
             state = make_state(acceptance, seed, top_k=5)
             row = random_rows(1, 90, seed)
-            choice = choose_drafts(row, [ChoiceRow(state, 3)])
+            choice = sampler.choose_drafts(row, [ChoiceRow(state, 3)])
             verify_row = VerifyRow(state, choice.tokens, choice.q_ids, choice.q_probs)
-            outcome = verify(torch.cat([row, row]), [verify_row])[0]
+            outcome = sampler.verify(torch.cat([row, row]), [verify_row])[0]
             if acceptance is Acceptance.COUPLED or choice.q_probs is None:
                 assert outcome.accepted_len == 1
             else:
@@ -335,10 +348,12 @@ def verify_rows(pick: st.DrawFn) -> VerifyRow:
 @pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.lists(verify_rows(), min_size=1, max_size=5), st.randoms(use_true_random=False), st.integers(0, 1000))
-def test_outcomes_are_well_formed_and_do_not_depend_on_batch_mates(rows: list[VerifyRow], random, seed: int) -> None:
+def test_outcomes_are_well_formed_and_do_not_depend_on_batch_mates(
+    sampler: Sampler, rows: list[VerifyRow], random, seed: int
+) -> None:
     sizes = [len(row.drafts) + 1 for row in rows]
     parts = list(random_rows(sum(sizes), 9, seed).split(sizes))
-    outcomes = verify(torch.cat(parts), rows)
+    outcomes = sampler.verify(torch.cat(parts), rows)
     for row, part, outcome in zip(rows, parts, outcomes, strict=True):
         assert 0 <= outcome.accepted_len <= len(row.drafts)
         assert len(outcome.tokens) == outcome.accepted_len + 1
@@ -351,7 +366,9 @@ def test_outcomes_are_well_formed_and_do_not_depend_on_batch_mates(rows: list[Ve
             if row.state.spec.acceptance is not Acceptance.GREEDY and not sampling.is_greedy:
                 kept = process(part[index], row.state, outcome.tokens[:index], columns_of(9, CPU)).columns
                 assert kept is None or token in kept.tolist()
-        assert verify(part, [row]) == [outcome]
+        assert sampler.verify(part, [row]) == [outcome]
     order = list(range(len(rows)))
     random.shuffle(order)
-    assert verify(torch.cat([parts[i] for i in order]), [rows[i] for i in order]) == [outcomes[i] for i in order]
+    assert sampler.verify(torch.cat([parts[i] for i in order]), [rows[i] for i in order]) == [
+        outcomes[i] for i in order
+    ]

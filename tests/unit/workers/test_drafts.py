@@ -9,10 +9,11 @@ import torch
 
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Acceptance, SequenceSpec
-from minedraft_workers.sampling.choose import ChoiceRow, choose_drafts, coupled_choice, draw, truncate_q
+from minedraft_workers.sampling.choose import ChoiceRow, coupled_choice, draw, truncate_q
 from minedraft_workers.sampling.processors import ProcessedRow, process
 from minedraft_workers.sampling.randomness import Purpose, gumbel, uniform
 from minedraft_workers.sampling.row_search import SearchedRow, argmax_rows
+from minedraft_workers.sampling.sampler import Sampler
 from minedraft_workers.sampling.vocab_columns import columns_of
 from minedraft_workers.sequence import SequenceState
 
@@ -106,25 +107,27 @@ def test_truncation_of_the_support_does_not_change_the_noise_of_what_is_left() -
     assert agreed > 10
 
 
-def test_a_drafter_with_a_reduced_vocabulary_shares_the_noise_of_its_tokens() -> None:
+def test_a_drafter_with_a_reduced_vocabulary_shares_the_noise_of_its_tokens(sampler: Sampler) -> None:
     ids = torch.randperm(4000, generator=torch.Generator().manual_seed(2))[:900].int()
     row = random_rows(1, 4000, 6)[0]
     masked = torch.full((4000,), -math.inf)
     masked[ids.long()] = row[ids.long()]
     for position in range(20):
         state = make_state(Acceptance.COUPLED, top_k=100)
-        reduced = choose_drafts(row[ids.long()][None], [ChoiceRow(state, position)], ids).tokens
-        whole = choose_drafts(masked[None], [ChoiceRow(state, position)]).tokens
+        reduced = sampler.choose_drafts(row[ids.long()][None], [ChoiceRow(state, position)], ids).tokens
+        whole = sampler.choose_drafts(masked[None], [ChoiceRow(state, position)]).tokens
         assert reduced == whole
 
 
 @pytest.mark.parametrize("reduced", [False, True])
-def test_q_is_the_renormalised_top_of_the_processed_row_and_what_was_sampled_from(reduced: bool) -> None:
+def test_q_is_the_renormalised_top_of_the_processed_row_and_what_was_sampled_from(
+    sampler: Sampler, reduced: bool
+) -> None:
     ids = torch.randperm(3000, generator=torch.Generator().manual_seed(3))[:500].int() if reduced else None
     row = random_rows(1, 500, 7)
     for sampling in ({}, {"top_k": 5}, {"top_p": 0.9, "temperature": 0.6}, {"min_p": 0.5}):
         state = make_state(Acceptance.REJECTION, **sampling)
-        choice = choose_drafts(row, [ChoiceRow(state, 4)], ids, top_m=8)
+        choice = sampler.choose_drafts(row, [ChoiceRow(state, 4)], ids, top_m=8)
         assert choice.q_ids is not None
         assert choice.q_probs is not None
         assert choice.q_ids.dtype == torch.int32
@@ -141,13 +144,13 @@ def test_q_is_the_renormalised_top_of_the_processed_row_and_what_was_sampled_fro
         assert choice.tokens == [int(choice.q_ids[0, drawn])]
 
 
-def test_a_small_vocabulary_makes_a_narrow_q() -> None:
-    choice = choose_drafts(random_rows(1, 6), [ChoiceRow(make_state(Acceptance.REJECTION), 4)], None, top_m=32)
+def test_a_small_vocabulary_makes_a_narrow_q(sampler: Sampler) -> None:
+    choice = sampler.choose_drafts(random_rows(1, 6), [ChoiceRow(make_state(Acceptance.REJECTION), 4)], None, top_m=32)
     assert choice.q_ids is not None
     assert choice.q_ids.shape == (1, 6)
 
 
-def test_a_mixed_batch_gives_each_request_what_it_gets_alone() -> None:
+def test_a_mixed_batch_gives_each_request_what_it_gets_alone(sampler: Sampler) -> None:
     rows = random_rows(6, 800, 8)
     states = [
         make_state(Acceptance.GREEDY, temperature=0.0),
@@ -159,7 +162,7 @@ def test_a_mixed_batch_gives_each_request_what_it_gets_alone() -> None:
     ]
     extras = [[], [5], [5, 6], [5], [], [7]]
     requests = [ChoiceRow(state, len(TOKENS) + len(extra), extra) for state, extra in zip(states, extras, strict=True)]
-    together = choose_drafts(rows, requests)
+    together = sampler.choose_drafts(rows, requests)
     assert together.tokens[0] == int(rows[0].argmax())
     assert None not in together.tokens
     assert together.q_ids is not None
@@ -168,7 +171,7 @@ def test_a_mixed_batch_gives_each_request_what_it_gets_alone() -> None:
     assert together.q_ids[4, 0] == together.tokens[4]
     assert together.q_probs[4, 0] == 1.0
     for order in ([5, 4, 3, 2, 1, 0], [2], [1, 3]):
-        some = choose_drafts(rows[order], [requests[i] for i in order])
+        some = sampler.choose_drafts(rows[order], [requests[i] for i in order])
         assert some.tokens == [together.tokens[i] for i in order]
         if some.q_ids is not None:
             assert some.q_probs is not None
@@ -178,13 +181,15 @@ def test_a_mixed_batch_gives_each_request_what_it_gets_alone() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("acceptance", list(Acceptance))
-def test_a_bad_row_has_no_draft_and_its_neighbours_are_untouched(acceptance: Acceptance, bad: float) -> None:
+def test_a_bad_row_has_no_draft_and_its_neighbours_are_untouched(
+    sampler: Sampler, acceptance: Acceptance, bad: float
+) -> None:
     temperature = 0.0 if acceptance is Acceptance.GREEDY else 1.0
     requests = [ChoiceRow(make_state(acceptance, seed, temperature=temperature), 4) for seed in range(3)]
     rows = random_rows(3, 200, 9)
-    clean = choose_drafts(rows, requests)
+    clean = sampler.choose_drafts(rows, requests)
     rows[1, 77] = bad
-    dirty = choose_drafts(rows, requests)
+    dirty = sampler.choose_drafts(rows, requests)
     assert None not in clean.tokens
     assert dirty.tokens == [clean.tokens[0], None, clean.tokens[2]]
     if acceptance is Acceptance.REJECTION:
@@ -192,9 +197,9 @@ def test_a_bad_row_has_no_draft_and_its_neighbours_are_untouched(acceptance: Acc
         assert bool((dirty.q_ids[1] == -1).all())
 
 
-def test_a_row_whose_every_token_is_masked_has_no_draft() -> None:
+def test_a_row_whose_every_token_is_masked_has_no_draft(sampler: Sampler) -> None:
     state = make_state(Acceptance.GREEDY, temperature=0.0, min_new_tokens=5)
-    assert choose_drafts(random_rows(1, 1), [ChoiceRow(state, 4)]).tokens == [None]
+    assert sampler.choose_drafts(random_rows(1, 1), [ChoiceRow(state, 4)]).tokens == [None]
 
 
 def test_truncated_q_is_sorted_and_sums_to_one() -> None:

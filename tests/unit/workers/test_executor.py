@@ -269,7 +269,7 @@ def test_capacity_follows_memory_and_context_follows_the_model(
 ) -> None:
     # 2 layers x 2 heads x (8 + 8) float32 a token, 16 tokens a block.
     free_bytes = 8 * (20 * 4096 + 5)
-    monkeypatch.setattr("minedraft_workers.execution.choice.available_memory", lambda: free_bytes)
+    monkeypatch.setattr("minedraft_workers.execution.memory.available_memory", lambda: free_bytes)
     assert load(llama_dir, num_blocks=None).num_blocks == 20
     assert load(llama_dir, max_model_len=100).max_model_len == 100
     with pytest.raises(ConfigError, match="max_model_len is 513: the model's context is 512 tokens"):

@@ -40,11 +40,20 @@ FUSED = {
     "llama3-rope": ("llama", HEADS | {"rope_parameters": LLAMA3}),
     "mistral": ("mistral", HEADS | {"sliding_window": None}),
 }
+# Their angles depend on the length of the text, so a forward's are not those of a table, nor of a captured graph.
+BY_LENGTH = {
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+    "longrope": {
+        "rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 256,
+        "short_factor": [1.0] * 8, "long_factor": [2.0] * 8,
+    },
+}  # fmt: skip
 NOT_FUSED = {
     "window": ("mistral", HEADS | {"sliding_window": 24}, "a sliding window"),
     "norms-of-heads": ("qwen3", HEADS, "k_norm, q_norm"),
     "gelu": ("gemma", HEADS, "activation"),
     "layer-norms": ("gpt_neox", {}, "the decoder with"),
+    **{name: ("llama", HEADS | {"rope_parameters": rope}, f"of type {name}") for name, rope in BY_LENGTH.items()},
 }
 
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "calls.h"
+#include "choice/request.h"
 #include "cpu.h"
 
 #ifndef MINEDRAFT_KEY
@@ -188,5 +189,28 @@ EXPORT int minedraft_run(void* handle, void* program, int64_t rows, const int64_
         const Batch batch{rows, slots, reinterpret_cast<const Span*>(spans), num_spans, blocks};
         for (auto& call : p.calls) std::visit([&](auto& args) { set_batch(args, batch); }, call);
         return Caller(kernels, pool).make(p.calls.data(), p.calls.size()) ? kOk : kNoMemory;
+    });
+}
+
+// Requests are decided one by one, each by one thread. Python writes them: see choice/request.h.
+EXPORT int minedraft_choose(void* handle, const void* requests, int64_t num_requests, int64_t num_rows,
+                            int64_t columns, const int32_t* hashes, int64_t* tokens, int64_t* counts, int64_t top_m,
+                            int32_t* kept, float* probs) {
+    return exclusively(handle, [&](const Kernels& kernels, Pool& pool) -> int {
+        const ChoiceCall call{static_cast<const ChoiceRequest*>(requests), num_requests, columns, hashes, tokens,
+                              counts, top_m, kept, probs};
+        const size_t scratch_bytes = choice_scratch_bytes(columns);
+        for (auto& memory : pool.scratch)
+            if (!memory.get(scratch_bytes)) return kNoMemory;
+        std::atomic<int64_t> next{0};
+        const auto work = [&](Member member) {
+            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < num_requests;)
+                kernels.choose(call, i, pool.scratch[member.thread].get(scratch_bytes));
+        };
+        if (num_requests == 1 || num_rows * columns < kSmall)
+            work(Member{0, 1, nullptr});
+        else
+            pool.run(work);
+        return kOk;
     });
 }

@@ -19,6 +19,7 @@
 #endif
 
 #include "attention.h"
+#include "choice/choose.h"
 #include "linear.h"
 #include "pointwise.h"
 
@@ -26,7 +27,7 @@ namespace minedraft {
 
 const Kernels MINEDRAFT_TABLE = {
     MINEDRAFT_NAME, packed_x_bytes, pack_x, linear, norm, rope, silu_mul, store_tokens, argmax, attention_scratch_bytes,
-    attention,
+    attention, choosing::choose,
 };
 
 }  // namespace minedraft

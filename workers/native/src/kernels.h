@@ -119,6 +119,8 @@ struct Argmax {
     uint8_t* is_finite;
 };
 
+struct ChoiceCall;  // choice/request.h
+
 struct Kernels {
     const char* name;
     size_t (*packed_x_bytes)(const Linear&);
@@ -133,6 +135,7 @@ struct Kernels {
     size_t (*attention_scratch_bytes)(const Attention&, int64_t max_task_rows, int64_t max_tokens);
     // `next`: what the thread is likely to do after it, or null; its first tokens are fetched meanwhile.
     void (*attention)(const Attention&, const Task&, const Task* next, uint8_t* scratch);
+    void (*choose)(const ChoiceCall&, int64_t request, uint8_t* scratch);
 };
 
 extern const Kernels kernels_scalar;

@@ -18,7 +18,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from minedraft.core.blocks import BlocksExhausted
-from minedraft.errors import InternalError, InvalidRequest, MineDraftError, Overloaded, ProtocolError, StaleRound
+from minedraft.errors import (
+    InternalError,
+    InvalidRequest,
+    MemoryExhausted,
+    MineDraftError,
+    Overloaded,
+    ProtocolError,
+    StaleRound,
+)
 from minedraft.types import (
     DraftCommand,
     Proposal,
@@ -28,15 +36,15 @@ from minedraft.types import (
     VerifyCommand,
     WorkerInfo,
 )
-from minedraft_workers.round_log import RoundLog
-from minedraft_workers.tenancy import Tenancy
+from minedraft_workers.rounds.round_log import RoundLog
+from minedraft_workers.rounds.tenancy import Tenancy
 
 logger = logging.getLogger("minedraft.worker")
 
 # Each of the two lanes has at most a draft, a prefill and a release; the rest is room for repeats.
 MAILBOX_SIZE = 32
-# An actor raises these before it changes anything; any other exception ends the process.
-REFUSALS = (InvalidRequest, ProtocolError, BlocksExhausted)
+# An actor raises these with every request as it was; any other exception ends the process.
+REFUSALS = (InvalidRequest, ProtocolError, BlocksExhausted, MemoryExhausted)
 
 # A forward has no time limit, but a thread that is inside one and uses no CPU time for this long hangs.
 HANG_S = 120.0
@@ -258,6 +266,22 @@ class WorkerRuntime:
     @property
     def epoch(self) -> int:
         return self._log.epoch
+
+    async def prepare(self, task: Callable[[], None]) -> None:
+        """Run a task in the device thread, before the first command.
+
+        Raises:
+            MemoryExhausted, InvalidRequest, ProtocolError: as the task. InternalError: it raised anything else,
+                and the thread has crashed.
+        """
+
+        def prepare() -> Work[Any]:
+            task()
+            return Work(())
+
+        outcome = await self._device.offer(prepare)
+        if isinstance(outcome, MineDraftError):
+            raise outcome
 
     def start_epoch(self, target_vocab_size: int = 0) -> WorkerInfo:
         """Begin a new epoch, even during a forward: queued commands are dropped, and the actor is reset before

@@ -1,0 +1,1 @@
+"""The controlled pair: models made on the spot, whose greedy answers and acceptance are known beforehand."""

@@ -1,0 +1,70 @@
+"""The packages that a machine without a network lacks: fetched here, and put on the path there.
+
+Nothing is installed into the system. Standard library only.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / ".whl"
+PYTHON, PLATFORMS = "3.12", ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "any")
+PACKAGES = (
+    "protobuf",
+    "grpcio",
+    "grpcio-health-checking",
+    "grpcio-status",
+    "googleapis-common-protos",
+    "pydantic",
+    "pydantic_core",
+    "annotated-types",
+    "typing-inspection",
+)
+# What fails first where they are missing or too old; the stubs check the versions of protobuf and grpcio.
+_PROBE = "import minedraft.v1.worker_pb2_grpc, pydantic, grpc_health.v1.health, grpc_status, google.rpc.status_pb2"
+
+
+def pinned(constraints: str) -> list[str]:
+    """Return PACKAGES with the versions that the text of scripts/constraints.txt names.
+
+    Raises:
+        LookupError: it has no version of one.
+    """
+    pins = dict(line.split("==") for line in constraints.splitlines() if "==" in line and not line.startswith("#"))
+    missing = [name for name in PACKAGES if name not in pins]
+    if missing:
+        raise LookupError(f"no version of {missing[0]} in scripts/constraints.txt")
+    return [f"{name}=={pins[name]}" for name in PACKAGES]
+
+
+def fetch(say: Callable[[str], object]) -> int:
+    """Download the wheels to FOLDER. Return pip's exit code."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--quiet"]
+    command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", PYTHON, "--dest", str(FOLDER)]
+    for platform in PLATFORMS:
+        command += ["--platform", platform]
+    code = subprocess.run([*command, *pinned((ROOT / "scripts/constraints.txt").read_text())], check=False).returncode
+    wheels = sorted(FOLDER.glob("*.whl"))
+    size_mb = sum(wheel.stat().st_size for wheel in wheels) / 1e6
+    say(f"{len(wheels)} wheels for Python {PYTHON} in {FOLDER.name}/, {size_mb:.1f} MB")
+    return code
+
+
+def are_needed(environment: dict[str, str]) -> bool:
+    """Return whether this Python cannot import the product's wire as it is."""
+    return subprocess.run([sys.executable, "-P", "-c", _PROBE], env=environment, capture_output=True).returncode != 0
+
+
+def unpack(site: Path) -> str:
+    """Install the wheels of FOLDER into a folder. Return what went wrong, or ""."""
+    wheels = sorted(map(str, FOLDER.glob("*.whl")))
+    if not wheels:
+        return f"{FOLDER.name}/ has no wheels: run scripts/gpu_check --prepare where there is a network"
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index"]
+    command += ["--no-deps", "--no-compile", "--target", str(site), *wheels]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stderr.strip() if done.returncode else ""

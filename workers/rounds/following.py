@@ -1,0 +1,63 @@
+"""Rounds that follow another one: they start from tokens that the scheduler did not know when it sent them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from minedraft.errors import StaleRound
+from minedraft.types import Verdict, VerifyCommand, VerifySpan
+from minedraft_workers.rounds.runtime import Work
+
+
+class Follower:
+    """Executes verify commands, with the tokens that the last one gave in the spans that follow it.
+
+    Args:
+        verify: executes a command all of whose spans have tokens.
+        release: frees requests; called instead of `verify` if no span is left.
+    """
+
+    def __init__(
+        self, verify: Callable[[VerifyCommand], Work[Verdict]], release: Callable[[Sequence[int]], None]
+    ) -> None:
+        self._verify = verify
+        self._release = release
+        self._last: dict[int, Verdict] = {}  # of the last command, by request id; empty if it was refused
+        self._epoch = 0
+
+    def verify(self, command: VerifyCommand) -> Work[Verdict]:
+        """Return the verdicts on a command; that on a span which follows no token is STALE_ROUND. Raise as `verify`."""
+        last, self._last = self._last, {}
+        if command.round.epoch != self._epoch:
+            self._epoch, last = command.round.epoch, {}
+        if any(span.follows for span in command.spans):
+            return self._follow(command, last)
+        return self._execute(command)
+
+    def _follow(self, command: VerifyCommand, last: dict[int, Verdict]) -> Work[Verdict]:
+        spans: list[VerifySpan] = []
+        stale: list[Verdict] = []
+        for span in command.spans:
+            token = _next_token(last.get(span.request_id), span.prefix_len) if span.follows else ()
+            if span.follows and not token:
+                stale.append(Verdict(span.request_id, span.committed_len, 0, (), error=StaleRound.reason))
+            else:
+                spans.append(VerifySpan(span.request_id, span.prefix_len, token) if token else span)
+        if not spans:
+            self._release(command.released)
+            return Work(tuple(stale))
+        work = self._execute(replace(command, spans=tuple(spans)))
+        return replace(work, rows=(*work.rows, *stale)) if stale else work
+
+    def _execute(self, command: VerifyCommand) -> Work[Verdict]:
+        work = self._verify(command)
+        self._last = {verdict.request_id: verdict for verdict in work.rows}
+        return work
+
+
+def _next_token(verdict: Verdict | None, prefix_len: int) -> tuple[int, ...]:
+    """Return the token after `prefix_len` committed tokens, as a tuple; empty if the verdict does not give it."""
+    if verdict is None or not verdict.tokens or verdict.committed_len + verdict.accepted_len != prefix_len:
+        return ()
+    return verdict.tokens[-1:]
