@@ -85,9 +85,8 @@ def main(
     pin(owned)
     with console.status("loading"):
         executor = Executor.load(model, device=owned, dtype=dtype)
-    with console.status("measuring the floor"):
-        with torch_threads(len(owned.cores)):
-            limits = measure_limits(executor.dtype_name, executor.device)
+    with console.status("measuring the floor"), torch_threads(len(owned.cores)):
+        limits = measure_limits(executor.dtype_name, executor.device)
     result: dict[str, Any] = {
         "machine": machine_facts(),
         "model": executor.model_name,
