@@ -6,7 +6,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -84,7 +85,7 @@ def main(
     pin(owned)
     with console.status("loading"):
         executor = Executor.load(model, device=owned, dtype=dtype)
-    with console.status("measuring the floor"):
+    with console.status("measuring the floor"), torch_threads(len(owned.cores)):
         limits = measure_limits(executor.dtype_name, executor.device)
     result: dict[str, Any] = {
         "machine": machine_facts(),
@@ -102,7 +103,7 @@ def main(
         result["prompts"] = measure_prompts(executor, limits, layer_weights(executor, model), repeat, console)
     console.print(render(result))
     if generate:
-        result["generate"] = compare_with_generate(executor, model, console)
+        result["generate"] = compare_with_generate(executor, model, len(owned.cores), console)
     if json_path is not None:
         runs = json.loads(json_path.read_text(encoding="utf-8")) if json_path.exists() else []
         json_path.write_text(json.dumps([*runs, result], indent=1) + "\n", encoding="utf-8")
@@ -206,6 +207,19 @@ def measure_limits(dtype_name: str, device: torch.device) -> dict[str, float]:
     return {"read_gb_per_s": array.nbytes / read_s / 1e9, "gflop_per_s": flop / matmul_s / 1e9}
 
 
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads, or one for 0; beside native kernels it keeps to one by itself."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(count, 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def floor_seconds(
     executor: Executor, limits: dict[str, float], num_sequences: int, span_len: int, context: int
 ) -> float:
@@ -233,7 +247,7 @@ def time_forward(executor: Executor, num_sequences: int, span_len: int, context:
     return statistics.median(timed(lambda: executor.forward(spans), executor.device) for _ in range(repeat))
 
 
-def compare_with_generate(executor: Executor, model: Path, console: Console) -> dict[str, float]:
+def compare_with_generate(executor: Executor, model: Path, num_threads: int, console: Console) -> dict[str, float]:
     """Return tokens/s of both, each the best of two runs, taking turns."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -250,7 +264,10 @@ def compare_with_generate(executor: Executor, model: Path, console: Console) -> 
     theirs.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
 
     def run_theirs() -> None:
-        theirs.generate(ids, attention_mask=mask, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, pad_token_id=0)
+        with torch_threads(num_threads):
+            theirs.generate(
+                ids, attention_mask=mask, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, pad_token_id=0
+            )
 
     seconds: list[tuple[float, float]] = []
     for turn in range(2):
