@@ -22,6 +22,7 @@ from minedraft.types import (
 )
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.executor import Executor
+from minedraft_workers.following import Follower
 from minedraft_workers.proposers.draft_model import ModelProposer
 from minedraft_workers.proposers.ngram import NgramProposer
 from minedraft_workers.verifier import VerifierActor
@@ -79,13 +80,14 @@ class InProcessVerifier(_InProcess):
         self.info = _info(Role.VERIFIER, executor)
         self.actor = VerifierActor(executor, self.info)
         self.executor = executor
+        self._follower = Follower(self.actor.verify, self.actor.release)
 
     async def verify(self, command: VerifyCommand) -> VerifyReply:
         await asyncio.sleep(0)
         return deliver_verify(command, self.info, self._run)
 
     def _run(self, command: VerifyCommand) -> VerifyReply:
-        return VerifyReply(command.round, self.actor.verify(command).rows, Timing(), self.actor.num_free_blocks)
+        return VerifyReply(command.round, self._follower.verify(command).rows, Timing(), self.actor.num_free_blocks)
 
 
 class InProcessDrafter(_InProcess):
