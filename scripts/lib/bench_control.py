@@ -24,8 +24,9 @@ from scripts.lib.driving import driven
 from scripts.lib.processes import serving, workers
 
 NULL_WORKER = "scripts.lib.null_worker"
-MAX_BATCH_SIZE, DRAFT_LEN = 8, 5
-NUM_TOKENS = 3000
+SIZES = ((Mode.MINEDRAFT, 8), (Mode.MINEDRAFT, 64), (Mode.SD, 8), (Mode.AR, 16), (Mode.AR, 64), (Mode.AR, 128))
+DRAFT_LEN = 5
+NUM_STEPS = 750
 CHUNK = 500
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -51,7 +52,7 @@ def main(requests: int, json_path: Path | None) -> None:
     """
     console = Console()
     with tempfile.TemporaryDirectory(prefix="minedraft-") as folder:
-        steps = [asyncio.run(_measure_steps(Path(folder), mode)) for mode in (Mode.MINEDRAFT, Mode.SD)]
+        steps = [asyncio.run(_measure_steps(Path(folder), mode, m)) for mode, m in SIZES]
         for row in steps:
             console.print(
                 f"{row['mode']}: {row['steps_per_s']:.0f} steps/s, {row['step_ms']:.2f} ms per step, "
@@ -65,12 +66,13 @@ def main(requests: int, json_path: Path | None) -> None:
         json_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-async def _measure_steps(folder: Path, mode: Mode) -> dict[str, Any]:
+async def _measure_steps(folder: Path, mode: Mode, max_batch_size: int) -> dict[str, Any]:
     """Return the figures of steps with a greedy request in every seat."""
-    in_flight = MAX_BATCH_SIZE * mode.num_batches
+    in_flight = max_batch_size * mode.num_batches
+    num_tokens = NUM_STEPS * (1 if mode is Mode.AR else 1 + (DRAFT_LEN + 1) // 2)
     async with workers(folder, NULL_WORKER) as addresses, driven(*addresses) as rounds:
-        rounds.configure(mode, MAX_BATCH_SIZE, DRAFT_LEN, max_model_len=1 << 19)
-        elapsed_s = await rounds.answer([range(20)] * in_flight, SamplingParams(max_new_tokens=NUM_TOKENS))
+        rounds.configure(mode, max_batch_size, DRAFT_LEN, max_model_len=1 << 19)
+        elapsed_s = await rounds.answer([range(20)] * in_flight, SamplingParams(max_new_tokens=num_tokens))
         return {
             "mode": mode.value,
             "num_in_flight": in_flight,
