@@ -22,7 +22,6 @@ from minedraft.types import (
 )
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.executor import Executor
-from minedraft_workers.following import Follower
 from minedraft_workers.proposers.draft_model import ModelProposer
 from minedraft_workers.proposers.ngram import NgramProposer
 from minedraft_workers.rounds.following import Follower
@@ -82,7 +81,6 @@ class InProcessVerifier(_InProcess):
         self.actor = VerifierActor(executor, self.info)
         self._follower = Follower(self.actor.verify, self.actor.release)
         self.executor = executor
-        self._follower = Follower(self.actor.verify, self.actor.release)
 
     async def verify(self, command: VerifyCommand) -> VerifyReply:
         await asyncio.sleep(0)
