@@ -63,8 +63,10 @@ class _FieldError(MineDraftError):
         self.field = field
         self.value = _shorten(value)
         self.limit = _one_line(limit)
-        given = field if value is None else f"{field} is {self.value}"
-        super().__init__(f"{given}: {self.limit}")
+        super().__init__(f"{self._say_given(value)}: {self.limit}")
+
+    def _say_given(self, value: object) -> str:
+        return f"{self.field} is {self.value}"
 
 
 class ConfigError(_FieldError):
@@ -72,6 +74,10 @@ class ConfigError(_FieldError):
 
     reason = "CONFIG"
     exit_code = EXIT_CONFIG
+
+    def _say_given(self, value: object) -> str:
+        """A setting that is None was not given: no text stands for None."""
+        return self.field if value is None else super()._say_given(value)
 
 
 class ConfigErrors(ConfigError):

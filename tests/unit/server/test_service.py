@@ -30,6 +30,7 @@ from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuat
 from tests.support.tiny_models import write_tiny_tokenizer
 
 PROMPT = [5, 6, 7]
+CONTEXT = 1 << 15  # some seconds of answer, where a refusal of a name in use takes 0.2
 
 
 def a_call(num_tokens: int, request_id: str = "") -> GenerateCall:
@@ -50,15 +51,15 @@ def closed(tmp_path: Path) -> InferenceService:
 
 @pytest.fixture
 async def service(closed: InferenceService) -> AsyncIterator[InferenceService]:
-    verifier = FakeVerifier(num_blocks=512, max_model_len=2048)
-    async with Pipeline(SchedulerLimits(max_model_len=2048), verifier, FakeDrafter()) as pipeline:
+    verifier = FakeVerifier(num_blocks=CONTEXT, max_model_len=CONTEXT)
+    async with Pipeline(SchedulerLimits(max_model_len=CONTEXT), verifier, FakeDrafter()) as pipeline:
         await closed.open(pipeline)
         yield closed
 
 
 async def test_it_answers_aborts_and_tells_its_status(service: InferenceService) -> None:
     assert await tokens_of(service, a_call(40)) == continuation(PROMPT, 40)
-    async with aclosing(service.generate(a_call(1500, "mine"), "me")) as outputs:
+    async with aclosing(service.generate(a_call(CONTEXT - 8, "mine"), "me")) as outputs:
         first = await anext(outputs)
         assert first.request_id == "mine"
         with pytest.raises(DuplicateRequest):
