@@ -20,7 +20,7 @@ from minedraft.config import Settings
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError
 from minedraft.flags import to_flags
 from minedraft.launch.child import Child
-from minedraft.launch.placement import cores_beside, cores_for_scheduler, divide_memory
+from minedraft.launch.placement import cores_beside, divide_memory
 from minedraft.process.claim import ListenClaim
 from minedraft.process.notify import Notifier
 from minedraft.process.run_folder import RunFolder
@@ -164,8 +164,7 @@ class Launcher:
         if settings.needs_drafter:
             addresses |= {"draft_address": drafter, "draft": None}
         argv = [*PYTHON, "minedraft.server", *to_flags(settings.model_copy(update=addresses))]
-        argv += ["--run-folder", str(folder.path), *_parent_flag()]
-        await self._start_child("scheduler", argv, cores_for_scheduler(settings))
+        await self._start_child("scheduler", [*argv, "--run-folder", str(folder.path), *_parent_flag()])
 
     async def _start_child(self, name: str, argv: list[str], cores: Collection[int] = ()) -> None:
         child = await Child.start(name, argv, self._pass_on, cores)

@@ -53,18 +53,6 @@ def cores_beside(settings: Settings, role: Role) -> tuple[int, ...]:
     return tuple(sorted(set(usable_cores()).difference(_cores(other))))
 
 
-def cores_for_scheduler(settings: Settings) -> tuple[int, ...]:
-    """Return the cores for the scheduler: those that the verifier, which is the one to be waited for, does not
-    compute on. Where the system puts both on one core, a round waits for that core.
-
-    Returns:
-        Core numbers; empty for any core: the verifier is not ours, or leaves none.
-    """
-    if Role.VERIFIER not in settings.own_workers:
-        return ()
-    return tuple(sorted(set(usable_cores()).difference(_cores(settings.target_device))))
-
-
 def _cores(text: str) -> tuple[int, ...]:
     device = Device.parse(text)
     return device.cores or (usable_cores() if device.kind == "cpu" else ())

@@ -7,7 +7,7 @@ import pytest
 from minedraft.config import Settings, load_settings
 from minedraft.launch import placement
 from minedraft.launch.launcher import worker_flags
-from minedraft.launch.placement import cores_beside, cores_for_scheduler, divide_memory, tell_unused_gpus
+from minedraft.launch.placement import cores_beside, divide_memory, tell_unused_gpus
 from minedraft.types import Role
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -100,12 +100,3 @@ def test_nothing_is_told_where_devices_were_chosen_or_there_is_no_gpu(monkeypatc
     assert tell_unused_gpus(load_settings({"target_device": "cpu:0"})) is None
     both = {"target_address": "unix:/v", "draft_address": "unix:/d"}
     assert tell_unused_gpus(load_settings(both)) is None
-
-
-@pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
-def test_the_scheduler_keeps_off_the_verifiers_cores_where_there_are_others():
-    first, others = CORES[0], tuple(CORES[1:])
-    assert cores_for_scheduler(load_settings({"target_device": f"cpu:{first}"})) == others
-    assert cores_for_scheduler(load_settings({"target_device": "cuda:0"})) == tuple(CORES)
-    assert cores_for_scheduler(load_settings({"target_device": "cpu"})) == ()
-    assert cores_for_scheduler(load_settings({"target_address": "unix:/v.sock"})) == ()
