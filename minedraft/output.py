@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from minedraft.types import FinishReason, TokenLogprobs
+from minedraft.messages import TokenLogprobs
+from minedraft.types import FinishReason
 
 
 @dataclass(frozen=True, slots=True)

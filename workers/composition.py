@@ -8,25 +8,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from minedraft.config import WorkerSettings
 from minedraft.device import Device
 from minedraft.errors import ConfigError, MemoryExhausted
+from minedraft.messages import DraftCommand, DraftSpan, VerifyCommand, VerifySpan, WorkerInfo
 from minedraft.models.folder import FolderInfo, check_model_folder
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import (
-    PROTOCOL_VERSION,
-    Acceptance,
-    Batch,
-    DraftCommand,
-    DraftSpan,
-    Role,
-    RoundId,
-    SequenceSpec,
-    VerifyCommand,
-    VerifySpan,
-    WorkerInfo,
-)
+from minedraft.settings.config import WorkerSettings
+from minedraft.types import PROTOCOL_VERSION, Acceptance, Batch, Role, RoundId, SequenceSpec
 from minedraft_workers.device import enter_thread, pin
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from minedraft.types import DraftCommand, Proposal, TruncatedQ, WorkerInfo
+from minedraft.messages import DraftCommand, Proposal, TruncatedQ, WorkerInfo
 from minedraft_workers.channels.base import TokenChannel
 from minedraft_workers.channels.inline import InlineChannel
 from minedraft_workers.execution.memory import within_memory

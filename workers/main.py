@@ -9,12 +9,12 @@ import sys
 
 import click
 
-from minedraft.config import WorkerSettings, load_worker_settings
 from minedraft.errors import EXIT_OK
-from minedraft.flags import settings_flags
 from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import run_logged, takes_parent
 from minedraft.process.parent import exit_with_parent
+from minedraft.settings.config import WorkerSettings, load_worker_settings
+from minedraft.settings.flags import settings_flags
 from minedraft.types import Role
 from minedraft_workers.composition import Plan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from minedraft.errors import InvalidRequest
-from minedraft.types import DraftSpan, VerifySpan
+from minedraft.messages import DraftSpan, VerifySpan
 from minedraft_workers.sequence import SequenceState
 
 

@@ -19,12 +19,13 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from minedraft.errors import MineDraftError, ProtocolError, WorkerInUse
+from minedraft.messages import DraftReply, VerifyReply
 from minedraft.rpc import codec, error_status
 from minedraft.rpc.channel import EPOCH_KEY
 from minedraft.rpc.codec_draft import draft_command_from_pb, draft_reply_to_pb
 from minedraft.rpc.codec_link import envelope_to_bytes, refusal_to_pb
 from minedraft.rpc.codec_verify import verify_command_from_pb, verify_reply_to_pb
-from minedraft.types import PROTOCOL_VERSION, DraftReply, RoundId, VerifyReply
+from minedraft.types import PROTOCOL_VERSION, RoundId
 from minedraft.v1 import worker_pb2
 from minedraft_workers.rounds.following import Follower
 from minedraft_workers.rounds.runtime import CommandResult, DraftingActor, Executed, VerifyingActor, WorkerRuntime

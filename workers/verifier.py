@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from minedraft.types import MAX_SPAN_DRAFTS, MAX_TOP_M, Verdict, VerifyCommand, VerifySpan, WorkerInfo
+from minedraft.messages import Verdict, VerifyCommand, VerifySpan, WorkerInfo
+from minedraft.types import MAX_SPAN_DRAFTS, MAX_TOP_M
 from minedraft_workers.channels.base import TensorSpec, TokenChannel
 from minedraft_workers.channels.inline import InlineChannel
 from minedraft_workers.clock import clock_for

@@ -15,8 +15,8 @@ from minedraft.bench.runner import default_configs
 from minedraft.cli.console import SERVER_HELP, say
 from minedraft.client import AsyncClient
 from minedraft.errors import ConfigError
-from minedraft.flags import UserPath
 from minedraft.sampling_params import SamplingParams
+from minedraft.settings.flags import UserPath
 from minedraft.types import MAX_BATCH_SIZE, MAX_DRAFT_LEN, Mode
 
 _EPILOG = """

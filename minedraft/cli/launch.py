@@ -11,13 +11,13 @@ from typing import NoReturn
 import click
 
 from minedraft.cli.console import progress_printer, run, say
-from minedraft.config import Settings, load_settings
 from minedraft.errors import EXIT_INTERNAL, EXIT_OK
-from minedraft.flags import UserPath, settings_flags
 from minedraft.launch.placement import tell_unused_gpus
 from minedraft.launch.preflight import check_machine
 from minedraft.models.catalogue import Pair, ensure_pair, find_pair
 from minedraft.process.notify import READY_LINE
+from minedraft.settings.config import Settings, load_settings
+from minedraft.settings.flags import UserPath, settings_flags
 from minedraft.types import DraftMethod, Role
 
 _EPILOG = """

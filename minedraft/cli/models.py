@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from minedraft.cli.console import print_json, progress_printer
-from minedraft.flags import UserPath
 from minedraft.models.catalogue import (
     DEFAULT_PAIR,
     PAIRS,
@@ -21,6 +20,7 @@ from minedraft.models.catalogue import (
     is_available,
     list_models,
 )
+from minedraft.settings.flags import UserPath
 
 
 @click.group(invoke_without_command=True)

@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from minedraft.core import events
-from minedraft.types import Batch, LinkStats
+from minedraft.messages import LinkStats
+from minedraft.types import Batch
 
 
 @dataclass(slots=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from minedraft.core.ledger import KvLedger
-from minedraft.types import DraftCommand, DraftSpan, RoundId, SequenceSpec
+from minedraft.messages import DraftCommand, DraftSpan
+from minedraft.types import RoundId, SequenceSpec
 
 MAX_LAG = 2
 """Tokens that the drafter lags behind after a round: the bonus token, and the last draft, which was not fed back."""

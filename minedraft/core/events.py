@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from minedraft.types import Batch, FinishReason, LinkStats, Mode, Role, Timing, WorkerInfo
+from minedraft.messages import LinkStats, Timing, WorkerInfo
+from minedraft.types import Batch, FinishReason, Mode, Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from minedraft.errors import MineDraftError
+from minedraft.messages import TokenLogprobs
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Acceptance, Batch, FinishReason, SequenceSpec, TokenLogprobs
+from minedraft.types import Acceptance, Batch, FinishReason, SequenceSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from itertools import pairwise
 from statistics import fmean, median
 
 from minedraft.core import events
-from minedraft.types import Batch, Timing
+from minedraft.messages import Timing
+from minedraft.types import Batch
 
 WINDOW_ROUNDS = 1024
 _NO_TIME = Timing()

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from minedraft.core.draft_book import DraftBook
 from minedraft.core.ledger import KvLedger
 from minedraft.core.request import Request
-from minedraft.types import Batch, DraftSpan, FinishReason, Proposal, Tensor, TruncatedQ, Verdict, VerifySpan
+from minedraft.messages import DraftSpan, Proposal, Tensor, TruncatedQ, Verdict, VerifySpan
+from minedraft.types import Batch, FinishReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ from minedraft.core.rounds import (
 )
 from minedraft.core.span_planner import SpanPlanner
 from minedraft.errors import MineDraftError, NumericError, Overloaded, ProtocolError, StaleRound
-from minedraft.types import Batch, FinishReason, Proposal, Verdict, VerifySpan
+from minedraft.messages import Proposal, Verdict, VerifySpan
+from minedraft.types import Batch, FinishReason
 
 Updates: TypeAlias = list[RequestUpdate]
 

@@ -17,7 +17,8 @@ from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.workers import Drafter
 from minedraft.errors import MineDraftError, WorkerLost
-from minedraft.types import DraftReply, DraftSpan, Proposal, Role, RoundId, WorkerInfo
+from minedraft.messages import DraftReply, DraftSpan, Proposal, WorkerInfo
+from minedraft.types import Role, RoundId
 
 logger = logging.getLogger("minedraft.pipeline")
 

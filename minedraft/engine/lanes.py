@@ -8,7 +8,8 @@ from typing import Protocol
 
 from minedraft.core.rounds import RoundPlan
 from minedraft.engine.verifying import Checked, Unchecked
-from minedraft.types import Batch, Proposal
+from minedraft.messages import Proposal
+from minedraft.types import Batch
 
 
 class LaneActions(Protocol):

@@ -31,8 +31,9 @@ from minedraft.engine.usage_clock import UsageClock
 from minedraft.engine.verifying import Checked, Unchecked, Verifying
 from minedraft.engine.workers import Drafter, Verifier
 from minedraft.errors import Draining, InternalError, InvalidRequest, MineDraftError, Unavailable, WorkerLost
+from minedraft.messages import Proposal, TokenLogprobs
 from minedraft.output import RequestUsage
-from minedraft.types import Batch, FinishReason, Proposal, Role, TokenLogprobs
+from minedraft.types import Batch, FinishReason, Role
 
 logger = logging.getLogger("minedraft.pipeline")
 

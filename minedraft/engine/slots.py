@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from minedraft.engine.pipeline import Pipeline
 from minedraft.engine.workers import Drafter, Verifier, Worker
 from minedraft.errors import MineDraftError, ModelError
-from minedraft.types import WorkerInfo
+from minedraft.messages import WorkerInfo
 
 logger = logging.getLogger("minedraft.server")
 

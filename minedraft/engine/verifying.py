@@ -14,7 +14,8 @@ from minedraft.core.scheduler import Scheduler
 from minedraft.engine.drafting import MAX_FAILURES, check_balance, failed_command, make_ledger
 from minedraft.engine.workers import Verifier
 from minedraft.errors import InternalError, MineDraftError, WorkerLost
-from minedraft.types import Proposal, Role, RoundId, Verdict, VerifyCommand, VerifySpan
+from minedraft.messages import Proposal, Verdict, VerifyCommand, VerifySpan
+from minedraft.types import Role, RoundId
 
 logger = logging.getLogger("minedraft.pipeline")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from minedraft.errors import WorkerLost
-from minedraft.types import DraftCommand, DraftReply, LinkStats, VerifyCommand, VerifyReply, WorkerInfo
+from minedraft.messages import DraftCommand, DraftReply, LinkStats, VerifyCommand, VerifyReply, WorkerInfo
 
 
 class Worker(Protocol):

@@ -16,15 +16,15 @@ from contextlib import suppress
 from typing import Any
 
 from minedraft.address import Address
-from minedraft.config import Settings
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError
-from minedraft.flags import to_flags
 from minedraft.launch.child import Child
 from minedraft.launch.placement import cores_beside, divide_memory
 from minedraft.process.claim import ListenClaim
 from minedraft.process.notify import Notifier
 from minedraft.process.run_folder import RunFolder
 from minedraft.rpc.health import INFERENCE_SERVICE, LIVE, wait_serving
+from minedraft.settings.config import Settings
+from minedraft.settings.flags import to_flags
 from minedraft.types import Role
 
 _PROGRESS_S = 2.0

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from minedraft.config import Settings
 from minedraft.device import Device
 from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.models.catalogue import check_fetch
 from minedraft.models.folder import FolderInfo, check_model_folder, check_pair
 from minedraft.process.claim import ListenClaim
 from minedraft.process.run_folder import RunFolder
+from minedraft.settings.config import Settings
 from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import Role
 

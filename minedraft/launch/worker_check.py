@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import subprocess
 
-from minedraft.config import Settings
 from minedraft.errors import EXIT_CONFIG, EXIT_OK, ConfigError, ConfigErrors, InternalError
 from minedraft.launch.launcher import WORKER_COMMAND, worker_flags
+from minedraft.settings.config import Settings
 from minedraft.types import Role
 
 _NOWHERE = "unix:check.sock"  # a check does not listen

@@ -6,15 +6,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from minedraft.config import Settings
 from minedraft.core import events
 from minedraft.core.counters import Counters
 from minedraft.core.ledger import KvLedger
 from minedraft.core.round_stats import RoundStats, RoundSummary
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import MineDraftError
+from minedraft.messages import LinkStats, WorkerInfo
 from minedraft.output import BatchState, ServiceStatus, WorkerState
-from minedraft.types import LinkStats, Role, WorkerInfo
+from minedraft.settings.config import Settings
+from minedraft.types import Role
 
 
 class StatusBoard:

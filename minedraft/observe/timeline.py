@@ -6,7 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from minedraft.core import events
-from minedraft.types import Batch, Role, Timing
+from minedraft.messages import Timing
+from minedraft.types import Batch, Role
 
 
 @dataclass(frozen=True, slots=True)

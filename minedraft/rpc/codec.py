@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from minedraft.errors import InvalidRequest
+from minedraft.messages import Tensor, Timing, TruncatedQ, WorkerInfo
 from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
 from minedraft.types import (
     MAX_SPAN_DRAFTS,
@@ -24,10 +25,6 @@ from minedraft.types import (
     Role,
     RoundId,
     SequenceSpec,
-    Tensor,
-    Timing,
-    TruncatedQ,
-    WorkerInfo,
 )
 from minedraft.v1 import common_pb2, worker_pb2
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from minedraft.errors import InvalidRequest, ProtocolError, StaleRound
+from minedraft.messages import DraftCommand, DraftReply, DraftSpan, Proposal, WorkerInfo
 from minedraft.rpc import codec
-from minedraft.types import MAX_SPAN_DRAFTS, DraftCommand, DraftReply, DraftSpan, Proposal, WorkerInfo
+from minedraft.types import MAX_SPAN_DRAFTS
 from minedraft.v1 import worker_pb2
 
 

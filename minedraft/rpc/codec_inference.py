@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from minedraft.errors import InvalidRequest
+from minedraft.messages import TokenLogprobs
 from minedraft.output import BatchState, Output, RequestUsage, ServiceStatus, WorkerState
 from minedraft.prompts import (
     MAX_CHAT_MESSAGES,
@@ -23,7 +24,7 @@ from minedraft.prompts import (
 )
 from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
 from minedraft.sampling_params import MAX_TOKEN_ID
-from minedraft.types import FinishReason, LoanTerms, TokenLogprobs
+from minedraft.types import FinishReason, LoanTerms
 from minedraft.v1 import common_pb2, inference_pb2
 
 CLIENT_KEY = "minedraft-client"  # metadata key of a call: the random name of a client object

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from minedraft.errors import InvalidRequest, NumericError, ProtocolError, StaleRound
+from minedraft.messages import TokenLogprobs, Verdict, VerifyCommand, VerifyReply, VerifySpan, WorkerInfo
 from minedraft.rpc import codec
 from minedraft.sampling_params import MAX_LOGPROBS
-from minedraft.types import TokenLogprobs, Verdict, VerifyCommand, VerifyReply, VerifySpan, WorkerInfo
 from minedraft.v1 import common_pb2, worker_pb2
 
 _MAX_LOGPROB = 1e-3  # 0, with room for rounding

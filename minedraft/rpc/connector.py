@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from minedraft.address import Address
+from minedraft.messages import WorkerInfo
 from minedraft.rpc.health import LIVE, wait_serving
 from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
-from minedraft.types import WorkerInfo
 
 _RECONNECT_TIMEOUT_S = 3.0
 

@@ -33,21 +33,13 @@ from minedraft.errors import (
     StaleRound,
     WorkerLost,
 )
+from minedraft.messages import DraftCommand, DraftReply, LinkStats, VerifyCommand, VerifyReply, WorkerInfo
 from minedraft.rpc import codec
 from minedraft.rpc.channel import EPOCH_KEY, worker_channel
 from minedraft.rpc.codec_draft import draft_command_to_pb, draft_reply_from_pb
 from minedraft.rpc.codec_link import encode, envelope_to_bytes, refusal_from_pb
 from minedraft.rpc.codec_verify import verify_command_to_pb, verify_reply_from_pb
-from minedraft.types import (
-    PROTOCOL_VERSION,
-    DraftCommand,
-    DraftReply,
-    LinkStats,
-    Role,
-    VerifyCommand,
-    VerifyReply,
-    WorkerInfo,
-)
+from minedraft.types import PROTOCOL_VERSION, Role
 from minedraft.v1 import worker_pb2
 
 logger = logging.getLogger("minedraft.rpc.worker_link")

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from minedraft.errors import MineDraftError
+from minedraft.messages import TokenLogprobs
 from minedraft.output import Output, RequestUsage
 from minedraft.sampling_params import SamplingParams
 from minedraft.text.tokenizer import StopFinder, StreamDecoder
-from minedraft.types import FinishReason, TokenLogprobs
+from minedraft.types import FinishReason
 
 MAX_MESSAGE_TOKENS = 512
 """Tokens in one message; with 20 alternatives each, about 100 KB."""

@@ -20,12 +20,11 @@ from typing import Any, NoReturn
 import click
 
 from minedraft.address import Address
-from minedraft.config import Settings, load_settings
 from minedraft.core.limits import SchedulerLimits
 from minedraft.engine.pipeline import Pipeline
 from minedraft.engine.slots import Connector, check_drafter, drafter_slot, fail_when_lost
 from minedraft.errors import ConfigError, Draining, InternalError, ModelError
-from minedraft.flags import UserPath, settings_flags
+from minedraft.messages import WorkerInfo
 from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import run_logged, takes_parent
 from minedraft.process.parent import exit_with_parent
@@ -34,8 +33,9 @@ from minedraft.rpc.connector import GrpcConnector
 from minedraft.rpc.health import INFERENCE_SERVICE, SERVING, HealthServicer, add_health
 from minedraft.server.grpc_door import GrpcDoor
 from minedraft.server.service import InferenceService
+from minedraft.settings.config import Settings, load_settings
+from minedraft.settings.flags import UserPath, settings_flags
 from minedraft.text.tokenizer import Tokenizer
-from minedraft.types import WorkerInfo
 
 logger = logging.getLogger("minedraft.server")
 

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 
-from minedraft.config import Settings
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import (
     Draining,
@@ -32,6 +31,7 @@ from minedraft.prompts import GenerateCall
 from minedraft.server.intake import Intake
 from minedraft.server.lending import Lending, Lent
 from minedraft.server.live_call import LiveCall
+from minedraft.settings.config import Settings
 from minedraft.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

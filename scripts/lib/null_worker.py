@@ -14,18 +14,10 @@ from pathlib import Path
 import click
 
 from minedraft.address import Address
+from minedraft.messages import DraftCommand, Proposal, Verdict, VerifyCommand, WorkerInfo
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.process.claim import ListenClaim
-from minedraft.types import (
-    PROTOCOL_VERSION,
-    DraftCommand,
-    DraftMethod,
-    Proposal,
-    Role,
-    Verdict,
-    VerifyCommand,
-    WorkerInfo,
-)
+from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role
 from minedraft_workers.rounds.runtime import Work, WorkerRuntime
 from minedraft_workers.server import serve_worker
 from minedraft_workers.servicer import drafter_handler, verifier_handler

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from minedraft.errors import MineDraftError
+from minedraft.messages import TokenLogprobs
 from minedraft.output import RequestUsage
-from minedraft.types import FinishReason, TokenLogprobs
+from minedraft.types import FinishReason
 
 
 class Collector:

@@ -16,13 +16,14 @@ from pathlib import Path
 import click
 
 from minedraft.address import Address
-from minedraft.config import WorkerSettings, load_worker_settings
-from minedraft.flags import settings_flags
+from minedraft.messages import DraftCommand, Proposal, Verdict, VerifyCommand
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import takes_parent
 from minedraft.process.parent import exit_with_parent
-from minedraft.types import DraftCommand, DraftMethod, Proposal, Role, Verdict, VerifyCommand
+from minedraft.settings.config import WorkerSettings, load_worker_settings
+from minedraft.settings.flags import settings_flags
+from minedraft.types import DraftMethod, Role
 from minedraft_workers.rounds.runtime import Work, WorkerRuntime
 from minedraft_workers.server import serve_worker
 from minedraft_workers.servicer import drafter_handler, verifier_handler

@@ -10,9 +10,9 @@ import click
 
 from minedraft.cli.console import say
 from minedraft.cli.launch import announce
-from minedraft.config import Settings, load_settings
-from minedraft.flags import settings_flags
 from minedraft.launch.launcher import Launcher
+from minedraft.settings.config import Settings, load_settings
+from minedraft.settings.flags import settings_flags
 
 
 @click.command()

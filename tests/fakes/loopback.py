@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from minedraft.errors import MineDraftError, ProtocolError
+from minedraft.messages import DraftCommand, DraftReply, VerifyCommand, VerifyReply, WorkerInfo
 from minedraft.rpc.codec_draft import (
     draft_command_from_pb,
     draft_command_to_pb,
@@ -18,7 +19,6 @@ from minedraft.rpc.codec_verify import (
     verify_reply_from_pb,
     verify_reply_to_pb,
 )
-from minedraft.types import DraftCommand, DraftReply, VerifyCommand, VerifyReply, WorkerInfo
 from minedraft_workers.rounds.runtime import REFUSALS
 
 

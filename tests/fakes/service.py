@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minedraft.config import Settings, load_settings
 from minedraft.engine.workers import Drafter, Verifier
 from minedraft.errors import WorkerLost
+from minedraft.messages import WorkerInfo
 from minedraft.rpc.health import INFERENCE_SERVICE, wait_serving
 from minedraft.server.composition import Server
+from minedraft.settings.config import Settings, load_settings
 from minedraft.text.tokenizer import Tokenizer
-from minedraft.types import WorkerInfo
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier
 from tests.support.tiny_models import write_tiny_tokenizer
 

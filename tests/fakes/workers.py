@@ -13,15 +13,12 @@ from dataclasses import replace
 
 from minedraft.core.blocks import BlockPool, BlocksExhausted
 from minedraft.errors import MineDraftError, WorkerLost
-from minedraft.types import (
-    PROTOCOL_VERSION,
-    Batch,
+from minedraft.messages import (
     DraftCommand,
     DraftReply,
     DraftSpan,
     LinkStats,
     Proposal,
-    Role,
     Timing,
     Verdict,
     VerifyCommand,
@@ -29,6 +26,7 @@ from minedraft.types import (
     VerifySpan,
     WorkerInfo,
 )
+from minedraft.types import PROTOCOL_VERSION, Batch, Role
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.rounds.following import Follower
 from minedraft_workers.rounds.round_log import RoundLog

@@ -11,21 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from minedraft.config import WorkerSettings, load_worker_settings
 from minedraft.device import Device
 from minedraft.errors import MemoryExhausted
+from minedraft.messages import DraftCommand, DraftSpan, VerifyCommand, VerifySpan
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import (
-    Acceptance,
-    Batch,
-    DraftCommand,
-    DraftSpan,
-    Role,
-    RoundId,
-    SequenceSpec,
-    VerifyCommand,
-    VerifySpan,
-)
+from minedraft.settings.config import WorkerSettings, load_worker_settings
+from minedraft.types import Acceptance, Batch, Role, RoundId, SequenceSpec
 from minedraft_workers.clock import clock_for
 from minedraft_workers.composition import Plan, load_actor, prepare_actor
 from minedraft_workers.device import enter_thread, pin

@@ -20,8 +20,9 @@ from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import WorkerLost
+from minedraft.messages import DraftCommand, DraftReply, Proposal
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import DraftCommand, DraftReply, FinishReason, Mode, Proposal
+from minedraft.types import FinishReason, Mode
 from scripts.lib.sink import Collector
 from tests.support.counted import CountedPipeline
 from tests.support.in_process import InProcessDrafter, InProcessVerifier, load_executor

@@ -9,17 +9,8 @@ from pathlib import Path
 
 from minedraft.device import Device
 from minedraft.errors import WorkerLost
-from minedraft.types import (
-    PROTOCOL_VERSION,
-    DraftCommand,
-    DraftReply,
-    LinkStats,
-    Role,
-    Timing,
-    VerifyCommand,
-    VerifyReply,
-    WorkerInfo,
-)
+from minedraft.messages import DraftCommand, DraftReply, LinkStats, Timing, VerifyCommand, VerifyReply, WorkerInfo
+from minedraft.types import PROTOCOL_VERSION, Role
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.executor import Executor
 from minedraft_workers.proposers.draft_model import ModelProposer

@@ -13,19 +13,10 @@ from typing import Any
 import grpc.aio
 
 from minedraft.address import Address
+from minedraft.messages import DraftCommand, Proposal, Verdict, VerifyCommand, VerifySpan
 from minedraft.rpc.channel import EPOCH_KEY
 from minedraft.rpc.worker_link import GrpcVerifier
-from minedraft.types import (
-    PROTOCOL_VERSION,
-    Batch,
-    DraftCommand,
-    Proposal,
-    Role,
-    RoundId,
-    Verdict,
-    VerifyCommand,
-    VerifySpan,
-)
+from minedraft.types import PROTOCOL_VERSION, Batch, Role, RoundId
 from minedraft.v1 import worker_pb2
 from minedraft_workers.rounds.runtime import Work, WorkerRuntime
 from minedraft_workers.server import start

@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from minedraft.cli.launch import command
-from minedraft.config import Settings, SharedSettings, WorkerSettings, load_settings, load_worker_settings
 from minedraft.errors import EXIT_CONFIG, ConfigErrors
-from minedraft.flags import settings_flags, to_flags
+from minedraft.settings.config import Settings, SharedSettings, WorkerSettings, load_settings, load_worker_settings
+from minedraft.settings.flags import settings_flags, to_flags
 from minedraft.types import Mode, Role
 
 

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from minedraft.config import load_settings, load_worker_settings
 from minedraft.device import Device, count_gpus, format_cores, usable_cores
 from minedraft.errors import ConfigError
+from minedraft.settings.config import load_settings, load_worker_settings
 
 CORES = sorted(os.sched_getaffinity(0))
 

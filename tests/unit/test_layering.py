@@ -34,9 +34,8 @@ class Room:
 
 # Files on top of minedraft/ form rooms of their own: `types errors ...` is the room "values", and so on.
 TOP = {
-    "values": "types errors sampling_params prompts output",
+    "values": "types messages errors sampling_params prompts output",
     "places": "address device",
-    "settings": "config config_checks flags",
     "client": "__init__ client loan",
     "local": "local",
 }

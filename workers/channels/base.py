@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from minedraft.types import Tensor
+from minedraft.messages import Tensor
 
 
 @dataclass(frozen=True, slots=True)

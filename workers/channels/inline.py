@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from minedraft.errors import InvalidRequest
-from minedraft.types import Tensor
+from minedraft.messages import Tensor
 from minedraft_workers.channels.base import TensorSpec
 
 _NUMPY_DTYPES = {"int32": np.dtype("<i4"), "float32": np.dtype("<f4")}

@@ -15,7 +15,7 @@ import torch
 
 from minedraft.device import GPU_MEMORY_SHARE
 from minedraft.errors import ConfigError, MemoryExhausted
-from minedraft.types import DraftCommand, VerifyCommand
+from minedraft.messages import DraftCommand, VerifyCommand
 
 _ActorT = TypeVar("_ActorT")
 _CommandT = TypeVar("_CommandT", DraftCommand, VerifyCommand)

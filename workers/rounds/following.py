@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from minedraft.errors import StaleRound
-from minedraft.types import Verdict, VerifyCommand, VerifySpan
+from minedraft.messages import Verdict, VerifyCommand, VerifySpan
 from minedraft_workers.rounds.runtime import Work
 
 

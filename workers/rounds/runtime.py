@@ -27,15 +27,8 @@ from minedraft.errors import (
     ProtocolError,
     StaleRound,
 )
-from minedraft.types import (
-    DraftCommand,
-    Proposal,
-    RoundId,
-    Timing,
-    Verdict,
-    VerifyCommand,
-    WorkerInfo,
-)
+from minedraft.messages import DraftCommand, Proposal, Timing, Verdict, VerifyCommand, WorkerInfo
+from minedraft.types import RoundId
 from minedraft_workers.rounds.round_log import RoundLog
 from minedraft_workers.rounds.tenancy import Tenancy
 

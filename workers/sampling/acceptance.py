@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 
 from minedraft.errors import NumericError
-from minedraft.types import Acceptance, TokenLogprobs
+from minedraft.messages import TokenLogprobs
+from minedraft.types import Acceptance
 from minedraft_workers.sampling.choose import coupled_choice, draw
 from minedraft_workers.sampling.processors import ProcessedRow, adjust, is_greedy, needs_adjusting, process
 from minedraft_workers.sampling.randomness import Purpose, uniform

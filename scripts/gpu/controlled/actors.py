@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from minedraft.messages import WorkerInfo
 from minedraft.models.vocabulary import vocab_fingerprint
-from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role, WorkerInfo
+from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.executor import Executor
 from minedraft_workers.proposers.draft_model import ModelProposer

@@ -7,8 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from minedraft.messages import DraftCommand, Proposal, WorkerInfo
 from minedraft.models.vocabulary import vocab_fingerprint
-from minedraft.types import PROTOCOL_VERSION, DraftCommand, DraftMethod, Proposal, Role, WorkerInfo
+from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role
 from minedraft_workers.rounds.runtime import Work
 from scripts.gpu.controlled.token_map import TokenMap
 

@@ -15,18 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minedraft.device import Device, usable_cores
+from minedraft.messages import DraftCommand, DraftSpan, VerifyCommand, VerifySpan
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import (
-    Acceptance,
-    Batch,
-    DraftCommand,
-    DraftSpan,
-    Role,
-    RoundId,
-    SequenceSpec,
-    VerifyCommand,
-    VerifySpan,
-)
+from minedraft.types import Acceptance, Batch, Role, RoundId, SequenceSpec
 from minedraft_workers.device import pin
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.spans import ForwardSpan

@@ -13,18 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from minedraft.errors import ProtocolError, StaleRound
+from minedraft.messages import DraftCommand, DraftSpan, VerifyCommand, VerifySpan
 from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import (
-    Acceptance,
-    Batch,
-    DraftCommand,
-    DraftSpan,
-    RoundId,
-    SequenceSpec,
-    VerifyCommand,
-    VerifySpan,
-)
+from minedraft.types import Acceptance, Batch, RoundId, SequenceSpec
 from tests.support.tiny_models import make_tiny_model
 from tests.support.worker_process import worker
 

@@ -20,8 +20,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from minedraft.errors import EXIT_CONFIG, EXIT_OK, WorkerLost
+from minedraft.messages import VerifyCommand, VerifySpan
 from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
-from minedraft.types import Batch, RoundId, VerifyCommand, VerifySpan
+from minedraft.types import Batch, RoundId
 from tests.support.tiny_models import make_tiny_model
 from tests.support.worker_process import NULL, WorkerProcess, worker
 

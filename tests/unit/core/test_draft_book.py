@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from minedraft.core.draft_book import MAX_LAG, DraftBook
 from minedraft.core.ledger import KvLedger
 from minedraft.errors import InvalidRequest, ProtocolError
+from minedraft.messages import DraftCommand, DraftSpan
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Acceptance, Batch, DraftCommand, DraftSpan, RoundId, SequenceSpec
+from minedraft.types import Acceptance, Batch, RoundId, SequenceSpec
 from tests.fakes.workers import EPOCH, VOCAB_SIZE, FakeDrafter, next_token
 
 BLOCK_SIZE = 4

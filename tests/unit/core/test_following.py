@@ -8,8 +8,9 @@ from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.drafting import make_ledger
 from minedraft.errors import InternalError, InvalidRequest, ProtocolError
+from minedraft.messages import VerifyCommand, VerifyReply
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Batch, FinishReason, Mode, RoundId, VerifyCommand, VerifyReply
+from minedraft.types import Batch, FinishReason, Mode, RoundId
 from tests.fakes.workers import EPOCH, FakeVerifier, continuation
 
 PROMPTS = ((1, 2), (3, 4, 5))

@@ -11,8 +11,9 @@ from minedraft.core.policy.base import DraftOffer
 from minedraft.core.policy.guarded import GuardedDraftPolicy, GuardedModePolicy
 from minedraft.core.request import NewRequest, Request
 from minedraft.core.rounds import shorten
+from minedraft.messages import Proposal, Tensor, TruncatedQ
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import LoanTerms, Mode, Proposal, Tensor, TruncatedQ
+from minedraft.types import LoanTerms, Mode
 
 REQUEST = Request.create(1, NewRequest((1, 2), SamplingParams()))
 OFFERS = [DraftOffer(1, 4), DraftOffer(2, 2)]

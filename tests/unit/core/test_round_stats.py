@@ -6,7 +6,8 @@ import pytest
 
 from minedraft.core import events
 from minedraft.core.round_stats import RoundStats
-from minedraft.types import Batch, Mode, Timing
+from minedraft.messages import Timing
+from minedraft.types import Batch, Mode
 
 
 def commit(stats: RoundStats, number: int, now_s: float, draft_s: float, verify: Timing, num_active: int) -> None:

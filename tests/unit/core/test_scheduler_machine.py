@@ -17,19 +17,9 @@ from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.drafting import make_ledger
 from minedraft.errors import InternalError, InvalidRequest, Overloaded, ProtocolError
+from minedraft.messages import DraftCommand, DraftSpan, Proposal, VerifyCommand, VerifyReply
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import (
-    Batch,
-    DraftCommand,
-    DraftSpan,
-    FinishReason,
-    LoanTerms,
-    Mode,
-    Proposal,
-    RoundId,
-    VerifyCommand,
-    VerifyReply,
-)
+from minedraft.types import Batch, FinishReason, LoanTerms, Mode, RoundId
 from tests.fakes.policies import AnyDraftPolicy
 from tests.fakes.workers import EPOCH, VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
 from tests.support.told import Told

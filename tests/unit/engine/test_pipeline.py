@@ -20,8 +20,9 @@ from minedraft.errors import (
     Unavailable,
     WorkerLost,
 )
+from minedraft.messages import DraftCommand, VerifyCommand, VerifyReply
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Batch, DraftCommand, FinishReason, Mode, VerifyCommand, VerifyReply
+from minedraft.types import Batch, FinishReason, Mode
 from scripts.lib.sink import Collector
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
 from tests.support.counted import CountedPipeline

@@ -20,9 +20,10 @@ from minedraft.core.counters import Counters
 from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
 from minedraft.errors import InvalidRequest, MineDraftError, Overloaded, WorkerLost
+from minedraft.messages import TokenLogprobs
 from minedraft.output import RequestUsage
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Batch, FinishReason, LoanTerms, Mode, TokenLogprobs
+from minedraft.types import Batch, FinishReason, LoanTerms, Mode
 from tests.fakes.policies import AnyDraftPolicy, RestlessMode
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
 from tests.support.counted import CountedPipeline

@@ -6,18 +6,9 @@ import numpy as np
 import pytest
 
 from minedraft.device import Device, usable_cores
+from minedraft.messages import DraftCommand, DraftSpan, VerifyCommand, VerifySpan
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import (
-    Acceptance,
-    Batch,
-    DraftCommand,
-    DraftSpan,
-    Role,
-    RoundId,
-    SequenceSpec,
-    VerifyCommand,
-    VerifySpan,
-)
+from minedraft.types import Acceptance, Batch, Role, RoundId, SequenceSpec
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.executor import Executor
 from minedraft_workers.execution.spans import ForwardSpan

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from minedraft.types import Batch, DraftCommand, DraftSpan, RoundId
+from minedraft.messages import DraftCommand, DraftSpan
+from minedraft.types import Batch, RoundId
 from scripts.gpu.controlled.sleeping import DraftTimes, SleepingDrafter
 from scripts.gpu.controlled.token_map import TokenMap
 from scripts.gpu.steps.pair import draft_times_ms

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from minedraft.config import Settings, load_settings
 from minedraft.launch import placement
 from minedraft.launch.launcher import worker_flags
 from minedraft.launch.placement import cores_beside, divide_memory, tell_unused_gpus
+from minedraft.settings.config import Settings, load_settings
 from minedraft.types import Role
 
 CORES = sorted(os.sched_getaffinity(0))

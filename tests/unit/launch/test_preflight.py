@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from minedraft.config import load_settings
 from minedraft.errors import ConfigErrors
 from minedraft.launch.preflight import check_machine
+from minedraft.settings.config import load_settings
 from tests.support.full_disk import full_disk
 from tests.support.tiny_models import write_tiny_tokenizer
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from itertools import pairwise
 
-from minedraft.config import Settings
 from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import Overloaded, WorkerLost
+from minedraft.messages import LinkStats
 from minedraft.observe.status import StatusBoard
 from minedraft.observe.timeline import Timeline
 from minedraft.output import ServiceStatus
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import LinkStats, Mode, Role
+from minedraft.settings.config import Settings
+from minedraft.types import Mode, Role
 from scripts.lib.sink import Collector
 from tests.fakes.workers import FakeDrafter, FakeVerifier
 from tests.unit.engine.test_pipeline import answer_all

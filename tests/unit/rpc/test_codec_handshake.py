@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from minedraft.errors import InvalidRequest
+from minedraft.messages import Timing
 from minedraft.rpc import codec
-from minedraft.types import DraftMethod, Role, Timing
+from minedraft.types import DraftMethod, Role
 from minedraft.v1 import worker_pb2
 from scripts.lib.null_worker import null_info
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from minedraft.core.limits import SchedulerLimits
 from minedraft.errors import InvalidRequest
+from minedraft.messages import TokenLogprobs
 from minedraft.output import BatchState, Output, RequestUsage, ServiceStatus, WorkerState, join_outputs
 from minedraft.prompts import (
     MAX_PROMPT_BYTES,
@@ -31,7 +32,7 @@ from minedraft.rpc.codec_inference import (
     status_to_pb,
 )
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import FinishReason, LoanTerms, Mode, TokenLogprobs
+from minedraft.types import FinishReason, LoanTerms, Mode
 from minedraft.v1 import inference_pb2
 
 prompts = st.one_of(

@@ -11,6 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minedraft.errors import InvalidRequest, ProtocolError, StaleRound
+from minedraft.messages import (
+    DraftCommand,
+    DraftReply,
+    DraftSpan,
+    Proposal,
+    Tensor,
+    Timing,
+    TokenLogprobs,
+    TruncatedQ,
+    Verdict,
+    VerifyCommand,
+    VerifyReply,
+    VerifySpan,
+    WorkerInfo,
+)
 from minedraft.rpc.codec_draft import (
     draft_command_from_pb,
     draft_command_to_pb,
@@ -24,27 +39,7 @@ from minedraft.rpc.codec_verify import (
     verify_reply_to_pb,
 )
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import (
-    MAX_SPAN_DRAFTS,
-    Acceptance,
-    Batch,
-    DraftCommand,
-    DraftReply,
-    DraftSpan,
-    Proposal,
-    Role,
-    RoundId,
-    SequenceSpec,
-    Tensor,
-    Timing,
-    TokenLogprobs,
-    TruncatedQ,
-    Verdict,
-    VerifyCommand,
-    VerifyReply,
-    VerifySpan,
-    WorkerInfo,
-)
+from minedraft.types import MAX_SPAN_DRAFTS, Acceptance, Batch, Role, RoundId, SequenceSpec
 from minedraft.v1 import worker_pb2
 
 INFO = WorkerInfo(

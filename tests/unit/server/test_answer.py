@@ -2,11 +2,12 @@ from collections.abc import Iterable
 
 import pytest
 
+from minedraft.messages import TokenLogprobs
 from minedraft.output import RequestUsage, join_outputs
 from minedraft.sampling_params import SamplingParams
 from minedraft.server.answer import MAX_MESSAGE_TOKENS, Answer
 from minedraft.server.intake import derive_seed
-from minedraft.types import FinishReason, TokenLogprobs
+from minedraft.types import FinishReason
 
 USAGE = RequestUsage(1, 99, 1, 0, 0, 0.0, 0.0, 0.0)
 

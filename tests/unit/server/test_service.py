@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from minedraft import SamplingParams
-from minedraft.config import load_settings
 from minedraft.core.scheduler import SchedulerLimits
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import (
@@ -24,6 +23,7 @@ from minedraft.errors import (
 )
 from minedraft.prompts import GenerateCall, TokenPrompt
 from minedraft.server.service import InferenceService
+from minedraft.settings.config import load_settings
 from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import FinishReason, LoanTerms, Mode
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minedraft.errors import InvalidRequest
-from minedraft.types import Tensor
+from minedraft.messages import Tensor
 from minedraft_workers.channels.base import TensorSpec
 from minedraft_workers.channels.inline import InlineChannel
 

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
-from minedraft.config import load_worker_settings
 from minedraft.device import Device
 from minedraft.errors import ConfigError, ModelError
 from minedraft.models.model_config import max_context
+from minedraft.settings.config import load_worker_settings
 from minedraft_workers.composition import Plan, load_actor
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from tests.support.tiny_models import make_tiny_model

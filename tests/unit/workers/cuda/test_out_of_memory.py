@@ -10,21 +10,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from minedraft.config import load_worker_settings
 from minedraft.errors import ConfigError, MemoryExhausted, ModelError, ProtocolError
+from minedraft.messages import DraftCommand, DraftSpan, VerifyCommand, VerifySpan
 from minedraft.rpc.worker_link import GrpcVerifier
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import (
-    Acceptance,
-    Batch,
-    DraftCommand,
-    DraftSpan,
-    Role,
-    RoundId,
-    SequenceSpec,
-    VerifyCommand,
-    VerifySpan,
-)
+from minedraft.settings.config import load_worker_settings
+from minedraft.types import Acceptance, Batch, Role, RoundId, SequenceSpec
 from minedraft_workers.composition import Plan, load_actor
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.executor import Executor

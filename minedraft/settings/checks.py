@@ -10,7 +10,7 @@ from minedraft.errors import ConfigError
 from minedraft.types import DraftMethod
 
 if TYPE_CHECKING:
-    from minedraft.config import Settings, SharedSettings
+    from minedraft.settings.config import Settings, SharedSettings
 
 _TOKENS_BESIDE_DRAFTS = 3  # of the shortest request with one whole round: prompt, first token, bonus token
 

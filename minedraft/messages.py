@@ -1,0 +1,194 @@
+"""The commands that the scheduler sends to its workers, and their replies. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minedraft.types import DraftMethod, Role, RoundId, SequenceSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A small dense array in a message, made by a token channel; little-endian, C order.
+
+    dtype is one of "int32", "float32"; len(data) == prod(shape) * 4.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TruncatedQ:
+    """The renormalised top-m draft distribution that each draft token was sampled from.
+
+    ids: int32 [draft_len, m], -1 pads; probs: float32 [draft_len, m], each row sums to 1.
+    """
+
+    ids: Tensor
+    probs: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSpan:
+    """The span of a draft (or drafter prefill) command.
+
+    The drafter keeps the first `prefix_len` KV entries, appends `tokens` (committed, not cached yet,
+    at least one), then proposes `draft_len` tokens (0 = only cache the tokens).
+    """
+
+    request_id: int
+    prefix_len: int
+    tokens: tuple[int, ...]
+    draft_len: int
+    spec: SequenceSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCommand:
+    round: RoundId
+    spans: tuple[DraftSpan, ...]
+    released: tuple[int, ...] = ()  # request ids whose KV is freed first; unknown ids are ignored
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Draft tokens for one request, which follow its first `committed_len` committed tokens
+    (span.prefix_len + len(span.tokens)).
+
+    `q` is set only under REJECTION acceptance.
+    """
+
+    request_id: int
+    committed_len: int
+    tokens: tuple[int, ...]
+    q: TruncatedQ | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The times of one command, measured in the worker, in nanoseconds.
+
+    start_ns is a moment on the worker's monotonic clock; the link converts it to the scheduler's clock
+    (`WorkerInfo.clock_offset_ns`). Its resolution is a microsecond, that of the others a nanosecond.
+    """
+
+    queue_ns: int = 0  # command received -> taken by the device thread
+    forward_ns: int = 0  # model forward passes only, on the clock of their device
+    busy_ns: int = 0  # command taken -> reply ready, and the device done
+    idle_ns: int = 0  # device thread idle before it took this command
+    start_ns: int = 0  # when the device thread took this command
+
+
+@dataclass(slots=True)
+class LinkStats:
+    """The traffic of a worker's link so far.
+
+    wire_bytes: serialised messages, both ways. num_stale: commands and replies dropped because they
+    belong to another round or epoch.
+    """
+
+    wire_bytes: int = 0
+    num_stale: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DraftReply:
+    round: RoundId
+    proposals: tuple[Proposal, ...]
+    timing: Timing
+    num_free_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifySpan:
+    """The span of a verify command.
+
+    The verifier keeps the first `prefix_len` KV entries, appends `tokens` (committed, not cached
+    yet, at least one) and `drafts`. With `sample` it returns accepted drafts and the bonus token;
+    without (an inner prompt chunk) it only caches.
+
+    A span that `follows` has no tokens: its one token is the bonus token of the request in the verifier's last
+    round, which the scheduler does not know yet. If there is none, the verdict is STALE_ROUND and nothing changes.
+    """
+
+    request_id: int
+    prefix_len: int
+    tokens: tuple[int, ...]
+    drafts: tuple[int, ...] = ()
+    q: TruncatedQ | None = None
+    sample: bool = True
+    spec: SequenceSpec | None = None
+    follows: bool = False
+
+    @property
+    def committed_len(self) -> int:
+        """The number of committed tokens that the verifier holds afterwards."""
+        return self.prefix_len + (1 if self.follows else len(self.tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyCommand:
+    round: RoundId
+    spans: tuple[VerifySpan, ...]
+    released: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities of the target's raw distribution at one output position: no penalties, bias or
+    temperature."""
+
+    logprob: float
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The target's decision for one request.
+
+    tokens: the `accepted_len` accepted drafts followed by exactly one bonus (or replacement) token;
+    empty if the span did not sample or `error` is set. committed_len: number of committed tokens before
+    `tokens`. error: "" or a reason of minedraft.errors: NUMERIC, or STALE_ROUND for a span that follows a round
+    without a token for it.
+    """
+
+    request_id: int
+    committed_len: int
+    accepted_len: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReply:
+    round: RoundId
+    verdicts: tuple[Verdict, ...]
+    timing: Timing
+    num_free_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker's answer to the handshake, which also starts a new epoch: all KV dropped, stored replies
+    forgotten, `epoch` different from every earlier one."""
+
+    role: Role
+    epoch: int
+    protocol_version: int
+    vocab_size: int  # ids below this can appear in tokens
+    vocab_fingerprint: str  # sha256 over (id, token) pairs of the tokenizer
+    num_blocks: int  # of KV; 0: the worker holds no KV, so it never runs out (drafter only)
+    block_size: int  # tokens per block
+    max_model_len: int  # tokens per sequence
+    model_name: str
+    device: str
+    dtype: str
+    draft_method: DraftMethod | None = None  # drafter only
+    kernels: str = ""  # what computes a forward pass, as "native avx512_bf16"; "" without a model
+    is_batch_invariant: bool = False  # a row's logits are the same bits whatever else is in the forward
+    weights_bytes: int = 0
+    clock_offset_ns: int = 0  # scheduler's clock less the worker's; measured by the link, not sent
