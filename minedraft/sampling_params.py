@@ -19,6 +19,7 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIAS = 1024
 MAX_LOGPROBS = 20
 MAX_TOP_K = 1 << 20
+MAX_DRAFT_LEN = 16  # the largest k that a service or a request can be set to
 MAX_TOKEN_ID = (1 << 31) - 1
 
 
@@ -51,6 +52,9 @@ class SamplingParams:
             chosen token's log-probability under the target.
         skip_special_tokens: leave special tokens (end of sequence, tool calls) out of the text; the
             token ids always include them.
+        draft_len: most drafts per round (k) for this request, 0..16; None, and a number above the
+            service's, mean the service's. The output does not depend on it.
+        speculate: False decodes this request without drafts; the drafter never hears of it.
     """
 
     temperature: float = 0.0
@@ -70,6 +74,8 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     skip_special_tokens: bool = True
+    draft_len: int | None = None
+    speculate: bool = True
 
     def __post_init__(self) -> None:
         _fill_in(self)
@@ -78,7 +84,7 @@ class SamplingParams:
         for name, least, most in _INT_LIMITS:
             if getattr(self, name) is not None:
                 self._set(name, _to_int(name, getattr(self, name), least, most))
-        for name in ("ignore_eos", "skip_special_tokens"):
+        for name in ("ignore_eos", "skip_special_tokens", "speculate"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequest(name, getattr(self, name), "must be true or false")
         if self.max_new_tokens is not None:
@@ -96,6 +102,12 @@ class SamplingParams:
         """`max_new_tokens` as a number, once `fit` has set it."""
         assert self.max_new_tokens is not None, "the service calls fit before it makes a request"
         return self.max_new_tokens
+
+    def draft_limit(self, draft_len: int) -> int:
+        """Return the most drafts per round for this request in a service whose number is `draft_len`."""
+        if not self.speculate:
+            return 0
+        return draft_len if self.draft_len is None else min(draft_len, self.draft_len)
 
     def fit(self, room: int, default: int) -> SamplingParams:
         """Return the parameters with `max_new_tokens` set: if it is None, to `default` or `room`, if less.
@@ -140,6 +152,7 @@ _INT_LIMITS = (
     ("n", 1, MAX_SAMPLES),
     ("seed", 0, (1 << 63) - 1),
     ("logprobs", 0, MAX_LOGPROBS),
+    ("draft_len", 0, MAX_DRAFT_LEN),
 )
 
 

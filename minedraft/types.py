@@ -26,14 +26,13 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 
 from minedraft.errors import InvalidRequest
-from minedraft.sampling_params import SamplingParams
+from minedraft.sampling_params import MAX_DRAFT_LEN, SamplingParams
 
 PROTOCOL_VERSION = 4
 MAX_SPANS = 1024  # requests in one worker command
 MAX_SPAN_DRAFTS = 64  # draft tokens that one span of a worker command can carry
 MAX_TOP_M = 1024  # entries of a truncated draft distribution
 MAX_BATCH_SIZE = 256  # the largest m that a service can be set to
-MAX_DRAFT_LEN = 16  # the largest k that a service can be set to
 
 
 class Batch(IntEnum):

@@ -15,9 +15,9 @@ from minedraft.bench.runner import default_configs
 from minedraft.cli.console import SERVER_HELP, say
 from minedraft.client import AsyncClient
 from minedraft.errors import ConfigError
-from minedraft.sampling_params import SamplingParams
+from minedraft.sampling_params import MAX_DRAFT_LEN, SamplingParams
 from minedraft.settings.flags import UserPath
-from minedraft.types import MAX_BATCH_SIZE, MAX_DRAFT_LEN, Mode
+from minedraft.types import MAX_BATCH_SIZE, Mode
 
 _EPILOG = """
 \b

@@ -33,6 +33,8 @@ _FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--ignore-eos", {"is_flag": True, "help": "Do not stop at the model's end-of-sequence token."}),
     ("--keep-special-tokens", {"is_flag": True, "help": "Keep special tokens (as in tool calls) in the text."}),
     ("--logprobs", {"type": int, "help": "With --json: add log-probabilities, and N alternatives per token."}),
+    ("--draft-len", {"type": int, "help": "Most drafts per round for this answer. [default: the service's]"}),
+    ("--no-speculation", {"is_flag": True, "help": "Decode this answer without drafts."}),
 )
 
 
@@ -54,6 +56,8 @@ def to_sampling_params(flags: dict[str, Any]) -> SamplingParams:
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     if given.pop("keep_special_tokens", False):
         given["skip_special_tokens"] = False
+    if given.pop("no_speculation", False):
+        given["speculate"] = False
     if "logit_bias" in given:
         given["logit_bias"] = dict(_to_bias(text) for text in given["logit_bias"])
     return SamplingParams(**given)

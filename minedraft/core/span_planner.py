@@ -60,15 +60,19 @@ class SpanPlanner:
 
     def _draft_len(self, request: Request) -> int:
         """Return the drafts to ask for: the policy's number, less near a limit, where the bonus token needs room."""
-        limits = self.limits
-        if self.book is None or not limits.draft_len:
+        limits, most = self.limits, self._draft_limit(request)
+        if self.book is None or not most:
             return 0
-        wanted = self.policy.draft_len(request, self.batch_size, limits.draft_len)
+        wanted = self.policy.draft_len(request, self.batch_size, most)
         room = min(request.remaining_len, limits.max_model_len - len(request.tokens)) - 1
         return self.book.draft_len(request, min(wanted, room))
 
     def _prefill_len(self, request: Request) -> int:
         """Return the committed tokens that the drafter should cache during the verify; 0 if no draft will follow."""
-        if self.book is None or not self.limits.draft_len or request.remaining_len <= 1:
+        if self.book is None or not self._draft_limit(request) or request.remaining_len <= 1:
             return 0
         return self.book.prefill_len(request, self.limits.prefill_chunk - self._num_drafter_tokens)
+
+    def _draft_limit(self, request: Request) -> int:
+        """Return the most drafts that service and request allow; 0 if the drafter has no part in the request."""
+        return request.spec.sampling.draft_limit(self.limits.draft_len)

@@ -25,6 +25,7 @@ def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
         n=params.n,
         ignore_eos=params.ignore_eos,
         skip_special_tokens=params.skip_special_tokens,
+        speculate=params.speculate,
     )
     if params.max_new_tokens is not None:
         message.max_new_tokens = params.max_new_tokens
@@ -32,6 +33,8 @@ def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
         message.seed = params.seed
     if params.logprobs is not None:
         message.logprobs = params.logprobs
+    if params.draft_len is not None:
+        message.draft_len = params.draft_len
     return message
 
 
@@ -63,4 +66,6 @@ def sampling_from_pb(message: common_pb2.SamplingParams) -> SamplingParams:
         skip_special_tokens=(
             message.skip_special_tokens if message.HasField("skip_special_tokens") else _DEFAULTS.skip_special_tokens
         ),
+        draft_len=message.draft_len if message.HasField("draft_len") else None,
+        speculate=message.speculate if message.HasField("speculate") else _DEFAULTS.speculate,
     )

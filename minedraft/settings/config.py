@@ -18,8 +18,9 @@ from pydantic.fields import FieldInfo
 from minedraft.address import Address, default_listen
 from minedraft.device import DEVICE_FORMS, GPU_MEMORY_SHARE, Device, usable_cores
 from minedraft.errors import ConfigError, ConfigErrors
+from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.settings.checks import contradictions, wrong_addresses, wrong_devices
-from minedraft.types import MAX_BATCH_SIZE, MAX_DRAFT_LEN, DraftMethod, Mode, Role
+from minedraft.types import MAX_BATCH_SIZE, DraftMethod, Mode, Role
 
 _S = TypeVar("_S", bound="SharedSettings")
 

@@ -53,6 +53,8 @@ def test_numbers_of_numpy_are_numbers_and_become_pythons() -> None:
         ("n", 2.0),
         ("ignore_eos", "no"),
         ("skip_special_tokens", 0),
+        ("speculate", 0),
+        ("draft_len", 2.0),
         ("stop", 5),
         ("stop", b"ab"),
         ("stop", [None]),
@@ -101,3 +103,13 @@ def test_a_zero_on_the_command_line_is_a_value() -> None:
             to_sampling_params({name: 0})
     assert not to_sampling_params({"keep_special_tokens": True}).skip_special_tokens
     assert to_sampling_params({"keep_special_tokens": None}).skip_special_tokens
+    assert to_sampling_params({"draft_len": 0, "no_speculation": True}) == SamplingParams(draft_len=0, speculate=False)
+    assert to_sampling_params({"draft_len": None, "no_speculation": None}) == SamplingParams()
+
+
+@pytest.mark.parametrize(
+    ("given", "limit"),
+    [({}, 5), ({"draft_len": 0}, 0), ({"draft_len": 3}, 3), ({"draft_len": 9}, 5), ({"speculate": False}, 0)],
+)
+def test_a_request_can_have_fewer_drafts_than_the_service_gives_never_more(given, limit: int) -> None:
+    assert SamplingParams(**given).draft_limit(5) == limit

@@ -61,6 +61,8 @@ RARELY = st.integers(0, 9).map(lambda n: n == 9)
 PROMPT_LENS = st.one_of(st.integers(1, 10), st.integers(1, 58))
 OUTPUT_LENS = st.one_of(st.integers(1, 2), st.integers(3, 30))
 SALTS = st.integers(1, VOCAB_SIZE - 1)
+# What a request says of its own drafts, by its salt.
+DRAFTING = ({}, {}, {}, {"draft_len": 1}, {"draft_len": 9}, {"speculate": False})
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -109,7 +111,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(burst=st.lists(st.tuples(PROMPT_LENS, OUTPUT_LENS, SALTS), min_size=1, max_size=5))
     def add(self, burst: list[tuple[int, int, int]]) -> None:
         for prompt_len, max_new, salt in burst:
-            self._add(tuple((salt * i) % VOCAB_SIZE for i in range(1, prompt_len + 1)), max_new)
+            prompt = tuple((salt * i) % VOCAB_SIZE for i in range(1, prompt_len + 1))
+            self._add(prompt, SamplingParams(max_new_tokens=max_new, **DRAFTING[salt % len(DRAFTING)]))
 
     @rule(choice=st.integers(0, 10))
     def abort(self, choice: int) -> None:
@@ -264,15 +267,15 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # Inside
 
-    def _add(self, prompt: tuple[int, ...], max_new: int) -> None:
-        new = NewRequest(prompt, SamplingParams(max_new_tokens=max_new), stop_ids=(0, VOCAB_SIZE - 1))
+    def _add(self, prompt: tuple[int, ...], sampling: SamplingParams) -> None:
+        new = NewRequest(prompt, sampling, stop_ids=(0, VOCAB_SIZE - 1))
         try:
             request = self.scheduler.add(new)
         except Overloaded:
             assert len(self.scheduler.waiting) >= self.scheduler.limits.max_waiting
             return
         except InvalidRequest:
-            assert not self.scheduler.verifier_kv.fits(len(prompt) + max_new), "refused though it fits"
+            assert not self.scheduler.verifier_kv.fits(len(prompt) + sampling.output_limit), "refused though it fits"
             return
         self.wanted[request.id] = new
         self.output[request.id] = []
@@ -281,6 +284,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         book = plan.book
         if not spans or book is None or book is not self.scheduler.book:
             return ()
+        for span in spans:
+            limit = self.wanted[span.request_id].sampling.draft_limit(16)
+            assert limit >= max(span.draft_len, 1), "a request gets the drafts that it allows"
         command = book.command(RoundId(EPOCH, plan.batch, plan.number), spans)
         drafter = self.drafter
         before = self.refusal.is_spent

@@ -41,6 +41,8 @@ def sampling_params(draw: st.DrawFn) -> SamplingParams:
         ignore_eos=draw(st.booleans()),
         logprobs=draw(st.none() | st.integers(0, 20)),
         skip_special_tokens=draw(st.booleans()),
+        draft_len=draw(st.none() | st.integers(0, 16)),
+        speculate=draw(st.booleans()),
     )
 
 
@@ -67,6 +69,8 @@ def test_an_empty_message_means_the_defaults() -> None:
         ("seed", -1),
         ("n", 65),
         ("logprobs", 21),
+        ("draft_len", 17),
+        ("draft_len", -1),
         ("stop", [""]),
         ("stop_token_ids", [-1]),
         ("logit_bias", {1: float("inf")}),
