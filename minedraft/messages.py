@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from minedraft.types import DraftMethod, Role, RoundId, SequenceSpec
+
+ITEM_BYTES = {"int32": 4, "float32": 4, "bfloat16": 2}
+"""The dtypes of tensors in messages, and the bytes of one item."""
+
+
+class Carrier(str, Enum):
+    """What carries a tensor from one worker to the other; the scheduler passes on the values of any."""
+
+    INLINE = "inline"  # the message itself, between any two hosts
+    SHM = "shm"  # shared memory of one host
+    CUDA_IPC = "cuda_ipc"  # device memory of one host
+    DIST = "dist"  # torch.distributed
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class TensorRef:
+    """Where a tensor lies that is not in the message. It lies there until its sender is told that the lease is free.
+
+    Attributes:
+        segment: a number that the sender drew at random for the memory that it shares.
+        offset: bytes from the start of the segment.
+        generation: the number of the lease, which the sender never uses again.
+        num_bytes: bytes that the lease holds; the tensor may be its first rows only.
+    """
+
+    carrier: Carrier
+    segment: int
+    offset: int
+    generation: int
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A small dense array in a message, made by a token channel; little-endian, C order.
+    """A small dense array, made by a token channel; little-endian, C order.
 
-    dtype is one of "int32", "float32"; len(data) == prod(shape) * 4.
+    dtype is one of ITEM_BYTES. Either `data` holds all items, or `reference` says where they lie.
     """
 
     dtype: str
     shape: tuple[int, ...]
-    data: bytes
+    data: bytes = b""
+    reference: TensorRef | None = None
 
 
 @dataclass(frozen=True, slots=True)

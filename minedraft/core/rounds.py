@@ -155,5 +155,8 @@ def to_verify_span(span: PlannedSpan, proposal: Proposal | None) -> VerifySpan:
 
 
 def _first_rows(tensor: Tensor, num_rows: int) -> Tensor:
+    shape = (num_rows, *tensor.shape[1:])
+    if tensor.reference is not None:  # the rows lie at the start of it
+        return replace(tensor, shape=shape)
     row_bytes = len(tensor.data) // tensor.shape[0]
-    return replace(tensor, shape=(num_rows, *tensor.shape[1:]), data=tensor.data[: num_rows * row_bytes])
+    return replace(tensor, shape=shape, data=tensor.data[: num_rows * row_bytes])

@@ -1,4 +1,4 @@
-"""The common parts of the worker protocol's messages: rounds, sequence specs, tensors, timings, handshake.
+"""The common parts of the worker protocol's messages: rounds, sequence specs, timings, handshake.
 
 The modules named codec* are the only readers and writers of protobuf fields. Decoders check every
 integer before they size or index anything by it. They raise `InvalidRequest` naming field, value and
@@ -7,17 +7,15 @@ limit; `codec_draft` and `codec_verify` turn that into `ProtocolError` if the se
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from minedraft.errors import InvalidRequest
-from minedraft.messages import Tensor, Timing, TruncatedQ, WorkerInfo
+from minedraft.messages import Timing, WorkerInfo
 from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
 from minedraft.types import (
     MAX_SPAN_DRAFTS,
     MAX_SPANS,
-    MAX_TOP_M,
     PROTOCOL_VERSION,
     Acceptance,
     Batch,
@@ -26,7 +24,7 @@ from minedraft.types import (
     RoundId,
     SequenceSpec,
 )
-from minedraft.v1 import common_pb2, worker_pb2
+from minedraft.v1 import worker_pb2
 
 MAX_STOP_IDS = 1024
 MAX_VOCAB_SIZE = 1 << 24
@@ -44,8 +42,6 @@ _ACCEPTANCE_TO_PB = {
     Acceptance.REJECTION: worker_pb2.ACCEPTANCE_REJECTION,
 }
 _ACCEPTANCE_FROM_PB = {value: acceptance for acceptance, value in _ACCEPTANCE_TO_PB.items()}
-_DTYPE_TO_PB = {"int32": common_pb2.Tensor.DTYPE_INT32, "float32": common_pb2.Tensor.DTYPE_FLOAT32}
-_ITEM_BYTES = 4  # of both dtypes
 
 
 def round_to_pb(round_id: RoundId) -> worker_pb2.RoundId:
@@ -155,40 +151,6 @@ def introduction_from_pb(
     if prefix_len:
         raise InvalidRequest(name_of(request_id, "prefix_len"), prefix_len, "must be 0 in a span with a spec")
     return spec_from_pb(message, info)
-
-
-def tensor_to_pb(tensor: Tensor) -> common_pb2.Tensor:
-    return common_pb2.Tensor(dtype=_DTYPE_TO_PB[tensor.dtype], shape=tensor.shape, data=tensor.data)
-
-
-def tensor_from_pb(message: common_pb2.Tensor, dtype: str, max_shape: tuple[int, ...], field: str) -> Tensor:
-    """Return a tensor of exactly `dtype`, with as many dimensions as `max_shape` and none larger than there."""
-    shape = tuple(message.shape)
-    if message.dtype != _DTYPE_TO_PB[dtype]:
-        raise InvalidRequest(f"{field}.dtype", int(message.dtype), f"must be {dtype}")
-    if len(shape) != len(max_shape) or any(
-        not 1 <= size <= limit for size, limit in zip(shape, max_shape, strict=False)
-    ):
-        raise InvalidRequest(f"{field}.shape", shape, f"must be {len(max_shape)} sizes of at most {max_shape}")
-    num_bytes = math.prod(shape) * _ITEM_BYTES
-    if len(message.data) != num_bytes:
-        raise InvalidRequest(f"{field}.data", f"{len(message.data)} bytes", f"shape {shape} needs {num_bytes}")
-    return Tensor(dtype, shape, message.data)
-
-
-def q_to_pb(q: TruncatedQ) -> worker_pb2.TruncatedQ:
-    return worker_pb2.TruncatedQ(ids=tensor_to_pb(q.ids), probs=tensor_to_pb(q.probs))
-
-
-def q_from_pb(message: worker_pb2.TruncatedQ, num_drafts: int, field: str) -> TruncatedQ:
-    """Return the truncated q of `num_drafts` draft tokens; its values are checked where they are used."""
-    if num_drafts == 0:
-        raise InvalidRequest(field, "present", "must be absent in a span without drafts")
-    ids = tensor_from_pb(message.ids, "int32", (num_drafts, MAX_TOP_M), f"{field}.ids")
-    probs = tensor_from_pb(message.probs, "float32", (num_drafts, MAX_TOP_M), f"{field}.probs")
-    if ids.shape != probs.shape or ids.shape[0] != num_drafts:
-        raise InvalidRequest(field, f"{ids.shape} ids, {probs.shape} probs", f"both must be [{num_drafts}, m]")
-    return TruncatedQ(ids, probs)
 
 
 def timing_to_pb(timing: Timing) -> worker_pb2.Timing:

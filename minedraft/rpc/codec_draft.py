@@ -5,6 +5,7 @@ from __future__ import annotations
 from minedraft.errors import InvalidRequest, ProtocolError, StaleRound
 from minedraft.messages import DraftCommand, DraftReply, DraftSpan, Proposal, WorkerInfo
 from minedraft.rpc import codec
+from minedraft.rpc.codec_tensor import q_from_pb, q_to_pb
 from minedraft.types import MAX_SPAN_DRAFTS
 from minedraft.v1 import worker_pb2
 
@@ -88,7 +89,7 @@ def _proposal_to_pb(proposal: Proposal) -> worker_pb2.Proposal:
         request_id=proposal.request_id, committed_len=proposal.committed_len, tokens=proposal.tokens
     )
     if proposal.q is not None:
-        message.q.CopyFrom(codec.q_to_pb(proposal.q))
+        message.q.CopyFrom(q_to_pb(proposal.q))
     return message
 
 
@@ -103,5 +104,5 @@ def _proposal_from_pb(message: worker_pb2.Proposal, span: DraftSpan, info: Worke
         raise InvalidRequest(name, f"{len(tokens)} tokens", f"at most {span.draft_len}")
     q = None
     if message.HasField("q"):
-        q = codec.q_from_pb(message.q, len(tokens), codec.name_of(request_id, "proposals.q"))
+        q = q_from_pb(message.q, len(tokens), codec.name_of(request_id, "proposals.q"))
     return Proposal(request_id, committed_len, tokens, q)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from minedraft.errors import InvalidRequest, NumericError, ProtocolError, StaleRound
 from minedraft.messages import TokenLogprobs, Verdict, VerifyCommand, VerifyReply, VerifySpan, WorkerInfo
 from minedraft.rpc import codec
+from minedraft.rpc.codec_tensor import q_from_pb, q_to_pb
 from minedraft.sampling_params import MAX_LOGPROBS
 from minedraft.v1 import common_pb2, worker_pb2
 
@@ -76,7 +77,7 @@ def _span_to_pb(span: VerifySpan) -> worker_pb2.VerifySpan:
         follows=span.follows,
     )
     if span.q is not None:
-        message.q.CopyFrom(codec.q_to_pb(span.q))
+        message.q.CopyFrom(q_to_pb(span.q))
     if span.spec is not None:
         message.spec.CopyFrom(codec.spec_to_pb(span.spec))
     return message
@@ -94,7 +95,7 @@ def _span_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> VerifySpa
         raise InvalidRequest(name, f"{len(drafts)} tokens", "must be none in a span that does not sample")
     q = spec = None
     if message.HasField("q"):
-        q = codec.q_from_pb(message.q, len(drafts), codec.name_of(request_id, "q"))
+        q = q_from_pb(message.q, len(drafts), codec.name_of(request_id, "q"))
     if message.HasField("spec"):
         spec = codec.introduction_from_pb(message.spec, request_id, prefix_len, info)
     return VerifySpan(request_id, prefix_len, tokens, drafts, q, sample, spec)

@@ -1,8 +1,7 @@
 """The interface of token channels, which carry tensors from one worker to the other through the scheduler.
 
 A channel turns a device tensor into the `Tensor` value that messages hold, and back. The scheduler
-forwards such values unread. `inline` puts the bytes into the message; a channel over shared memory
-would put a handle there and have the same two methods.
+forwards such values unread. `inline` puts the bytes into the message; the others put a reference there.
 """
 
 from __future__ import annotations
@@ -12,13 +11,17 @@ from typing import Protocol
 
 import torch
 
+from minedraft.errors import InvalidRequest
 from minedraft.messages import Tensor
+
+TORCH_DTYPES = {"int32": torch.int32, "float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """The tensors that a receiver accepts: of this dtype ("int32" or "float32"), with as many dimensions as
-    `max_shape` and none larger than there."""
+    """The tensors that a receiver accepts: of this dtype ("int32", "float32" or "bfloat16"), with as many dimensions
+    as `max_shape` and none larger than there."""
 
     dtype: str
     max_shape: tuple[int, ...]
@@ -28,7 +31,11 @@ class TokenChannel(Protocol):
     """A carrier of tensors, used in the device thread only."""
 
     def pack(self, tensor: torch.Tensor) -> Tensor:
-        """Return the message value of an int32 or float32 tensor."""
+        """Return the message value of an int32, float32 or bfloat16 tensor.
+
+        Raises:
+            InvalidRequest: it has another dtype.
+        """
         ...
 
     def unpack(self, tensor: Tensor, spec: TensorSpec, device: torch.device) -> torch.Tensor:
@@ -38,3 +45,22 @@ class TokenChannel(Protocol):
             InvalidRequest: the value does not match `spec`, or its data do not fill its shape.
         """
         ...
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype in messages. Raise InvalidRequest if none of them can have it."""
+    name = _DTYPE_NAMES.get(dtype)
+    if name is None:
+        raise InvalidRequest("tensor.dtype", dtype, f"must be one of {', '.join(TORCH_DTYPES)}")
+    return name
+
+
+def check_tensor(tensor: Tensor, spec: TensorSpec) -> None:
+    """Raise InvalidRequest unless dtype and shape are those that the receiver accepts."""
+    if tensor.dtype != spec.dtype:
+        raise InvalidRequest("tensor.dtype", tensor.dtype, f"must be {spec.dtype}")
+    if len(tensor.shape) != len(spec.max_shape) or any(
+        not 0 < size <= limit for size, limit in zip(tensor.shape, spec.max_shape, strict=True)
+    ):
+        limit = f"must be {len(spec.max_shape)} sizes of at most {spec.max_shape}"
+        raise InvalidRequest("tensor.shape", tensor.shape, limit)

@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 
 from minedraft.errors import InvalidRequest
-from minedraft.messages import Tensor
-from minedraft_workers.channels.base import TensorSpec
+from minedraft.messages import ITEM_BYTES, Tensor
+from minedraft_workers.channels.base import TensorSpec, check_tensor, dtype_name
 
-_NUMPY_DTYPES = {"int32": np.dtype("<i4"), "float32": np.dtype("<f4")}
-_DTYPE_NAMES = {torch.int32: "int32", torch.float32: "float32"}
+# numpy has no bfloat16: its bits travel as integers of the same size.
+_NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "int32": np.dtype("<i4"),
+    "float32": np.dtype("<f4"),
+    "bfloat16": np.dtype("<i2"),
+}
 
 
 class InlineChannel:
     """A `TokenChannel` whose values hold the data."""
 
     def pack(self, tensor: torch.Tensor) -> Tensor:
-        name = _DTYPE_NAMES[tensor.dtype]
-        array = tensor.detach().cpu().contiguous().numpy().astype(_NUMPY_DTYPES[name], copy=False)
-        return Tensor(name, tuple(tensor.shape), array.tobytes())
+        name = dtype_name(tensor.dtype)
+        host = tensor.detach().cpu().contiguous()
+        bits = host.view(torch.int16) if name == "bfloat16" else host
+        return Tensor(name, tuple(tensor.shape), bits.numpy().astype(_NUMPY_DTYPES[name], copy=False).tobytes())
 
     def unpack(self, tensor: Tensor, spec: TensorSpec, device: torch.device) -> torch.Tensor:
-        if tensor.dtype != spec.dtype:
-            raise InvalidRequest("tensor.dtype", tensor.dtype, f"must be {spec.dtype}")
-        if len(tensor.shape) != len(spec.max_shape) or any(
-            not 0 < size <= limit for size, limit in zip(tensor.shape, spec.max_shape, strict=True)
-        ):
-            limit = f"must be {len(spec.max_shape)} sizes of at most {spec.max_shape}"
-            raise InvalidRequest("tensor.shape", tensor.shape, limit)
-        dtype = _NUMPY_DTYPES[spec.dtype]
-        if len(tensor.data) != math.prod(tensor.shape) * dtype.itemsize:
+        check_tensor(tensor, spec)
+        if tensor.reference is not None:
+            carrier = tensor.reference.carrier.value
+            raise InvalidRequest("tensor.reference.carrier", carrier, "this worker takes data in messages only")
+        if len(tensor.data) != math.prod(tensor.shape) * ITEM_BYTES[spec.dtype]:
             raise InvalidRequest("tensor.data", f"{len(tensor.data)} bytes", f"does not fill shape {tensor.shape}")
+        dtype = _NUMPY_DTYPES[spec.dtype]
         # A copy: torch needs writable memory, and that of the message is not.
         array = np.frombuffer(tensor.data, dtype).reshape(tensor.shape).astype(dtype.newbyteorder("="))
-        return torch.from_numpy(array).to(device)
+        host = torch.from_numpy(array)
+        return (host.view(torch.bfloat16) if spec.dtype == "bfloat16" else host).to(device)

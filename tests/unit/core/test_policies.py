@@ -11,7 +11,7 @@ from minedraft.core.policy.base import DraftOffer
 from minedraft.core.policy.guarded import GuardedDraftPolicy, GuardedModePolicy
 from minedraft.core.request import NewRequest, Request
 from minedraft.core.rounds import shorten
-from minedraft.messages import Proposal, Tensor, TruncatedQ
+from minedraft.messages import Carrier, Proposal, Tensor, TensorRef, TruncatedQ
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import LoanTerms, Mode
 
@@ -91,3 +91,12 @@ def test_a_shortened_proposal_keeps_the_rows_of_q_of_the_drafts_it_keeps() -> No
     assert (short.q.probs.shape, short.q.probs.data) == ((2, 2), array("f", range(4)).tobytes())
     assert shorten(short, 0) == Proposal(1, 9, ())
     assert shorten(short, 5) is short
+
+
+def test_a_shortened_reference_is_the_first_rows_of_the_same_lease() -> None:
+    lease = TensorRef(Carrier.SHM, 5, 64, 9, 24)
+    q = TruncatedQ(Tensor("int32", (3, 2), reference=lease), Tensor("float32", (3, 2), reference=lease))
+    short = shorten(Proposal(1, 9, (5, 6, 7), q), 2).q
+    assert short == TruncatedQ(Tensor("int32", (2, 2), reference=lease), Tensor("float32", (2, 2), reference=lease))
+    assert short is not None
+    assert short.ids.reference is lease  # the same object: it is free when no value holds it
