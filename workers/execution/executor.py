@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,13 +23,17 @@ from minedraft_workers.execution.choice import (
     make_transformers,
     with_few_calls,
 )
+from minedraft_workers.execution.features import AFTER_FINAL_NORM, FeatureLayers, ForwardOutput
 from minedraft_workers.execution.loading import LoadedModel, choose_dtype, load_model, read_config
 from minedraft_workers.execution.memory import CacheSize
 from minedraft_workers.execution.runner import PackedRows, Runner
 from minedraft_workers.execution.selfcheck import check_layers, check_packed_forward
 from minedraft_workers.execution.spans import ForwardSpan as ForwardSpan
 from minedraft_workers.kernels.base import NotFused
+from minedraft_workers.kernels.kvcache import to_device
 from minedraft_workers.kernels.tables import LayerShape, QuerySpan
+
+OutputT = TypeVar("OutputT")
 
 
 class Executor:
@@ -45,6 +50,8 @@ class Executor:
         weights_bytes: bytes of the model's parameters in its dtype.
         read_bytes, num_multiplied: bytes of weights that one forward reads, as stored, and number of weights
             that each token is multiplied with; a lower bound of a forward's time follows from them.
+        hidden_size: numbers of a token between two layers.
+        feature_layers: what `forward_with_features` gives.
     """
 
     def __init__(
@@ -76,6 +83,9 @@ class Executor:
         self.weights_bytes = loaded.num_bytes
         self.read_bytes = loaded.read_bytes
         self.num_multiplied = loaded.num_multiplied
+        self.hidden_size: int = config.get_text_config().hidden_size
+        self._dtype = loaded.model.dtype
+        self.want_features(())
 
     @classmethod
     def load(
@@ -168,6 +178,44 @@ class Executor:
         """Return the number of tokens whose KV is cached for this request; 0 if it is unknown."""
         return self._tables.length(request_id)
 
+    def want_features(self, layers: tuple[int, ...]) -> None:
+        """From now on `forward_with_features` gives the outputs of these layers; () for none.
+
+        Args:
+            layers: numbers as in `features`, 0 to the number of layers, or `AFTER_FINAL_NORM`.
+
+        Raises:
+            ConfigError: the model has no such layer. ModelError: its layers cannot be found.
+        """
+        num_layers = len(self.kv_layers)
+        for layer in layers:
+            if not AFTER_FINAL_NORM <= layer <= num_layers:
+                raise ConfigError(
+                    "feature_layers", layer, f"{self.model_name} has layers {AFTER_FINAL_NORM} to {num_layers}"
+                )
+        self.feature_layers = FeatureLayers(layers, self.hidden_size)
+        self._runner.want_features(self.feature_layers)
+
+    @torch.inference_mode()
+    def forward_with_features(self, spans: Sequence[ForwardSpan]) -> ForwardOutput:
+        """Run as `forward`, with the same logits; give the features of every new token too.
+
+        Raises:
+            As `forward`.
+        """
+        if not spans:
+            none = torch.empty(0, self.feature_layers.num_columns, dtype=self._dtype, device=self.device)
+            return ForwardOutput(torch.empty(0, self.num_columns, device=self.device), none)
+
+        def run(rows: PackedRows) -> ForwardOutput:
+            output = self._runner.run_with_features(rows)
+            if rows.is_as_given:
+                return output
+            order = to_device(rows.rows_as_given(), self.device)
+            return ForwardOutput(output.logits, output.features.index_select(0, order))
+
+        return self._run(spans, run)
+
     @torch.inference_mode()
     def forward(self, spans: Sequence[ForwardSpan]) -> torch.Tensor:
         """Run all spans as one packed forward.
@@ -183,6 +231,10 @@ class Executor:
         """
         if not spans:
             return torch.empty(0, self.num_columns, device=self.device)
+        return self._run(spans, self._runner.run)
+
+    def _run(self, spans: Sequence[ForwardSpan], run: Callable[[PackedRows], OutputT]) -> OutputT:
+        """Check the spans, give them their blocks, and return what `run` makes of their rows."""
         tokens = self._check(spans)
         tables = self._tables.resize([(span.request_id, span.prefix_len + len(span.tokens)) for span in spans])
         queries = [
@@ -190,7 +242,7 @@ class Executor:
             for span, table in zip(spans, tables, strict=True)
         ]
         try:
-            return self._runner.run(PackedRows.make(tokens, queries, [span.num_logits for span in spans]))
+            return run(PackedRows.make(tokens, queries, [span.num_logits for span in spans]))
         except torch.OutOfMemoryError as error:
             out_of_memory = error.with_traceback(None)
         # Only here, where no traceback holds the tensors of the forward.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from minedraft_workers.execution.features import AFTER_FINAL_NORM, FeatureLayers, ForwardOutput
 from minedraft_workers.execution.runner import PackedRows
 from minedraft_workers.kernels.base import LayerCacheT, LayerKernels, NotFused, PagedCache, PlanT, WeightT
 from minedraft_workers.kernels.kvcache import to_device
@@ -26,6 +28,8 @@ _ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}  # angles that depend on nothing but the position
 _MAX_FIRST_ANGLES = 2048  # positions whose angles are computed at load; more when a request reaches them
+
+See = Callable[[int, torch.Tensor], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +115,7 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         self._angles = self._make_angles(16)
         self._weights = _pack(model, kernels)
         self.cache = make_cache()
+        self._wanted = FeatureLayers()
         capacity = self.cache.pool.num_blocks * self.cache.pool.block_size
         self._angles = self._make_angles(min(max_model_len or capacity, capacity, _MAX_FIRST_ANGLES))
 
@@ -130,40 +135,58 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
             weights += [layer.qkv, layer.output, layer.gate_up, layer.down]
         return sum(map(self._ops.read_bytes, weights))
 
+    def want_features(self, wanted: FeatureLayers) -> None:
+        """Implements `Runner`."""
+        self._wanted = wanted
+
     def run(self, rows: PackedRows) -> torch.Tensor:
         """Implements `Runner`."""
-        self.reserve_positions(int(rows.positions.max()) + 1)
-        has_all = len(rows.logit_rows) == len(rows.ids) and _ascends(rows.logit_rows)
-        return self.compute(
-            ForwardInputs(
-                to_device(rows.ids, self.device),
-                to_device(rows.positions, self.device),
-                self._ops.plan(self.cache, rows.spans),
-                None if has_all else to_device(rows.logit_rows, self.device),
-            )
-        )
+        return self.compute(self._make_inputs(rows))
 
-    def compute(self, inputs: ForwardInputs[PlanT]) -> torch.Tensor:
-        """Return the logits asked for, float32 [n, columns]. Nothing of it happens on the host but the launches."""
-        normed = self.run_layers(self.embed(inputs.ids), *self.angles(inputs.positions), inputs.plan)
+    def run_with_features(self, rows: PackedRows) -> ForwardOutput:
+        """Implements `Runner`."""
+        return self.compute_with_features(self._make_inputs(rows))
+
+    def compute(self, inputs: ForwardInputs[PlanT], see: See | None = None) -> torch.Tensor:
+        """Return the logits asked for, float32 [n, columns]. Nothing of it happens on the host but the launches.
+
+        see: as in `run_layers`.
+        """
+        normed = self.run_layers(self.embed(inputs.ids), *self.angles(inputs.positions), inputs.plan, see)
         if inputs.logit_rows is not None:
             normed = normed.index_select(0, inputs.logit_rows)
         return self.output(normed)
 
-    def run_layers(self, residual: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, plan: PlanT) -> torch.Tensor:
+    def compute_with_features(self, inputs: ForwardInputs[PlanT]) -> ForwardOutput:
+        """Return the logits asked for, and the features of all rows. As `compute`, nothing else is on the host."""
+        features = torch.empty(len(inputs.ids), self._wanted.num_columns, dtype=self._dtype, device=self.device)
+        logits = self.compute(inputs, partial(self._wanted.put, features))
+        return ForwardOutput(logits, features)
+
+    def run_layers(
+        self, residual: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, plan: PlanT, see: See | None = None
+    ) -> torch.Tensor:
         """Return the normed output of the last layer.
 
         Args:
             residual: the embedding, overwritten by the residual stream; it and the result are [rows, hidden size].
             cos, sin: [rows, head dim].
+            see: called with 0 and the embedding, with each layer's number, from 1, and the stream after it, and with
+                `AFTER_FINAL_NORM` and the result, each before it is overwritten.
         """
         forward = _Forward(plan, cos, sin)
+        if see is not None:
+            see(0, residual)
         normed = self._ops.rms_norm(residual, self._weights.layers[0].input_norm, self._eps)
         for index in range(len(self._weights.layers)):
             mixed = self._layer(index, normed, residual, forward)
             is_last = index + 1 == len(self._weights.layers)
             norm = self._weights.final_norm if is_last else self._weights.layers[index + 1].input_norm
             normed = self._ops.rms_norm(mixed, norm, self._eps, residual=residual)
+            if see is not None:
+                see(index + 1, residual)
+        if see is not None:
+            see(AFTER_FINAL_NORM, normed)
         return normed
 
     def output(self, normed: torch.Tensor) -> torch.Tensor:
@@ -197,6 +220,16 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         if self._weights.embedding is None:
             return self._ops.rows(self._weights.output, ids).to(self._dtype)
         return self._weights.embedding.index_select(0, ids)
+
+    def _make_inputs(self, rows: PackedRows) -> ForwardInputs[PlanT]:
+        self.reserve_positions(int(rows.positions.max()) + 1)
+        has_all = len(rows.logit_rows) == len(rows.ids) and _ascends(rows.logit_rows)
+        return ForwardInputs(
+            to_device(rows.ids, self.device),
+            to_device(rows.positions, self.device),
+            self._ops.plan(self.cache, rows.spans),
+            None if has_all else to_device(rows.logit_rows, self.device),
+        )
 
     def _layer(
         self, index: int, normed: torch.Tensor, residual: torch.Tensor, forward: _Forward[PlanT]

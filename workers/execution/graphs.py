@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from minedraft_workers.execution.features import FeatureLayers, ForwardOutput
 from minedraft_workers.execution.fused import ForwardInputs, FusedDecoder
 from minedraft_workers.execution.runner import PackedRows
 from minedraft_workers.kernels.kvcache import to_device
@@ -41,7 +42,7 @@ class GraphRunner:
         self._captures = captures
         pool = decoder.tables.pool
         self._width = pool.num_blocks_for(min(max_model_len, pool.num_blocks * pool.block_size))
-        self._graphs: dict[PlanSize, _Graph] = {}
+        self._graphs: dict[tuple[PlanSize, bool], _Graph] = {}
         # Their memory may move when they grow, and a graph would not see it.
         decoder.reserve_positions(self._width * pool.block_size)
 
@@ -49,20 +50,41 @@ class GraphRunner:
     def tables(self) -> BlockTables:
         return self._decoder.tables
 
+    def want_features(self, wanted: FeatureLayers) -> None:
+        """Implements `Runner`."""
+        self._decoder.want_features(wanted)
+        # Those captured for other features are of no more use.
+        self._graphs = {key: graph for key, graph in self._graphs.items() if not key[1]}
+
     def run(self, rows: PackedRows) -> torch.Tensor:
         """Implements `Runner`."""
+        output = self._replay(rows, has_features=False)
+        return self._decoder.run(rows) if output is None else self._logits(rows, output)
+
+    def run_with_features(self, rows: PackedRows) -> ForwardOutput:
+        """Implements `Runner`."""
+        output = self._replay(rows, has_features=True)
+        if output is None:
+            return self._decoder.run_with_features(rows)
+        # A copy: the next replay overwrites the graph's own.
+        return ForwardOutput(self._logits(rows, output), output.features[: len(rows.ids)].clone())
+
+    def _replay(self, rows: PackedRows, *, has_features: bool) -> ForwardOutput | None:
+        """Return what the graph of this forward gives for its rows and its padding; None if it is not for a graph."""
         size = self._round_up(PlanSize.of(rows.spans))
         # A graph computes the logits of all rows: too many, where a prompt's last row is all that is wanted.
         if size is None or 2 * len(rows.logit_rows) < len(rows.ids):
-            return self._decoder.run(rows)
-        graph = self._graphs.get(size)
+            return None
+        graph = self._graphs.get((size, has_features))
         if graph is None:
-            graph = self._graphs[size] = _Graph(self._decoder, size)
+            graph = self._graphs[size, has_features] = _Graph(self._decoder, size, has_features=has_features)
         graph.load(rows)
         if self._captures:
             self._captures = graph.capture()
-        logits = graph.replay()
-        return logits.index_select(0, to_device(rows.logit_rows, logits.device))
+        return graph.replay()
+
+    def _logits(self, rows: PackedRows, output: ForwardOutput) -> torch.Tensor:
+        return output.logits.index_select(0, to_device(rows.logit_rows, output.logits.device))
 
     def _round_up(self, least: PlanSize) -> PlanSize | None:
         num_rows, num_pieces = (
@@ -76,15 +98,16 @@ class GraphRunner:
 class _Graph:
     """The buffers of one size and, once it is captured, their graph."""
 
-    def __init__(self, decoder: FusedDecoder[Any, Any, Any], size: PlanSize) -> None:
+    def __init__(self, decoder: FusedDecoder[Any, Any, Any], size: PlanSize, *, has_features: bool) -> None:
         self._decoder = decoder
         self._size = size
+        self._has_features = has_features
         device = decoder.device
         self._rows = torch.zeros(2, size.num_rows, dtype=torch.int64, device=device)
         self._plan = PiecePlan(torch.zeros(size.num_numbers, dtype=torch.int64, device=device), size, has_padding=True)
         self._inputs = ForwardInputs(self._rows[0], self._rows[1], self._plan)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._logits: torch.Tensor | None = None
+        self._output: ForwardOutput | None = None
 
     def load(self, rows: PackedRows) -> None:
         """Copy a forward's input into the buffers, filled up with padding."""
@@ -103,20 +126,26 @@ class _Graph:
             side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):  # programs are compiled and libraries loaded before, not while capturing
-                self._decoder.compute(self._inputs)
+                self._compute()
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._logits = self._decoder.compute(self._inputs)
+                self._output = self._compute()
         except RuntimeError as error:
             logger.warning("this model runs without CUDA graphs: %s", " ".join(str(error).split())[:300])
             return False
         self._graph = graph
         return True
 
-    def replay(self) -> torch.Tensor:
-        """Return the logits of all rows, float32 [rows, columns], valid until the next replay."""
-        if self._graph is None or self._logits is None:
-            return self._decoder.compute(self._inputs)
+    def replay(self) -> ForwardOutput:
+        """Return the logits, float32 [rows, columns], and features of all rows, valid until the next replay."""
+        if self._graph is None or self._output is None:
+            return self._compute()
         self._graph.replay()
-        return self._logits
+        return self._output
+
+    def _compute(self) -> ForwardOutput:
+        if self._has_features:
+            return self._decoder.compute_with_features(self._inputs)
+        logits = self._decoder.compute(self._inputs)
+        return ForwardOutput(logits, logits.new_empty(len(logits), 0))

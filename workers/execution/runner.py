@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from minedraft_workers.execution.attention import CONTEXT_KEYWORD
+from minedraft_workers.execution.features import FeatureLayers, FeatureRecorder, ForwardOutput
 from minedraft_workers.kernels.kvcache import KVCache, to_device
 from minedraft_workers.kernels.paged_attention import ForwardContext, Scratch
 from minedraft_workers.kernels.tables import BlockTables, QuerySpan
@@ -21,13 +22,14 @@ class PackedRows:
     """The new tokens of a forward, one row each.
 
     ids, positions: int64 [rows]. spans: in the order of their rows. logit_rows: int64 [n], the rows whose logits
-    are wanted, in the order in which the spans were given.
+    are wanted, in the order in which the spans were given. order: of each span, its place among those given.
     """
 
     ids: np.ndarray
     positions: np.ndarray
     spans: list[QuerySpan]
     logit_rows: np.ndarray
+    order: list[int]
 
     @classmethod
     def make(cls, tokens: Sequence[np.ndarray], spans: Sequence[QuerySpan], num_logits: Sequence[int]) -> Self:
@@ -46,7 +48,18 @@ class PackedRows:
         ends_as_given[order] = ends
         counts = np.asarray(num_logits)
         rows = np.arange(counts.sum()) + np.repeat(ends_as_given - counts.cumsum(), counts)
-        return cls(np.concatenate([tokens[i] for i in order]), positions, packed, rows)
+        return cls(np.concatenate([tokens[i] for i in order]), positions, packed, rows, order)
+
+    @property
+    def is_as_given(self) -> bool:
+        """Whether the rows are in the order in which the spans were given."""
+        return self.order == list(range(len(self.order)))
+
+    def rows_as_given(self) -> np.ndarray:
+        """Return int64 [rows], the rows in the order in which the spans were given."""
+        lengths = [span.num_tokens for span in self.spans]
+        pieces = np.split(np.arange(len(self.ids)), np.cumsum(lengths)[:-1])
+        return np.concatenate([pieces[packed] for packed in np.argsort(self.order)])
 
 
 class Runner(Protocol):
@@ -69,6 +82,14 @@ class Runner(Protocol):
         """Cache the tokens and return the logits asked for, float32 [len(logit_rows), columns]."""
         ...
 
+    def want_features(self, wanted: FeatureLayers) -> None:
+        """From now on `run_with_features` gives the features of these layers of the model."""
+        ...
+
+    def run_with_features(self, rows: PackedRows) -> ForwardOutput:
+        """Run as `run`, with the same bits; the features, [rows, columns], are in the order of `rows`."""
+        ...
+
 
 class TransformersRunner:
     """Any model of transformers, through its own code and the attention interface."""
@@ -80,10 +101,21 @@ class TransformersRunner:
         self._model = model
         self._cache = cache
         self._scratch = Scratch()
+        self._recorder = FeatureRecorder(model, FeatureLayers())
 
     @property
     def tables(self) -> BlockTables:
         return self._cache
+
+    def want_features(self, wanted: FeatureLayers) -> None:
+        """Implements `Runner`."""
+        self._recorder = FeatureRecorder(self._model, wanted)
+
+    def run_with_features(self, rows: PackedRows) -> ForwardOutput:
+        """Implements `Runner`."""
+        with self._recorder.recording(len(rows.ids)) as features:
+            logits = self.run(rows)
+        return ForwardOutput(logits, features)
 
     def run(self, rows: PackedRows) -> torch.Tensor:
         """Implements `Runner`."""
