@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from minedraft_workers.sequence import SequenceState
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(slots=True)
@@ -17,6 +20,8 @@ class DraftRow:
     """A request's row of a draft command. `state` has its old tokens until `tokens` are cached.
 
     drafts: proposed so far. q_ids, q_probs: int32 and float32 [m] for each draft, under REJECTION only.
+    features: [n, feature_size], any float dtype and device, where the proposer wants them: the target's of the
+    positions max(prefix_len - 1, 0) to committed_len - 2.
     """
 
     state: SequenceState
@@ -26,6 +31,7 @@ class DraftRow:
     drafts: list[int] = field(default_factory=list)
     q_ids: list[npt.NDArray[np.int32]] = field(default_factory=list)
     q_probs: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    features: torch.Tensor | None = None
 
     @property
     def committed_len(self) -> int:
@@ -37,7 +43,15 @@ class DraftRow:
 
 
 class Proposer(Protocol):
-    """A source of draft tokens."""
+    """A source of draft tokens.
+
+    Attributes:
+        feature_layers: the layers of the target whose outputs it drafts from; () if it needs none.
+        feature_size: numbers in a row of features; 0 without.
+    """
+
+    feature_layers: tuple[int, ...]
+    feature_size: int
 
     @property
     def num_free_blocks(self) -> int: ...

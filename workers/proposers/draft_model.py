@@ -26,6 +26,9 @@ logger = logging.getLogger("minedraft.drafter")
 class ModelProposer:
     """Drafts with a small language model."""
 
+    feature_layers: tuple[int, ...] = ()
+    feature_size = 0
+
     def __init__(self, executor: Executor, sampler: Sampler | None = None, top_m: int = DEFAULT_TOP_M) -> None:
         """Take the draft model, and what chooses from its logits, by default with torch."""
         self._executor = executor

@@ -65,6 +65,8 @@ class NgramProposer:
     """Drafts by prompt lookup. It holds no KV and so has no blocks."""
 
     num_free_blocks = 0
+    feature_layers: tuple[int, ...] = ()
+    feature_size = 0
 
     def __init__(self) -> None:
         self._lookups: dict[int, PromptLookup] = {}
