@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
 import torch
 from transformers import PretrainedConfig
 
 from minedraft.device import Device
-from minedraft.errors import ConfigError, ModelError, ProtocolError
+from minedraft.errors import ConfigError, ModelError
 from minedraft.models.model_config import max_context
 from minedraft_workers.device import torch_device
 from minedraft_workers.execution.choice import (
@@ -29,11 +27,10 @@ from minedraft_workers.execution.memory import CacheSize
 from minedraft_workers.execution.runner import PackedRows, Runner
 from minedraft_workers.execution.selfcheck import check_layers, check_packed_forward
 from minedraft_workers.execution.spans import ForwardSpan as ForwardSpan
+from minedraft_workers.execution.spans import SpanRunner
 from minedraft_workers.kernels.base import NotFused
 from minedraft_workers.kernels.kvcache import to_device
-from minedraft_workers.kernels.tables import LayerShape, QuerySpan
-
-OutputT = TypeVar("OutputT")
+from minedraft_workers.kernels.tables import LayerShape
 
 
 class Executor:
@@ -73,6 +70,7 @@ class Executor:
         capacity = self.num_blocks * self.block_size
         self.max_model_len = capacity if context is None else min(context, capacity)
         self.vocab_size: int = config.get_text_config().vocab_size
+        self._spans = SpanRunner(self._tables, self.vocab_size, self.max_model_len)
         self.model_name = model_name
         self.device_name = str(device)
         self.dtype_name = str(loaded.model.dtype).removeprefix("torch.")
@@ -214,7 +212,7 @@ class Executor:
             order = to_device(rows.rows_as_given(), self.device)
             return ForwardOutput(output.logits, output.features.index_select(0, order))
 
-        return self._run(spans, run)
+        return self._spans.run(spans, run)
 
     @torch.inference_mode()
     def forward(self, spans: Sequence[ForwardSpan]) -> torch.Tensor:
@@ -231,24 +229,7 @@ class Executor:
         """
         if not spans:
             return torch.empty(0, self.num_columns, device=self.device)
-        return self._run(spans, self._runner.run)
-
-    def _run(self, spans: Sequence[ForwardSpan], run: Callable[[PackedRows], OutputT]) -> OutputT:
-        """Check the spans, give them their blocks, and return what `run` makes of their rows."""
-        tokens = self._check(spans)
-        tables = self._tables.resize([(span.request_id, span.prefix_len + len(span.tokens)) for span in spans])
-        queries = [
-            QuerySpan(span.prefix_len, len(span.tokens), np.array(table))
-            for span, table in zip(spans, tables, strict=True)
-        ]
-        try:
-            return run(PackedRows.make(tokens, queries, [span.num_logits for span in spans]))
-        except torch.OutOfMemoryError as error:
-            out_of_memory = error.with_traceback(None)
-        # Only here, where no traceback holds the tensors of the forward.
-        torch.cuda.empty_cache()
-        self._tables.resize([(span.request_id, span.prefix_len) for span in spans])
-        raise out_of_memory
+        return self._spans.run(spans, self._runner.run)
 
     def release(self, request_id: int) -> None:
         """Free the request's KV; an unknown request is ignored."""
@@ -262,26 +243,6 @@ class Executor:
     def num_columns(self) -> int:
         """Columns of the logits."""
         return self.vocab_size if self.draft_vocab_ids is None else len(self.draft_vocab_ids)
-
-    def _check(self, spans: Sequence[ForwardSpan]) -> list[np.ndarray]:
-        seen: set[int] = set()
-        tokens = []
-        for span in spans:
-            name, ids = f"span of request {span.request_id}", np.asarray(span.tokens, dtype=np.int64)
-            if span.request_id in seen:
-                raise ProtocolError(f"{name} comes twice")
-            seen.add(span.request_id)
-            if not 0 <= span.prefix_len <= self.cached_len(span.request_id):
-                cached = self.cached_len(span.request_id)
-                raise ProtocolError(f"{name} keeps {span.prefix_len} tokens, {cached} are cached")
-            if not len(ids) or span.prefix_len + len(ids) > self.max_model_len:
-                raise ProtocolError(f"{name} has {len(ids)} tokens after {span.prefix_len}, limit {self.max_model_len}")
-            if not 0 <= span.num_logits <= len(ids):
-                raise ProtocolError(f"{name} wants {span.num_logits} rows of logits for {len(ids)} tokens")
-            if ids.min() < 0 or ids.max() >= self.vocab_size:
-                raise ProtocolError(f"{name} has a token id outside 0..{self.vocab_size - 1}")
-            tokens.append(ids)
-        return tokens
 
 
 def _choose_context(config: PretrainedConfig, max_model_len: int | None) -> int | None:

@@ -1,9 +1,19 @@
-"""The span of a forward."""
+"""The spans of a forward: checked, given their blocks, and packed into rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from minedraft.errors import ProtocolError
+from minedraft_workers.execution.runner import PackedRows
+from minedraft_workers.kernels.tables import BlockTables, QuerySpan
+
+OutputT = TypeVar("OutputT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +27,59 @@ class ForwardSpan:
     prefix_len: int
     tokens: Sequence[int]
     num_logits: int
+
+
+class SpanRunner:
+    """Runs forwards of spans over the blocks of one cache.
+
+    Args:
+        tables: the blocks of every request. vocab_size: token ids are below it. max_model_len: tokens of a sequence.
+    """
+
+    def __init__(self, tables: BlockTables, vocab_size: int, max_model_len: int) -> None:
+        self._tables = tables
+        self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
+
+    def run(self, spans: Sequence[ForwardSpan], run: Callable[[PackedRows], OutputT]) -> OutputT:
+        """Check the spans, one or more, give them their blocks, and return what `run` makes of their rows.
+
+        Raises:
+            BlocksExhausted, ProtocolError, OutOfMemoryError (torch's): as `Executor.forward`.
+        """
+        tokens = self._check(spans)
+        tables = self._tables.resize([(span.request_id, span.prefix_len + len(span.tokens)) for span in spans])
+        queries = [
+            QuerySpan(span.prefix_len, len(span.tokens), np.array(table))
+            for span, table in zip(spans, tables, strict=True)
+        ]
+        try:
+            return run(PackedRows.make(tokens, queries, [span.num_logits for span in spans]))
+        except torch.OutOfMemoryError as error:
+            out_of_memory = error.with_traceback(None)
+        # Only here, where no traceback holds the tensors of the forward.
+        torch.cuda.empty_cache()
+        self._tables.resize([(span.request_id, span.prefix_len) for span in spans])
+        raise out_of_memory
+
+    def _check(self, spans: Sequence[ForwardSpan]) -> list[np.ndarray]:
+        seen: set[int] = set()
+        tokens = []
+        for span in spans:
+            name, ids = f"span of request {span.request_id}", np.asarray(span.tokens, dtype=np.int64)
+            if span.request_id in seen:
+                raise ProtocolError(f"{name} comes twice")
+            seen.add(span.request_id)
+            if not 0 <= span.prefix_len <= self._tables.length(span.request_id):
+                cached = self._tables.length(span.request_id)
+                raise ProtocolError(f"{name} keeps {span.prefix_len} tokens, {cached} are cached")
+            if not len(ids) or span.prefix_len + len(ids) > self._max_model_len:
+                raise ProtocolError(
+                    f"{name} has {len(ids)} tokens after {span.prefix_len}, limit {self._max_model_len}"
+                )
+            if not 0 <= span.num_logits <= len(ids):
+                raise ProtocolError(f"{name} wants {span.num_logits} rows of logits for {len(ids)} tokens")
+            if ids.min() < 0 or ids.max() >= self._vocab_size:
+                raise ProtocolError(f"{name} has a token id outside 0..{self._vocab_size - 1}")
+            tokens.append(ids)
+        return tokens

@@ -84,9 +84,17 @@ class LayerKernels(Protocol[WeightT, LayerCacheT, PlanT]):
         ...
 
     def rms_norm(
-        self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        residual: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return Llama's RMS norm of x, or of residual + x; the sum is then also written to `residual`."""
+        """Return Llama's RMS norm of x, or of residual + x; the sum is then also written to `residual`.
+
+        out: where the result is written, if it is given; columns of a wider matrix will do.
+        """
         ...
 
     def rope_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -89,12 +89,18 @@ class TorchLayerKernels(TorchLinears):
         return ForwardContext(cache, self._scratch, spans)
 
     def rms_norm(
-        self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        residual: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Implements `LayerKernels`."""
         if residual is not None:
             x = residual.add_(x)
-        return functional.rms_norm(x, weight.shape, weight, eps)
+        normed = functional.rms_norm(x, weight.shape, weight, eps)
+        return normed if out is None else out.copy_(normed)
 
     def rope_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Implements `LayerKernels`."""

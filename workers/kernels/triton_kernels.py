@@ -137,14 +137,20 @@ class TritonLayerKernels(TorchLinears):
         return PiecePlan(to_device(host, self._device), size)
 
     def rms_norm(
-        self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        residual: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Implements `LayerKernels`."""
         size = weight.shape[0]
-        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        if out is None:
+            out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         kept = x if residual is None else residual
         programs.norm_row[(len(x),)](
-            x, kept, weight, out, x.stride(0), kept.stride(0), eps,
+            x, kept, weight, out, x.stride(0), kept.stride(0), out.stride(0), eps,
             SIZE=size, LANES=triton.next_power_of_2(size), HAS_RESIDUAL=residual is not None,
         )  # fmt: skip
         return out

@@ -99,7 +99,7 @@ def _load_vectors(
 
 @triton.jit
 def norm_row(
-    x, residual, weight, out, x_stride, residual_stride, eps, SIZE: tl.constexpr, LANES: tl.constexpr,
+    x, residual, weight, out, x_stride, residual_stride, out_stride, eps, SIZE: tl.constexpr, LANES: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     """Program (row): out = weight * rounded(h / sqrt(mean(h^2) + eps)), h = x, or residual + x, which is kept."""
@@ -115,7 +115,7 @@ def norm_row(
     normed = wide * (1 / tl.sqrt(tl.sum(wide * wide, 0) / SIZE + eps))
     gain = tl.load(weight + i, mask=inside, other=0.0)
     scaled = gain.to(tl.float32) * normed.to(h.dtype).to(tl.float32)
-    tl.store(out + row * SIZE + i, scaled.to(h.dtype), mask=inside)
+    tl.store(out + row * out_stride + i, scaled.to(h.dtype), mask=inside)
 
 
 @triton.jit

@@ -58,6 +58,10 @@ def test_norms_rotary_embedding_and_gate_are_torchs(both, dtype: torch.dtype) ->
         normed = kernels.rms_norm(x, weight, 1e-5)
         added = kernels.rms_norm(x, weight, 1e-5, residual=stream)
         kernels.rope_(rotated[:, :96], cos, sin)
+        wide = torch.zeros(5, 100, dtype=dtype, device=DEVICE)
+        kernels.rms_norm(x, weight, 1e-5, out=wide[:, 48:96])
+        assert torch.equal(wide[:, 48:96], normed)
+        assert not wide[:, :48].any()
         results.append((normed, added, stream, rotated, kernels.silu_mul(gate_up)))
     for wanted, got in zip(*results, strict=True):
         torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
