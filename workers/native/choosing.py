@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import struct
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -17,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from minedraft.errors import ConfigError, InternalError
-from minedraft_workers.native.kernels import MAX_THREADS
-from minedraft_workers.native.library import ISAS, Library, choose_isa, load_library
+from minedraft.errors import InternalError
+from minedraft_workers.native.pooled import PooledKernels
 from minedraft_workers.native.program import check_status
 from minedraft_workers.native.tensors import MAX_COLUMNS
 
@@ -99,24 +97,8 @@ class Choices:
     probs: npt.NDArray[np.float32]
 
 
-class ChoosingKernels:
+class ChoosingKernels(PooledKernels):
     """One device thread's kernels: one call at a time, on `num_threads` threads of its own pool."""
-
-    def __init__(self, isa: str = "auto", num_threads: int = 1, library: Library | None = None) -> None:
-        """Load the library, building it if need be.
-
-        Raises:
-            ConfigError: there is no library and it cannot be built, this CPU lacks `isa`, or there are no threads.
-        """
-        if not 1 <= num_threads <= MAX_THREADS:
-            raise ConfigError("num_threads", num_threads, f"must be 1 to {MAX_THREADS}")
-        self._library = lib = library or load_library()
-        self.isa = choose_isa(lib, isa)
-        handle = lib.open(ISAS.index(self.isa), num_threads)
-        if not handle:
-            raise ConfigError("num_threads", num_threads, "the system gives no more threads or memory")
-        self._handle: int = handle
-        weakref.finalize(self, lib.close, handle)
 
     def choose(self, requests: Sequence[ChoiceRequest], hashes: torch.Tensor, top_m: int = 0) -> Choices:
         """Choose the tokens of every request.

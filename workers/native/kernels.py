@@ -7,22 +7,20 @@ cache, float32 sums) and float32 (weights in the shortest dtype that loses nothi
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from minedraft.errors import ConfigError, InternalError
-from minedraft_workers.native.library import ISAS, Library, choose_isa, load_library
+from minedraft.errors import InternalError
+from minedraft_workers.native.library import Library
+from minedraft_workers.native.pooled import PooledKernels
 from minedraft_workers.native.program import Program, check_status
 from minedraft_workers.native.tensors import DTYPE_CODES, MAX_COLUMNS, Arena, LayerCache, PackedWeight, SpanPlan
 
-MAX_THREADS = 256
 
-
-class NativeKernels:
+class NativeKernels(PooledKernels):
     """One device thread's kernels: one call at a time, on `num_threads` threads of its own pool.
 
     Matrices are [rows, columns] tensors on the CPU, columns contiguous, rows at any distance. `out` is
@@ -33,25 +31,9 @@ class NativeKernels:
     """
 
     def __init__(self, isa: str = "auto", num_threads: int = 1, library: Library | None = None) -> None:
-        """Load the library, building it if need be.
-
-        isa: auto, or one of `ISAS`; "scalar" is a slow reference.
-
-        Raises:
-            ConfigError: there is no library and it cannot be built, this CPU lacks `isa`, or there are no threads.
-        """
-        if not 1 <= num_threads <= MAX_THREADS:
-            raise ConfigError("num_threads", num_threads, f"must be 1 to {MAX_THREADS}")
-        self._library = lib = library or load_library()
-        self.isa = choose_isa(lib, isa)
-        self.num_threads = num_threads
-        handle = lib.open(ISAS.index(self.isa), num_threads)
-        if not handle:
-            raise ConfigError("num_threads", num_threads, "the system gives no more threads or memory")
-        self._handle: int = handle
+        super().__init__(isa, num_threads, library)
         self._recorded: Program | None = None
         self._arena = Arena()
-        weakref.finalize(self, lib.close, handle)
 
     @contextmanager
     def recording(self, max_rows: int, num_blocks: int, block_size: int) -> Iterator[Program]:

@@ -15,6 +15,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "key": (ctypes.c_char_p, ()),
     "has": (_I, (_I,)),
     "open": (_P, (_I, _I)),
+    "resize": (_I, (_P, _I)),
     "close": (None, (_P,)),
     "packed_bytes": (_L, (_L, _L, _I)),
     "pack": (None, (_P, _I, _L, _L, _P)),

@@ -18,6 +18,7 @@ _FAILURES = {
     2: "no memory for the kernels' scratch",
     3: "this call cannot be recorded",
     4: "more rows than a program was recorded with",
+    5: "the system gives no more threads or memory",
 }
 
 

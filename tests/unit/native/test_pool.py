@@ -9,12 +9,14 @@ import time
 
 import pytest
 
+from minedraft.errors import ConfigError
 from tests.support.native import needs_native
+from tests.unit.native.conftest import open_kernels
 
 pytestmark = needs_native
 
 # Opens kernels with as many threads as cores and calls them from each core in turn: the pool's thread must be
-# bound to the other one. Prints the thread's id, and computes no more.
+# bound to the other one, also after the pool has had one thread only. Prints the thread's id, and computes no more.
 PROGRAM = """
 import os, sys, torch
 cores = sorted(os.sched_getaffinity(0))[:2]
@@ -24,6 +26,10 @@ before = set(os.listdir("/proc/self/task"))
 kernels = NativeKernels(num_threads=2)
 (thread,) = set(os.listdir("/proc/self/task")) - before
 weight = kernels.pack(torch.ones(512, 512))
+kernels.resize(1)
+assert thread not in os.listdir("/proc/self/task")
+kernels.resize(2)
+(thread,) = set(os.listdir("/proc/self/task")) - before
 for core in cores:
     os.sched_setaffinity(0, [core])
     kernels.linear(torch.ones(4, 512), weight)
@@ -35,7 +41,7 @@ sys.stdin.read()
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 @pytest.mark.timeout(60)
-def test_a_thread_keeps_off_its_callers_core_and_sleeps_between_forwards():
+def test_a_thread_of_a_changed_pool_keeps_off_its_callers_core_and_sleeps_between_forwards():
     command = [sys.executable, "-c", PROGRAM]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -45,6 +51,14 @@ def test_a_thread_keeps_off_its_callers_core_and_sleeps_between_forwards():
             time.sleep(0.001)
         process.communicate("")
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("num_threads", [0, 257])
+def test_a_number_of_threads_out_of_range_is_refused(num_threads: int):
+    kernels = open_kernels("auto", 2)
+    with pytest.raises(ConfigError, match=f"num_threads is {num_threads}: must be 1 to 256"):
+        kernels.resize(num_threads)
+    assert kernels.num_threads == 2
 
 
 def state(process: int, thread: str) -> str:

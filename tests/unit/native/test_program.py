@@ -82,12 +82,12 @@ def plan_of(starts: list[int], lengths: list[int]) -> SpanPlan:
 @settings(max_examples=10, deadline=None)
 @given(
     forwards=st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=3), min_size=1, max_size=4),
-    num_threads=st.integers(1, 4),
+    num_threads=st.lists(st.integers(1, 4), min_size=5, max_size=5),
 )
-def test_a_program_has_the_bits_of_its_calls_one_by_one(
-    isa: str, dtype: torch.dtype, forwards: list[list[int]], num_threads: int
+def test_a_program_has_the_bits_of_its_calls_one_by_one_also_when_the_number_of_threads_changes(
+    isa: str, dtype: torch.dtype, forwards: list[list[int]], num_threads: list[int]
 ):
-    alone, together = open_kernels(isa), open_kernels(isa, num_threads)
+    alone, together = open_kernels(isa), open_kernels(isa, num_threads.pop())
     wanted, found = (Layers.make(alone, dtype, 40) for _ in range(2))
     program = found.record(together, 40)
     starts = [0, 0, 0]
@@ -96,6 +96,7 @@ def test_a_program_has_the_bits_of_its_calls_one_by_one(
         for layers in (wanted, found):
             layers.matrices["x"][:] = numbers(40, WIDTH, dtype=dtype, seed=len(lengths))
         wanted.call(alone, plan.num_rows, plan)
+        together.resize(num_threads.pop())
         together.run(program, plan)
         for name, matrix in wanted.matrices.items():
             assert torch.equal(matrix, found.matrices[name]), name

@@ -17,7 +17,7 @@ using namespace minedraft;
 
 namespace {
 
-enum Status : int { kOk = 0, kBusy = 1, kNoMemory = 2, kNotRecorded = 3, kTooManyRows = 4 };
+enum Status : int { kOk = 0, kBusy = 1, kNoMemory = 2, kNotRecorded = 3, kTooManyRows = 4, kNoThreads = 5 };
 
 struct Handle {
     const Kernels* kernels;
@@ -97,6 +97,19 @@ EXPORT void* minedraft_open(int isa, int num_threads) {
     } catch (...) {
         return nullptr;
     }
+}
+// Compute on so many threads from now on. Programs stay as they are.
+EXPORT int minedraft_resize(void* handle, int num_threads) {
+    auto& h = *static_cast<Handle*>(handle);
+    if (!h.pool.enter()) return kBusy;
+    int status = kOk;
+    try {
+        h.pool.resize(num_threads);
+    } catch (...) {
+        status = kNoThreads;
+    }
+    h.pool.leave();
+    return status;
 }
 EXPORT void minedraft_close(void* handle) { delete static_cast<Handle*>(handle); }
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <climits>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -12,6 +13,7 @@
 #include <mutex>
 #include <new>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace minedraft {
@@ -19,6 +21,8 @@ namespace minedraft {
 // Grows and is kept: fresh memory would cost page faults in every call.
 class Memory {
   public:
+    Memory() = default;
+    Memory(Memory&& other) noexcept : at_(std::exchange(other.at_, nullptr)), size_(std::exchange(other.size_, 0)) {}
     ~Memory() { std::free(at_); }
 
     // 64-byte aligned; null if there is none.
@@ -85,23 +89,37 @@ struct Member {
 // other, and the system takes milliseconds to part them.
 class Pool {
   public:
-    explicit Pool(int num_threads) : scratch(num_threads), owner_(getpid()) {
-        try {
-            for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { serve(i); });
-            take_cores();
-        } catch (...) {
-            close();
-            throw;
-        }
+    explicit Pool(int num_threads) : scratch(1), owner_(getpid()) { resize(num_threads); }
+
+    ~Pool() {
+        if (is_forked())  // the threads are in the parent
+            for (auto& thread : threads_) thread.detach();
+        else
+            end_from(1);
     }
 
-    ~Pool() { close(); }
+    // Go on with so many threads, on the cores that the caller may use now. Call it while no call is going on. Throws
+    // where there is no thread or memory; the pool is as it was then.
+    void resize(int num_threads) {
+        if (is_forked()) return;  // the threads are in the parent
+        const int before = size();
+        try {
+            if (num_threads > before) scratch.resize(num_threads);
+            for (int i = before; i < num_threads; ++i)
+                threads_.emplace_back([this, i, seen = round_.load()] { serve(i, seen); });
+        } catch (...) {
+            end_from(before);
+            throw;
+        }
+        end_from(num_threads);
+        take_cores();
+    }
 
     // False where another call is going on.
     bool enter() { return !is_busy_.exchange(true, std::memory_order_acquire); }
     void leave() { is_busy_.store(false, std::memory_order_release); }
 
-    int size() const { return static_cast<int>(scratch.size()); }
+    int size() const { return static_cast<int>(threads_.size()) + 1; }
 
     // Calls f(member) on every thread and returns when all are done.
     template <class F>
@@ -136,21 +154,22 @@ class Pool {
   private:
     static constexpr int kSpins = 2000;  // some 50 microseconds: between the calls of one forward
 
-    void close() {
-        if (is_forked()) {  // the threads are in the parent
-            for (auto& thread : threads_) thread.detach();
-            return;
+    // End the threads from number `first` on. All take part in one more round, so that the others do not miss it.
+    void end_from(int first) {
+        if (first < size()) {
+            first_to_end_ = first;
+            run([](Member) {});
+            for (int i = first; i < size(); ++i) threads_[i - 1].join();
+            threads_.resize(first - 1);
+            first_to_end_ = INT_MAX;
         }
-        is_closing_ = true;
-        round_.fetch_add(1);
-        { std::lock_guard lock(mutex_); }
-        wake_.notify_all();
-        for (auto& thread : threads_) thread.join();
+        scratch.resize(first);
     }
 
     bool is_forked() const { return getpid() != owner_; }
 
     void take_cores() {
+        cores_.clear();
         cpu_set_t allowed;
         if (threads_.empty() || sched_getaffinity(0, sizeof allowed, &allowed) || CPU_COUNT(&allowed) != size()) return;
         for (int core = 0; core < CPU_SETSIZE; ++core)
@@ -176,8 +195,9 @@ class Pool {
         pthread_setaffinity_np(threads_[thread - 1].native_handle(), sizeof core, &core);
     }
 
-    void serve(int thread) {
-        for (uint64_t seen = 0;;) {
+    // `seen`: how many rounds there were before the thread.
+    void serve(int thread, uint64_t seen) {
+        for (;;) {
             for (int spins = 0; spins < kSpins && round_.load(std::memory_order_acquire) == seen; ++spins) relax();
             if (round_.load(std::memory_order_acquire) == seen) {
                 std::unique_lock lock(mutex_);
@@ -186,10 +206,11 @@ class Pool {
                 num_asleep_.fetch_sub(1);
             }
             ++seen;
-            if (is_closing_) return;
             const Member member{thread, size(), &barrier_};
+            const bool ends = thread >= first_to_end_;
             call_(context_, member);
             member.wait();
+            if (ends) return;
         }
     }
 
@@ -202,7 +223,7 @@ class Pool {
     alignas(64) std::atomic<uint64_t> round_{0};
     std::atomic<int> num_asleep_{0};
     std::atomic<bool> is_busy_{false};
-    bool is_closing_ = false;
+    int first_to_end_ = INT_MAX;
     void (*call_)(void*, Member) = nullptr;
     void* context_ = nullptr;
 };
