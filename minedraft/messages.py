@@ -204,6 +204,15 @@ class VerifyReply:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigureCommand:
+    """The cores that a worker computes on from now on. Commands of one epoch have growing numbers."""
+
+    epoch: int
+    number: int
+    cores: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """A worker's answer to the handshake, which also starts a new epoch: all KV dropped, stored replies
     forgotten, `epoch` different from every earlier one."""
@@ -223,4 +232,6 @@ class WorkerInfo:
     kernels: str = ""  # what computes a forward pass, as "native avx512_bf16"; "" without a model
     is_batch_invariant: bool = False  # a row's logits are the same bits whatever else is in the forward
     weights_bytes: int = 0
+    cores: tuple[int, ...] = ()  # numbers of the cores that it computes on in a new epoch; none on a GPU
+    max_cores: tuple[int, ...] = ()  # those that a ConfigureCommand may give it; none: it keeps its own
     clock_offset_ns: int = 0  # scheduler's clock less the worker's; measured by the link, not sent

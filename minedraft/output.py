@@ -73,6 +73,7 @@ class WorkerState:
         kernels: what computes a forward pass: "native avx512_bf16", "torch", "transformers"; "" without a model.
         is_batch_invariant: a row's logits are the same bits whatever else is in the forward pass, so that greedy
             and seeded tokens are the same alone and in a crowd, in bfloat16 too.
+        cores: numbers of the cores that it computes on now, as "0-1"; "" on a GPU.
     """
 
     role: str
@@ -89,6 +90,7 @@ class WorkerState:
     draft_method: str = ""
     kernels: str = ""
     is_batch_invariant: bool = False
+    cores: str = ""
 
 
 @dataclass(frozen=True, slots=True)

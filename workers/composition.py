@@ -16,6 +16,7 @@ from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.sampling_params import SamplingParams
 from minedraft.settings.config import WorkerSettings
 from minedraft.types import PROTOCOL_VERSION, Acceptance, Batch, Role, RoundId, SequenceSpec
+from minedraft_workers.cores import WorkerCores
 from minedraft_workers.device import enter_thread, pin
 
 if TYPE_CHECKING:
@@ -33,12 +34,14 @@ class Plan:
 
     Attributes:
         max_model_len: tokens per sequence; None for the model's own limit.
+        max_cores: cores that the worker may be given while it runs; empty: it keeps those of the device.
     """
 
     settings: WorkerSettings
     folder: FolderInfo
     device: Device
     max_model_len: int | None
+    max_cores: tuple[int, ...] = ()
 
     @classmethod
     def make(cls, settings: WorkerSettings) -> Self:
@@ -48,7 +51,11 @@ class Plan:
             ModelError: the folder cannot be used. ConfigError: the device or the context cannot be used.
         """
         folder = check_model_folder(settings.model, "model")
-        return cls(settings, folder, Device.parse(settings.device).here(), _cap_context(settings, folder))
+        device = Device.parse(settings.device).here()
+        most: tuple[int, ...] = ()
+        if settings.max_device is not None:
+            most = Device.parse(settings.max_device, "max_device").here("max_device").cores
+        return cls(settings, folder, device, _cap_context(settings, folder), most)
 
     def check_model(self) -> str:
         """Build the model without its weights and return in one line what it will run on.
@@ -131,7 +138,7 @@ async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float
     from minedraft_workers.server import serve_worker
     from minedraft_workers.servicer import drafter_handler, verifier_handler
 
-    runtime = WorkerRuntime(actor)
+    runtime = WorkerRuntime(actor, cores=_make_cores(actor))
     if plan.device.kind == "cuda":
         try:
             await runtime.prepare(lambda: prepare_actor(plan.device, actor))
@@ -153,6 +160,16 @@ async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float
         )
 
     return await serve_worker(runtime, handler, address, on_ready=on_ready)
+
+
+def _make_cores(actor: DrafterActor | VerifierActor) -> WorkerCores | None:
+    """Return the worker's cores if they can change."""
+    from minedraft_workers.verifier import VerifierActor
+
+    info = actor.info
+    if not isinstance(actor, VerifierActor) or not info.max_cores:
+        return None
+    return WorkerCores(info.cores, info.max_cores, actor.resizes)
 
 
 def prepare_actor(device: Device, actor: DrafterActor | VerifierActor) -> None:
@@ -211,6 +228,8 @@ def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:
         kernels=executor.kernels if executor else "",
         is_batch_invariant=executor.is_batch_invariant if executor else True,
         weights_bytes=executor.weights_bytes if executor else 0,
+        cores=plan.device.cores,
+        max_cores=plan.max_cores if executor and executor.resize else (),
     )
 
 

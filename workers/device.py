@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from minedraft.device import Device
@@ -34,10 +35,7 @@ def pin(device: Device) -> None:
     """
     if device.kind == "cpu":
         assert device.cores, "Device.here fills in the cores"
-        for thread_id in os.listdir("/proc/self/task"):
-            # A thread can end between the listing and the call.
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(int(thread_id), device.cores)
+        pin_threads(device.cores)
     import torch
 
     if device.kind == "cpu":
@@ -51,6 +49,14 @@ def pin(device: Device) -> None:
         raise ConfigError("device", str(device), f"torch found {count} CUDA devices")
     torch.cuda.set_device(device.index)
     make_exact()
+
+
+def pin_threads(cores: Collection[int]) -> None:
+    """Bind every thread of this process to the cores."""
+    for thread_id in os.listdir("/proc/self/task"):
+        # A thread can end between the listing and the call.
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread_id), cores)
 
 
 def make_exact() -> None:

@@ -131,11 +131,21 @@ class _CommandStream:
                 await context.write(self._outbox.popleft())
 
 
-def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) -> grpc.GenericRpcHandler[Any, Any]:
+def _outside_rounds(runtime: WorkerRuntime) -> dict[str, _Submit]:
+    """Return the commands that both workers have."""
+
     def submit_release(message: worker_pb2.Command) -> _Submitted:
         epoch, request_ids = codec.release_from_pb(message.release)
         return runtime.submit_release(epoch, request_ids), _encode_release
 
+    def submit_configure(message: worker_pb2.Command) -> _Submitted:
+        return runtime.submit_configure(codec.configure_from_pb(message.configure)), _encode_configure
+
+    return {"release": submit_release, "configure": submit_configure}
+
+
+def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) -> grpc.GenericRpcHandler[Any, Any]:
+    submits = submits | _outside_rounds(runtime)
     last_refusal = ""
 
     async def handshake(message: worker_pb2.HandshakeRequest, context: _Context) -> worker_pb2.HandshakeReply:
@@ -166,7 +176,7 @@ def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) 
             logger.warning("stream refused: %s", error)
             await error_status.abort(context, error, grpc.StatusCode.ABORTED)
         try:
-            await _CommandStream(submits | {"release": submit_release}).run(requests, context)
+            await _CommandStream(submits).run(requests, context)
         finally:
             runtime.tenancy.move_out()
 
@@ -202,3 +212,7 @@ def _encode_verdicts(round_id: RoundId, call: int, done: Executed[Any]) -> worke
 
 def _encode_release(call: int, done: Executed[Any]) -> worker_pb2.Reply:
     return worker_pb2.Reply(call=call, release=codec.release_reply_to_pb(done.num_free_blocks))
+
+
+def _encode_configure(call: int, done: Executed[Any]) -> worker_pb2.Reply:
+    return worker_pb2.Reply(call=call, configure=codec.configure_reply_to_pb(done.timing))

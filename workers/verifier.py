@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -40,6 +40,12 @@ class VerifierActor:
         self._sampler = sampler or Sampler()
         self._channel = channel or InlineChannel()
         self._requests = RequestTable()
+
+    @property
+    def resizes(self) -> tuple[Callable[[int], None], ...]:
+        """Functions that set the number of threads of each pool; none if the model's kernels have a fixed number."""
+        resize = self._executor.resize
+        return () if resize is None else (resize, self._sampler.resize)
 
     @property
     def num_free_blocks(self) -> int:

@@ -159,6 +159,15 @@ class WorkerLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class CoresChanged:
+    """A worker computes on other cores. timing: of the command that changed them."""
+
+    role: Role
+    cores: tuple[int, ...]
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyReplaced:
     """A policy failed; the fixed one decides from now on."""
 
@@ -192,6 +201,7 @@ Event: TypeAlias = (
     | WorkerJoined
     | WorkerLeft
     | ModeChanged
+    | CoresChanged
     | PolicyReplaced
 )
 

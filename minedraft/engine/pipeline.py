@@ -25,6 +25,7 @@ from minedraft.core.policy.guarded import GuardedModePolicy
 from minedraft.core.request import NewRequest, RequestUpdate
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
+from minedraft.engine.cores import CoreSharing
 from minedraft.engine.drafting import Drafting, make_ledger
 from minedraft.engine.lanes import run_overlapped
 from minedraft.engine.usage_clock import UsageClock
@@ -87,7 +88,8 @@ class Pipeline:
         draft_policy = draft_policy or FixedDraftLen()
         mode_policy = mode_policy or FixedMode()
         self._mode_policy = GuardedModePolicy(mode_policy, lambda cause: self._publish(events.PolicyReplaced(cause)))
-        self._observers = [*observers, draft_policy.observe, mode_policy.observe]
+        cores = CoreSharing(lambda: self.verifier, self._publish)
+        self._observers = [*observers, draft_policy.observe, mode_policy.observe, cores.observe]
         self._usage: dict[int, UsageClock] = {}
         self._sinks: dict[int, Sink] = {}
         self._wake = {batch: asyncio.Event() for batch in Batch}
@@ -96,6 +98,7 @@ class Pipeline:
         self._settled = asyncio.Event()  # the requested limits are in force
         self._settled.set()
         self._lanes: list[asyncio.Task[None]] = []
+        self._cores = cores
         self.scheduler = Scheduler(limits, make_ledger(verifier.info), None, draft_policy)
         self._verifying = Verifying(
             self.scheduler,
@@ -114,14 +117,16 @@ class Pipeline:
     async def __aenter__(self) -> Self:
         # Both lanes always exist; with one batch the second one has nothing to plan.
         self._lanes = [asyncio.create_task(self._guard_lane(b), name=f"lane-{b.name}") for b in Batch]
+        self._sharing = asyncio.create_task(self._cores.run(), name="cores")
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for lane in self._lanes:
-            lane.cancel()
-        await asyncio.gather(*self._lanes, return_exceptions=True)
+        tasks = [*self._lanes, self._sharing]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._deliver(self.scheduler.fail_all(Draining("the service has stopped")))
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from minedraft.errors import WorkerLost
-from minedraft.messages import DraftCommand, DraftReply, LinkStats, VerifyCommand, VerifyReply, WorkerInfo
+from minedraft.messages import DraftCommand, DraftReply, LinkStats, Timing, VerifyCommand, VerifyReply, WorkerInfo
 
 
 class Worker(Protocol):
@@ -41,6 +41,14 @@ class Worker(Protocol):
         Raises:
             WorkerLost: the worker is lost; every other call raises it too.
             ProtocolError: a command or a reply breaks the contract.
+        """
+        ...
+
+    async def configure(self, cores: Sequence[int]) -> Timing:
+        """Have the worker compute on these cores, some of its `max_cores`, from the next command on.
+
+        Raises:
+            WorkerLost, ProtocolError: as `release`; the worker keeps the cores that it has.
         """
         ...
 

@@ -1,4 +1,4 @@
 """Views of a running service: its status and its timeline.
 
-May import: values, settings, core, engine.
+May import: values, places, settings, core, engine.
 """

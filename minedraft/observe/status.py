@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from minedraft.core import events
 from minedraft.core.counters import Counters
 from minedraft.core.ledger import KvLedger
 from minedraft.core.round_stats import RoundStats, RoundSummary
+from minedraft.device import format_cores
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import MineDraftError
 from minedraft.messages import LinkStats, WorkerInfo
@@ -35,6 +37,7 @@ class StatusBoard:
         self._errors: Counter[str] = Counter()
         self._workers: dict[Role, WorkerInfo] = {}  # the last one of each role
         self._lost: set[Role] = set()
+        self._cores: dict[Role, tuple[int, ...]] = {}  # present ones
 
     def observe(self, event: events.Event, now_s: float) -> None:
         """Take an event; see `minedraft.core.events.Observer`."""
@@ -44,6 +47,9 @@ class StatusBoard:
             case events.WorkerJoined():
                 self._workers[event.info.role] = event.info
                 self._lost.discard(event.info.role)
+                self._cores[event.info.role] = event.info.cores
+            case events.CoresChanged():
+                self._cores[event.role] = event.cores
             case events.WorkerLeft():
                 self._lost.add(event.role)
 
@@ -112,7 +118,10 @@ class StatusBoard:
         }
         lost = self._lost | ({Role.VERIFIER} if pipeline.failure is not None else set())
         return tuple(
-            _worker_state(self._workers[role], role not in lost, *figures[role])
+            replace(
+                _worker_state(self._workers[role], role not in lost, *figures[role]),
+                cores=format_cores(self._cores[role]),
+            )
             for role in figures
             if role in self._workers
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from minedraft.errors import InvalidRequest
-from minedraft.messages import Timing, WorkerInfo
+from minedraft.messages import ConfigureCommand, Timing, WorkerInfo
 from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
 from minedraft.types import (
     MAX_SPAN_DRAFTS,
@@ -30,6 +30,7 @@ MAX_STOP_IDS = 1024
 MAX_VOCAB_SIZE = 1 << 24
 MAX_SEQUENCE_LEN = 1 << 24
 MAX_NAME_CHARS = 1024
+MAX_CORES = 4096
 
 _MessageT = TypeVar("_MessageT", worker_pb2.DraftSpan, worker_pb2.VerifySpan)
 _SpanT = TypeVar("_SpanT")
@@ -210,6 +211,8 @@ def info_to_pb(info: WorkerInfo, clock_ns: int) -> worker_pb2.HandshakeReply:
         is_batch_invariant=info.is_batch_invariant,
         weights_bytes=info.weights_bytes,
         clock_ns=clock_ns,
+        cores=info.cores,
+        max_cores=info.max_cores,
     )
 
 
@@ -251,6 +254,8 @@ def info_from_pb(message: worker_pb2.HandshakeReply, sent_ns: int, received_ns: 
         is_batch_invariant=message.is_batch_invariant,
         weights_bytes=message.weights_bytes,
         clock_offset_ns=clock_offset_ns(message.clock_ns, sent_ns, received_ns),
+        cores=_cores_from_pb("cores", message.cores),
+        max_cores=_cores_from_pb("max_cores", message.max_cores),
     )
 
 
@@ -277,6 +282,28 @@ def release_reply_to_pb(num_free_blocks: int) -> worker_pb2.ReleaseReply:
 
 def release_reply_from_pb(message: worker_pb2.ReleaseReply, info: WorkerInfo) -> int:
     return num_free_blocks_from_pb(message.num_free_blocks, info)
+
+
+def configure_to_pb(command: ConfigureCommand) -> worker_pb2.ConfigureRequest:
+    return worker_pb2.ConfigureRequest(epoch=command.epoch, number=command.number, cores=command.cores)
+
+
+def configure_from_pb(message: worker_pb2.ConfigureRequest) -> ConfigureCommand:
+    return ConfigureCommand(message.epoch, message.number, _cores_from_pb("cores", message.cores))
+
+
+def configure_reply_to_pb(timing: Timing) -> worker_pb2.ConfigureReply:
+    return worker_pb2.ConfigureReply(timing=timing_to_pb(timing))
+
+
+def configure_reply_from_pb(message: worker_pb2.ConfigureReply, info: WorkerInfo) -> Timing:
+    return timing_from_pb(message.timing, info)
+
+
+def _cores_from_pb(field: str, cores: Sequence[int]) -> tuple[int, ...]:
+    if len(cores) > MAX_CORES or max(cores, default=0) >= MAX_CORES:
+        raise InvalidRequest(field, f"{len(cores)} up to {max(cores)}", f"numbers below {MAX_CORES}, at most so many")
+    return tuple(cores)
 
 
 def protocol_version_from_pb(message: worker_pb2.HandshakeRequest) -> int:

@@ -33,7 +33,16 @@ from minedraft.errors import (
     StaleRound,
     WorkerLost,
 )
-from minedraft.messages import DraftCommand, DraftReply, LinkStats, VerifyCommand, VerifyReply, WorkerInfo
+from minedraft.messages import (
+    ConfigureCommand,
+    DraftCommand,
+    DraftReply,
+    LinkStats,
+    Timing,
+    VerifyCommand,
+    VerifyReply,
+    WorkerInfo,
+)
 from minedraft.rpc import codec
 from minedraft.rpc.channel import EPOCH_KEY, worker_channel
 from minedraft.rpc.codec_draft import draft_command_to_pb, draft_reply_from_pb
@@ -74,6 +83,7 @@ class _WorkerLink:
         self._reader: asyncio.Task[None]
         self._writer: asyncio.Task[None]
         self._last_call = 0
+        self._last_configure = 0
         self._pending: dict[int, asyncio.Future[worker_pb2.Reply]] = {}
         self._outbox: deque[bytes] = deque()
         self._has_mail = asyncio.Event()
@@ -137,6 +147,14 @@ class _WorkerLink:
             return codec.release_reply_from_pb(reply.release, self.info)
         except InvalidRequest as error:
             raise ProtocolError(f"{self.role.value}'s reply: {error}") from error
+
+    async def configure(self, cores: Sequence[int]) -> Timing:
+        """Have the worker compute on these cores from the next command on. Return the times of the change."""
+        self._last_configure += 1
+        command = ConfigureCommand(self.info.epoch, self._last_configure, tuple(cores))
+        message = encode(codec.configure_to_pb, command)
+        reply = await self._call(worker_pb2.Command(configure=message), "configure")
+        return codec.configure_reply_from_pb(reply.configure, self.info)
 
     async def _call(self, command: worker_pb2.Command, reply_kind: str) -> worker_pb2.Reply:
         """Send a command and return its reply.

@@ -31,7 +31,7 @@ def wrong_devices(settings: SharedSettings, *fields: str) -> list[ConfigError]:
     errors: list[ConfigError] = []
     for field in fields:
         try:
-            Device.parse(getattr(settings, field), field)
+            Device.parse(getattr(settings, field) or "cpu", field)
         except ConfigError as error:
             errors.append(error)
     return errors

@@ -100,6 +100,11 @@ class WorkerSettings(SharedSettings):
     )
     listen: str = Field(description="Address to serve the scheduler on: unix:PATH or HOST:PORT.", examples=["ADDR"])
     device: str = Field("cpu", description=f"Device to run on: {DEVICE_FORMS}.", examples=["DEVICE"])
+    max_device: str | None = Field(
+        None,
+        description="All cores that the scheduler may have it compute on while it runs, as cpu:0-3; default: its own.",
+        examples=["DEVICE"],
+    )
     memory_share: _Share = Field(
         None,
         description="Part of a GPU's memory that weights and KV cache may take, or of the free memory of a CPU "
@@ -152,6 +157,9 @@ class Settings(SharedSettings):
         default_factory=_default_draft_device,
         description="Device of the drafter, in the same form; default: the first core.",
         examples=["DEVICE"],
+    )
+    keep_cores: bool = Field(
+        False, description="Leave the drafter's cores idle in mode ar; otherwise the verifier computes on them too."
     )
     target_memory_share: _Share = Field(
         None,
@@ -214,6 +222,15 @@ class Settings(SharedSettings):
         return None if self.allow_configure else 4 * self.max_batch_size
 
     @property
+    def _all_cores(self) -> str | None:
+        """The cores of both workers, if both compute on CPUs of this host and the verifier may have all."""
+        devices = [Device.parse(text) for text in (self.target_device, self.draft_device)]
+        is_remote = self.target_address is not None or self.draft_address is not None
+        if self.keep_cores or is_remote or any(device.kind != "cpu" for device in devices):
+            return None
+        return str(Device("cpu", tuple(sorted({core for d in devices for core in d.cores or usable_cores()}))))
+
+    @property
     def needs_drafter(self) -> bool:
         return self.mode.has_drafts
 
@@ -236,6 +253,7 @@ class Settings(SharedSettings):
             "model": self.target if is_of_target else self.draft,
             "listen": address,
             "device": self.target_device if is_verifier else self.draft_device,
+            "max_device": self._all_cores if is_verifier else None,
             "memory_share": self.target_memory_share if is_verifier else self.draft_memory_share,
             "max_requests": self._max_with_kv,
         }
@@ -279,7 +297,7 @@ def load_worker_settings(flags: Mapping[str, Any]) -> WorkerSettings:
     """
     errors: list[ConfigError] = []
     settings = _validate(WorkerSettings, _given(flags), errors)
-    _raise_all(errors, [*wrong_devices(settings, "device"), *wrong_addresses(settings, "listen")])
+    _raise_all(errors, [*wrong_devices(settings, "device", "max_device"), *wrong_addresses(settings, "listen")])
     return settings
 
 

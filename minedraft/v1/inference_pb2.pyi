@@ -132,7 +132,7 @@ class BatchStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., num_requests: _Optional[int] = ..., rounds: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("role", "state", "model", "device", "dtype", "epoch", "num_blocks", "num_free_blocks", "block_size", "busy", "step_ms", "draft_method", "kernels", "is_batch_invariant")
+    __slots__ = ("role", "state", "model", "device", "dtype", "epoch", "num_blocks", "num_free_blocks", "block_size", "busy", "step_ms", "draft_method", "kernels", "is_batch_invariant", "cores")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +147,7 @@ class WorkerStatus(_message.Message):
     DRAFT_METHOD_FIELD_NUMBER: _ClassVar[int]
     KERNELS_FIELD_NUMBER: _ClassVar[int]
     IS_BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
     role: str
     state: str
     model: str
@@ -161,7 +162,8 @@ class WorkerStatus(_message.Message):
     draft_method: str
     kernels: str
     is_batch_invariant: bool
-    def __init__(self, role: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., epoch: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., busy: _Optional[float] = ..., step_ms: _Optional[float] = ..., draft_method: _Optional[str] = ..., kernels: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ...) -> None: ...
+    cores: str
+    def __init__(self, role: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., epoch: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., busy: _Optional[float] = ..., step_ms: _Optional[float] = ..., draft_method: _Optional[str] = ..., kernels: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., cores: _Optional[str] = ...) -> None: ...
 
 class GetStatusReply(_message.Message):
     __slots__ = ("state", "mode", "draft_len", "max_batch_size", "num_waiting", "num_running", "batches", "workers", "vsr", "mean_accepted_len", "overlap_efficiency", "control_overhead_ms", "tokens_per_s", "output_tokens", "finished_requests", "preemptions", "stale_replies", "wire_bytes", "steps", "uptime_s", "verify_ms", "draft_ms", "step_ms", "errors", "verified_drafts", "accepted_drafts")

@@ -29,32 +29,36 @@ ACCEPTANCE_COUPLED: Acceptance
 ACCEPTANCE_REJECTION: Acceptance
 
 class Command(_message.Message):
-    __slots__ = ("call", "draft", "prefill", "verify", "release")
+    __slots__ = ("call", "draft", "prefill", "verify", "release", "configure")
     CALL_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     VERIFY_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURE_FIELD_NUMBER: _ClassVar[int]
     call: int
     draft: DraftRequest
     prefill: DraftRequest
     verify: VerifyRequest
     release: ReleaseRequest
-    def __init__(self, call: _Optional[int] = ..., draft: _Optional[_Union[DraftRequest, _Mapping]] = ..., prefill: _Optional[_Union[DraftRequest, _Mapping]] = ..., verify: _Optional[_Union[VerifyRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ...) -> None: ...
+    configure: ConfigureRequest
+    def __init__(self, call: _Optional[int] = ..., draft: _Optional[_Union[DraftRequest, _Mapping]] = ..., prefill: _Optional[_Union[DraftRequest, _Mapping]] = ..., verify: _Optional[_Union[VerifyRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ..., configure: _Optional[_Union[ConfigureRequest, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("call", "draft", "verify", "release", "refusal")
+    __slots__ = ("call", "draft", "verify", "release", "refusal", "configure")
     CALL_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     VERIFY_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURE_FIELD_NUMBER: _ClassVar[int]
     call: int
     draft: DraftReply
     verify: VerifyReply
     release: ReleaseReply
     refusal: Refusal
-    def __init__(self, call: _Optional[int] = ..., draft: _Optional[_Union[DraftReply, _Mapping]] = ..., verify: _Optional[_Union[VerifyReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+    configure: ConfigureReply
+    def __init__(self, call: _Optional[int] = ..., draft: _Optional[_Union[DraftReply, _Mapping]] = ..., verify: _Optional[_Union[VerifyReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., configure: _Optional[_Union[ConfigureReply, _Mapping]] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("reason", "message", "request_id")
@@ -77,7 +81,7 @@ class HandshakeRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., target_vocab_size: _Optional[int] = ...) -> None: ...
 
 class HandshakeReply(_message.Message):
-    __slots__ = ("role", "epoch", "protocol_version", "vocab_size", "vocab_fingerprint", "num_blocks", "block_size", "max_model_len", "model_name", "device", "dtype", "draft_method", "weights_bytes", "kernels", "is_batch_invariant", "clock_ns")
+    __slots__ = ("role", "epoch", "protocol_version", "vocab_size", "vocab_fingerprint", "num_blocks", "block_size", "max_model_len", "model_name", "device", "dtype", "draft_method", "weights_bytes", "kernels", "is_batch_invariant", "clock_ns", "cores", "max_cores")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +98,8 @@ class HandshakeReply(_message.Message):
     KERNELS_FIELD_NUMBER: _ClassVar[int]
     IS_BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
     CLOCK_NS_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    MAX_CORES_FIELD_NUMBER: _ClassVar[int]
     role: str
     epoch: int
     protocol_version: int
@@ -110,7 +116,9 @@ class HandshakeReply(_message.Message):
     kernels: str
     is_batch_invariant: bool
     clock_ns: int
-    def __init__(self, role: _Optional[str] = ..., epoch: _Optional[int] = ..., protocol_version: _Optional[int] = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., model_name: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., draft_method: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., kernels: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., clock_ns: _Optional[int] = ...) -> None: ...
+    cores: _containers.RepeatedScalarFieldContainer[int]
+    max_cores: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, role: _Optional[str] = ..., epoch: _Optional[int] = ..., protocol_version: _Optional[int] = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., model_name: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., draft_method: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., kernels: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., clock_ns: _Optional[int] = ..., cores: _Optional[_Iterable[int]] = ..., max_cores: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RoundId(_message.Message):
     __slots__ = ("epoch", "batch", "number")
@@ -277,3 +285,19 @@ class ReleaseReply(_message.Message):
     NUM_FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     num_free_blocks: int
     def __init__(self, num_free_blocks: _Optional[int] = ...) -> None: ...
+
+class ConfigureRequest(_message.Message):
+    __slots__ = ("epoch", "number", "cores")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    number: int
+    cores: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epoch: _Optional[int] = ..., number: _Optional[int] = ..., cores: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ConfigureReply(_message.Message):
+    __slots__ = ("timing",)
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    timing: Timing
+    def __init__(self, timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...

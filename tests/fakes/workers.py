@@ -101,6 +101,7 @@ class _FakeWorker:
             dtype="none",
         )
         self.kv = FakeKv(num_blocks, block_size)
+        self.cores: list[tuple[int, ...]] = []  # given by configure, in order
         self.stats = LinkStats()
         self.lost = asyncio.Event()
         self.lost_error: WorkerLost | None = None
@@ -126,6 +127,11 @@ class _FakeWorker:
         await self._arrive()
         self.kv.release(request_ids)
         return self.kv.pool.num_free
+
+    async def configure(self, cores: Sequence[int]) -> Timing:
+        await self._arrive()
+        self.cores.append(tuple(cores))
+        return Timing()
 
     async def close(self) -> None:
         self.give_up("closed here")

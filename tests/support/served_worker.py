@@ -18,7 +18,7 @@ from minedraft.rpc.channel import EPOCH_KEY
 from minedraft.rpc.worker_link import GrpcVerifier
 from minedraft.types import PROTOCOL_VERSION, Batch, Role, RoundId
 from minedraft.v1 import worker_pb2
-from minedraft_workers.rounds.runtime import Work, WorkerRuntime
+from minedraft_workers.rounds.runtime import Cores, Work, WorkerRuntime
 from minedraft_workers.server import start
 from minedraft_workers.servicer import drafter_handler, verifier_handler
 from scripts.lib.null_worker import NullActor
@@ -80,9 +80,9 @@ class Served:
 
 
 @asynccontextmanager
-async def served(role: Role, folder: Path, mailbox_size: int = 32) -> AsyncIterator[Served]:
+async def served(role: Role, folder: Path, mailbox_size: int = 32, cores: Cores | None = None) -> AsyncIterator[Served]:
     actor = GatedActor(role)
-    runtime = WorkerRuntime(actor, mailbox_size)
+    runtime = WorkerRuntime(actor, mailbox_size, cores)
     handler = drafter_handler(actor, runtime) if role is Role.DRAFTER else verifier_handler(actor, runtime)
     address = Address(path=folder / f"{role.value}.sock")
     server, _ = await start(handler, address)

@@ -53,7 +53,7 @@ ROOMS = {
     "process": Room("values places", "click"),
     "launch": Room("values places settings process rpc models text"),
     "server": Room("values places settings core engine rpc v1 text models process observe", "grpc click"),
-    "observe": Room("values settings core engine"),
+    "observe": Room("values places settings core engine"),
     "bench": Room("values client", "rich"),
     "cli": Room("values places settings client rpc models text process launch bench observe", "click rich"),
     "v1": Room(packages="grpc google"),

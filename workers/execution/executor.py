@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from minedraft_workers.execution.choice import (
 from minedraft_workers.execution.features import AFTER_FINAL_NORM, FeatureLayers, ForwardOutput
 from minedraft_workers.execution.loading import LoadedModel, choose_dtype, load_model, read_config
 from minedraft_workers.execution.memory import CacheSize
+from minedraft_workers.execution.programs import ProgramRunner
 from minedraft_workers.execution.runner import PackedRows, Runner
 from minedraft_workers.execution.selfcheck import check_layers, check_packed_forward
 from minedraft_workers.execution.spans import ForwardSpan as ForwardSpan
@@ -162,6 +163,11 @@ class Executor:
         executor = cls(runner, loaded, config, context, model_name=name, device=device, kernels_reason=reason)
         check_packed_forward(executor, loaded.model, model_dir)
         return executor
+
+    @property
+    def resize(self) -> Callable[[int], None] | None:
+        """Sets the number of threads that compute a forward, which changes no bit of it; None where that cannot be."""
+        return self._runner.resize if isinstance(self._runner, ProgramRunner) else None
 
     @property
     def num_free_blocks(self) -> int:

@@ -56,6 +56,10 @@ class ProgramRunner:
         assert normed is self._normed, "recorded calls share the memory of their results"
         self._pieces = list(zip(programs, (*cuts, num_layers), strict=True))
 
+    def resize(self, num_threads: int) -> None:
+        """Set the number of the kernels' threads. The program is made for any number."""
+        self._native.resize(num_threads)
+
     def run(self, rows: PackedRows) -> torch.Tensor:
         """Implements `Runner`."""
         num_rows = len(rows.ids)

@@ -27,8 +27,8 @@ from minedraft.errors import (
     ProtocolError,
     StaleRound,
 )
-from minedraft.messages import DraftCommand, Proposal, Timing, Verdict, VerifyCommand, WorkerInfo
-from minedraft.types import RoundId
+from minedraft.messages import ConfigureCommand, DraftCommand, Proposal, Timing, Verdict, VerifyCommand, WorkerInfo
+from minedraft.types import Batch, RoundId
 from minedraft_workers.rounds.round_log import RoundLog
 from minedraft_workers.rounds.tenancy import Tenancy
 
@@ -96,6 +96,28 @@ class VerifyingActor(Actor, Protocol):
     """Its methods raise one of REFUSALS for a command that cannot be executed, and then only apply its releases."""
 
     def verify(self, command: VerifyCommand) -> Work[Verdict]: ...
+
+
+class Cores(Protocol):
+    """The cores that a worker computes on. Its methods are called in the device thread."""
+
+    def change(self, cores: Sequence[int]) -> None:
+        """Compute on these from the next command on. Raise one of REFUSALS if that cannot be; nothing changes then."""
+        ...
+
+    def reset(self) -> None:
+        """Return to the worker's own: a new epoch begins."""
+        ...
+
+
+class OwnCores:
+    """Cores that do not change."""
+
+    def change(self, cores: Sequence[int]) -> None:
+        raise InvalidRequest("cores", tuple(cores), "this worker keeps its own")
+
+    def reset(self) -> None:
+        pass
 
 
 CommandResult = Executed[Any] | MineDraftError
@@ -247,11 +269,12 @@ class WorkerRuntime:
         tenancy: the scheduler that uses the worker.
     """
 
-    def __init__(self, actor: Actor, mailbox_size: int = MAILBOX_SIZE) -> None:
+    def __init__(self, actor: Actor, mailbox_size: int = MAILBOX_SIZE, cores: Cores | None = None) -> None:
         self.crashed = asyncio.Event()
         self.info = actor.info
         self.tenancy = Tenancy()
         self._actor = actor
+        self._cores = cores or OwnCores()
         self._device = DeviceThread(actor, self.crashed.set, mailbox_size)
         # Random high bits, so that no earlier process has used the same epoch.
         self._log: RoundLog[asyncio.Future[CommandResult]] = RoundLog((secrets.randbits(43) + 1) << 20)
@@ -283,6 +306,7 @@ class WorkerRuntime:
         self._device.drop_queued(StaleRound(f"epoch {self.epoch} has begun"))
 
         def reset() -> Work[Any]:
+            self._cores.reset()
             self._actor.reset(target_vocab_size)
             return Work(())
 
@@ -312,6 +336,16 @@ class WorkerRuntime:
             return Work(())
 
         return self._device.offer(task)
+
+    def submit_configure(self, command: ConfigureCommand) -> asyncio.Future[CommandResult]:
+        """Change the cores between two rounds, at most once per number. Return and raise as `submit`."""
+
+        def task() -> Work[Any]:
+            self._cores.change(command.cores)
+            return Work(())
+
+        # The log knows these commands as rounds of a method of their own.
+        return self.submit("configure", RoundId(command.epoch, Batch.A, command.number), task)
 
     @property
     def num_open(self) -> int:

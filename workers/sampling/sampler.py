@@ -38,6 +38,11 @@ class Sampler:
         """
         return cls(ChoosingKernels(num_threads=num_threads))
 
+    def resize(self, num_threads: int) -> None:
+        """Choose on so many threads from now on, if the kernels are native."""
+        if self._kernels is not None:
+            self._kernels.resize(num_threads)
+
     def verify(self, logits: torch.Tensor, rows: Sequence[VerifyRow]) -> list[Outcome]:
         """Return the decision for each row; arguments as `acceptance.verify`."""
         if self._kernels is None or not logits.is_cpu:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from minedraft.device import Device
 from minedraft.launch import placement
 from minedraft.launch.launcher import worker_flags
 from minedraft.launch.placement import cores_beside, divide_memory, tell_unused_gpus
@@ -100,3 +101,20 @@ def test_nothing_is_told_where_devices_were_chosen_or_there_is_no_gpu(monkeypatc
     assert tell_unused_gpus(load_settings({"target_device": "cpu:0"})) is None
     both = {"target_address": "unix:/v", "draft_address": "unix:/d"}
     assert tell_unused_gpus(load_settings(both)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "cores"),
+    [
+        ({"target_device": "cpu:0,3", "draft_device": "cpu:1"}, "cpu:0-1,3"),
+        ({"target_device": "cpu", "draft_device": "cpu:1"}, str(Device("cpu", tuple(CORES)))),
+        ({"target_device": "cpu:0", "draft_device": "cpu:1", "keep_cores": True}, None),
+        ({"target_device": "cpu:0", "draft_device": "cpu:1", "draft_address": "unix:/d.sock"}, None),
+        ({"target_device": "cpu:0", "draft_device": "cuda:0"}, None),
+    ],
+)
+def test_the_verifier_may_have_the_cores_of_both_workers_that_this_launcher_starts(given, cores, models):
+    settings = Settings.model_validate({**models, **given})
+    flags = worker_flags(settings, Role.VERIFIER, "unix:/v.sock")
+    assert (flags[flags.index("--max-device") + 1] if "--max-device" in flags else None) == cores
+    assert "--max-device" not in worker_flags(settings, Role.DRAFTER, "unix:/d.sock")
