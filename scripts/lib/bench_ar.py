@@ -113,6 +113,7 @@ async def _compare(task: Task, repeats: int) -> dict[str, Any]:
         task.target,
         mode="ar",
         target_device=task.device,
+        keep_cores=True,  # both sides have the same device
         target_memory_share=_STACK_SHARE if task.device.startswith("cuda") else None,
         dtype=task.dtype,
         max_batch_size=len(prompts),

@@ -1,0 +1,1 @@
+"""Measurements that answer one question each; scripts/bench has their commands."""
