@@ -79,7 +79,7 @@ def _check(path: Path, field: str) -> FolderInfo:
     if not path.is_dir():
         what = "a GGUF file" if path.suffix == ".gguf" else "a file"
         raise ModelError(field, str(path), f"{what}; give the folder that holds config.json and {WEIGHTS_NAME}")
-    _check_links(path, field)
+    check_links(path, field)
     config = _read_config(path, field)
     _check_weights(path, field)
     _check_tokenizer_file(path, field)
@@ -95,7 +95,7 @@ def _check(path: Path, field: str) -> FolderInfo:
     )
 
 
-def _check_links(path: Path, field: str) -> None:
+def check_links(path: Path, field: str) -> None:
     """Raise ModelError for a link that leaves the folder, or is broken. Links from snapshots/REV/FILE to
     blobs/HASH, as in a hub cache, are allowed."""
     root = path.resolve()

@@ -61,7 +61,7 @@ def check_config(config: Mapping[str, Any], file: Path, field: str) -> ModelConf
     elif not isinstance(text_config, dict):
         raise ModelError(field, str(file), f"text_config must be an object, not {text_config!r}")
     for each in (config, text_config):
-        _check_types(each, file, field)
+        check_types(each, file, field)
     _check_kind(config, file, field)
     vocab_size, context = _first_positive(text_config.get("vocab_size")), max_context(text_config)
     if vocab_size is None:
@@ -117,7 +117,7 @@ def _check_kind(config: Mapping[str, Any], file: Path, field: str) -> None:
         raise ModelError(field, str(folder), f"quantised weights ({method}); give the bf16, fp16 or fp32 checkpoint")
 
 
-def _check_types(config: Mapping[str, Any], file: Path, field: str) -> None:
+def check_types(config: Mapping[str, Any], file: Path, field: str) -> None:
     """Raise ModelError for a value of the wrong type, before transformers does it, which needs torch. null means
     "not given"."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +68,22 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         kind = "truncated" if file_bytes < expected else "too long"
         raise BadWeights(f"{kind}: {file_bytes} bytes, expected {expected} from its header")
     return {name: TensorInfo(dtype, shape) for name, (dtype, shape, _, _) in tensors.items()}
+
+
+def read_int64(path: Path, name: str) -> array[int]:
+    """Return the numbers of a tensor of dtype I64 in a file that `read_header` has checked.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        start, stop = json.loads(file.read(header_bytes))[name]["data_offsets"]
+        file.seek(8 + header_bytes + start)
+        numbers = array("q", file.read(stop - start))
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
 
 
 def read_shard_names(index_path: Path) -> Mapping[str, frozenset[str]]:

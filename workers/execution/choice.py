@@ -103,11 +103,12 @@ def foresee_kernels(model_dir: Path, *, dtype: str, kernels: str, device: Device
                 raise ConfigError("kernels", kernels, f"do not fit this model: {error}") from error
             reason = f"{candidate.name} kernels do not fit this model: {error}"
             continue
-        return _say_choice(candidate.name, candidate.is_batch_invariant, number_format, reason)
-    return _say_choice(TransformersRunner.kernels, TransformersRunner.is_batch_invariant, number_format, reason)
+        return say_choice(candidate.name, candidate.is_batch_invariant, number_format, reason)
+    return say_choice(TransformersRunner.kernels, TransformersRunner.is_batch_invariant, number_format, reason)
 
 
-def _say_choice(name: str, is_batch_invariant: bool, dtype: torch.dtype, reason: str) -> str:
+def say_choice(name: str, is_batch_invariant: bool, dtype: torch.dtype, reason: str) -> str:
+    """Return the choice of kernels in one line."""
     invariance = "do not depend" if is_batch_invariant else "may depend"
     number_format = str(dtype).removeprefix("torch.")
     return f"{name} kernels, {number_format}: {reason}; a request's tokens {invariance} on the batch it is in"
@@ -128,7 +129,7 @@ def make_fused(
     def make_cache() -> PagedCache[Any]:
         bytes_per_block = kernels.block_bytes(layers, size.block_size, model.dtype)
         count = size.choose_blocks(bytes_per_block, model.device)
-        return _make_cache(
+        return allocate_cache(
             lambda: kernels.make_cache(layers, count, size.block_size, model.dtype), count, bytes_per_block
         )
 
@@ -170,7 +171,7 @@ def make_transformers(
     dtype, target = packed.model.dtype, torch_device(device)
     bytes_per_block = KVCache.block_bytes(layers, size.block_size, dtype)
     count = size.choose_blocks(bytes_per_block, target)
-    cache = _make_cache(
+    cache = allocate_cache(
         lambda: KVCache(layers, num_blocks=count, block_size=size.block_size, dtype=dtype, device=target),
         count,
         bytes_per_block,
@@ -178,7 +179,8 @@ def make_transformers(
     return TransformersRunner(packed.model, cache), packed
 
 
-def _make_cache(make: Callable[[], CacheT], num_blocks: int, bytes_per_block: int) -> CacheT:
+def allocate_cache(make: Callable[[], CacheT], num_blocks: int, bytes_per_block: int) -> CacheT:
+    """Return the cache that `make` makes, of so many blocks. Raise ConfigError if it does not fit."""
     try:
         return make()
     except (MemoryError, OSError, torch.OutOfMemoryError) as error:
