@@ -1,0 +1,74 @@
+"""The choice of drafts from a model's logits, for every proposer that has some."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from minedraft.types import Acceptance
+from minedraft_workers.proposers.base import DraftRow
+from minedraft_workers.sampling.choose import ChoiceRow
+from minedraft_workers.sampling.sampler import Sampler
+
+logger = logging.getLogger("minedraft.drafter")
+
+
+class DraftChooser:
+    """Chooses a draft for each row, from the columns of ids that the target knows.
+
+    Args:
+        vocab_size: the model's ids are below it.
+        draft_vocab_ids: integers [n], ascending, the token id of each column; None: column j is token j.
+        top_m: tokens that q is truncated to under REJECTION.
+    """
+
+    def __init__(self, sampler: Sampler, vocab_size: int, draft_vocab_ids: torch.Tensor | None, top_m: int) -> None:
+        self._sampler = sampler
+        self._vocab_size = vocab_size
+        self._all_ids = draft_vocab_ids
+        self._top_m = top_m
+        self._num_bad = 0
+        self.limit(0)
+
+    def limit(self, target_vocab_size: int) -> None:
+        """From now on, ignore the columns of ids that the target has no row for (0: none). To cut a proposal at
+        such an id instead would, under REJECTION, make its law depend on the id."""
+        ids, limit = self._all_ids, target_vocab_size or self._vocab_size
+        self._num_columns = min(self._vocab_size, limit) if ids is None else int((ids < limit).sum())
+        self._ids = None if ids is None else ids[: self._num_columns]  # they ascend
+
+    def choose(self, logits: torch.Tensor, rows: Sequence[DraftRow]) -> None:
+        """Add a draft to each row; a row whose logits are not finite ends.
+
+        Args:
+            logits: float32 [rows, columns].
+        """
+        choice = self._sampler.choose_drafts(
+            logits[:, : self._num_columns],
+            [ChoiceRow(row.state, row.committed_len + len(row.drafts), row.drafts) for row in rows],
+            self._ids,
+            self._top_m,
+        )
+        self._count_bad(sum(token is None for token in choice.tokens))
+        for row, token in zip(rows, choice.tokens, strict=True):
+            if token is None:
+                row.draft_len = len(row.drafts)
+            else:
+                row.drafts.append(token)
+        if choice.q_ids is None or choice.q_probs is None:
+            return
+        # A row of an array costs a tenth of a row of a tensor.
+        for row, token, ids, probs in zip(
+            rows, choice.tokens, choice.q_ids.numpy(), choice.q_probs.numpy(), strict=True
+        ):
+            if token is not None and row.state.spec.acceptance is Acceptance.REJECTION:
+                row.q_ids.append(ids)
+                row.q_probs.append(probs)
+
+    def _count_bad(self, num_rows: int) -> None:
+        """Log bad rows at the first and at every power of two: a broken draft model would fill the log."""
+        before, self._num_bad = self._num_bad, self._num_bad + num_rows
+        if before.bit_length() < self._num_bad.bit_length():
+            logger.warning("the draft model's logits are not finite; rows without a draft so far: %d", self._num_bad)
