@@ -63,11 +63,31 @@ class TruncatedQ:
 
 
 @dataclass(frozen=True, slots=True)
+class Features:
+    """What the target computed inside for the tokens at positions `start` to `end` - 1 of a request: the outputs of the
+    layers that the drafter named, side by side.
+
+    states: float32 or bfloat16 [tokens, feature size]; the scheduler passes them on unread.
+    """
+
+    start: int
+    states: Tensor
+
+    @property
+    def end(self) -> int:
+        return self.start + self.states.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
 class DraftSpan:
     """The span of a draft (or drafter prefill) command.
 
     The drafter keeps the first `prefix_len` KV entries, appends `tokens` (committed, not cached yet,
     at least one), then proposes `draft_len` tokens (0 = only cache the tokens).
+
+    A drafter that reads features takes each token with the feature of the token before it, the first token of a
+    request with none: so `prefix_len` tokens have `prefix_len` - 1 KV entries, and `features`, whose pieces follow or
+    overlap each other, cover the positions `features_start` to `committed_len` - 2.
     """
 
     request_id: int
@@ -75,6 +95,16 @@ class DraftSpan:
     tokens: tuple[int, ...]
     draft_len: int
     spec: SequenceSpec | None = None
+    features: tuple[Features, ...] = ()
+
+    @property
+    def committed_len(self) -> int:
+        return self.prefix_len + len(self.tokens)
+
+    @property
+    def features_start(self) -> int:
+        """The first position whose feature the tokens need."""
+        return max(self.prefix_len - 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +173,8 @@ class VerifySpan:
 
     A span that `follows` has no tokens: its one token is the bonus token of the request in the verifier's last
     round, which the scheduler does not know yet. If there is none, the verdict is STALE_ROUND and nothing changes.
+
+    A span that `wants_features` is answered with those of its tokens and of the accepted drafts.
     """
 
     request_id: int
@@ -153,6 +185,7 @@ class VerifySpan:
     sample: bool = True
     spec: SequenceSpec | None = None
     follows: bool = False
+    wants_features: bool = False
 
     @property
     def committed_len(self) -> int:
@@ -162,9 +195,14 @@ class VerifySpan:
 
 @dataclass(frozen=True, slots=True)
 class VerifyCommand:
+    """feature_layers: the layers whose outputs are the features that spans want: n for the residual stream after n
+    layers, -1 for the output of the final norm. The drafter names them in its handshake; they come with each
+    command, so that drafters can come and go without a word to the verifier."""
+
     round: RoundId
     spans: tuple[VerifySpan, ...]
     released: tuple[int, ...] = ()
+    feature_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +222,8 @@ class Verdict:
     tokens: the `accepted_len` accepted drafts followed by exactly one bonus (or replacement) token;
     empty if the span did not sample or `error` is set. committed_len: number of committed tokens before
     `tokens`. error: "" or a reason of minedraft.errors: NUMERIC, or STALE_ROUND for a span that follows a round
-    without a token for it.
+    without a token for it. features: of the tokens at the positions from the span's prefix length to
+    `committed_len` + `accepted_len` - 1, if the span wants them and there is no error.
     """
 
     request_id: int
@@ -193,6 +232,7 @@ class Verdict:
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     error: str = ""
+    features: Features | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,4 +274,6 @@ class WorkerInfo:
     weights_bytes: int = 0
     cores: tuple[int, ...] = ()  # numbers of the cores that it computes on in a new epoch; none on a GPU
     max_cores: tuple[int, ...] = ()  # those that a ConfigureCommand may give it; none: it keeps its own
+    feature_layers: tuple[int, ...] = ()  # those that a verifier can give; those that a drafter needs
+    feature_size: int = 0  # numbers per token: of one layer in a verifier; of all that a drafter needs
     clock_offset_ns: int = 0  # scheduler's clock less the worker's; measured by the link, not sent

@@ -13,6 +13,7 @@ Glossary (the same words everywhere):
 * a round *follows* another one of its batch: it is sent before the other has ended, and starts from its tokens.
 * *span*: one request's part of a round, a command or a forward. *prefix length*: the number of leading
   committed tokens a worker's KV holds.
+* *features*: what the target computes inside for a token, the outputs of some of its layers; a drafter may read them.
 * *introduce* a request: send a worker its first span, with prefix length 0 and the `SequenceSpec`.
   *release* a request: tell a worker to free its KV and forget it.
 * *observer*: a function that takes every event. *policy*: an object that makes one kind of decision.
@@ -32,6 +33,8 @@ PROTOCOL_VERSION = 5
 MAX_SPANS = 1024  # requests in one worker command
 MAX_SPAN_DRAFTS = 64  # draft tokens that one span of a worker command can carry
 MAX_TOP_M = 1024  # entries of a truncated draft distribution
+MAX_FEATURE_SIZE = 1 << 18  # numbers that the target gives a drafter for one token
+MAX_FEATURE_LAYERS = 1024  # layers of a target, one of which has the number -1
 MAX_BATCH_SIZE = 256  # the largest m that a service can be set to
 
 

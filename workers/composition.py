@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from minedraft.device import Device
 from minedraft.errors import ConfigError, MemoryExhausted
-from minedraft.messages import DraftCommand, DraftSpan, VerifyCommand, VerifySpan, WorkerInfo
+from minedraft.messages import DraftCommand, DraftSpan, Features, Tensor, VerifyCommand, VerifySpan, WorkerInfo
 from minedraft.models.folder import FolderInfo, check_model_folder
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.sampling_params import SamplingParams
@@ -187,10 +187,16 @@ def prepare_actor(device: Device, actor: DrafterActor | VerifierActor) -> None:
         params = SamplingParams(temperature=0.0 if kind is Acceptance.GREEDY else 1.0)
         spec = SequenceSpec(params, len(tokens), 0, kind)
         if isinstance(actor, DrafterActor):
-            actor.draft(DraftCommand(name, (DraftSpan(1, 0, tokens, 2, spec),)))
+            actor.draft(DraftCommand(name, (DraftSpan(1, 0, tokens, 2, spec, _no_features(actor.info, 3)),)))
         else:
             actor.verify(VerifyCommand(name, (VerifySpan(1, 0, tokens, (0, 0), spec=spec),)))
         actor.reset(0)
+
+
+def _no_features(info: WorkerInfo, num_tokens: int) -> tuple[Features, ...]:
+    """Return zeros for a drafter that reads features; nothing for another one."""
+    shape = (num_tokens, info.feature_size)
+    return (Features(0, Tensor("float32", shape, bytes(4 * num_tokens * info.feature_size))),) if shape[1] else ()
 
 
 def _no_memory(plan: Plan, cause: str) -> ConfigError:
@@ -212,6 +218,7 @@ def _make_sampler(plan: Plan) -> Sampler:
 
 def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:
     settings, folder = plan.settings, plan.folder
+    target = executor if settings.role is Role.VERIFIER else None
     return WorkerInfo(
         role=settings.role,
         epoch=0,  # set by the runtime
@@ -230,6 +237,8 @@ def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:
         weights_bytes=executor.weights_bytes if executor else 0,
         cores=plan.device.cores,
         max_cores=plan.max_cores if executor and executor.resize else (),
+        feature_layers=target.find_feature_layers() if target else (),
+        feature_size=target.hidden_size if target else 0,
     )
 
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from minedraft.messages import DraftCommand, Proposal, TruncatedQ, WorkerInfo
+from minedraft.messages import DraftCommand, DraftSpan, Proposal, TruncatedQ, WorkerInfo
 from minedraft_workers.channels.base import TokenChannel
 from minedraft_workers.channels.inline import InlineChannel
 from minedraft_workers.execution.memory import within_memory
+from minedraft_workers.feature_rows import read_features
 from minedraft_workers.proposers.base import DraftRow, Proposer
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.rounds.runtime import Work
@@ -36,9 +37,7 @@ class DrafterActor:
     def draft(self, command: DraftCommand) -> Work[Proposal]:
         """Release requests, cache the new tokens, propose. Implements `DraftingActor`."""
         self.release(command.released)
-        rows = [
-            DraftRow(self._requests.find(span), span.prefix_len, span.tokens, span.draft_len) for span in command.spans
-        ]
+        rows = [self._to_row(span) for span in command.spans]
         forward_ns = self._proposer.propose(rows)
         self._requests.keep(row.state for row in rows)
         asked = [row for row, span in zip(rows, command.spans, strict=True) if span.draft_len]
@@ -56,6 +55,10 @@ class DrafterActor:
     def reset(self, target_vocab_size: int) -> None:
         self._requests.clear()
         self._proposer.reset(target_vocab_size)
+
+    def _to_row(self, span: DraftSpan) -> DraftRow:
+        state, features = self._requests.find(span), read_features(span, self.info.feature_size, self._channel)
+        return DraftRow(state, span.prefix_len, span.tokens, span.draft_len, features=features)
 
     def _to_proposal(self, row: DraftRow) -> Proposal:
         q = None

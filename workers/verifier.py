@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
+from minedraft.errors import InvalidRequest
 from minedraft.messages import Verdict, VerifyCommand, VerifySpan, WorkerInfo
 from minedraft.types import MAX_SPAN_DRAFTS, MAX_TOP_M
 from minedraft_workers.channels.base import TensorSpec, TokenChannel
@@ -13,6 +15,7 @@ from minedraft_workers.channels.inline import InlineChannel
 from minedraft_workers.clock import clock_for
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.execution.memory import within_memory
+from minedraft_workers.feature_rows import pack_features
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.rounds.runtime import Work
 from minedraft_workers.sampling.acceptance import Outcome, VerifyRow
@@ -59,8 +62,9 @@ class VerifierActor:
         spans = command.spans
         states = [self._requests.find(span) for span in spans]
         q_of = {span.request_id: self._unpack_q(span) for span in spans if span.q is not None}
+        self._want_features(command)
         with self._clock.forward():
-            logits = self._executor.forward([_to_forward(span) for span in spans])
+            logits, features = self._forward(spans)
         for state, span in zip(states, spans, strict=True):
             state.replace_from(span.prefix_len, span.tokens)
         self._requests.keep(states)
@@ -74,6 +78,10 @@ class VerifierActor:
             _to_verdict(state, span, next(outcomes) if span.sample else None)
             for state, span in zip(states, spans, strict=True)
         ]
+        if features is not None:
+            accepted_lens = [None if verdict.error else verdict.accepted_len for verdict in verdicts]
+            packed = pack_features(spans, accepted_lens, features, self._channel)
+            verdicts = [replace(verdict, features=piece) for verdict, piece in zip(verdicts, packed, strict=True)]
         return Work(tuple(verdicts), self._clock.finish())
 
     def release(self, request_ids: Sequence[int]) -> None:
@@ -84,6 +92,21 @@ class VerifierActor:
     def reset(self, target_vocab_size: int) -> None:
         self._requests.clear()
         self._executor.release_all()
+
+    def _want_features(self, command: VerifyCommand) -> None:
+        layers = command.feature_layers
+        if unknown := sorted(set(layers) - set(self.info.feature_layers)):
+            raise InvalidRequest("feature_layers", unknown, f"{self.info.model_name} cannot deliver them")
+        if layers and layers != self._executor.feature_layers.layers:
+            self._executor.want_features(layers)
+
+    def _forward(self, spans: Sequence[VerifySpan]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the logits, and the features of all rows if a span wants any."""
+        forward = [_to_forward(span) for span in spans]
+        if not any(span.wants_features for span in spans):
+            return self._executor.forward(forward), None
+        output = self._executor.forward_with_features(forward)
+        return output.logits, output.features
 
     def _unpack_q(self, span: VerifySpan) -> tuple[torch.Tensor, torch.Tensor]:
         assert span.q is not None, "called for spans that have a q"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from minedraft.core.ledger import KvLedger
-from minedraft.messages import DraftCommand, DraftSpan
+from minedraft.messages import DraftCommand, DraftSpan, Features
 from minedraft.types import RoundId, SequenceSpec
 
 MAX_LAG = 2
@@ -43,13 +43,23 @@ class _Entry:
 
 
 class DraftBook:
-    """One drafter's side of the requests.
+    """One drafter's side of the requests. A drafter that reads the target's features has a `FeatureBook`; here is
+    what it and the scheduler agree on.
 
     Args:
         kv: mirror of the drafter's KV.
         vocab_size: ids below this are tokens to the drafter. Its output layer may have fewer rows than
             the target's; a request with an id above them decodes without drafts.
+
+    Attributes:
+        max_lag: tokens that the drafter may lag behind after a round; a draft makes them up in passing.
+        feature_layers: the layers of the target whose outputs the drafter reads.
+        max_feature_rows: tokens of one round whose features fit in its messages.
     """
+
+    max_lag = MAX_LAG
+    feature_layers: tuple[int, ...] = ()
+    max_feature_rows = 1 << 30  # no limit
 
     def __init__(self, kv: KvLedger, vocab_size: int) -> None:
         self.kv = kv
@@ -58,24 +68,28 @@ class DraftBook:
 
     # What the drafter can be asked for
 
-    def draft_len(self, request: BookRequest, wanted: int) -> int:
+    def draft_len(self, request: BookRequest, wanted: int, budget: int) -> int:
         """Return the number of drafts to ask for, at most `wanted`; 0 if the drafter lags behind by more
-        than MAX_LAG, has no room in its KV, or does not know one of the request's tokens."""
+        than `max_lag`, has no room in its KV, or does not know one of the request's tokens.
+
+        Args:
+            budget: tokens that the drafter may catch up with in this round.
+        """
         committed_len = len(request.tokens)
-        if not self._can_serve(request) or committed_len - self.cached_len(request.id) > MAX_LAG:
+        if not self._can_serve(request) or committed_len - self.cached_len(request.id) > self.max_lag:
             return 0
         draft_len = min(wanted, self.kv.max_model_len - committed_len)
         return draft_len if draft_len > 0 and self.kv.can_reserve(request.id, committed_len + draft_len - 1) else 0
 
     def prefill_len(self, request: BookRequest, budget: int) -> int:
         """Return the number of committed tokens that the drafter should cache during the verify, at most
-        `budget`; 0 for a lag up to MAX_LAG, which the next draft makes up.
+        `budget`; 0 for a lag up to `max_lag`, which the next draft makes up.
 
         The last token is always left to the draft, which needs a token to start from.
         """
         behind = len(request.tokens) - self.cached_len(request.id)
         num_tokens = min(behind - 1, budget)
-        if behind <= MAX_LAG or num_tokens <= 0 or not self._can_serve(request):
+        if behind <= self.max_lag or num_tokens <= 0 or not self._can_serve(request):
             return 0
         return num_tokens if self.kv.can_reserve(request.id, self.cached_len(request.id) + num_tokens) else 0
 
@@ -92,6 +106,31 @@ class DraftBook:
         self.kv.reserve(request.id, start + num_tokens)
         return self._span(request, start, start + num_tokens, 0)
 
+    # Features
+
+    def wants_features(self, request: BookRequest, start: int, end: int) -> bool:
+        """Whether the drafter needs the target's features of the positions `start` to `end` - 1."""
+        return False
+
+    def recompute_from(self, request: BookRequest, verifier_len: int, budget: int) -> int:
+        """Return the length that the verifier should go on from, whose KV holds `verifier_len` tokens: less than these
+        if it should run tokens again for the features that are missing.
+
+        Args:
+            budget: tokens of a round that may run again.
+        """
+        return verifier_len
+
+    def is_recomputing(self, request_id: int) -> bool:
+        """Whether the verifier runs tokens of the request again."""
+        return False
+
+    def deliver(self, request: BookRequest, features: Features) -> None:
+        """Take features that the verifier computed. `request` has its tokens of before the round."""
+
+    def drop_features(self) -> None:
+        """Forget all features that the drafter has not taken: the verifier that holds them may be lost."""
+
     # Commands and their results
 
     def command(self, round_id: RoundId, spans: tuple[DraftSpan, ...]) -> DraftCommand:
@@ -102,7 +141,7 @@ class DraftBook:
         """Record that the drafter executed a command. Return whether that freed blocks."""
         for span in command.spans:
             if span.request_id in self._entries:
-                self._entries[span.request_id].cached_len = span.prefix_len + len(span.tokens)
+                self._entries[span.request_id].cached_len = span.committed_len
         self.kv.acknowledge(command.released)
         return bool(command.released)
 
@@ -143,6 +182,10 @@ class DraftBook:
     # Inside
 
     def _can_serve(self, request: BookRequest) -> bool:
+        # If it were introduced again before its release is acknowledged, the release would free its new KV.
+        return self._knows(request) and not self.kv.is_leaving(request.id)
+
+    def _knows(self, request: BookRequest) -> bool:
         entry = self._entries.get(request.id)
         if entry is None:
             entry = self._entries[request.id] = _Entry()
@@ -152,9 +195,7 @@ class DraftBook:
             entry.checked_len = num_tokens
             if entry.is_barred:
                 self.release(request.id)
-        has_room = num_tokens < self.kv.max_model_len
-        # If it were introduced again before its release is acknowledged, the release would free its new KV.
-        return has_room and not entry.is_barred and not self.kv.is_leaving(request.id)
+        return num_tokens < self.kv.max_model_len and not entry.is_barred
 
     def _span(self, request: BookRequest, start: int, end: int, draft_len: int) -> DraftSpan:
         return DraftSpan(

@@ -23,6 +23,7 @@ class PlannedSpan:
     sample: bool  # the verifier will hold all committed tokens, so it samples what follows
     draft: DraftSpan | None = None
     prefill: DraftSpan | None = None
+    wants_features: bool = False  # the drafter will need those of the tokens that the verifier caches
     follows: bool = False  # its token is the bonus token of the request's round before, which has not ended
 
     @property
@@ -65,6 +66,12 @@ class RoundPlan:
     def follows(self) -> bool:
         """Whether the round starts from tokens of one that had not ended when it was planned."""
         return self.spans[0].follows
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """The layers of the target whose outputs the round's spans want; none if no span wants features."""
+        wants_any = self.book is not None and any(span.wants_features for span in self.spans)
+        return self.book.feature_layers if self.book is not None and wants_any else ()
 
     @property
     def is_prefill(self) -> bool:
@@ -151,6 +158,7 @@ def to_verify_span(span: PlannedSpan, proposal: Proposal | None) -> VerifySpan:
         q=proposal.q if proposal is not None else None,
         sample=span.sample,
         spec=request.spec if request.verifier_len == 0 else None,
+        wants_features=span.wants_features,
     )
 
 

@@ -149,6 +149,8 @@ class Scheduler:
         old = self.verifier_kv
         self.verifier_kv = KvLedger(old.num_blocks, old.pool.block_size, old.max_model_len)
         self.has_verifier = False
+        if self.book is not None:
+            self.book.drop_features()
         for request in self.requests.values():
             request.verifier_len = 0
             request.must_leave = False
@@ -242,6 +244,8 @@ class Scheduler:
             num_drafts = num_drafts_of[request.id]
             if num_drafts and not verdict.error:
                 accepted.append((num_drafts, verdict.accepted_len))
+            if plan.book is not None and verdict.features is not None:
+                plan.book.deliver(request, verdict.features)
             if (update := self._commit_span(span, num_drafts, verdict)) is not None:
                 updates.append(update)
         self._end_round(plan)

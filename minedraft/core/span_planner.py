@@ -33,12 +33,14 @@ class SpanPlanner:
     batch_size: int
     num_prompt_tokens: int = field(default=0, init=False)
     _num_drafter_tokens: int = field(default=0, init=False)
+    _num_feature_rows: int = field(default=0, init=False)
 
     def plan(self, request: Request) -> PlannedSpan | None:
         """Return a request's span of the round, with KV reserved; None if it must sit this round out."""
         committed_len = len(request.tokens)
+        self._recompute_features(request)
         missing = committed_len - request.verifier_len
-        num_tokens = min(missing, self.limits.prefill_chunk - self.num_prompt_tokens) if missing > 1 else 1
+        num_tokens = min(missing, self._num_prompt_tokens_left(request)) if missing > 1 else 1
         if num_tokens <= 0:
             return None
         end = request.verifier_len + num_tokens
@@ -51,12 +53,15 @@ class SpanPlanner:
         draft = prefill = None
         if self.book is not None and draft_len:
             draft = self.book.plan_draft(request, draft_len)
+            if len(draft.tokens) > self.book.max_lag:
+                self._num_drafter_tokens += len(draft.tokens)
         elif self.book is not None and (num_prefill := self._prefill_len(request)):
             prefill = self.book.plan_prefill(request, num_prefill)
             self._num_drafter_tokens += num_prefill
         if num_tokens > 1:
             self.num_prompt_tokens += num_tokens
-        return PlannedSpan(request, committed_len, num_tokens, num_tokens == missing, draft, prefill)
+        wants_features = self._wants_features(request, num_tokens, draft_len)
+        return PlannedSpan(request, committed_len, num_tokens, num_tokens == missing, draft, prefill, wants_features)
 
     def _draft_len(self, request: Request) -> int:
         """Return the drafts to ask for: the policy's number, less near a limit, where the bonus token needs room."""
@@ -65,13 +70,57 @@ class SpanPlanner:
             return 0
         wanted = self.policy.draft_len(request, self.batch_size, most)
         room = min(request.remaining_len, limits.max_model_len - len(request.tokens)) - 1
-        return self.book.draft_len(request, min(wanted, room))
+        return self.book.draft_len(request, min(wanted, room), self._num_drafter_tokens_left)
 
     def _prefill_len(self, request: Request) -> int:
         """Return the committed tokens that the drafter should cache during the verify; 0 if no draft will follow."""
-        if self.book is None or not self._draft_limit(request) or request.remaining_len <= 1:
+        if self.book is None or not self._may_draft_later(request):
             return 0
-        return self.book.prefill_len(request, self.limits.prefill_chunk - self._num_drafter_tokens)
+        return self.book.prefill_len(request, self._num_drafter_tokens_left)
+
+    def _recompute_features(self, request: Request) -> None:
+        """Have the verifier run tokens of a request again if the drafter needs features that are missing."""
+        if (
+            self.book is not None
+            and self._may_draft_later(request)
+            and self.num_prompt_tokens < self._max_prompt_tokens
+        ):
+            budget = self.limits.prefill_chunk
+            request.verifier_len = self.book.recompute_from(request, request.verifier_len, budget)
+
+    def _num_prompt_tokens_left(self, request: Request) -> int:
+        """Return the prompt tokens that a request may have in this round. One that runs tokens again leaves half of
+        them to newcomers."""
+        most = self._max_prompt_tokens
+        if self.book is not None and self.book.is_recomputing(request.id):
+            most = max(most // 2, 1)
+        return min(most, self._max_prompt_tokens - self.num_prompt_tokens)
+
+    def _wants_features(self, request: Request, num_tokens: int, draft_len: int) -> bool:
+        """Return whether the verifier should deliver the features of the request's tokens in this round."""
+        if self.book is None or not self._may_draft_later(request):
+            return False
+        num_rows = self._num_feature_rows + num_tokens + draft_len
+        start = request.verifier_len
+        if num_rows > self.book.max_feature_rows or not self.book.wants_features(request, start, start + num_tokens):
+            return False
+        self._num_feature_rows = num_rows
+        return True
+
+    def _may_draft_later(self, request: Request) -> bool:
+        return self._draft_limit(request) > 0 and request.remaining_len > 1
+
+    @property
+    def _max_prompt_tokens(self) -> int:
+        """Prompt tokens in this round: as many as the limits say, but less where their features, beside those of the
+        requests that decode, would not fit in a message."""
+        if self.book is None:
+            return self.limits.prefill_chunk
+        return min(self.limits.prefill_chunk, self.book.max_feature_rows // 2)
+
+    @property
+    def _num_drafter_tokens_left(self) -> int:
+        return self.limits.prefill_chunk - self._num_drafter_tokens
 
     def _draft_limit(self, request: Request) -> int:
         """Return the most drafts that service and request allow; 0 if the drafter has no part in the request."""

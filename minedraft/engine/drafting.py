@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from minedraft.core import events
 from minedraft.core.draft_book import DraftBook
+from minedraft.core.feature_book import FeatureBook
 from minedraft.core.ledger import KvLedger
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
@@ -95,7 +96,7 @@ class Drafting:
         assert self.drafter is None, "the lost drafter is dropped first"
         self.drafter = drafter
         self._num_failures = 0
-        self._scheduler.attach_drafter(DraftBook(make_ledger(drafter.info), drafter.info.vocab_size))
+        self._scheduler.attach_drafter(make_book(drafter.info))
         self._publish(events.WorkerJoined(drafter.info))
         self._wake()
 
@@ -139,6 +140,13 @@ def failed_command(role: Role, plan: RoundPlan | None, error: MineDraftError) ->
 def make_ledger(info: WorkerInfo) -> KvLedger:
     """Return the scheduler's mirror of a worker's KV."""
     return KvLedger(info.num_blocks, info.block_size, info.max_model_len)
+
+
+def make_book(info: WorkerInfo) -> DraftBook:
+    """Return an empty book of the requests of a drafter, which knows none yet."""
+    if info.feature_size:
+        return FeatureBook(make_ledger(info), info.vocab_size, info.feature_layers, info.feature_size)
+    return DraftBook(make_ledger(info), info.vocab_size)
 
 
 def check_balance(role: Role, scheduler: Scheduler, ledger: KvLedger, num_free: int) -> None:

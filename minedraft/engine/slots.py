@@ -125,9 +125,17 @@ def verifier_slot(pipeline: Pipeline, connector: Connector) -> WorkerSlot[Verifi
 
 
 def check_drafter(drafter: WorkerInfo, verifier: WorkerInfo) -> None:
-    """Raise ModelError unless token ids mean the same to both; padded output layers may differ in size."""
+    """Raise ModelError unless token ids mean the same to both, and the verifier can deliver the features that the
+    drafter reads. Padded output layers may differ in size."""
     if drafter.vocab_fingerprint != verifier.vocab_fingerprint:
         limit = f"its tokenizer differs from that of the target {verifier.model_name}"
+        raise ModelError("draft", drafter.model_name, limit)
+    if missing := sorted(set(drafter.feature_layers) - set(verifier.feature_layers)):
+        limit = f"it reads layers {missing} of its target, which {verifier.model_name} cannot deliver"
+        raise ModelError("draft", drafter.model_name, limit)
+    num_delivered = len(drafter.feature_layers) * verifier.feature_size
+    if drafter.feature_size != num_delivered:
+        limit = f"it reads {drafter.feature_size} numbers for each token, {verifier.model_name} has {num_delivered}"
         raise ModelError("draft", drafter.model_name, limit)
 
 

@@ -82,7 +82,8 @@ class Verifying:
             return Checked((), ())
         verifier, ledger = self.verifier, plan.verifier_kv
         released = ledger.take_releases()
-        command = VerifyCommand(RoundId(verifier.info.epoch, plan.batch, plan.number), spans, released)
+        round_id = RoundId(verifier.info.epoch, plan.batch, plan.number)
+        command = VerifyCommand(round_id, spans, released, plan.feature_layers)
         try:
             reply = await verifier.verify(command)
         except MineDraftError as error:

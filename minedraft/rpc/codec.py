@@ -13,7 +13,9 @@ from typing import TypeVar
 from minedraft.errors import InvalidRequest
 from minedraft.messages import ConfigureCommand, Timing, WorkerInfo
 from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
+from minedraft.rpc.codec_tensor import layers_from_pb
 from minedraft.types import (
+    MAX_FEATURE_SIZE,
     MAX_SPAN_DRAFTS,
     MAX_SPANS,
     PROTOCOL_VERSION,
@@ -210,6 +212,8 @@ def info_to_pb(info: WorkerInfo, clock_ns: int) -> worker_pb2.HandshakeReply:
         kernels=info.kernels,
         is_batch_invariant=info.is_batch_invariant,
         weights_bytes=info.weights_bytes,
+        feature_layers=info.feature_layers,
+        feature_size=info.feature_size,
         clock_ns=clock_ns,
         cores=info.cores,
         max_cores=info.max_cores,
@@ -231,6 +235,7 @@ def info_from_pb(message: worker_pb2.HandshakeReply, sent_ns: int, received_ns: 
         ("num_blocks", message.num_blocks, 0 if role is Role.DRAFTER else 1, (1 << 31) - 1),
         ("block_size", message.block_size, 1, 1 << 16),
         ("max_model_len", message.max_model_len, 1, MAX_SEQUENCE_LEN),
+        ("feature_size", message.feature_size, 1 if message.feature_layers else 0, MAX_FEATURE_SIZE),
     ):
         if not least <= value <= most:
             raise InvalidRequest(field, value, f"must be in [{least}, {most}]")
@@ -253,6 +258,8 @@ def info_from_pb(message: worker_pb2.HandshakeReply, sent_ns: int, received_ns: 
         kernels=message.kernels,
         is_batch_invariant=message.is_batch_invariant,
         weights_bytes=message.weights_bytes,
+        feature_layers=layers_from_pb(message.feature_layers, "feature_layers"),
+        feature_size=message.feature_size,
         clock_offset_ns=clock_offset_ns(message.clock_ns, sent_ns, received_ns),
         cores=_cores_from_pb("cores", message.cores),
         max_cores=_cores_from_pb("max_cores", message.max_cores),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from minedraft.errors import InvalidRequest, ProtocolError, StaleRound
 from minedraft.messages import DraftCommand, DraftReply, DraftSpan, Proposal, WorkerInfo
 from minedraft.rpc import codec
-from minedraft.rpc.codec_tensor import q_from_pb, q_to_pb
+from minedraft.rpc.codec_tensor import features_from_pb, features_to_pb, q_from_pb, q_to_pb
 from minedraft.types import MAX_SPAN_DRAFTS
 from minedraft.v1 import worker_pb2
 
@@ -69,6 +69,7 @@ def _span_to_pb(span: DraftSpan) -> worker_pb2.DraftSpan:
     )
     if span.spec is not None:
         message.spec.CopyFrom(codec.spec_to_pb(span.spec))
+    message.features.extend([features_to_pb(piece) for piece in span.features])
     return message
 
 
@@ -81,7 +82,13 @@ def _span_from_pb(message: worker_pb2.DraftSpan, info: WorkerInfo) -> DraftSpan:
     spec = None
     if message.HasField("spec"):
         spec = codec.introduction_from_pb(message.spec, request_id, prefix_len, info)
-    return DraftSpan(request_id, prefix_len, tokens, draft_len, spec)
+    if not message.features:
+        return DraftSpan(request_id, prefix_len, tokens, draft_len, spec)
+    name = codec.name_of(request_id, "features")
+    if len(message.features) > len(tokens):
+        raise InvalidRequest(name, f"{len(message.features)} pieces", f"at most one for each of {len(tokens)} tokens")
+    features = tuple([features_from_pb(piece, info.max_model_len, name) for piece in message.features])
+    return DraftSpan(request_id, prefix_len, tokens, draft_len, spec, features)
 
 
 def _proposal_to_pb(proposal: Proposal) -> worker_pb2.Proposal:
@@ -94,7 +101,7 @@ def _proposal_to_pb(proposal: Proposal) -> worker_pb2.Proposal:
 
 
 def _proposal_from_pb(message: worker_pb2.Proposal, span: DraftSpan, info: WorkerInfo) -> Proposal:
-    request_id, committed_len = span.request_id, span.prefix_len + len(span.tokens)
+    request_id, committed_len = span.request_id, span.committed_len
     if message.committed_len != committed_len:
         name = codec.name_of(request_id, "proposals.committed_len")
         raise InvalidRequest(name, message.committed_len, f"must be {committed_len}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from minedraft.errors import InvalidRequest
-from minedraft.messages import ITEM_BYTES, Carrier, Tensor, TensorRef, TruncatedQ
-from minedraft.types import MAX_TOP_M
+from minedraft.messages import ITEM_BYTES, Carrier, Features, Tensor, TensorRef, TruncatedQ
+from minedraft.types import MAX_FEATURE_LAYERS, MAX_FEATURE_SIZE, MAX_TOP_M
 from minedraft.v1 import common_pb2, worker_pb2
 
 MAX_SEGMENT_BYTES = 1 << 40  # of the memory that a worker shares
@@ -22,6 +23,7 @@ _CARRIER_TO_PB = {
     Carrier.CUDA_IPC: common_pb2.CARRIER_CUDA_IPC,
     Carrier.DIST: common_pb2.CARRIER_DIST,
 }
+_FEATURE_DTYPES = {_DTYPE_TO_PB[dtype]: dtype for dtype in ("float32", "bfloat16")}
 _CARRIER_FROM_PB = {value: carrier for carrier, value in _CARRIER_TO_PB.items()}
 
 
@@ -81,3 +83,29 @@ def q_from_pb(message: worker_pb2.TruncatedQ, num_drafts: int, field: str) -> Tr
     if ids.shape != probs.shape or ids.shape[0] != num_drafts:
         raise InvalidRequest(field, f"{ids.shape} ids, {probs.shape} probs", f"both must be [{num_drafts}, m]")
     return TruncatedQ(ids, probs)
+
+
+def features_to_pb(features: Features) -> worker_pb2.Features:
+    return worker_pb2.Features(start=features.start, states=tensor_to_pb(features.states))
+
+
+def features_from_pb(message: worker_pb2.Features, max_len: int, field: str) -> Features:
+    """Return features of tokens at positions below `max_len`; their numbers are not read here."""
+    dtype = _FEATURE_DTYPES.get(message.states.dtype)
+    if dtype is None:
+        limit = f"must be {' or '.join(_FEATURE_DTYPES.values())}"
+        raise InvalidRequest(f"{field}.states.dtype", int(message.states.dtype), limit)
+    if message.start >= max_len:
+        raise InvalidRequest(f"{field}.start", message.start, f"must be below {max_len}")
+    max_shape = (max_len - message.start, MAX_FEATURE_SIZE)
+    return Features(message.start, tensor_from_pb(message.states, dtype, max_shape, f"{field}.states"))
+
+
+def layers_from_pb(layers: Sequence[int], field: str) -> tuple[int, ...]:
+    """Return numbers of layers; which of them a model has is checked where it is known."""
+    wanted = tuple(layers)
+    if len(wanted) > MAX_FEATURE_LAYERS:
+        raise InvalidRequest(field, f"{len(wanted)} layers", f"at most {MAX_FEATURE_LAYERS} are allowed")
+    if wanted and not -1 <= min(wanted) <= max(wanted) < MAX_FEATURE_LAYERS:
+        raise InvalidRequest(field, wanted, f"layers must be in [-1, {MAX_FEATURE_LAYERS - 1}]")
+    return wanted

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from minedraft.errors import InvalidRequest, NumericError, ProtocolError, StaleRound
-from minedraft.messages import TokenLogprobs, Verdict, VerifyCommand, VerifyReply, VerifySpan, WorkerInfo
+from minedraft.messages import Features, TokenLogprobs, Verdict, VerifyCommand, VerifyReply, VerifySpan, WorkerInfo
 from minedraft.rpc import codec
-from minedraft.rpc.codec_tensor import q_from_pb, q_to_pb
+from minedraft.rpc.codec_tensor import features_from_pb, features_to_pb, layers_from_pb, q_from_pb, q_to_pb
 from minedraft.sampling_params import MAX_LOGPROBS
 from minedraft.v1 import common_pb2, worker_pb2
 
@@ -19,6 +19,7 @@ def verify_command_to_pb(command: VerifyCommand) -> worker_pb2.VerifyRequest:
         round=codec.round_to_pb(command.round),
         spans=[_span_to_pb(span) for span in command.spans],
         released=command.released,
+        feature_layers=command.feature_layers,
     )
 
 
@@ -29,7 +30,10 @@ def verify_command_from_pb(message: worker_pb2.VerifyRequest, info: WorkerInfo) 
         InvalidRequest: a value breaks a limit of `info` or of the protocol.
     """
     spans = codec.spans_from_pb(message.spans, _span_from_pb, info)
-    return VerifyCommand(codec.round_from_pb(message.round), spans, codec.released_from_pb(message.released))
+    layers = layers_from_pb(message.feature_layers, "feature_layers")
+    if not layers and any(span.wants_features for span in spans):
+        raise InvalidRequest("feature_layers", "empty", "must name the layers of the features that spans want")
+    return VerifyCommand(codec.round_from_pb(message.round), spans, codec.released_from_pb(message.released), layers)
 
 
 def verify_reply_to_pb(reply: VerifyReply) -> worker_pb2.VerifyReply:
@@ -75,6 +79,7 @@ def _span_to_pb(span: VerifySpan) -> worker_pb2.VerifySpan:
         drafts=span.drafts,
         sample=span.sample,
         follows=span.follows,
+        wants_features=span.wants_features,
     )
     if span.q is not None:
         message.q.CopyFrom(q_to_pb(span.q))
@@ -98,12 +103,14 @@ def _span_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> VerifySpa
         q = q_from_pb(message.q, len(drafts), codec.name_of(request_id, "q"))
     if message.HasField("spec"):
         spec = codec.introduction_from_pb(message.spec, request_id, prefix_len, info)
-    return VerifySpan(request_id, prefix_len, tokens, drafts, q, sample, spec)
+    wants_features = message.wants_features
+    return VerifySpan(request_id, prefix_len, tokens, drafts, q, sample, spec, wants_features=wants_features)
 
 
 def _follower_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> VerifySpan:
     request_id, prefix_len = message.request_id, message.prefix_len
-    if message.tokens or message.drafts or message.HasField("spec") or message.HasField("q") or not message.sample:
+    has_more = message.tokens or message.drafts or message.HasField("spec") or message.HasField("q")
+    if has_more or message.wants_features or not message.sample:
         name = codec.name_of(request_id, "follows")
         raise InvalidRequest(name, True, "must be false in a span that has more than a prefix length")
     codec.check_span(request_id, prefix_len, 1, 0, info)
@@ -120,6 +127,8 @@ def _verdict_to_pb(verdict: Verdict) -> worker_pb2.Verdict:
     )
     for entry in verdict.logprobs:
         message.logprobs.add(logprob=entry.logprob, top_ids=entry.top_ids, top_logprobs=entry.top_logprobs)
+    if verdict.features is not None:
+        message.features.CopyFrom(features_to_pb(verdict.features))
     return message
 
 
@@ -149,7 +158,25 @@ def _verdict_from_pb(message: worker_pb2.Verdict, span: VerifySpan, info: Worker
             raise refusal("logprobs", f"{len(message.logprobs)} entries", f"must be {len(tokens)}")
         name = codec.name_of(request_id, "verdicts.logprobs")
         logprobs = tuple(logprobs_from_pb(entry, info.vocab_size, name) for entry in message.logprobs)
-    return Verdict(request_id, committed_len, accepted_len, tokens, logprobs, error)
+    features = _features_from_pb(message, span, info)
+    return Verdict(request_id, committed_len, accepted_len, tokens, logprobs, error, features)
+
+
+def _features_from_pb(message: worker_pb2.Verdict, span: VerifySpan, info: WorkerInfo) -> Features | None:
+    """Return the features of a verdict whose other fields are checked."""
+    is_expected, name = span.wants_features and not message.error, "verdicts.features"
+    if message.HasField("features") is not is_expected:
+        value, limit = ("absent", "must be present") if is_expected else ("present", "must be absent")
+        raise InvalidRequest(codec.name_of(span.request_id, name), value, limit)
+    if not is_expected:
+        return None
+    features = features_from_pb(message.features, info.max_model_len, codec.name_of(span.request_id, name))
+    wanted = (span.prefix_len, span.committed_len + message.accepted_len)
+    if (features.start, features.end) != wanted:
+        value = f"positions {features.start} to {features.end - 1}"
+        limit = f"must be positions {wanted[0]} to {wanted[1] - 1}"
+        raise InvalidRequest(codec.name_of(span.request_id, name), value, limit)
+    return features
 
 
 def logprobs_from_pb(message: common_pb2.TokenLogprobs, vocab_size: int, field: str) -> TokenLogprobs:

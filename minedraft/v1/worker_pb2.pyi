@@ -81,7 +81,7 @@ class HandshakeRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., target_vocab_size: _Optional[int] = ...) -> None: ...
 
 class HandshakeReply(_message.Message):
-    __slots__ = ("role", "epoch", "protocol_version", "vocab_size", "vocab_fingerprint", "num_blocks", "block_size", "max_model_len", "model_name", "device", "dtype", "draft_method", "weights_bytes", "kernels", "is_batch_invariant", "clock_ns", "cores", "max_cores")
+    __slots__ = ("role", "epoch", "protocol_version", "vocab_size", "vocab_fingerprint", "num_blocks", "block_size", "max_model_len", "model_name", "device", "dtype", "draft_method", "weights_bytes", "kernels", "is_batch_invariant", "clock_ns", "cores", "max_cores", "feature_layers", "feature_size")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,8 @@ class HandshakeReply(_message.Message):
     CLOCK_NS_FIELD_NUMBER: _ClassVar[int]
     CORES_FIELD_NUMBER: _ClassVar[int]
     MAX_CORES_FIELD_NUMBER: _ClassVar[int]
+    FEATURE_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    FEATURE_SIZE_FIELD_NUMBER: _ClassVar[int]
     role: str
     epoch: int
     protocol_version: int
@@ -118,7 +120,9 @@ class HandshakeReply(_message.Message):
     clock_ns: int
     cores: _containers.RepeatedScalarFieldContainer[int]
     max_cores: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, role: _Optional[str] = ..., epoch: _Optional[int] = ..., protocol_version: _Optional[int] = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., model_name: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., draft_method: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., kernels: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., clock_ns: _Optional[int] = ..., cores: _Optional[_Iterable[int]] = ..., max_cores: _Optional[_Iterable[int]] = ...) -> None: ...
+    feature_layers: _containers.RepeatedScalarFieldContainer[int]
+    feature_size: int
+    def __init__(self, role: _Optional[str] = ..., epoch: _Optional[int] = ..., protocol_version: _Optional[int] = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., model_name: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., draft_method: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., kernels: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., clock_ns: _Optional[int] = ..., cores: _Optional[_Iterable[int]] = ..., max_cores: _Optional[_Iterable[int]] = ..., feature_layers: _Optional[_Iterable[int]] = ..., feature_size: _Optional[int] = ...) -> None: ...
 
 class RoundId(_message.Message):
     __slots__ = ("epoch", "batch", "number")
@@ -152,19 +156,29 @@ class TruncatedQ(_message.Message):
     probs: _common_pb2.Tensor
     def __init__(self, ids: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ..., probs: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
+class Features(_message.Message):
+    __slots__ = ("start", "states")
+    START_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    states: _common_pb2.Tensor
+    def __init__(self, start: _Optional[int] = ..., states: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
 class DraftSpan(_message.Message):
-    __slots__ = ("request_id", "prefix_len", "tokens", "draft_len", "spec")
+    __slots__ = ("request_id", "prefix_len", "tokens", "draft_len", "spec", "features")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PREFIX_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_LEN_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     prefix_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     draft_len: int
     spec: SequenceSpec
-    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., draft_len: _Optional[int] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ...) -> None: ...
+    features: _containers.RepeatedCompositeFieldContainer[Features]
+    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., draft_len: _Optional[int] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ..., features: _Optional[_Iterable[_Union[Features, _Mapping]]] = ...) -> None: ...
 
 class DraftRequest(_message.Message):
     __slots__ = ("round", "spans", "released")
@@ -215,7 +229,7 @@ class DraftReply(_message.Message):
     def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., num_free_blocks: _Optional[int] = ...) -> None: ...
 
 class VerifySpan(_message.Message):
-    __slots__ = ("request_id", "prefix_len", "tokens", "drafts", "q", "sample", "spec", "follows")
+    __slots__ = ("request_id", "prefix_len", "tokens", "drafts", "q", "sample", "spec", "follows", "wants_features")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PREFIX_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -224,6 +238,7 @@ class VerifySpan(_message.Message):
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     FOLLOWS_FIELD_NUMBER: _ClassVar[int]
+    WANTS_FEATURES_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     prefix_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
@@ -232,33 +247,38 @@ class VerifySpan(_message.Message):
     sample: bool
     spec: SequenceSpec
     follows: bool
-    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ..., sample: _Optional[bool] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ..., follows: _Optional[bool] = ...) -> None: ...
+    wants_features: bool
+    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ..., sample: _Optional[bool] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ..., follows: _Optional[bool] = ..., wants_features: _Optional[bool] = ...) -> None: ...
 
 class VerifyRequest(_message.Message):
-    __slots__ = ("round", "spans", "released")
+    __slots__ = ("round", "spans", "released", "feature_layers")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     RELEASED_FIELD_NUMBER: _ClassVar[int]
+    FEATURE_LAYERS_FIELD_NUMBER: _ClassVar[int]
     round: RoundId
     spans: _containers.RepeatedCompositeFieldContainer[VerifySpan]
     released: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[VerifySpan, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ...) -> None: ...
+    feature_layers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[VerifySpan, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ..., feature_layers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("request_id", "committed_len", "accepted_len", "tokens", "logprobs", "error")
+    __slots__ = ("request_id", "committed_len", "accepted_len", "tokens", "logprobs", "error", "features")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     committed_len: int
     accepted_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
     error: str
-    def __init__(self, request_id: _Optional[int] = ..., committed_len: _Optional[int] = ..., accepted_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., error: _Optional[str] = ...) -> None: ...
+    features: Features
+    def __init__(self, request_id: _Optional[int] = ..., committed_len: _Optional[int] = ..., accepted_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., error: _Optional[str] = ..., features: _Optional[_Union[Features, _Mapping]] = ...) -> None: ...
 
 class VerifyReply(_message.Message):
     __slots__ = ("round", "verdicts", "timing", "num_free_blocks")

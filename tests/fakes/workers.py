@@ -17,6 +17,7 @@ from minedraft.messages import (
     DraftCommand,
     DraftReply,
     DraftSpan,
+    Features,
     LinkStats,
     Proposal,
     Timing,
@@ -32,6 +33,7 @@ from minedraft_workers.rounds.following import Follower
 from minedraft_workers.rounds.round_log import RoundLog
 from minedraft_workers.rounds.runtime import Work
 from minedraft_workers.sequence import SequenceState
+from tests.fakes import features
 from tests.fakes.loopback import deliver_draft, deliver_verify
 
 VOCAB_SIZE = 97
@@ -58,10 +60,15 @@ class FakeKv:
         self.requests = RequestTable()
         self.tokens: dict[int, list[int]] = {}  # of each live request, for tests to inspect
 
-    def append(self, spans: Sequence[tuple[DraftSpan | VerifySpan, Sequence[int]]]) -> list[SequenceState]:
-        """Cache the tokens of each span and reserve room for the tokens beside it. Raise before any change."""
+    def append(
+        self, spans: Sequence[tuple[DraftSpan | VerifySpan, Sequence[int]]], num_without: int = 0
+    ) -> list[SequenceState]:
+        """Cache the tokens of each span, but `num_without` of a request, and reserve room for the tokens beside it.
+        Raise before any change."""
         states = [self.requests.find(span) for span, _ in spans]
-        wanted = [(span.request_id, span.prefix_len + len(span.tokens) + len(more)) for span, more in spans]
+        wanted = [
+            (span.request_id, span.prefix_len + len(span.tokens) + len(more) - num_without) for span, more in spans
+        ]
         growth = [self.pool.num_blocks_for(length) - self.pool.num_owned(owner) for owner, length in wanted]
         if sum(growth) > self.pool.num_free:
             raise BlocksExhausted(wanted[0][0], sum(growth), self.pool.num_free)
@@ -159,6 +166,7 @@ class FakeVerifier(_FakeWorker):
         self, num_blocks: int = 64, block_size: int = 4, max_model_len: int = 128, vocab_size: int = VOCAB_SIZE
     ) -> None:
         super().__init__(num_blocks, block_size, max_model_len, vocab_size)
+        self.info = replace(self.info, feature_layers=features.LAYERS, feature_size=1)
         self.commands: list[VerifyCommand] = []
         self._turns = {batch: asyncio.Lock() for batch in Batch}
         self._follower = Follower(self._run, lambda released: self.kv.release(released))
@@ -183,14 +191,18 @@ class FakeVerifier(_FakeWorker):
     def _judge(self, state: SequenceState, span: VerifySpan) -> Verdict:
         committed_len = len(state.tokens)
         if not span.sample:
-            return Verdict(span.request_id, committed_len, 0, ())
+            return Verdict(span.request_id, committed_len, 0, (), features=self._features(state, span))
         tokens = list(state.tokens)
         for draft in (*span.drafts, None):
             tokens.append(next_token(tokens))
             if draft != tokens[-1]:
                 break
         state.tokens.extend(tokens[committed_len:-1])
-        return Verdict(span.request_id, committed_len, len(tokens) - committed_len - 1, tuple(tokens[committed_len:]))
+        accepted_len, chosen = len(tokens) - committed_len - 1, tuple(tokens[committed_len:])
+        return Verdict(span.request_id, committed_len, accepted_len, chosen, features=self._features(state, span))
+
+    def _features(self, state: SequenceState, span: VerifySpan) -> Features | None:
+        return features.features_of(state.tokens, span.prefix_len) if span.wants_features else None
 
     async def verify(self, command: VerifyCommand) -> VerifyReply:
         async with self._turns[command.round.batch]:  # a round and the one that follows it arrive in their order
@@ -199,7 +211,8 @@ class FakeVerifier(_FakeWorker):
 
 
 class FakeDrafter(_FakeWorker):
-    """Proposes the target's next tokens, and a wrong one where `is_right(prefix_len)` is false."""
+    """Proposes the target's next tokens, and a wrong one where `is_right(prefix_len)` is false. With `reads_features`
+    it refuses a span without the true features of its tokens."""
 
     role = Role.DRAFTER
 
@@ -210,8 +223,11 @@ class FakeDrafter(_FakeWorker):
         max_model_len: int = 128,
         is_right: Callable[[int], bool] = lambda prefix_len: prefix_len % 3 != 0,
         vocab_size: int = VOCAB_SIZE,
+        reads_features: bool = False,
     ) -> None:
         super().__init__(num_blocks, block_size, max_model_len, vocab_size)
+        if reads_features:
+            self.info = replace(self.info, feature_layers=features.LAYERS, feature_size=features.SIZE)
         self.is_right = is_right
         self.commands: list[DraftCommand] = []
 
@@ -224,15 +240,19 @@ class FakeDrafter(_FakeWorker):
         self.refuse(command)
         self.commands.append(command)
         self.kv.release(command.released)
-        states = self.kv.append([(span, range(span.draft_len - 1)) for span in command.spans])
+        reads_features = bool(self.info.feature_size)
+        states = self.kv.append([(span, range(span.draft_len - 1)) for span in command.spans], int(reads_features))
         proposals = []
         for state, span in zip(states, command.spans, strict=True):
             committed_len = len(state.tokens)
+            if reads_features:
+                features.check_features(span, state.tokens)
             for _ in range(span.draft_len):
                 state.tokens.append(self._propose(state.tokens))
             if span.draft_len:
                 proposals.append(Proposal(span.request_id, committed_len, tuple(state.tokens[committed_len:])))
-                state.tokens.pop()  # the last draft is never fed back
+                # The last draft is never fed back, and what an own state was fed back with is computed again.
+                del state.tokens[committed_len if reads_features else -1 :]
         return DraftReply(command.round, tuple(proposals), Timing(), self.kv.pool.num_free)
 
     def _propose(self, tokens: Sequence[int]) -> int:

@@ -39,6 +39,8 @@ def _info(role: Role, executor: Executor) -> WorkerInfo:
         model_name=executor.model_name,
         device=executor.device_name,
         dtype=executor.dtype_name,
+        feature_layers=executor.find_feature_layers() if role is Role.VERIFIER else (),
+        feature_size=executor.hidden_size if role is Role.VERIFIER else 0,
     )
 
 

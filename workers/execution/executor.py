@@ -200,6 +200,17 @@ class Executor:
         self.feature_layers = FeatureLayers(layers, self.hidden_size)
         self._runner.want_features(self.feature_layers)
 
+    def find_feature_layers(self) -> tuple[int, ...]:
+        """Return the layers whose outputs can be wanted: all, or none if the model's own code hides them. After this
+        none are wanted."""
+        try:
+            self.want_features((len(self.kv_layers),))
+        except ModelError:
+            return ()
+        finally:
+            self.want_features(())
+        return tuple(range(AFTER_FINAL_NORM, len(self.kv_layers) + 1))
+
     @torch.inference_mode()
     def forward_with_features(self, spans: Sequence[ForwardSpan]) -> ForwardOutput:
         """Run as `forward`, with the same logits; give the features of every new token too.

@@ -101,7 +101,7 @@ class BookMachine(RuleBasedStateMachine):
     def _plan(self, draft_len: int, budget: int) -> tuple[tuple[DraftSpan, ...], tuple[DraftSpan, ...]]:
         drafts, prefills = [], []
         for request in self.live.values():
-            if num_drafts := self.book.draft_len(request, draft_len):
+            if num_drafts := self.book.draft_len(request, draft_len, budget):
                 assert len(request.tokens) - self.book.cached_len(request.id) <= MAX_LAG
                 drafts.append(self.book.plan_draft(request, num_drafts))
             elif num_tokens := self.book.prefill_len(request, budget):
@@ -139,10 +139,10 @@ TestBookMachine.settings = settings(
 
 def test_what_was_accepted_is_cached_but_for_the_last_draft_and_the_bonus_token() -> None:
     book, request = DraftBook(KvLedger(16, BLOCK_SIZE, CONTEXT), VOCAB_SIZE), EngineRequest(1, [5, 6, 7])
-    assert book.draft_len(request, 3) == 0, "nothing is cached yet"
+    assert book.draft_len(request, 3, 10) == 0, "nothing is cached yet"
     assert book.prefill_len(request, 10) == 2, "the last token waits for the draft"
     book.executed(book.command(RoundId(1, Batch.A, 1), (book.plan_prefill(request, 2),)))
-    assert book.draft_len(request, 3) == 3
+    assert book.draft_len(request, 3, 10) == 3
     book.executed(book.command(RoundId(1, Batch.A, 2), (book.plan_draft(request, 3),)))
     request.tokens += [8, 9, 10, 11]
     book.accepted(1, committed_len=3, num_drafts=3, accepted_len=3)

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from minedraft.core.draft_book import DraftBook
 from minedraft.core.ledger import KvLedger
 from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest, RequestUpdate
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
-from minedraft.engine.drafting import make_ledger
+from minedraft.engine.drafting import make_book, make_ledger
 from minedraft.errors import InternalError, InvalidRequest, Overloaded, ProtocolError
 from minedraft.messages import DraftCommand, DraftSpan, Proposal, VerifyCommand, VerifyReply
 from minedraft.sampling_params import SamplingParams
@@ -76,6 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         drafter_context=st.sampled_from([24, 64]),
         drafter_vocab=st.sampled_from([VOCAB_SIZE, VOCAB_SIZE - 7, VOCAB_SIZE + 31]),
         error_period=st.integers(1, 5),
+        reads_features=st.booleans(),
     )
     def start(
         self,
@@ -88,10 +88,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         drafter_context: int,
         drafter_vocab: int,
         error_period: int,
+        reads_features: bool,
     ) -> None:
         self.verifier = FakeVerifier(verifier_blocks, 4, 64)
         self.make_drafter = lambda: FakeDrafter(
-            drafter_blocks, 4, drafter_context, lambda n: n % error_period != 0, drafter_vocab
+            drafter_blocks, 4, drafter_context, lambda n: n % error_period != 0, drafter_vocab, reads_features
         )
         limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, max_waiting=6, max_model_len=64)
         self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None, AnyDraftPolicy(error_period))
@@ -132,8 +133,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def gain_drafter(self) -> None:
         self.drafter = self.make_drafter()
-        info = self.drafter.info
-        self.scheduler.attach_drafter(DraftBook(make_ledger(info), info.vocab_size))
+        self.scheduler.attach_drafter(make_book(self.drafter.info))
 
     @precondition(lambda self: self.scheduler.has_verifier)
     @rule(really=RARELY)
@@ -304,7 +304,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         spans = self.scheduler.assemble(flight.plan, proposals)
         released = self.scheduler.verifier_kv.take_releases() if spans else ()
         flight.proposals = proposals
-        flight.verify_command = VerifyCommand(RoundId(EPOCH, batch, flight.plan.number), spans, released)
+        flight.verify_command = VerifyCommand(
+            RoundId(EPOCH, batch, flight.plan.number), spans, released, flight.plan.feature_layers
+        )
         self.mailbox.append(flight)
 
     def _verify_mail(self) -> None:

@@ -63,6 +63,7 @@ class PipelineMachine(RuleBasedStateMachine):
         drafter_blocks=st.integers(2, 24),
         has_drafter=st.booleans(),
         is_restless=st.booleans(),
+        reads_features=st.booleans(),
         seed=st.integers(0, 1 << 30),
     )
     def start(
@@ -75,12 +76,16 @@ class PipelineMachine(RuleBasedStateMachine):
         drafter_blocks: int,
         has_drafter: bool,
         is_restless: bool,
+        reads_features: bool,
         seed: int,
     ) -> None:
         self.order = random.Random(seed)
         self.loop = asyncio.SelectorEventLoop()
         self.gates: list[asyncio.Future[None]] = []
-        self.verifier, self.drafter = FakeVerifier(verifier_blocks, 4, 64), FakeDrafter(drafter_blocks, 4, 64)
+        self.verifier, self.drafter = (
+            FakeVerifier(verifier_blocks, 4, 64),
+            FakeDrafter(drafter_blocks, 4, 64, reads_features=reads_features),
+        )
         for worker in (self.verifier, self.drafter):
             worker.hold = self._knock
         limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, max_waiting=6, max_model_len=64)
@@ -134,7 +139,8 @@ class PipelineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.pipeline.drafter is None and self.drafter.error is not None)
     @rule()
     def gain_drafter(self) -> None:
-        self.drafter = FakeDrafter(self.drafter.info.num_blocks, 4, 64)
+        num_blocks, reads_features = self.drafter.info.num_blocks, bool(self.drafter.info.feature_size)
+        self.drafter = FakeDrafter(num_blocks, 4, 64, reads_features=reads_features)
         self.drafter.hold = self._knock
         self.pipeline.gain_drafter(self.drafter)
         self._settle()
