@@ -65,13 +65,15 @@ class LaneIdle:
 @dataclass(frozen=True, slots=True)
 class RoundPlanned:
     """A round began. num_prompt_tokens: prompt tokens that it caches in the verifier. num_drafts: drafts to ask
-    for."""
+    for. depth: the most for one request. num_drafter_tokens: committed tokens that it caches in the drafter."""
 
     batch: Batch
     number: int
     num_requests: int
     num_prompt_tokens: int
     num_drafts: int
+    depth: int = 0
+    num_drafter_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +178,13 @@ class PolicyReplaced:
 
 @dataclass(frozen=True, slots=True)
 class ModeChanged:
-    """New mode and sizes are in force. why: who asked for them."""
+    """New mode and sizes are in force. why: who asked for them. is_lent: a client sets them, and no policy."""
 
     mode: Mode
     max_batch_size: int
     draft_len: int
     why: str
+    is_lent: bool = False
 
 
 Event: TypeAlias = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from minedraft.core.events import ModeChanged
 from minedraft.core.ledger import KvLedger
 from minedraft.core.request import NewRequest, Request
 from minedraft.errors import InternalError, InvalidRequest
@@ -21,6 +22,7 @@ class SchedulerLimits:
         prefill_chunk: maximum prompt tokens per round and worker.
         max_waiting: maximum requests that wait, beyond the seats.
         max_model_len: maximum tokens of a request, prompt and answer together.
+        is_lent: whether a borrower of the service sets mode and sizes, and no policy may deviate from them.
     """
 
     mode: Mode = Mode.MINEDRAFT
@@ -29,6 +31,7 @@ class SchedulerLimits:
     prefill_chunk: int = 256
     max_waiting: int = 256
     max_model_len: int = 8192
+    is_lent: bool = False
 
     def __post_init__(self) -> None:
         if not self.mode.has_drafts:
@@ -43,9 +46,17 @@ class SchedulerLimits:
         """The limits that can change while requests are live."""
         return LoanTerms(self.mode, self.max_batch_size, self.draft_len)
 
-    def lent(self, terms: LoanTerms) -> SchedulerLimits:
-        """Return these limits with the terms that a borrower of the service or a mode policy sets."""
+    def with_terms(self, terms: LoanTerms) -> SchedulerLimits:
+        """Return these limits with the terms that a mode policy sets."""
         return replace(self, mode=terms.mode, max_batch_size=terms.max_batch_size, draft_len=terms.draft_len)
+
+    def lent(self, terms: LoanTerms) -> SchedulerLimits:
+        """Return these limits with the terms that a borrower of the service sets."""
+        return replace(self.with_terms(terms), is_lent=True)
+
+    def changed(self, why: str) -> ModeChanged:
+        """Return the event that says that these limits are in force."""
+        return ModeChanged(self.mode, self.max_batch_size, self.draft_len, why, self.is_lent)
 
 
 def check_request(new: NewRequest, limits: SchedulerLimits, verifier_kv: KvLedger) -> None:

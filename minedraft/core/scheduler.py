@@ -28,7 +28,7 @@ from minedraft.core.rounds import (
     shorten,
     to_verify_span,
 )
-from minedraft.core.span_planner import SpanPlanner
+from minedraft.core.span_planner import SpanPlanner, wanted_drafts
 from minedraft.errors import MineDraftError, NumericError, Overloaded, ProtocolError, StaleRound
 from minedraft.messages import Proposal, Verdict, VerifySpan
 from minedraft.types import Batch, FinishReason
@@ -185,12 +185,11 @@ class Scheduler:
         """Begin the round that follows a planned one, before that has ended, if only it is to be done: decoding in one
         batch, without drafts. So the verifier need not wait for the scheduler between two rounds. A request
         that ends with `plan`, in a way that is not known yet, takes part in vain. End the two in their order."""
-        has_drafts = self.book is not None and self.limits.draft_len > 0
-        if has_drafts or self.limits.num_batches > 1 or self._change is not None or not self.is_current(plan):
+        if self.limits.num_batches > 1 or self._change is not None or not self.is_current(plan):
             return None
         spans = following_spans(plan, self.batches.members(plan.batch))
         is_seat_wanted = self.waiting and (self.batches.has_seat() or len(spans) < self.batches.size(plan.batch))
-        if not spans or is_seat_wanted:
+        if not spans or is_seat_wanted or self._wants_drafts(spans):
             return None
         for span in spans:
             if not self.verifier_kv.can_reserve(span.request.id, span.committed_len):
@@ -269,8 +268,9 @@ class Scheduler:
         self._round_number += 1
         self._in_flight[self._round_number] = batch
         plan = RoundPlan.of(batch, self._round_number, spans, self.verifier_kv, self.book)
-        num_drafts = sum([draft.draft_len for draft in plan.drafts])
-        self._events.append(events.RoundPlanned(batch, plan.number, len(spans), num_prompt_tokens, num_drafts))
+        lens = [draft.draft_len for draft in plan.drafts]
+        counts = num_prompt_tokens, sum(lens), max(lens, default=0), sum([len(p.tokens) for p in plan.prefills])
+        self._events.append(events.RoundPlanned(batch, plan.number, len(spans), *counts))
         return plan
 
     def _give_up(self, plan: RoundPlan, end: Callable[[Request], RequestUpdate | None]) -> Updates:
@@ -295,6 +295,13 @@ class Scheduler:
                 self._preempt(span.request)
         self._move_from(plan.batch)
 
+    def _wants_drafts(self, spans: Sequence[PlannedSpan]) -> bool:
+        """Whether the next round of these requests, which are all of a batch, is to have drafts."""
+        if self.book is None:
+            return False
+        k = self.limits.draft_len
+        return any(wanted_drafts(self._policy, span.request, len(spans), k) for span in spans)
+
     def _move_from(self, batch: Batch) -> None:
         """Move requests that should be in the other batch; `batch` is at its round boundary."""
         while (moved := self.batches.rebalance(batch)) is not None:
@@ -304,8 +311,7 @@ class Scheduler:
     def _settle(self) -> None:
         if self._change is not None and self.batches.is_settled:
             why, self._change = self._change, None
-            limits = self.limits
-            self._events.append(events.ModeChanged(limits.mode, limits.max_batch_size, limits.draft_len, why))
+            self._events.append(self.limits.changed(why))
 
     def _admit(self, next_drafted: Batch) -> None:
         while self.waiting and self.batches.has_seat():

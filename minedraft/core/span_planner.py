@@ -38,13 +38,15 @@ class SpanPlanner:
     def plan(self, request: Request) -> PlannedSpan | None:
         """Return a request's span of the round, with KV reserved; None if it must sit this round out."""
         committed_len = len(request.tokens)
-        self._recompute_features(request)
+        wanted = self._wanted_drafts(request)
+        if wanted:
+            self._recompute_features(request)
         missing = committed_len - request.verifier_len
         num_tokens = min(missing, self._num_prompt_tokens_left(request)) if missing > 1 else 1
         if num_tokens <= 0:
             return None
         end = request.verifier_len + num_tokens
-        draft_len = self._draft_len(request) if num_tokens == missing else 0
+        draft_len = self._draft_len(request, wanted) if num_tokens == missing else 0
         if not self.kv.can_reserve(request.id, end + draft_len):
             draft_len = 0
             if not self.make_room(request, end):
@@ -55,36 +57,35 @@ class SpanPlanner:
             draft = self.book.plan_draft(request, draft_len)
             if len(draft.tokens) > self.book.max_lag:
                 self._num_drafter_tokens += len(draft.tokens)
-        elif self.book is not None and (num_prefill := self._prefill_len(request)):
+        elif self.book is not None and wanted and (num_prefill := self._prefill_len(request)):
             prefill = self.book.plan_prefill(request, num_prefill)
             self._num_drafter_tokens += num_prefill
         if num_tokens > 1:
             self.num_prompt_tokens += num_tokens
-        wants_features = self._wants_features(request, num_tokens, draft_len)
+        wants_features = wanted > 0 and self._wants_features(request, num_tokens, draft_len)
         return PlannedSpan(request, committed_len, num_tokens, num_tokens == missing, draft, prefill, wants_features)
 
-    def _draft_len(self, request: Request) -> int:
-        """Return the drafts to ask for: the policy's number, less near a limit, where the bonus token needs room."""
-        limits, most = self.limits, self._draft_limit(request)
-        if self.book is None or not most:
+    def _wanted_drafts(self, request: Request) -> int:
+        """Return the number of drafts that the policy wants from the drafter; if 0, the drafter has no part in the
+        round, and need not even cache the request."""
+        if self.book is None or request.remaining_len <= 1:
             return 0
-        wanted = self.policy.draft_len(request, self.batch_size, most)
-        room = min(request.remaining_len, limits.max_model_len - len(request.tokens)) - 1
+        return wanted_drafts(self.policy, request, self.batch_size, self.limits.draft_len)
+
+    def _draft_len(self, request: Request, wanted: int) -> int:
+        """Return the drafts to ask for: the policy's number, less near a limit, where the bonus token needs room."""
+        if self.book is None or not wanted:
+            return 0
+        room = min(request.remaining_len, self.limits.max_model_len - len(request.tokens)) - 1
         return self.book.draft_len(request, min(wanted, room), self._num_drafter_tokens_left)
 
     def _prefill_len(self, request: Request) -> int:
-        """Return the committed tokens that the drafter should cache during the verify; 0 if no draft will follow."""
-        if self.book is None or not self._may_draft_later(request):
-            return 0
-        return self.book.prefill_len(request, self._num_drafter_tokens_left)
+        """Return the committed tokens that the drafter should cache during the verify."""
+        return 0 if self.book is None else self.book.prefill_len(request, self._num_drafter_tokens_left)
 
     def _recompute_features(self, request: Request) -> None:
         """Have the verifier run tokens of a request again if the drafter needs features that are missing."""
-        if (
-            self.book is not None
-            and self._may_draft_later(request)
-            and self.num_prompt_tokens < self._max_prompt_tokens
-        ):
+        if self.book is not None and self.num_prompt_tokens < self._max_prompt_tokens:
             budget = self.limits.prefill_chunk
             request.verifier_len = self.book.recompute_from(request, request.verifier_len, budget)
 
@@ -98,7 +99,7 @@ class SpanPlanner:
 
     def _wants_features(self, request: Request, num_tokens: int, draft_len: int) -> bool:
         """Return whether the verifier should deliver the features of the request's tokens in this round."""
-        if self.book is None or not self._may_draft_later(request):
+        if self.book is None:
             return False
         num_rows = self._num_feature_rows + num_tokens + draft_len
         start = request.verifier_len
@@ -106,9 +107,6 @@ class SpanPlanner:
             return False
         self._num_feature_rows = num_rows
         return True
-
-    def _may_draft_later(self, request: Request) -> bool:
-        return self._draft_limit(request) > 0 and request.remaining_len > 1
 
     @property
     def _max_prompt_tokens(self) -> int:
@@ -122,6 +120,8 @@ class SpanPlanner:
     def _num_drafter_tokens_left(self) -> int:
         return self.limits.prefill_chunk - self._num_drafter_tokens
 
-    def _draft_limit(self, request: Request) -> int:
-        """Return the most drafts that service and request allow; 0 if the drafter has no part in the request."""
-        return request.spec.sampling.draft_limit(self.limits.draft_len)
+
+def wanted_drafts(policy: GuardedDraftPolicy, request: Request, batch_size: int, draft_len: int) -> int:
+    """Return the number of drafts that a policy wants, within what service and request allow."""
+    most = request.spec.sampling.draft_limit(draft_len)
+    return policy.draft_len(request, batch_size, most) if most else 0

@@ -110,7 +110,7 @@ class Pipeline:
         )
         self._drafting = Drafting(self.scheduler, self._publish, self._wake_lanes)
         self._publish(events.WorkerJoined(verifier.info))
-        self._publish(events.ModeChanged(limits.mode, limits.max_batch_size, limits.draft_len, "start"))
+        self._publish(limits.changed("start"))
         if drafter is not None:
             self._drafting.gain(drafter)
 
@@ -275,7 +275,7 @@ class Pipeline:
         else:
             self._deliver(self.scheduler.commit(plan, outcome.spans, outcome.verdicts))
             if not self.is_lent and (terms := self._mode_policy.wanted(self._clock())) is not None:
-                self.reconfigure(self.scheduler.limits.lent(terms), "policy")
+                self.reconfigure(self.scheduler.limits.with_terms(terms), "policy")
         self._wake_lanes()
 
     # Inside

@@ -65,7 +65,7 @@ class StatusBoard:
             return ServiceStatus(
                 state=state,
                 mode=settings.mode.value,
-                draft_len=settings.draft_len if settings.mode.has_drafts else 0,
+                draft_len=settings.max_draft_len if settings.mode.has_drafts else 0,
                 max_batch_size=settings.max_batch_size,
                 uptime_s=uptime_s,
                 errors=dict(self._errors),

@@ -32,6 +32,7 @@ from minedraft.rpc.channel import bind, client_server
 from minedraft.rpc.connector import GrpcConnector
 from minedraft.rpc.health import INFERENCE_SERVICE, SERVING, HealthServicer, add_health
 from minedraft.server.grpc_door import GrpcDoor
+from minedraft.server.policies import choose_draft_policy
 from minedraft.server.service import InferenceService
 from minedraft.settings.config import Settings, load_settings
 from minedraft.settings.flags import UserPath, settings_flags
@@ -125,7 +126,11 @@ class Server:
             stack.push_async_callback(drafter.close)
             check_drafter(drafter.info, verifier.info)
         self.pipeline = pipeline = Pipeline(
-            _limits(settings, verifier.info), verifier, drafter, observers=[service.board.observe]
+            _limits(settings, verifier.info),
+            verifier,
+            drafter,
+            observers=[service.board.observe],
+            draft_policy=choose_draft_policy(settings),
         )
         watchers = [asyncio.create_task(fail_when_lost(pipeline, verifier))]
         if drafter is not None:
@@ -185,7 +190,7 @@ def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:
     return SchedulerLimits(
         mode=settings.mode,
         max_batch_size=settings.max_batch_size,
-        draft_len=settings.draft_len,
+        draft_len=settings.max_draft_len,
         prefill_chunk=settings.prefill_chunk,
         max_waiting=settings.max_waiting,
         max_model_len=max_model_len,

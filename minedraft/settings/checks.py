@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from minedraft.address import Address
 from minedraft.device import Device
 from minedraft.errors import ConfigError
+from minedraft.settings.choices import AUTO
 from minedraft.types import DraftMethod
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def _wrong_lengths(settings: Settings) -> list[ConfigError]:
         if settings.prefill_chunk > settings.max_model_len:
             limit = f"must not exceed max_model_len {settings.max_model_len}"
             errors.append(ConfigError("prefill_chunk", settings.prefill_chunk, limit))
-    num_tokens = settings.draft_len + _TOKENS_BESIDE_DRAFTS
+    num_drafts = 0 if settings.draft_len == AUTO else settings.draft_len
+    num_tokens = num_drafts + _TOKENS_BESIDE_DRAFTS
     if holders and settings.needs_drafter and num_tokens > min(holders)[0]:
         held, holder = min(holders)
         limit = f"the shortest prompt and one round need {num_tokens} tokens, {holder} allows {held}"

@@ -20,6 +20,7 @@ from minedraft.device import DEVICE_FORMS, GPU_MEMORY_SHARE, Device, usable_core
 from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.settings.checks import contradictions, wrong_addresses, wrong_devices
+from minedraft.settings.choices import AUTO, DraftLenChoice
 from minedraft.types import MAX_BATCH_SIZE, DraftMethod, Mode, Role
 
 _S = TypeVar("_S", bound="SharedSettings")
@@ -142,11 +143,10 @@ class Settings(SharedSettings):
     max_batch_size: int = Field(
         8, ge=1, le=MAX_BATCH_SIZE, description="Requests per batch (m); minedraft has two batches, sd and ar one."
     )
-    draft_len: int = Field(
-        3,
-        ge=0,
-        le=MAX_DRAFT_LEN,
-        description="Draft tokens per request and round (k); ignored in mode ar.",
+    draft_len: DraftLenChoice = Field(
+        AUTO,
+        description="Draft tokens per request and round (k), ignored in mode ar; auto: as many as measured costs and "
+        "acceptance make the fastest, for each request.",
     )
     target_device: str = Field(
         default_factory=_default_target_device,
@@ -200,6 +200,11 @@ class Settings(SharedSettings):
     @property
     def listen_address(self) -> Address:
         return Address.parse(self.listen, "listen")
+
+    @property
+    def max_draft_len(self) -> int:
+        """The most drafts that a request can have in a round."""
+        return MAX_DRAFT_LEN if self.draft_len == AUTO else self.draft_len
 
     @property
     def max_in_flight(self) -> int:
@@ -352,6 +357,7 @@ def _to_config_errors(error: ValidationError, kind: type[SharedSettings]) -> lis
     for detail in error.errors(include_url=False):
         name, value = ".".join(str(part) for part in detail["loc"]), detail["input"]
         limit = detail["msg"].replace("Input should be", "must be").replace("Input should", "must")
+        limit = limit.removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
             limit = f"unknown setting; known settings: {', '.join(kind.model_fields)}"
         elif detail["type"] == "missing":  # the detail's input is then the whole mapping

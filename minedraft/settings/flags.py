@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -25,6 +25,22 @@ class UserPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
         return super().convert(os.path.expanduser(value), param, ctx)
+
+
+class NumberOrWord(click.ParamType[Any]):
+    """A whole number, or one of a few words."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+        self.name = "|".join(("N", *words))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        if value in self._words or isinstance(value, int):
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number or one of {', '.join(self._words)}", param, ctx)
 
 
 def settings_flags(kind: type[SharedSettings]) -> Callable[[_F], _F]:
@@ -64,6 +80,9 @@ def _option(field: FieldInfo) -> dict[str, Any]:
     option: dict[str, Any] = {"help": _help_text(field), "required": field.is_required(), "default": None}
     if kind is bool:
         option |= {"is_flag": True, "flag_value": True}
+    elif words := _words_beside_int(kind):
+        option["type"] = NumberOrWord(words)
+        option["metavar"] = option["type"].name
     elif get_origin(kind) is Literal:
         option["type"] = click.Choice(get_args(kind))
     elif isinstance(kind, type) and issubclass(kind, Enum):
@@ -93,6 +112,12 @@ def _plain_type(annotation: Any) -> Any:  # noqa: ANN401 - a type expression
     is_optional = type(None) in get_args(annotation)
     plain = members[0] if is_optional else annotation
     return typing.get_args(plain)[0] if get_origin(plain) is typing.Annotated else plain
+
+
+def _words_beside_int(kind: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type expression
+    """Return ("auto",) for `int | Literal["auto"]`, and nothing for another type."""
+    members = get_args(kind)
+    return next((get_args(m) for m in members if get_origin(m) is Literal), ()) if int in members else ()
 
 
 def _dashed(name: str) -> str:

@@ -37,10 +37,10 @@ class Driven:
     rounds: RoundStats = field(default_factory=RoundStats)
     timeline: Timeline = field(default_factory=Timeline)
 
-    def configure(self, mode: Mode, max_batch_size: int, draft_len: int, **limits: int) -> None:
+    def configure(self, mode: Mode, max_batch_size: int, draft_len: int, max_model_len: int = 8192) -> None:
         """Change to other limits and clear the timeline."""
         self.timeline.bars.clear()
-        self.pipeline.reconfigure(SchedulerLimits(mode, max_batch_size, draft_len, **limits))
+        self.pipeline.reconfigure(SchedulerLimits(mode, max_batch_size, draft_len, max_model_len=max_model_len))
 
     async def answer(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> float:
         """Answer all prompts together. Return the seconds it took.

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from minedraft.core.events import Event
 from minedraft.core.request import Request
+from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.types import LoanTerms
 
 
@@ -58,10 +59,17 @@ class ModePolicy(Protocol):
 
 
 class FixedDraftLen:
-    """Asks for as many drafts as the settings say, and has all of them verified."""
+    """Asks for as many drafts as the settings say, and has all of them verified.
+
+    Args:
+        most: a bound on the number of drafts.
+    """
+
+    def __init__(self, most: int = MAX_DRAFT_LEN) -> None:
+        self._most = most
 
     def draft_len(self, request: Request, batch_size: int, max_draft_len: int) -> int:
-        return max_draft_len
+        return min(max_draft_len, self._most)
 
     def select(self, offers: Sequence[DraftOffer]) -> Sequence[int]:
         return [offer.num_drafts for offer in offers]

@@ -8,6 +8,8 @@ from minedraft.core.policy.base import DraftOffer, DraftPolicy, FixedDraftLen, F
 from minedraft.core.request import Request
 from minedraft.types import LoanTerms
 
+_SAFE_DRAFT_LEN = 3  # where the settings leave the number to the policy that has failed, they allow too many
+
 
 class GuardedDraftPolicy:
     """Asks a policy, bounds its answers, and replaces it by `FixedDraftLen` once it fails.
@@ -26,7 +28,7 @@ class GuardedDraftPolicy:
             wanted = _whole(self._policy.draft_len(request, batch_size, max_draft_len))
         except Exception as error:
             self._replace("draft_len", error)
-            return max_draft_len
+            return min(max_draft_len, _SAFE_DRAFT_LEN)
         return min(max(wanted, 0), max_draft_len)
 
     def select(self, offers: Sequence[DraftOffer]) -> Sequence[int]:
@@ -42,7 +44,7 @@ class GuardedDraftPolicy:
 
     def _replace(self, method: str, error: Exception) -> None:
         self._on_failure(f"{type(self._policy).__name__}.{method}: {type(error).__name__}: {error}")
-        self._policy = FixedDraftLen()
+        self._policy = FixedDraftLen(_SAFE_DRAFT_LEN)
 
 
 class GuardedModePolicy:

@@ -1,0 +1,248 @@
+"""What rounds cost on this machine: learnt from events, asked before a decision. Pure.
+
+Costs are kept apart by the *condition* they were measured in: two workers at work at once share memory bandwidth,
+and a verifier with more cores is faster. A condition that was never met is expected to cost what another one does,
+times a ratio: the measured one of the nearest size, else `_EXPECTED`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from math import ceil
+
+from minedraft.core import events
+from minedraft.core.policy.cost_curve import CostCurve
+from minedraft.messages import Timing
+from minedraft.types import Batch, Mode
+
+_SLOPE = 0.02  # expected cost of one more row, as a part of the cost of one row, while nothing tells
+_OVERHEAD_S = 0.0003  # expected time of the scheduler and of the wire in a round, and what a request adds to it
+_OVERHEAD_PER_REQUEST_S = 0.00003
+_FADE = 0.98  # weight that the means of prefills keep with a new measurement
+_MOST_PERIODS = 4  # a round that took this many times its expected time measures something else
+
+
+class Condition(Enum):
+    """What else happens while a worker works."""
+
+    ALONE = "alone"
+    OVERLAPPED = "overlapped"
+    WIDE = "wide"  # alone, on all cores
+
+
+_EXPECTED = {Condition.ALONE: 1.0, Condition.OVERLAPPED: 1.15, Condition.WIDE: 0.85}
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to run: the mode, and whether the worker that works alone has all cores."""
+
+    mode: Mode
+    is_wide: bool = False
+
+    def condition(self, num_in_flight: int) -> Condition:
+        if self.mode.num_batches > 1 and num_in_flight > 1:
+            return Condition.OVERLAPPED
+        return Condition.WIDE if self.is_wide else Condition.ALONE
+
+
+@dataclass(slots=True)
+class _OpenRound:
+    """A planned round that has not ended, with the times of its commands in seconds."""
+
+    plan: events.RoundPlanned
+    draft_s: float = 0.0
+    verify_s: float = 0.0
+    prefill_s: float = 0.0
+
+
+class CostModel:
+    """Learns from events (see `minedraft.core.events.Observer`) and says what a round will take.
+
+    Attributes:
+        way: how rounds run at present; the mode is known from events, the owner sets the rest.
+    """
+
+    def __init__(self) -> None:
+        self.way = Way(Mode.SD)
+        self._verify = {condition: CostCurve() for condition in Condition}
+        self._draft: dict[Condition, dict[int, tuple[float, CostCurve]]] = {condition: {} for condition in Condition}
+        self._overhead: dict[tuple[int, bool], CostCurve] = {}  # by number of batches and whether there are drafts
+        self._open: dict[int, _OpenRound] = {}
+        self._last: dict[Batch, tuple[float, _OpenRound]] = {}  # end and times of each batch's last round
+        self._verify_token_s = 0.0  # per prompt token
+        self._draft_token_s = 0.0
+        self._num_prompt, self._num_output = 0.0, 0.0  # tokens, of late
+        self._is_disturbed = set(Batch)  # batches whose present round has waited, or was beside a prefill
+
+    # What is learnt
+
+    def observe(self, event: events.Event, now_s: float) -> None:
+        """Take an event."""
+        match event:
+            case events.RoundPlanned():
+                self._open[event.number] = _OpenRound(event)
+            case events.Drafted() if event.number in self._open:
+                if event.is_prefill:
+                    self._open[event.number].prefill_s = _busy_s(event.timing)
+                else:
+                    self._open[event.number].draft_s = _busy_s(event.timing)
+            case events.Verified() if event.number in self._open:
+                self._open[event.number].verify_s = _busy_s(event.timing)
+            case events.RoundCommitted():
+                if (ended := self._open.pop(event.number, None)) is not None:
+                    self._learn(event, ended, now_s)
+            case events.RoundAbandoned():
+                self._open.pop(event.number, None)
+                self._is_disturbed.add(event.batch)
+            case events.LaneIdle():
+                self._is_disturbed.add(event.batch)
+            case events.ModeChanged():
+                self.way = Way(event.mode, self.way.is_wide)
+                self._is_disturbed.update(Batch)
+
+    def _learn(self, event: events.RoundCommitted, ended: _OpenRound, now_s: float) -> None:
+        plan, num_verified = ended.plan, sum([drafts for drafts, _ in event.accepted])
+        self._num_output = self._num_output * 0.999 + event.num_output_tokens
+        self._num_prompt = self._num_prompt * 0.999 + plan.num_prompt_tokens
+        condition = self.way.condition(event.num_active)
+        if event.is_prefill:
+            self._learn_prefill(ended, condition, event.num_requests + num_verified)
+            self._is_disturbed.update(Batch)
+        elif ended.verify_s:
+            self._verify[condition].add(event.num_requests + num_verified, ended.verify_s)
+            if ended.draft_s and plan.depth:
+                self._learn_draft(condition, plan.depth, plan.num_drafts / plan.depth, ended.draft_s)
+            if event.batch not in self._is_disturbed:
+                self._learn_overhead(event, ended, now_s - self._last[event.batch][0])
+        if not event.is_prefill:
+            self._is_disturbed.discard(event.batch)
+        self._last[event.batch] = now_s, ended
+
+    def _learn_prefill(self, ended: _OpenRound, condition: Condition, num_rows: int) -> None:
+        """Learn from a round in which the verifier, the drafter or both cached prompt tokens."""
+        plan = ended.plan
+        if plan.num_prompt_tokens and ended.verify_s:
+            rest_s = self.verify_s(condition, num_rows) if self._verify[condition].is_known else 0.0
+            token_s = max(ended.verify_s - (rest_s if plan.num_requests > 1 else 0.0), 0.0) / plan.num_prompt_tokens
+            self._verify_token_s = _faded(self._verify_token_s, token_s)
+        if plan.num_drafter_tokens and ended.prefill_s:
+            self._draft_token_s = _faded(self._draft_token_s, ended.prefill_s / plan.num_drafter_tokens)
+
+    def _learn_draft(self, condition: Condition, depth: int, num_rows: float, seconds: float) -> None:
+        curves = self._draft[condition]
+        bucket = round(2 * max(num_rows, 1.0) ** 0.5)
+        mean_rows, curve = curves.setdefault(bucket, (num_rows, CostCurve()))
+        curves[bucket] = mean_rows + 0.1 * (num_rows - mean_rows), curve
+        curve.add(depth, seconds)
+
+    def _learn_overhead(self, event: events.RoundCommitted, ended: _OpenRound, period_s: float) -> None:
+        """Learn the part of a batch's period that its commands do not explain."""
+        is_overlapped = self.way.mode.num_batches > 1 and event.num_active > 1
+        busy_s = ended.draft_s + ended.verify_s
+        if is_overlapped:
+            if event.batch.other not in self._last:
+                return
+            other = self._last[event.batch.other][1]
+            busy_s = max(busy_s, ended.draft_s + other.draft_s, ended.verify_s + other.verify_s)
+        if period_s > _MOST_PERIODS * busy_s:
+            return
+        key = 1 + is_overlapped, ended.draft_s > 0
+        self._overhead.setdefault(key, CostCurve()).add(event.num_requests, max(period_s - busy_s, 1e-6))
+
+    # What is asked
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a verify was measured."""
+        return any(curve.is_known for curve in self._verify.values())
+
+    @property
+    def knows_drafts(self) -> bool:
+        """Whether a draft was measured."""
+        return any(self._draft.values())
+
+    def prompt_s(self, has_drafts: bool) -> float:
+        """Return the seconds that prompts take for each output token, of late; both workers cache them at once."""
+        token_s = max(self._verify_token_s, self._draft_token_s) if has_drafts else self._verify_token_s
+        return self._num_prompt / max(self._num_output, 1.0) * token_s
+
+    def catch_up_s(self, num_tokens: int) -> float:
+        """Return the seconds in which a drafter that lacks committed tokens caches them."""
+        return num_tokens * (self._draft_token_s or 2 * self._verify_token_s)
+
+    def verify_s(self, condition: Condition, num_rows: float) -> float:
+        """Return the seconds of a verify of `num_rows` tokens; `is_known` is true."""
+        own = self._verify[condition]
+        if own.covers(num_rows):
+            return self._extended(own, num_rows)
+        others = [(c, curve) for c, curve in self._verify.items() if curve.is_known and c is not condition]
+        name, other = next((pair for pair in others if pair[1].covers(num_rows)), (condition, own))
+        if other is own or not other.is_known:
+            name, other = (condition, own) if own.is_known else others[0]
+        seconds = self._extended(other, num_rows)
+        if other is own:
+            return seconds
+        if own.is_known:
+            anchor = own.nearest(num_rows)
+            return seconds * own.at(anchor) / max(self._extended(other, anchor), 1e-9)
+        return seconds * _EXPECTED[condition] / _EXPECTED[name]
+
+    def _extended(self, curve: CostCurve, num_rows: float) -> float:
+        """Return a curve's seconds, with the slope of prefills where nothing nearer is known."""
+        slope = self._verify_token_s or _SLOPE * curve.at(curve.nearest(1))
+        return curve.at(num_rows, slope, self._verify_token_s * 0.5)
+
+    def draft_s(self, condition: Condition, depth: int, num_rows: float) -> float:
+        """Return the seconds of `depth` draft forwards of `num_rows` requests each; `knows_drafts` is true."""
+        if not depth:
+            return 0.0
+        curves, ratio = self._draft[condition], 1.0
+        if not curves:
+            name, curves = next(pair for pair in self._draft.items() if pair[1])
+            ratio = _EXPECTED[condition] / _EXPECTED[name]
+        known = sorted(curves.values(), key=lambda pair: pair[0])
+        below = next((pair for pair in reversed(known) if pair[0] <= num_rows), known[0])
+        above = next((pair for pair in known if pair[0] >= num_rows), known[-1])
+        low_s = _at_depth(below[1], depth)
+        if below is above:
+            return ratio * low_s * max(1 + _SLOPE * (num_rows - below[0]), 0.5)
+        weight = (num_rows - below[0]) / (above[0] - below[0])
+        return ratio * (low_s + weight * max(_at_depth(above[1], depth) - low_s, 0.0))
+
+    def period_s(self, way: Way, num_in_flight: int, num_drafts: float, depth: int) -> float:
+        """Return the seconds in which every request in flight has a round.
+
+        Args:
+            num_drafts: drafts of all of them together. depth: most drafts of one.
+        """
+        condition = way.condition(num_in_flight)
+        num_batches = 2 if condition is Condition.OVERLAPPED else 1
+        num_requests = num_in_flight / num_batches
+        verify_s = self.verify_s(condition, (num_in_flight + num_drafts) / num_batches)
+        draft_s = self.draft_s(condition, depth, num_drafts / num_batches / max(depth, 1))
+        overhead_s = self._overhead_s((num_batches, depth > 0), ceil(num_requests))
+        if num_batches == 1:
+            return draft_s + verify_s + overhead_s
+        return max(draft_s + verify_s, 2 * draft_s, 2 * verify_s) + overhead_s
+
+    def _overhead_s(self, key: tuple[int, bool], num_requests: int) -> float:
+        curve = self._overhead.get(key)
+        if curve is not None:
+            return max(curve.at(num_requests, _OVERHEAD_PER_REQUEST_S), 0.0)
+        return _OVERHEAD_S + _OVERHEAD_PER_REQUEST_S * num_requests
+
+
+def _at_depth(curve: CostCurve, depth: int) -> float:
+    known = curve.nearest(depth)
+    per_draft_s = curve.at(known) / known
+    return curve.at(depth, per_draft_s, 0.5 * per_draft_s)
+
+
+def _faded(mean: float, value: float) -> float:
+    return value if not mean else _FADE * mean + (1 - _FADE) * value
+
+
+def _busy_s(timing: Timing) -> float:
+    return timing.busy_ns / 1e9

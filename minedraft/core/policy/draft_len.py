@@ -1,0 +1,155 @@
+"""How many tokens to draft, by what drafts cost and bring at present."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from minedraft.core import events
+from minedraft.core.policy.acceptance import AcceptanceRates, chain
+from minedraft.core.policy.base import DraftOffer
+from minedraft.core.policy.cost_model import Condition, CostModel
+from minedraft.core.policy.goodput import best_depth, goodput_at
+from minedraft.core.request import Request
+from minedraft.sampling_params import MAX_DRAFT_LEN
+from minedraft.types import Batch, Role
+
+_FIRST_DEPTH = 3  # while nothing is known
+_ROUNDS_PER_DECISION = 8
+_ROUNDS_PER_TRIAL = 40  # every so many rounds, one has another depth than the best
+_GAIN = 1.01  # another depth must promise this much more than the present one
+_GAIN_OF_ZERO = 1.02  # the same from or to depth 0, where the drafter falls behind
+_ROUNDS_TO_REPAY = 500  # in which the gain of drafting again must make good for the time to catch up
+_PROBE_SHARE = 0.01  # of the time, spent at most on drafts that are expected not to pay
+_PROBE_ROUNDS = 8  # drafted rounds of a probe
+_PROBE_DEPTH = 2
+_LONGEST_ROUND_S = 0.5  # more time between two rounds is idle time
+_OPTIMISM = 0.2  # a probe needs that drafts would pay if they were accepted so much more often
+
+
+@dataclass(slots=True)
+class _Plan:
+    """The decision for one batch.
+
+    depth: most drafts of a request. rounds_left: until the next decision. trial: added to the depth in this round.
+    members: requests asked for in this round, with their lengths; sample: those of the last one.
+    is_hopeful: whether drafts may pay although the depth is 0.
+    """
+
+    depth: int = _FIRST_DEPTH
+    least_survival: float = 0.0
+    batch_size: int = 0
+    rounds_left: int = 0
+    num_rounds: int = 0
+    is_hopeful: bool = False
+    trial: int = 0
+    members: dict[int, int] = field(default_factory=dict)
+    sample: dict[int, int] = field(default_factory=dict)
+
+
+class AutoDraftLen:
+    """Asks for the number of drafts that is expected to give the most tokens per second, 0 included.
+
+    Every few rounds it chooses a depth for a batch from the costs of its rounds and the acceptance of its requests;
+    within it, each request gets the drafts that are likely enough to be worth a row of the verify. One round in
+    `_ROUNDS_PER_TRIAL` is deeper or shallower, to know what that costs. While nothing is drafted, a new request
+    drafts a little now and then, for at most `_PROBE_SHARE` of the time. While a client sets the draft length, it
+    gets that one.
+
+    Args:
+        costs: learns from the same events; this policy passes them on to it.
+    """
+
+    def __init__(self, costs: CostModel, acceptance: AcceptanceRates) -> None:
+        self._costs = costs
+        self._acceptance = acceptance
+        self._plans = {batch: _Plan() for batch in Batch}
+        self._is_fixed = False
+        self._num_active = 1
+        self._credit_s = 0.0  # time that probes may take
+        self._probed: int | None = None  # the request that drafts although drafts do not pay
+        self._probe_rounds = 0
+        self._last_s = 0.0  # when the last round ended
+
+    def draft_len(self, request: Request, batch_size: int, max_draft_len: int) -> int:
+        if self._is_fixed:
+            return max_draft_len
+        self._acceptance.look_at(request)
+        plan = self._plans[request.batch or Batch.A]
+        plan.members[request.id] = len(request.tokens)
+        if not self._costs.is_known or not self._costs.knows_drafts:
+            return min(_FIRST_DEPTH, max_draft_len)
+        if plan.rounds_left <= 0 or plan.batch_size != batch_size:
+            self._decide(plan, batch_size)
+        if not plan.depth:
+            return min(_PROBE_DEPTH, max_draft_len) if self._is_probed(request, plan) else 0
+        depth = min(max(plan.depth + plan.trial, 1), max_draft_len)
+        survival = self._acceptance.survival(request.id, self._acceptance.rates(depth))
+        least = plan.least_survival if plan.trial <= 0 else 0.0
+        return next((index for index, chance in enumerate(survival) if chance < least), depth)
+
+    def select(self, offers: Sequence[DraftOffer]) -> Sequence[int]:
+        return [offer.num_drafts for offer in offers]
+
+    def observe(self, event: events.Event, now_s: float) -> None:
+        match event:
+            case events.RoundPlanned():
+                self._begin_round(self._plans[event.batch])
+            case events.RoundCommitted():
+                for num_drafts, accepted_len in event.accepted:
+                    self._acceptance.add(num_drafts, accepted_len)
+                self._num_active = event.num_active
+                self._credit_s += _PROBE_SHARE * min(now_s - self._last_s, _LONGEST_ROUND_S)
+                self._last_s = now_s
+            case events.RequestEnded():
+                self._acceptance.forget(event.request_id)
+                if event.request_id == self._probed:
+                    self._probed = None
+            case events.WorkerLeft() if event.role is Role.DRAFTER:
+                self._probed = None
+            case events.ModeChanged():
+                self._is_fixed = event.is_lent
+                for plan in self._plans.values():
+                    plan.batch_size = 0  # decide anew
+        self._costs.observe(event, now_s)
+
+    def _begin_round(self, plan: _Plan) -> None:
+        plan.num_rounds += 1
+        plan.rounds_left -= 1
+        plan.sample, plan.members = plan.members, {}
+        phase = plan.num_rounds % _ROUNDS_PER_TRIAL
+        plan.trial = {0: 1, _ROUNDS_PER_TRIAL // 2: -1}.get(phase, 0)
+        if self._probed is not None and self._probe_rounds <= 0:
+            self._probed = None
+        self._probe_rounds -= 1
+
+    def _decide(self, plan: _Plan, batch_size: int) -> None:
+        costs, acceptance, way = self._costs, self._acceptance, self._costs.way
+        num_in_flight = batch_size * min(way.mode.num_batches, max(self._num_active, 1))
+        sample = plan.sample or plan.members
+        rates = acceptance.rates(MAX_DRAFT_LEN)
+        survivals = [acceptance.survival(known, rates) for known in sample]
+        best = best_depth(costs, way, num_in_flight, survivals)
+        depth = plan.depth
+        if best.depth != depth:
+            present = goodput_at(costs, way, num_in_flight, survivals, depth, best.least_survival)
+            gain = _GAIN if best.depth and depth else _GAIN_OF_ZERO
+            if not depth:
+                repay_s = _ROUNDS_TO_REPAY * costs.period_s(way, num_in_flight, 0, 0)
+                gain += costs.catch_up_s(sum(sample.values())) / repay_s
+            if best.tokens_per_s < gain * present.tokens_per_s:
+                best = present
+        plan.depth, plan.least_survival, plan.batch_size = best.depth, best.least_survival, batch_size
+        plan.rounds_left = _ROUNDS_PER_DECISION
+        if not best.depth:
+            hope = chain(acceptance.rates(MAX_DRAFT_LEN, _OPTIMISM))
+            plan.is_hopeful = best_depth(costs, way, num_in_flight, [hope]).depth > 0
+
+    def _is_probed(self, request: Request, plan: _Plan) -> bool:
+        """Return whether a request drafts to see whether drafts would pay by now; at most one does."""
+        if self._probed is None and plan.is_hopeful and request.remaining_len > 2 * _PROBE_ROUNDS:
+            draft_s = self._costs.draft_s(Condition.ALONE, _PROBE_DEPTH, 1)
+            cost_s = _PROBE_ROUNDS * draft_s + self._costs.catch_up_s(len(request.tokens))
+            if self._credit_s > cost_s * (1 if request.output_len == 0 else 2):
+                self._credit_s, self._probed, self._probe_rounds = 0.0, request.id, _PROBE_ROUNDS
+        return request.id == self._probed

@@ -1,0 +1,1 @@
+"""A pipeline in virtual time, on workers that take the time of a cost curve."""

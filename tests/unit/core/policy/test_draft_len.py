@@ -1,0 +1,86 @@
+"""The automatic draft length against every fixed one, on simulated devices, with the real scheduler and lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from minedraft.core.limits import SchedulerLimits
+from minedraft.core.policy.acceptance import AcceptanceRates
+from minedraft.core.policy.cost_model import CostModel
+from minedraft.core.policy.draft_len import AutoDraftLen
+from minedraft.core.request import NewRequest, Request
+from minedraft.sampling_params import MAX_DRAFT_LEN, SamplingParams
+from minedraft.types import Batch, Mode
+from tests.simulated.virtual_time import run_virtual
+from tests.simulated.workers import Load, Machine, Simulation
+
+SECONDS = 8.0
+
+
+def knee(flat_ms: float, rows: int, slope_ms: float) -> Callable[[int], float]:
+    """Return a verify's cost: flat up to so many rows, then linear."""
+    return lambda n: (flat_ms + max(n - rows, 0) * slope_ms) / 1e3
+
+
+HEAD = Machine(knee(7.1, 4, 0.5), lambda n: 0.001 + 0.0001 * n)  # a small head beside a target that is bound by memory
+MODEL = Machine(knee(7.1, 4, 0.5), lambda n: 0.005 + 0.0001 * n)  # a drafter nearly as slow as its target
+
+
+def simulate(
+    machine: Machine,
+    mode: Mode,
+    in_flight: int,
+    draft_len: int | None,
+    acceptance: Sequence[float] | Callable[[float], float],
+    seconds: float = SECONDS,
+) -> Simulation:
+    """Return a run with a fixed draft length, or None for the automatic one."""
+    machine = Machine(machine.verify, machine.draft, acceptance=acceptance)
+    policy = AutoDraftLen(CostModel(), AcceptanceRates()) if draft_len is None else None
+    limits = SchedulerLimits(mode, -(-in_flight // mode.num_batches), MAX_DRAFT_LEN if policy else draft_len or 0)
+    simulation = Simulation(machine, limits, policy)
+    run_virtual(simulation.run(Load(lambda now_s: in_flight, num_kinds=4), seconds))
+    return simulation
+
+
+@pytest.mark.parametrize(
+    ("machine", "mode", "in_flight", "acceptance", "fixed"),
+    [
+        (HEAD, Mode.SD, 1, (0.6,), (0, 2, 3, 4)),
+        (HEAD, Mode.SD, 4, (0.2, 0.5, 0.7, 0.95), (0, 1, 3)),
+        (HEAD, Mode.SD, 16, (0.3,), (0, 1)),
+        (HEAD, Mode.MINEDRAFT, 2, (0.85,), (2, 4, 6)),
+        (HEAD, Mode.MINEDRAFT, 16, (0.85,), (0, 2, 3)),
+        (MODEL, Mode.SD, 1, (0.6,), (0, 1, 2)),
+        (MODEL, Mode.SD, 16, (0.85,), (0, 3)),
+        (MODEL, Mode.MINEDRAFT, 2, (0.6,), (0, 1, 2)),
+    ],
+)
+def test_no_fixed_length_is_much_better(
+    machine: Machine, mode: Mode, in_flight: int, acceptance: tuple[float, ...], fixed: tuple[int, ...]
+) -> None:
+    """The bound is wider than the regret that long runs show: some seconds of a few requests are a sample."""
+    auto = simulate(machine, mode, in_flight, None, acceptance).rate(SECONDS / 4, SECONDS)
+    rates = {k: simulate(machine, mode, in_flight, k, acceptance).rate(SECONDS / 4, SECONDS) for k in fixed}
+    assert auto > 0.95 * max(rates.values()), rates
+
+
+def test_drafting_stops_when_drafts_are_refused_and_begins_again_when_they_are_accepted() -> None:
+    simulation = simulate(HEAD, Mode.SD, 4, None, lambda now_s: 0.95 if now_s > 20 or now_s < 2 else 0.0, 40.0)
+    without = simulate(HEAD, Mode.SD, 4, 0, (0.0,), 20.0).rate(5, 20)
+    assert simulation.rate(5, 20) > 0.97 * without, "trying costs at most a little"
+    assert simulation.rate(34, 40) > 1.15 * without
+
+
+def test_a_length_that_a_client_sets_is_the_length() -> None:
+    policy = AutoDraftLen(CostModel(), AcceptanceRates())
+    request = Request.create(1, NewRequest((1, 2), SamplingParams()))
+    request.batch = Batch.A
+    own = SchedulerLimits(Mode.SD, 4, MAX_DRAFT_LEN)
+    assert policy.draft_len(request, 1, MAX_DRAFT_LEN) == 3, "nothing is known"
+    policy.observe(own.lent(own.terms).changed("borrowed"), 0.0)
+    assert policy.draft_len(request, 1, 7) == 7
+    policy.observe(own.changed("the loan has ended"), 0.0)
+    assert policy.draft_len(request, 1, MAX_DRAFT_LEN) == 3
