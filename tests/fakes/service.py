@@ -95,8 +95,9 @@ async def fake_service(
     if draft_fingerprint:
         drafter.info = replace(drafter.info, vocab_fingerprint=draft_fingerprint)
 
-    given = {"target": folder / "model", "draft_method": "ngram", "listen": f"unix:{folder / 's.sock'}"}
-    checked = load_settings(given | {"drain_timeout_s": 5.0} | settings)
+    given = {"target": folder / "model", "draft_method": "ngram", "mode": "minedraft", "draft_len": 3}
+    given |= {"listen": f"unix:{folder / 's.sock'}", "drain_timeout_s": 5.0}
+    checked = load_settings(given | settings)
     server = Server(checked, FakeConnector(verifier, drafter if checked.needs_drafter else None))
     task = asyncio.create_task(server.run())
     service = FakeService(server, task, checked, verifier, drafter, tokenizer)

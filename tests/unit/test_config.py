@@ -28,7 +28,7 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(tmp_path):
     file = tmp_path / "m.toml"
     file.write_text('mode = "sd"\nmax-batch-size = 4\n')
     settings = load_settings({"max_batch_size": 2, "draft_len": None}, file)
-    assert (settings.mode, settings.max_batch_size, settings.draft_len) == (Mode.SD, 2, 3)
+    assert (settings.mode, settings.max_batch_size, settings.draft_len) == (Mode.SD, 2, "auto")
 
 
 def test_every_problem_of_a_file_is_listed_at_once(tmp_path):
@@ -84,6 +84,7 @@ def test_a_setting_that_cannot_work_is_refused_by_name(flags, field, limit):
     [
         {"max_model_len": 512, "num_blocks": 32, "prefill_chunk": 512},
         {"max_model_len": 19, "draft_len": 16},
+        {"max_model_len": 16, "draft_len": "auto"},
         {"max_model_len": 16, "draft_len": 16, "mode": "ar"},
         {"num_blocks": 8, "block_size": 1},
     ],
@@ -223,7 +224,7 @@ class BadStart:
 BAD_STARTS = [
     BadStart(["--target", "{empty}", "--draft", "{missing}"], "no such folder"),
     BadStart(["--target", "{empty}", "--draft-method", "ngram"], "no config.json"),
-    BadStart(["--target", "{missing}", "--draft-len", "99"], "draft_len is 99: must be less than or equal to 16"),
+    BadStart(["--target", "{missing}", "--draft-len", "99"], "draft_len is 99: must be auto or an integer in [0, 16]"),
     BadStart(["--mode", "warp"], "'warp' is not one of 'ar', 'sd', 'minedraft'"),
     BadStart(["--max-batch-size", "many"], "'many' is not a valid integer"),
     BadStart(["--no-such-flag"], "No such option"),

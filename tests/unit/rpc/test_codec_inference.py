@@ -173,7 +173,7 @@ def test_a_deadline_may_be_any_number_and_as_far_away_as_one_likes(timeout_s, ex
 def test_limits_survive_the_wire_and_keep_what_a_borrower_cannot_set():
     own = SchedulerLimits(max_model_len=77)
     asked = own.lent(borrow_from_pb(borrow_to_pb(LoanTerms(Mode.SD, 2, 5))))
-    assert asked == replace(own, mode=Mode.SD, max_batch_size=2, draft_len=5)
+    assert asked == replace(own, mode=Mode.SD, max_batch_size=2, draft_len=5, is_lent=True)
 
 
 def test_terms_out_of_range_are_refused_on_both_ends_of_the_wire():
