@@ -119,13 +119,15 @@ class Proposal:
     """Draft tokens for one request, which follow its first `committed_len` committed tokens
     (span.prefix_len + len(span.tokens)).
 
-    `q` is set only under REJECTION acceptance.
+    `q` is set only under REJECTION acceptance. `source` made them; of NGRAM, the drafter has cached no draft, of
+    the others all but the last.
     """
 
     request_id: int
     committed_len: int
     tokens: tuple[int, ...]
     q: TruncatedQ | None = None
+    source: DraftMethod = DraftMethod.MODEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,7 @@ class VerifySpan:
     spec: SequenceSpec | None = None
     follows: bool = False
     wants_features: bool = False
+    source: DraftMethod = DraftMethod.MODEL  # of the drafts; for the scheduler's account, not sent
 
     @property
     def committed_len(self) -> int:

@@ -94,6 +94,21 @@ class WorkerState:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceState:
+    """What became of the drafts of one source since the start of the service.
+
+    Attributes:
+        name: "model", "eagle" or "ngram" (looked up in the request's own text).
+        rows: times that a request was drafted for. verified_drafts, accepted_drafts: drafts.
+    """
+
+    name: str
+    rows: int = 0
+    verified_drafts: int = 0
+    accepted_drafts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """The state of the service. Counts are since its start and only grow; recent figures are of at most the
     last 1,024 rounds, and begin anew when mode or sizes change.
@@ -112,6 +127,7 @@ class ServiceStatus:
         wire_bytes: bytes between the scheduler and both workers, both ways. steps: committed rounds of all batches.
         verify_ms, draft_ms, step_ms: median milliseconds of a verify, a draft and a step, recent.
         errors: number of failed calls by the error's reason.
+        sources: what made the drafts, each source that had any.
     """
 
     state: str
@@ -140,6 +156,7 @@ class ServiceStatus:
     verified_drafts: int = 0
     accepted_drafts: int = 0
     errors: dict[str, int] = field(default_factory=dict)
+    sources: tuple[SourceState, ...] = ()
 
 
 def join_outputs(pieces: Sequence[Output]) -> Output:

@@ -22,6 +22,7 @@ from minedraft_workers.device import enter_thread, pin
 if TYPE_CHECKING:
     from minedraft_workers.drafter import DrafterActor
     from minedraft_workers.execution.executor import Executor
+    from minedraft_workers.proposers.base import Proposer
     from minedraft_workers.sampling.sampler import Sampler
     from minedraft_workers.verifier import VerifierActor
 
@@ -99,7 +100,6 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
 
     from minedraft_workers.execution.executor import Executor
     from minedraft_workers.execution.memory import first_sentence
-    from minedraft_workers.proposers.draft_model import ModelProposer
     from minedraft_workers.verifier import VerifierActor
 
     start_s = time.monotonic()
@@ -129,7 +129,15 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
     if settings.role is Role.VERIFIER:
         _check_kv_memory(plan, executor)
         return VerifierActor(executor, _make_info(plan, executor), _make_sampler(plan))
-    return DrafterActor(ModelProposer(executor, _make_sampler(plan)), _make_info(plan, executor))
+    return DrafterActor(_make_proposer(plan, executor), _make_info(plan, executor))
+
+
+def _make_proposer(plan: Plan, executor: Executor) -> Proposer:
+    from minedraft_workers.proposers.combined import CombinedProposer
+    from minedraft_workers.proposers.draft_model import ModelProposer
+
+    model = ModelProposer(executor, _make_sampler(plan))
+    return CombinedProposer(model) if plan.settings.lookup else model
 
 
 async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from minedraft.messages import DraftCommand, DraftSpan, Proposal, TruncatedQ, WorkerInfo
+from minedraft.types import DraftMethod
 from minedraft_workers.channels.base import TokenChannel
 from minedraft_workers.channels.inline import InlineChannel
 from minedraft_workers.execution.memory import within_memory
@@ -27,6 +28,7 @@ class DrafterActor:
         self.info = info
         self._proposer = proposer
         self._channel = channel or InlineChannel()
+        self._method = info.draft_method or DraftMethod.MODEL
         self._requests = RequestTable()
 
     @property
@@ -58,7 +60,7 @@ class DrafterActor:
 
     def _to_row(self, span: DraftSpan) -> DraftRow:
         state, features = self._requests.find(span), read_features(span, self.info.feature_size, self._channel)
-        return DraftRow(state, span.prefix_len, span.tokens, span.draft_len, features=features)
+        return DraftRow(state, span.prefix_len, span.tokens, span.draft_len, features=features, source=self._method)
 
     def _to_proposal(self, row: DraftRow) -> Proposal:
         q = None
@@ -66,4 +68,4 @@ class DrafterActor:
             pack = self._channel.pack
             ids, probs = (torch.from_numpy(np.array(side)) for side in (row.q_ids, row.q_probs))
             q = TruncatedQ(pack(ids), pack(probs))
-        return Proposal(row.state.request_id, row.committed_len, tuple(row.drafts), q)
+        return Proposal(row.state.request_id, row.committed_len, tuple(row.drafts), q, row.source)

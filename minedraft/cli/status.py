@@ -67,6 +67,8 @@ def render(now: ServiceStatus, address: str) -> RenderableType:
         f" on {address}, mode {now.mode}, m = {now.max_batch_size}, k = {now.draft_len}, up {now.uptime_s:.0f} s",
     )
     parts: list[RenderableType] = [title, _batches(now), _workers(now), _rates(now)]
+    if now.sources:
+        parts.append(_sources(now))
     if now.errors:
         parts.append(Text("errors: " + ", ".join(f"{reason} {count}" for reason, count in sorted(now.errors.items()))))
     return Group(*parts)
@@ -98,6 +100,15 @@ def _workers(now: ServiceStatus) -> Table:
             f"{worker.step_ms:.1f} ms",
             used if worker.num_blocks else "none",
         )
+    return table
+
+
+def _sources(now: ServiceStatus) -> Table:
+    table = Table("drafts by", "rows", "verified", "accepted", "VSR", "mean accepted length", box=SIMPLE_HEAD)
+    for source in now.sources:
+        drafted, accepted = source.verified_drafts, source.accepted_drafts
+        shares = f"{accepted / max(drafted, 1):.1%}", f"{accepted / max(source.rows, 1):.2f}"
+        table.add_row(source.name, f"{source.rows}", f"{drafted}", f"{accepted}", *shares)
     return table
 
 

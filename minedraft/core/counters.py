@@ -7,7 +7,22 @@ from dataclasses import dataclass, field
 
 from minedraft.core import events
 from minedraft.messages import LinkStats
-from minedraft.types import Batch
+from minedraft.types import Batch, DraftMethod
+
+
+@dataclass(slots=True)
+class SourceCounts:
+    """The drafts of one source: rows of rounds that had some, drafts verified, and drafts accepted."""
+
+    rows: int = 0
+    verified: int = 0
+    accepted: int = 0
+
+    def add(self, num_drafts: int, accepted_len: int) -> None:
+        """Count the drafts of one request in one round."""
+        self.rows += 1
+        self.verified += num_drafts
+        self.accepted += accepted_len
 
 
 @dataclass(slots=True)
@@ -19,6 +34,7 @@ class Counters:
         drafted_rows: spans that sampled and had drafts.
         failed_commands: commands that a worker refused, or answered against the contract.
         past_links: traffic of lost links.
+        sources: the same of each source of drafts that had any.
         causes: requests that ended with an error, by the error's reason.
     """
 
@@ -33,6 +49,7 @@ class Counters:
     lost_workers: int = 0
     rounds: dict[Batch, int] = field(default_factory=lambda: dict.fromkeys(Batch, 0))
     past_links: LinkStats = field(default_factory=LinkStats)
+    sources: dict[DraftMethod, SourceCounts] = field(default_factory=dict)
     causes: Counter[str] = field(default_factory=Counter)
 
     def observe(self, event: events.Event, now_s: float) -> None:
@@ -45,6 +62,8 @@ class Counters:
                 for num_drafts, accepted_len in event.accepted:
                     self.verified_drafts += num_drafts
                     self.accepted_drafts += accepted_len
+                for source, (num_drafts, accepted_len) in zip(event.sources, event.accepted, strict=False):
+                    self.sources.setdefault(source, SourceCounts()).add(num_drafts, accepted_len)
             case events.RequestEnded():
                 self.finished += 1
                 if event.error:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from minedraft.core.ledger import KvLedger
-from minedraft.messages import DraftCommand, DraftSpan, Features
-from minedraft.types import RoundId, SequenceSpec
+from minedraft.messages import DraftCommand, DraftSpan, Features, Proposal
+from minedraft.types import DraftMethod, RoundId, SequenceSpec
 
 MAX_LAG = 2
-"""Tokens that the drafter lags behind after a round: the bonus token, and the last draft, which was not fed back."""
+"""Tokens that the drafter lags behind after a round of its own drafts: the bonus token, and the last draft, which was
+not fed back. After a round of looked up drafts, which it has not cached, it lags behind by all that it accepted."""
 
 
 class BookRequest(Protocol):
@@ -34,10 +35,13 @@ class BookRequest(Protocol):
 
 @dataclass(slots=True)
 class _Entry:
-    """cached_len: leading tokens that the drafter's KV holds. checked_len: leading tokens whose ids were
-    checked. is_barred: the request decodes without drafts."""
+    """cached_len: leading tokens that the drafter's KV holds. num_cached_drafts: drafts after them that it holds.
+    left_behind: tokens of the last round, which the next draft makes up. checked_len: leading tokens whose ids were checked. is_barred: the
+    request decodes without drafts."""
 
     cached_len: int = 0
+    num_cached_drafts: int = 0
+    left_behind: int = 0
     checked_len: int = 0
     is_barred: bool = False
 
@@ -70,26 +74,26 @@ class DraftBook:
 
     def draft_len(self, request: BookRequest, wanted: int, budget: int) -> int:
         """Return the number of drafts to ask for, at most `wanted`; 0 if the drafter lags behind by more
-        than `max_lag`, has no room in its KV, or does not know one of the request's tokens.
+        than the last round left, has no room in its KV, or does not know one of the request's tokens.
 
         Args:
             budget: tokens that the drafter may catch up with in this round.
         """
         committed_len = len(request.tokens)
-        if not self._can_serve(request) or committed_len - self.cached_len(request.id) > self.max_lag:
+        if not self._can_serve(request) or committed_len - self.cached_len(request.id) > self._lag_limit(request.id):
             return 0
         draft_len = min(wanted, self.kv.max_model_len - committed_len)
         return draft_len if draft_len > 0 and self.kv.can_reserve(request.id, committed_len + draft_len - 1) else 0
 
     def prefill_len(self, request: BookRequest, budget: int) -> int:
         """Return the number of committed tokens that the drafter should cache during the verify, at most
-        `budget`; 0 for a lag up to `max_lag`, which the next draft makes up.
+        `budget`; 0 for a lag that the last round left, which the next draft makes up.
 
         The last token is always left to the draft, which needs a token to start from.
         """
         behind = len(request.tokens) - self.cached_len(request.id)
         num_tokens = min(behind - 1, budget)
-        if behind <= self.max_lag or num_tokens <= 0 or not self._can_serve(request):
+        if behind <= self._lag_limit(request.id) or num_tokens <= 0 or not self._can_serve(request):
             return 0
         return num_tokens if self.kv.can_reserve(request.id, self.cached_len(request.id) + num_tokens) else 0
 
@@ -137,11 +141,16 @@ class DraftBook:
         """Return the command for `spans`, with all pending releases. Call `executed` or `refused` with it later."""
         return DraftCommand(round_id, spans, self.kv.take_releases())
 
-    def executed(self, command: DraftCommand) -> bool:
-        """Record that the drafter executed a command. Return whether that freed blocks."""
+    def executed(self, command: DraftCommand, proposals: Sequence[Proposal] = ()) -> bool:
+        """Record that the drafter executed a command, and what it proposed. Return whether that freed blocks."""
         for span in command.spans:
             if span.request_id in self._entries:
-                self._entries[span.request_id].cached_len = span.committed_len
+                entry = self._entries[span.request_id]
+                entry.cached_len, entry.num_cached_drafts = span.committed_len, 0
+        for proposal in proposals:
+            if proposal.request_id in self._entries and proposal.source is not DraftMethod.NGRAM:
+                # The last draft was proposed but not fed back, so its KV does not exist.
+                self._entries[proposal.request_id].num_cached_drafts = max(len(proposal.tokens) - 1, 0)
         self.kv.acknowledge(command.released)
         return bool(command.released)
 
@@ -156,12 +165,13 @@ class DraftBook:
         for span in command.spans:
             self.release(span.request_id)
 
-    def accepted(self, request_id: int, committed_len: int, num_drafts: int, accepted_len: int) -> None:
-        """Record that of `num_drafts` drafts after `committed_len` tokens, `accepted_len` are committed."""
+    def accepted(self, request_id: int, committed_len: int, accepted_len: int) -> None:
+        """Record that of the drafts after `committed_len` tokens, `accepted_len` are committed."""
         entry = self._entries.get(request_id)
         if entry is not None and entry.cached_len == committed_len:  # else this drafter did not propose them
-            # The last draft was proposed but not fed back, so its KV does not exist.
-            entry.cached_len += min(accepted_len, max(num_drafts - 1, 0))
+            entry.cached_len += min(accepted_len, entry.num_cached_drafts)
+            entry.num_cached_drafts = 0
+            entry.left_behind = accepted_len + 1
 
     def cached_len(self, request_id: int) -> int:
         """Return the number of leading tokens of the request that the drafter's KV holds."""
@@ -172,6 +182,7 @@ class DraftBook:
         """Free the request's KV; the request can be introduced again."""
         if request_id in self._entries:
             self._entries[request_id].cached_len = 0
+            self._entries[request_id].left_behind = 0
         self.kv.release(request_id)
 
     def forget(self, request_id: int) -> None:
@@ -180,6 +191,9 @@ class DraftBook:
         self._entries.pop(request_id, None)
 
     # Inside
+
+    def _lag_limit(self, request_id: int) -> int:
+        return max(self.max_lag, self._entries[request_id].left_behind if request_id in self._entries else 0)
 
     def _can_serve(self, request: BookRequest) -> bool:
         # If it were introduced again before its release is acknowledged, the release would free its new KV.

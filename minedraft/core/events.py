@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from minedraft.messages import LinkStats, Timing, WorkerInfo
-from minedraft.types import Batch, FinishReason, Mode, Role
+from minedraft.types import Batch, DraftMethod, FinishReason, Mode, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ class RoundCommitted:
         accepted: (drafts verified, drafts accepted) of each request that had drafts.
         is_prefill: whether the round carried prompt tokens, for either worker.
         num_active: batches that have requests after the round.
+        sources: what made the drafts, for each entry of `accepted`.
     """
 
     batch: Batch
@@ -112,6 +113,7 @@ class RoundCommitted:
     accepted: tuple[tuple[int, int], ...]
     is_prefill: bool
     num_active: int
+    sources: tuple[DraftMethod, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,12 @@ meanwhile. So it is done where it pays, for few requests at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from minedraft.core.draft_book import BookRequest, DraftBook
 from minedraft.core.ledger import KvLedger
-from minedraft.messages import DraftCommand, DraftSpan, Features
+from minedraft.messages import DraftCommand, DraftSpan, Features, Proposal
 from minedraft.sampling_params import MAX_DRAFT_LEN
 
 RECOMPUTE_PRICE = 2
@@ -141,15 +141,15 @@ class FeatureBook(DraftBook):
 
     # Commands and their results
 
-    def executed(self, command: DraftCommand) -> bool:
+    def executed(self, command: DraftCommand, proposals: Sequence[Proposal] = ()) -> bool:
         """Record as `DraftBook.executed`, and drop the features that the drafter has taken."""
         for span in command.spans:
             held = self._held.get(span.request_id, ())
             # The last one is kept: the same draft is asked for again if the verifier does not finish the round.
             self._keep(span.request_id, [piece for piece in held if piece.end > span.committed_len - 2])
-        return super().executed(command)
+        return super().executed(command, proposals)
 
-    def accepted(self, request_id: int, committed_len: int, num_drafts: int, accepted_len: int) -> None:
+    def accepted(self, request_id: int, committed_len: int, accepted_len: int) -> None:
         """Record nothing: the drafter takes accepted drafts again, with the target's features."""
 
     def release(self, request_id: int) -> None:

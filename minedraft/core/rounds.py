@@ -9,7 +9,7 @@ from minedraft.core.draft_book import DraftBook
 from minedraft.core.ledger import KvLedger
 from minedraft.core.request import Request
 from minedraft.messages import DraftSpan, Proposal, Tensor, TruncatedQ, Verdict, VerifySpan
-from minedraft.types import Batch, FinishReason
+from minedraft.types import Batch, DraftMethod, FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +159,7 @@ def to_verify_span(span: PlannedSpan, proposal: Proposal | None) -> VerifySpan:
         sample=span.sample,
         spec=request.spec if request.verifier_len == 0 else None,
         wants_features=span.wants_features,
+        source=proposal.source if proposal is not None else DraftMethod.MODEL,
     )
 
 

@@ -31,7 +31,7 @@ from minedraft.core.rounds import (
 from minedraft.core.span_planner import SpanPlanner, wanted_drafts
 from minedraft.errors import MineDraftError, NumericError, Overloaded, ProtocolError, StaleRound
 from minedraft.messages import Proposal, Verdict, VerifySpan
-from minedraft.types import Batch, FinishReason
+from minedraft.types import Batch, DraftMethod, FinishReason
 
 Updates: TypeAlias = list[RequestUpdate]
 
@@ -224,9 +224,10 @@ class Scheduler:
         """
         assert self.is_current(plan), "a round of a lost verifier is given up"
         verdict_of = {verdict.request_id: verdict for verdict in verdicts}
-        num_drafts_of = {span.request_id: len(span.drafts) for span in command}
+        sent = {span.request_id: span for span in command}
         updates: Updates = []
         accepted: list[tuple[int, int]] = []
+        sources: list[DraftMethod] = []
         for span in plan.spans:
             request = span.request
             request.num_open_rounds -= 1
@@ -240,9 +241,10 @@ class Scheduler:
                 continue  # the round that it follows gave no token; the request is in the next round again
             if verdict is None or verdict.committed_len != committed_len:
                 raise ProtocolError(f"no verdict continues request {request.id} at {committed_len} tokens")
-            num_drafts = num_drafts_of[request.id]
+            num_drafts = len(sent[request.id].drafts)
             if num_drafts and not verdict.error:
                 accepted.append((num_drafts, verdict.accepted_len))
+                sources.append(sent[request.id].source)
             if plan.book is not None and verdict.features is not None:
                 plan.book.deliver(request, verdict.features)
             if (update := self._commit_span(span, num_drafts, verdict)) is not None:
@@ -250,7 +252,7 @@ class Scheduler:
         self._end_round(plan)
         num_tokens, num_active = sum([len(update.token_ids) for update in updates]), self.batches.num_active
         counts = len(plan.spans), num_tokens, tuple(accepted), plan.is_prefill, num_active
-        self._events.append(events.RoundCommitted(plan.batch, plan.number, *counts))
+        self._events.append(events.RoundCommitted(plan.batch, plan.number, *counts, tuple(sources)))
         return updates
 
     def abandon(self, plan: RoundPlan, culprit: int | None, error: MineDraftError) -> Updates:
@@ -371,7 +373,7 @@ class Scheduler:
             error = NumericError(f"the target's logits are not finite after {span.committed_len} tokens")
             return self._fail(request, error)
         if span.draft is not None and self.book is not None:
-            self.book.accepted(request.id, span.committed_len, num_drafts, verdict.accepted_len)
+            self.book.accepted(request.id, span.committed_len, verdict.accepted_len)
         token_ids, reason = apply_verdict(span, num_drafts, verdict)
         if reason is not None:
             self._remove(request, reason)

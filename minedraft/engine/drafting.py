@@ -112,7 +112,7 @@ class Drafting:
             self._on_error(drafter, error, plan)
             return None
         self._num_failures = 0
-        if book.executed(command):
+        if book.executed(command, reply.proposals):
             self._wake()  # blocks are free now, in either lane
         self._publish(events.Drafted(plan.batch, plan.number, reply.timing, is_prefill))
         return reply

@@ -15,7 +15,7 @@ from minedraft.device import format_cores
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import MineDraftError
 from minedraft.messages import LinkStats, WorkerInfo
-from minedraft.output import BatchState, ServiceStatus, WorkerState
+from minedraft.output import BatchState, ServiceStatus, SourceState, WorkerState
 from minedraft.settings.config import Settings
 from minedraft.types import Role
 
@@ -102,6 +102,10 @@ class StatusBoard:
             verified_drafts=counters.verified_drafts,
             accepted_drafts=counters.accepted_drafts,
             errors=dict(self._errors),
+            sources=tuple(
+                SourceState(source.value, counts.rows, counts.verified, counts.accepted)
+                for source, counts in counters.sources.items()
+            ),
         )
 
     def _links(self, pipeline: Pipeline) -> Sequence[LinkStats]:

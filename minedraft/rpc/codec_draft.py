@@ -6,8 +6,14 @@ from minedraft.errors import InvalidRequest, ProtocolError, StaleRound
 from minedraft.messages import DraftCommand, DraftReply, DraftSpan, Proposal, WorkerInfo
 from minedraft.rpc import codec
 from minedraft.rpc.codec_tensor import features_from_pb, features_to_pb, q_from_pb, q_to_pb
-from minedraft.types import MAX_SPAN_DRAFTS
+from minedraft.types import MAX_SPAN_DRAFTS, DraftMethod
 from minedraft.v1 import worker_pb2
+
+_SOURCE_TO_PB = {
+    DraftMethod.MODEL: worker_pb2.DRAFT_SOURCE_MODEL,
+    DraftMethod.NGRAM: worker_pb2.DRAFT_SOURCE_NGRAM,
+}
+_SOURCE_FROM_PB = {value: source for source, value in _SOURCE_TO_PB.items()}
 
 
 def draft_command_to_pb(command: DraftCommand) -> worker_pb2.DraftRequest:
@@ -93,7 +99,10 @@ def _span_from_pb(message: worker_pb2.DraftSpan, info: WorkerInfo) -> DraftSpan:
 
 def _proposal_to_pb(proposal: Proposal) -> worker_pb2.Proposal:
     message = worker_pb2.Proposal(
-        request_id=proposal.request_id, committed_len=proposal.committed_len, tokens=proposal.tokens
+        request_id=proposal.request_id,
+        committed_len=proposal.committed_len,
+        tokens=proposal.tokens,
+        source=_SOURCE_TO_PB[proposal.source],
     )
     if proposal.q is not None:
         message.q.CopyFrom(q_to_pb(proposal.q))
@@ -112,4 +121,8 @@ def _proposal_from_pb(message: worker_pb2.Proposal, span: DraftSpan, info: Worke
     q = None
     if message.HasField("q"):
         q = q_from_pb(message.q, len(tokens), codec.name_of(request_id, "proposals.q"))
-    return Proposal(request_id, committed_len, tokens, q)
+    source = _SOURCE_FROM_PB.get(message.source)
+    if source is None:
+        known = ", ".join(method.value for method in DraftMethod)
+        raise InvalidRequest(codec.name_of(request_id, "proposals.source"), message.source, f"must be one of {known}")
+    return Proposal(request_id, committed_len, tokens, q, source)

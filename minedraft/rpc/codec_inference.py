@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from minedraft.errors import InvalidRequest
 from minedraft.messages import TokenLogprobs
-from minedraft.output import BatchState, Output, RequestUsage, ServiceStatus, WorkerState
+from minedraft.output import BatchState, Output, RequestUsage, ServiceStatus, SourceState, WorkerState
 from minedraft.prompts import (
     MAX_CHAT_MESSAGES,
     MAX_PROMPT_TOKENS,
@@ -107,7 +107,7 @@ def output_from_pb(message: inference_pb2.GenerateReply) -> Output:
 
 
 def status_to_pb(status: ServiceStatus) -> inference_pb2.GetStatusReply:
-    scalars = {name: getattr(status, name) for name in _names(ServiceStatus) - {"batches", "workers"}}
+    scalars = {name: getattr(status, name) for name in _names(ServiceStatus) - {"batches", "workers", "sources"}}
     return inference_pb2.GetStatusReply(
         **scalars,
         batches=[
@@ -118,11 +118,16 @@ def status_to_pb(status: ServiceStatus) -> inference_pb2.GetStatusReply:
             inference_pb2.WorkerStatus(**{name: getattr(worker, name) for name in _names(WorkerState)})
             for worker in status.workers
         ],
+        sources=[
+            inference_pb2.SourceStatus(**{name: getattr(source, name) for name in _names(SourceState)})
+            for source in status.sources
+        ],
     )
 
 
 def status_from_pb(message: inference_pb2.GetStatusReply) -> ServiceStatus:
-    scalars = {name: getattr(message, name) for name in _names(ServiceStatus) - {"batches", "workers", "errors"}}
+    of_parts = {"batches", "workers", "errors", "sources"}
+    scalars = {name: getattr(message, name) for name in _names(ServiceStatus) - of_parts}
     return ServiceStatus(
         **scalars,
         errors=dict(message.errors),
@@ -131,6 +136,9 @@ def status_from_pb(message: inference_pb2.GetStatusReply) -> ServiceStatus:
         ),
         workers=tuple(
             WorkerState(**{name: getattr(worker, name) for name in _names(WorkerState)}) for worker in message.workers
+        ),
+        sources=tuple(
+            SourceState(**{name: getattr(source, name) for name in _names(SourceState)}) for source in message.sources
         ),
     )
 
@@ -146,7 +154,7 @@ def borrow_from_pb(message: inference_pb2.BorrowRequest) -> LoanTerms:
     return LoanTerms.check(message.mode, message.max_batch_size, message.draft_len)
 
 
-def _names(kind: type[RequestUsage | BatchState | WorkerState | ServiceStatus]) -> set[str]:
+def _names(kind: type[RequestUsage | BatchState | WorkerState | SourceState | ServiceStatus]) -> set[str]:
     return {field.name for field in fields(kind)}
 
 

@@ -30,6 +30,10 @@ class Positional:
     """Marks a setting that is a positional argument of the command line."""
 
 
+class Switch:
+    """Marks a setting that is on by default: the command line has a flag that turns it off, too."""
+
+
 def _default_target_device() -> str:
     cores = usable_cores()
     return str(Device("cpu", cores[1:2] or cores))
@@ -57,6 +61,10 @@ class SharedSettings(BaseModel):
     draft_method: Annotated[DraftMethod, Field(strict=False)] = Field(
         DraftMethod.MODEL,
         description="model: use the draft model; ngram: look up n-grams in the request, no draft model.",
+    )
+    lookup: Annotated[bool, Switch()] = Field(
+        True,
+        description="Draft by n-grams of the request where that promises more than the draft model, which drafts else.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of the weights; auto picks the faster one for the device."

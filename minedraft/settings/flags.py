@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from minedraft.settings.config import Positional, SharedSettings
+from minedraft.settings.config import Positional, SharedSettings, Switch
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -48,10 +48,10 @@ def settings_flags(kind: type[SharedSettings]) -> Callable[[_F], _F]:
 
     def decorate(function: _F) -> _F:
         for name, field in reversed(kind.own_first()):
-            if _is_positional(field):
+            if _has(field, Positional):
                 function = click.argument(name, type=_option(field)["type"])(function)
             else:
-                function = click.option(f"--{_dashed(name)}", name, **_option(field))(function)
+                function = click.option(_flag(name, field), name, **_option(field))(function)
         return function
 
     return decorate
@@ -62,23 +62,31 @@ def to_flags(settings: SharedSettings) -> list[str]:
     argv: list[str] = []
     fields = type(settings).model_fields
     for name, value in settings.to_plain_values().items():
-        if _is_positional(fields[name]):
+        if _has(fields[name], Positional):
             argv.insert(0, str(value))
         elif value is True:
             argv.append(f"--{_dashed(name)}")
+        elif value is False and _has(fields[name], Switch):
+            argv.append(f"--no-{_dashed(name)}")
         elif value is not False:
             argv += [f"--{_dashed(name)}", str(value)]
     return argv
 
 
-def _is_positional(field: FieldInfo) -> bool:
-    return any(isinstance(mark, Positional) for mark in field.metadata)
+def _flag(name: str, field: FieldInfo) -> str:
+    return f"--{_dashed(name)}/--no-{_dashed(name)}" if _has(field, Switch) else f"--{_dashed(name)}"
+
+
+def _has(field: FieldInfo, mark: type[Positional | Switch]) -> bool:
+    return any(isinstance(other, mark) for other in field.metadata)
 
 
 def _option(field: FieldInfo) -> dict[str, Any]:
     kind = _plain_type(field.annotation)
     option: dict[str, Any] = {"help": _help_text(field), "required": field.is_required(), "default": None}
-    if kind is bool:
+    if kind is bool and _has(field, Switch):
+        option["is_flag"] = True
+    elif kind is bool:
         option |= {"is_flag": True, "flag_value": True}
     elif words := _words_beside_int(kind):
         option["type"] = NumberOrWord(words)

@@ -20,6 +20,12 @@ class Acceptance(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ACCEPTANCE_GREEDY: _ClassVar[Acceptance]
     ACCEPTANCE_COUPLED: _ClassVar[Acceptance]
     ACCEPTANCE_REJECTION: _ClassVar[Acceptance]
+
+class DraftSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DRAFT_SOURCE_MODEL: _ClassVar[DraftSource]
+    DRAFT_SOURCE_NGRAM: _ClassVar[DraftSource]
+    DRAFT_SOURCE_EAGLE: _ClassVar[DraftSource]
 BATCH_NAME_UNSPECIFIED: BatchName
 BATCH_NAME_A: BatchName
 BATCH_NAME_B: BatchName
@@ -27,6 +33,9 @@ ACCEPTANCE_UNSPECIFIED: Acceptance
 ACCEPTANCE_GREEDY: Acceptance
 ACCEPTANCE_COUPLED: Acceptance
 ACCEPTANCE_REJECTION: Acceptance
+DRAFT_SOURCE_MODEL: DraftSource
+DRAFT_SOURCE_NGRAM: DraftSource
+DRAFT_SOURCE_EAGLE: DraftSource
 
 class Command(_message.Message):
     __slots__ = ("call", "draft", "prefill", "verify", "release", "configure")
@@ -205,16 +214,18 @@ class Timing(_message.Message):
     def __init__(self, queue_ns: _Optional[int] = ..., forward_ns: _Optional[int] = ..., busy_ns: _Optional[int] = ..., idle_ns: _Optional[int] = ..., start_us: _Optional[int] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("request_id", "committed_len", "tokens", "q")
+    __slots__ = ("request_id", "committed_len", "tokens", "q", "source")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     Q_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     committed_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     q: TruncatedQ
-    def __init__(self, request_id: _Optional[int] = ..., committed_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ...) -> None: ...
+    source: DraftSource
+    def __init__(self, request_id: _Optional[int] = ..., committed_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ..., source: _Optional[_Union[DraftSource, str]] = ...) -> None: ...
 
 class DraftReply(_message.Message):
     __slots__ = ("round", "proposals", "timing", "num_free_blocks")

@@ -27,7 +27,7 @@ from minedraft.messages import (
     VerifySpan,
     WorkerInfo,
 )
-from minedraft.types import PROTOCOL_VERSION, Batch, Role
+from minedraft.types import PROTOCOL_VERSION, Batch, DraftMethod, Role
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.rounds.following import Follower
 from minedraft_workers.rounds.round_log import RoundLog
@@ -211,8 +211,9 @@ class FakeVerifier(_FakeWorker):
 
 
 class FakeDrafter(_FakeWorker):
-    """Proposes the target's next tokens, and a wrong one where `is_right(prefix_len)` is false. With `reads_features`
-    it refuses a span without the true features of its tokens."""
+    """Proposes the target's next tokens, and a wrong one where `is_right(prefix_len)` is false. Where
+    `is_looked_up(prefix_len)` is true, they count as looked up: it caches none of them. With `reads_features` it
+    refuses a span without the true features of its tokens."""
 
     role = Role.DRAFTER
 
@@ -223,12 +224,14 @@ class FakeDrafter(_FakeWorker):
         max_model_len: int = 128,
         is_right: Callable[[int], bool] = lambda prefix_len: prefix_len % 3 != 0,
         vocab_size: int = VOCAB_SIZE,
+        is_looked_up: Callable[[int], bool] = lambda prefix_len: prefix_len % 5 == 0,
         reads_features: bool = False,
     ) -> None:
         super().__init__(num_blocks, block_size, max_model_len, vocab_size)
         if reads_features:
             self.info = replace(self.info, feature_layers=features.LAYERS, feature_size=features.SIZE)
         self.is_right = is_right
+        self.is_looked_up = is_looked_up
         self.commands: list[DraftCommand] = []
 
     def execute(self, command: DraftCommand, method: str = "draft") -> DraftReply:
@@ -250,9 +253,12 @@ class FakeDrafter(_FakeWorker):
             for _ in range(span.draft_len):
                 state.tokens.append(self._propose(state.tokens))
             if span.draft_len:
-                proposals.append(Proposal(span.request_id, committed_len, tuple(state.tokens[committed_len:])))
+                is_looked_up = self.is_looked_up(committed_len)
+                source = DraftMethod.NGRAM if is_looked_up else DraftMethod.MODEL
+                drafts = tuple(state.tokens[committed_len:])
+                proposals.append(Proposal(span.request_id, committed_len, drafts, source=source))
                 # The last draft is never fed back, and what an own state was fed back with is computed again.
-                del state.tokens[committed_len if reads_features else -1 :]
+                del state.tokens[committed_len if reads_features or is_looked_up else -1 :]
         return DraftReply(command.round, tuple(proposals), Timing(), self.kv.pool.num_free)
 
     def _propose(self, tokens: Sequence[int]) -> int:

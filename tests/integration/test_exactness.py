@@ -22,7 +22,7 @@ from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import WorkerLost
 from minedraft.messages import DraftCommand, DraftReply, Proposal
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import FinishReason, Mode
+from minedraft.types import DraftMethod, FinishReason, Mode
 from scripts.lib.sink import Collector
 from tests.support.counted import CountedPipeline
 from tests.support.in_process import InProcessDrafter, InProcessVerifier, load_executor
@@ -103,14 +103,27 @@ async def test_greedy_tokens_equal_generate_in_every_mode_and_batch_size(
             assert 0 < counters.accepted_drafts < counters.verified_drafts, "both outcomes must occur"
 
 
+@pytest.mark.parametrize("has_model", [False, True])
 async def test_prompt_lookup_drafts_leave_the_tokens_unchanged(
-    target_dir: Path, prompts: list[tuple[int, ...]], truth: list[list[int]]
+    has_model: bool, target_dir: Path, draft_dir: Path, prompts: list[tuple[int, ...]], truth: list[list[int]]
 ) -> None:
-    verifier = InProcessVerifier(load_executor(target_dir))
-    drafter = InProcessDrafter(None, verifier, ngram=True)
-    async with CountedPipeline(limits(Mode.MINEDRAFT, 3), verifier, drafter) as pipeline:
-        answers = await answer(pipeline, prompts, SamplingParams(max_new_tokens=NUM_NEW))
-        assert [a.tokens for a in answers] == truth
+    """Each prompt comes again with its answer before it, so that the answer can be looked up."""
+    again = [(*prompt, *output, *prompt) for prompt, output in zip(prompts, truth, strict=True)]
+    params, outputs = SamplingParams(max_new_tokens=NUM_NEW), []
+    for lookup in (False, True):
+        verifier = InProcessVerifier(load_executor(target_dir))
+        executor = load_executor(draft_dir) if has_model else None
+        drafter = InProcessDrafter(executor, verifier, lookup=lookup) if lookup or has_model else None
+        async with CountedPipeline(limits(Mode.MINEDRAFT, 3), verifier, drafter) as pipeline:
+            answers = await answer(pipeline, [*prompts, *again], params)
+            assert [a.tokens for a in answers[: len(prompts)]] == truth
+            outputs.append([a.tokens for a in answers])
+            looked_up = pipeline.counters.sources.get(DraftMethod.NGRAM)
+            assert (looked_up is not None) is lookup
+            if looked_up is not None:
+                assert 0 < looked_up.accepted < looked_up.verified, "both outcomes must occur"
+            assert pipeline.counters.failed_commands == 0
+    assert outputs[0] == outputs[1]
 
 
 @pytest.mark.parametrize("draft_rows", [300, 384])

@@ -10,9 +10,10 @@ from pathlib import Path
 from minedraft.device import Device
 from minedraft.errors import WorkerLost
 from minedraft.messages import DraftCommand, DraftReply, LinkStats, Timing, VerifyCommand, VerifyReply, WorkerInfo
-from minedraft.types import PROTOCOL_VERSION, Role
+from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.executor import Executor
+from minedraft_workers.proposers.combined import CombinedProposer
 from minedraft_workers.proposers.draft_model import ModelProposer
 from minedraft_workers.proposers.ngram import NgramProposer
 from minedraft_workers.rounds.following import Follower
@@ -89,14 +90,17 @@ class InProcessVerifier(_InProcess):
 class InProcessDrafter(_InProcess):
     actor: DrafterActor
 
-    def __init__(self, executor: Executor | None, verifier: InProcessVerifier, *, ngram: bool = False) -> None:
+    def __init__(
+        self, executor: Executor | None, verifier: InProcessVerifier, *, ngram: bool = False, lookup: bool = False
+    ) -> None:
         super().__init__()
         if executor is None or ngram:
-            self.info = replace(verifier.info, role=Role.DRAFTER, num_blocks=0)
+            self.info = replace(verifier.info, role=Role.DRAFTER, num_blocks=0, draft_method=DraftMethod.NGRAM)
             self.actor = DrafterActor(NgramProposer(), self.info)
         else:
             self.info = _info(Role.DRAFTER, executor)
-            self.actor = DrafterActor(ModelProposer(executor), self.info)
+            model = ModelProposer(executor)
+            self.actor = DrafterActor(CombinedProposer(model) if lookup else model, self.info)
         self.actor.reset(verifier.info.vocab_size)  # as a handshake does
 
     async def draft(self, command: DraftCommand) -> DraftReply:

@@ -129,6 +129,7 @@ def test_settings_survive_the_way_through_the_command_line():
 
 EVERY_SHARED = {
     "draft_method": "ngram",
+    "lookup": False,
     "dtype": "bfloat16",
     "kernels": "torch",
     "max_model_len": 512,

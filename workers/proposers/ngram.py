@@ -1,88 +1,132 @@
 """Drafting without a model and without KV: prompt lookup (Saxena 2023).
 
-It searches the text for earlier occurrences of the longest n-gram that ends it, and proposes the tokens
-that followed the most recent one. It costs almost nothing and pays for answers that repeat their prompt
-(code, summaries, tool calls). Its drafts are not sampled: under REJECTION, q is 1 on the draft.
+It searches prompt and output for the longest earlier occurrence of the text's end, and proposes the tokens that
+followed. It costs almost nothing and pays for answers that repeat their prompt or themselves (code, summaries, tool
+calls). Its drafts are not sampled: under REJECTION, q is 1 on the draft. What it proposes, and whether, depends only
+on committed tokens and on how earlier proposals did, never on drafts that are not decided yet: the target accepts or
+replaces a draft as it does any other, so the output law stays the target's.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from minedraft.types import DraftMethod
 from minedraft_workers.proposers.base import DraftRow
+from minedraft_workers.proposers.suffix_index import Match, SuffixIndex
 
-_ITEM_BYTES = array("i").itemsize
+_LONGEST = (2, 3, 5, 8)  # longest match of each class but the last
+# Share of first drafts accepted by class: measured with SmolLM2-135M over chats, code, summaries and tool calls.
+_SINGLE = (0.53, 0.64, 0.68, 0.74, 0.88)  # the match occurs once
+_AGREEING = (0.78, 0.77, 0.82, 0.95, 0.98)  # the same token follows each of its occurrences
+_SPLIT = (0.22, 0.22, 0.31, 0.31, 0.50)  # different tokens do
+_PRIOR_WEIGHT = 16.0  # proposals that what was measured elsewhere counts for
+_MAX_WEIGHT = 1024.0  # proposals that are remembered
+LEAST_RATE = 0.3
+"""Share of first drafts that must be expected to stand: where few do, verifying them costs more than they save."""
+
+
+class AcceptanceRate:
+    """The share of first drafts that the target accepted, of late."""
+
+    __slots__ = ("_num_accepted", "_num_proposed")
+
+    def __init__(self, prior: float) -> None:
+        self._num_accepted, self._num_proposed = prior * _PRIOR_WEIGHT, _PRIOR_WEIGHT
+
+    @property
+    def value(self) -> float:
+        return self._num_accepted / self._num_proposed
+
+    def count(self, is_accepted: bool) -> None:
+        """Learn from a proposal."""
+        if self._num_proposed >= _MAX_WEIGHT:
+            self._num_accepted, self._num_proposed = self._num_accepted / 2, self._num_proposed / 2
+        self._num_accepted += is_accepted
+        self._num_proposed += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Proposed:
+    """A proposal whose fate is not known yet: its first draft, the position of that, and the rate that learns it."""
+
+    position: int
+    draft: int
+    rate: AcceptanceRate
 
 
 class PromptLookup:
-    """The lookup of one request. It keeps the tokens packed, so that a round only packs its new tokens."""
+    """The lookup of all requests: an index of each one's text, and how the proposals of each class did."""
 
-    __slots__ = ("_max_ngram", "_min_ngram", "_num_packed", "_packed")
+    def __init__(self) -> None:
+        self._indexes: dict[int, SuffixIndex] = {}
+        self._open: dict[int, _Proposed] = {}
+        self._rates = {kind: [AcceptanceRate(rate) for rate in kind] for kind in (_SINGLE, _AGREEING, _SPLIT)}
 
-    def __init__(self, max_ngram: int = 3, min_ngram: int = 1) -> None:
-        assert 1 <= min_ngram <= max_ngram, f"n-grams of {min_ngram} to {max_ngram} tokens"
-        self._max_ngram = max_ngram
-        self._min_ngram = min_ngram
-        self._num_packed = 0
-        self._packed = bytearray()
+    def read(self, row: DraftRow) -> None:
+        """Take the row's committed tokens, and learn from them what became of its last proposal."""
+        request_id = row.state.request_id
+        index = self._indexes.setdefault(request_id, SuffixIndex())
+        known = min(len(index), row.prefix_len)
+        # Between the two are drafts that were accepted, which only the state has.
+        index.replace_from(known, [*row.state.tokens[known : row.prefix_len], *row.tokens])
+        proposed = self._open.get(request_id)
+        if proposed is not None and proposed.position < len(index):
+            proposed.rate.count(index.token_at(proposed.position) == proposed.draft)
+            del self._open[request_id]
 
-    def propose(self, tokens: Sequence[int], draft_len: int) -> list[int]:
-        """Return up to `draft_len` tokens that may follow `tokens`; none if nothing matches.
+    def find(self, row: DraftRow, least_rate: float) -> bool:
+        """Give the row its drafts, if the first one stands with a probability of `least_rate`; return whether it does.
+        Call `read` before."""
+        match = self._indexes[row.state.request_id].find(row.draft_len)
+        if match is None or (rate := self._rate_of(match)).value < least_rate:
+            return False
+        row.drafts, row.source = list(match.continuation), DraftMethod.NGRAM
+        self.note(row, rate)
+        return True
 
-        Args:
-            tokens: all tokens of the request, below 2**31. The tokens of the previous call are taken as
-                unchanged if the last of them is; after a shorter history the lookup starts afresh.
-        """
-        self._pack(tokens)
-        for ngram_len in range(min(self._max_ngram, len(tokens) - 1), self._min_ngram - 1, -1):
-            start = self._last_occurrence(len(tokens), ngram_len)
-            if start >= 0:
-                follow = start + ngram_len
-                return list(tokens[follow : follow + draft_len])
-        return []
+    def note(self, row: DraftRow, rate: AcceptanceRate) -> None:
+        """Let `rate` learn what becomes of the row's drafts."""
+        if row.drafts:
+            self._open[row.state.request_id] = _Proposed(row.committed_len, row.drafts[0], rate)
 
-    def _pack(self, tokens: Sequence[int]) -> None:
-        known = self._num_packed
-        if known > len(tokens) or (known and self._packed[-_ITEM_BYTES:] != array("i", [tokens[known - 1]]).tobytes()):
-            self._packed.clear()
-            known = 0
-        self._packed += array("i", tokens[known:]).tobytes()
-        self._num_packed = len(tokens)
+    def release(self, request_id: int) -> None:
+        self._indexes.pop(request_id, None)
+        self._open.pop(request_id, None)
 
-    def _last_occurrence(self, num_tokens: int, ngram_len: int) -> int:
-        """Return the index of the last earlier occurrence of the final n-gram, or -1."""
-        ngram = self._packed[(num_tokens - ngram_len) * _ITEM_BYTES :]
-        end = (num_tokens - 1) * _ITEM_BYTES  # an earlier occurrence ends before the last token
-        while True:
-            start = self._packed.rfind(ngram, 0, end)
-            if start % _ITEM_BYTES == 0 or start < 0:
-                return start // _ITEM_BYTES
-            end = start + len(ngram) - 1  # the match is not aligned to a token: search further back
+    def clear(self) -> None:
+        """Forget every request; what was learned stays."""
+        self._indexes.clear()
+        self._open.clear()
+
+    def _rate_of(self, match: Match) -> AcceptanceRate:
+        size = sum(match.length > longest for longest in _LONGEST)
+        if match.num_places == 1:
+            return self._rates[_SINGLE][size]
+        return self._rates[_AGREEING if match.num_agreeing == match.num_places else _SPLIT][size]
 
 
 class NgramProposer:
-    """Drafts by prompt lookup. It holds no KV and so has no blocks."""
+    """Drafts by prompt lookup alone. It holds no KV and so has no blocks."""
 
     num_free_blocks = 0
     feature_layers: tuple[int, ...] = ()
     feature_size = 0
 
     def __init__(self) -> None:
-        self._lookups: dict[int, PromptLookup] = {}
+        self._lookup = PromptLookup()
 
     def propose(self, rows: Sequence[DraftRow]) -> int:
         for row in rows:
-            state = row.state
-            state.replace_from(row.prefix_len, row.tokens)
+            row.state.replace_from(row.prefix_len, row.tokens)
+            self._lookup.read(row)
             if row.draft_len:
-                lookup = self._lookups.setdefault(state.request_id, PromptLookup())
-                row.drafts = lookup.propose(state.tokens, row.draft_len)
-                state.tokens.extend(row.drafts[:-1])
+                self._lookup.find(row, LEAST_RATE)
         return 0
 
     def release(self, request_id: int) -> None:
-        self._lookups.pop(request_id, None)
+        self._lookup.release(request_id)
 
     def reset(self, target_vocab_size: int) -> None:
-        self._lookups.clear()  # no limit on ids: it proposes only tokens of the text, which the target knows
+        self._lookup.clear()  # no limit on ids: it proposes only tokens of the text, which the target knows

@@ -6,15 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from minedraft.core.draft_book import MAX_LAG, DraftBook
 from minedraft.core.ledger import KvLedger
 from minedraft.errors import InvalidRequest, ProtocolError
-from minedraft.messages import DraftCommand, DraftSpan
+from minedraft.messages import DraftCommand, DraftSpan, Proposal
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Acceptance, Batch, RoundId, SequenceSpec
+from minedraft.types import Acceptance, Batch, DraftMethod, RoundId, SequenceSpec
 from tests.fakes.workers import EPOCH, VOCAB_SIZE, FakeDrafter, next_token
 
 BLOCK_SIZE = 4
@@ -40,6 +41,7 @@ class BookMachine(RuleBasedStateMachine):
         self.live: dict[int, EngineRequest] = {}
         self.num_requests = self.num_rounds = self.num_drafted = 0
         self.will_refuse = False
+        self.max_draft_len = 0
 
     @rule(prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=20))
     def arrive(self, prompt: list[int]) -> None:
@@ -61,7 +63,7 @@ class BookMachine(RuleBasedStateMachine):
                 request.tokens.append(draft)
                 accepted_len += 1
             request.tokens.append(next_token(request.tokens))
-            self.book.accepted(request.id, committed_len, len(proposed), accepted_len)
+            self.book.accepted(request.id, committed_len, accepted_len)
 
     @rule()
     def refuse_the_next_command(self) -> None:
@@ -102,7 +104,8 @@ class BookMachine(RuleBasedStateMachine):
         drafts, prefills = [], []
         for request in self.live.values():
             if num_drafts := self.book.draft_len(request, draft_len, budget):
-                assert len(request.tokens) - self.book.cached_len(request.id) <= MAX_LAG
+                assert len(request.tokens) - self.book.cached_len(request.id) <= max(MAX_LAG, self.max_draft_len + 1)
+                self.max_draft_len = max(self.max_draft_len, num_drafts)
                 drafts.append(self.book.plan_draft(request, num_drafts))
             elif num_tokens := self.book.prefill_len(request, budget):
                 prefills.append(self.book.plan_prefill(request, num_tokens))
@@ -120,7 +123,7 @@ class BookMachine(RuleBasedStateMachine):
                 raise
             self.book.refused(command, error.request_id)
             return {}
-        self.book.executed(command)
+        self.book.executed(command, reply.proposals)
         return {proposal.request_id: proposal.tokens for proposal in reply.proposals}
 
     def _refusal(self, command: DraftCommand) -> None:
@@ -137,13 +140,38 @@ TestBookMachine.settings = settings(
 )
 
 
-def test_what_was_accepted_is_cached_but_for_the_last_draft_and_the_bonus_token() -> None:
+@pytest.mark.parametrize(
+    ("source", "num_proposed", "accepted_len", "lag"),
+    [
+        (DraftMethod.MODEL, 3, 3, MAX_LAG),
+        (DraftMethod.MODEL, 3, 2, 1),
+        (DraftMethod.NGRAM, 3, 3, 4),
+        (DraftMethod.NGRAM, 3, 0, 1),
+    ],
+)
+def test_the_next_draft_makes_up_what_a_round_left(
+    source: DraftMethod, num_proposed: int, accepted_len: int, lag: int
+) -> None:
+    """The bonus token, the last draft of a model, and all drafts that were looked up."""
     book, request = DraftBook(KvLedger(16, BLOCK_SIZE, CONTEXT), VOCAB_SIZE), EngineRequest(1, [5, 6, 7])
     assert book.draft_len(request, 3, 10) == 0, "nothing is cached yet"
     assert book.prefill_len(request, 10) == 2, "the last token waits for the draft"
     book.executed(book.command(RoundId(1, Batch.A, 1), (book.plan_prefill(request, 2),)))
     assert book.draft_len(request, 3, 10) == 3
-    book.executed(book.command(RoundId(1, Batch.A, 2), (book.plan_draft(request, 3),)))
-    request.tokens += [8, 9, 10, 11]
-    book.accepted(1, committed_len=3, num_drafts=3, accepted_len=3)
-    assert book.cached_len(1) == len(request.tokens) - MAX_LAG
+    command = book.command(RoundId(1, Batch.A, 2), (book.plan_draft(request, 3),))
+    book.executed(command, [Proposal(1, 3, tuple(range(8, 8 + num_proposed)), source=source)])
+    request.tokens += range(8, 8 + accepted_len + 1)
+    book.accepted(1, committed_len=3, accepted_len=accepted_len)
+    assert len(request.tokens) - book.cached_len(1) == lag
+    assert book.draft_len(request, 3, 10) == 3
+    assert book.prefill_len(request, 10) == 0
+    assert book.plan_draft(request, 3).tokens == tuple(request.tokens[-lag:])
+
+
+def test_drafts_that_were_not_verified_are_cached_no_less() -> None:
+    book, request = DraftBook(KvLedger(16, BLOCK_SIZE, CONTEXT), VOCAB_SIZE), EngineRequest(1, [5])
+    assert book.draft_len(request, 4, 10) == 4
+    book.executed(book.command(RoundId(1, Batch.A, 1), (book.plan_draft(request, 4),)), [Proposal(1, 1, (6, 7, 8, 9))])
+    request.tokens += [6, 7, 10]  # two of the four were verified, and accepted
+    book.accepted(1, committed_len=1, accepted_len=2)
+    assert book.cached_len(1) == 3

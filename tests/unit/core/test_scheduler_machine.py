@@ -297,7 +297,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 raise
             book.refused(command, error.request_id)
             return ()
-        book.executed(command)
+        book.executed(command, reply.proposals)
         return reply.proposals
 
     def _send(self, batch: Batch, flight: InFlight, proposals: tuple[Proposal, ...]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from minedraft.core.limits import SchedulerLimits
 from minedraft.errors import InvalidRequest
 from minedraft.messages import TokenLogprobs
-from minedraft.output import BatchState, Output, RequestUsage, ServiceStatus, WorkerState, join_outputs
+from minedraft.output import BatchState, Output, RequestUsage, ServiceStatus, SourceState, WorkerState, join_outputs
 from minedraft.prompts import (
     MAX_PROMPT_BYTES,
     MAX_TIMEOUT_S,
@@ -80,6 +80,7 @@ def test_a_status_survives_the_wire():
         workers=(WorkerState("drafter", "ready", num_blocks=7, busy=0.25),),
         errors={"OVERLOADED": 2},
         uptime_s=1.5,
+        sources=(SourceState("model", 3, 9, 4), SourceState("ngram", 1, 3, 3)),
     )
     assert status_from_pb(status_to_pb(status)) == status
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Acceptance, SequenceSpec
-from minedraft_workers.proposers.ngram import PromptLookup
+from minedraft_workers.proposers.base import DraftRow
+from minedraft_workers.proposers.ngram import LEAST_RATE, PromptLookup
 from minedraft_workers.sampling.acceptance import SparseQ, accept_prob, distribution, read_q, residual
 from minedraft_workers.sampling.choose import truncate_q
 from minedraft_workers.sampling.processors import process
@@ -37,30 +39,37 @@ def logits_after(context: Sequence[int], salt: int, width: int) -> torch.Tensor:
     return 1.5 * torch.randn(width, generator=torch.Generator().manual_seed(seed))
 
 
+@dataclass(frozen=True)
+class Drafter:
+    """A source of drafts. ids: tokens of its output layer; None: all."""
+
+    ids: Sequence[int] | None = None
+    top_m: int = VOCAB
+    has_lookup: bool = False
+    has_model: bool = True
+
+
 class Enumeration:
     """Target and drafter of one request whose outcomes can be listed with their probabilities."""
 
-    def __init__(self, sampling: SamplingParams, draft_ids: Sequence[int] | None, top_m: int, *, ngram: bool) -> None:
+    def __init__(self, sampling: SamplingParams, drafter: Drafter) -> None:
+        draft_ids = drafter.ids
         self.spec = SequenceSpec(sampling, len(PROMPT), 1, Acceptance.REJECTION, (STOP_ID,))
         self.draft_ids = torch.tensor(draft_ids if draft_ids is not None else range(VOCAB), dtype=torch.int32)
         self.whole = columns_of(VOCAB, CPU)
         self.reduced = columns_of(len(self.draft_ids), CPU, self.draft_ids)
-        self.top_m = top_m
-        self.ngram = ngram
+        self.drafter = drafter
 
     def p(self, committed: Sequence[int], drafts: Sequence[int]) -> torch.Tensor:
         row = logits_after([*committed, *drafts], 1, VOCAB)
         state = SequenceState(1, self.spec, committed)
         return distribution(process(row, state, drafts, self.whole), VOCAB)
 
-    def q(self, committed: Sequence[int], drafts: Sequence[int]) -> SparseQ | None:
-        """What the verifier reads from the wire for the draft after `drafts`; None: no proposal."""
-        if self.ngram:
-            proposed = PromptLookup().propose([*committed, *drafts], 1)
-            return read_q(torch.tensor(proposed), torch.ones(1), VOCAB) if proposed else None
+    def q(self, committed: Sequence[int], drafts: Sequence[int]) -> SparseQ:
+        """What the verifier reads from the wire for the model's draft after `drafts`."""
         row = logits_after([*committed, *drafts], 2, len(self.draft_ids))
         state = SequenceState(1, self.spec, committed)
-        kept, probs = truncate_q(process(row, state, drafts, self.reduced), self.top_m)
+        kept, probs = truncate_q(process(row, state, drafts, self.reduced), self.drafter.top_m)
         columns = process(row, state, drafts, self.reduced).columns
         ids = self.draft_ids[kept if columns is None else columns[kept]]
         return read_q(ids, probs, VOCAB)
@@ -69,14 +78,28 @@ class Enumeration:
         """Every draft sequence with its q and probability."""
 
         def extend(drafts: list[int], qs: list[SparseQ], prob: float) -> Iterator[Proposal]:
-            q = self.q(committed, drafts) if len(drafts) < draft_len else None
-            if q is None:
+            if len(drafts) == draft_len:
                 yield drafts, qs, prob
                 return
+            q = self.q(committed, drafts)
             for token, q_token in zip(q.ids.tolist(), q.probs.tolist(), strict=True):
                 yield from extend([*drafts, token], [*qs, q], prob * q_token)
 
-        yield from extend([], [], 1.0)
+        if looked_up := self.look_up(committed, draft_len):
+            # A draft that was not sampled has no q on the wire: it is 1 on the draft.
+            yield looked_up, [read_q(torch.tensor([draft]), torch.ones(1), VOCAB) for draft in looked_up], 1.0
+        elif self.drafter.has_model:
+            yield from extend([], [], 1.0)
+        else:
+            yield [], [], 1.0
+
+    def look_up(self, committed: Sequence[int], draft_len: int) -> list[int]:
+        """The drafts that prompt lookup gives; the choice of the source sees committed tokens only."""
+        if not self.drafter.has_lookup or not draft_len:
+            return []
+        lookup, row = PromptLookup(), DraftRow(SequenceState(1, self.spec), 0, committed, draft_len)
+        lookup.read(row)
+        return row.drafts if lookup.find(row, LEAST_RATE) else []
 
     def round(self, committed: Sequence[int], draft_len: int) -> Law:
         """The law of the tokens that one draft and verify commits."""
@@ -139,11 +162,12 @@ SAMPLINGS = {
     ),
 }
 DRAFTERS = {
-    "whole vocabulary": (None, VOCAB, False),
-    "truncated q": (None, 2, False),
-    "one token of q": (None, 1, False),
-    "reduced vocabulary": ([4, 1, 3], 2, False),
-    "prompt lookup": (None, 1, True),
+    "whole vocabulary": Drafter(),
+    "truncated q": Drafter(top_m=2),
+    "one token of q": Drafter(top_m=1),
+    "reduced vocabulary": Drafter([4, 1, 3], 2),
+    "prompt lookup": Drafter(top_m=1, has_lookup=True, has_model=False),
+    "prompt lookup, else a model": Drafter(top_m=2, has_lookup=True),
 }
 
 
@@ -152,9 +176,8 @@ DRAFTERS = {
 @pytest.mark.parametrize("drafter", DRAFTERS)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_the_output_law_is_the_targets_law(sampling: str, drafter: str, draft_len: int) -> None:
-    draft_ids, top_m, ngram = DRAFTERS[drafter]
-    case = Enumeration(SAMPLINGS[sampling], draft_ids, top_m, ngram=ngram)
-    num_tokens = 1 if draft_len == 3 and top_m == VOCAB else 2
+    case = Enumeration(SAMPLINGS[sampling], DRAFTERS[drafter])
+    num_tokens = 1 if draft_len == 3 and case.drafter.top_m == VOCAB else 2
     law = case.first_tokens(num_tokens, draft_len)
     alone = case.target_alone(num_tokens)
     assert sum(law.values()) == pytest.approx(1.0, abs=1e-12)
@@ -164,8 +187,7 @@ def test_the_output_law_is_the_targets_law(sampling: str, drafter: str, draft_le
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_a_round_commits_at_least_one_token_and_never_a_masked_one(drafter: str) -> None:
-    draft_ids, top_m, ngram = DRAFTERS[drafter]
-    case = Enumeration(SAMPLINGS["minimum length"], draft_ids, top_m, ngram=ngram)
+    case = Enumeration(SAMPLINGS["minimum length"], DRAFTERS[drafter])
     for tokens, prob in case.round(PROMPT, 2).items():
         assert 1 <= len(tokens) <= 3
         if STOP_ID in tokens[:2]:
