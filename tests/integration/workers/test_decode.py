@@ -16,7 +16,7 @@ from minedraft.errors import ProtocolError, StaleRound
 from minedraft.messages import DraftCommand, DraftSpan, VerifyCommand, VerifySpan
 from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Acceptance, Batch, RoundId, SequenceSpec
+from minedraft.types import Acceptance, Batch, DraftMethod, RoundId, SequenceSpec
 from tests.support.tiny_models import make_tiny_model
 from tests.support.worker_process import worker
 
@@ -60,7 +60,7 @@ def workers(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("run")
     common = ("--dtype", "float32", "--num-blocks", "64", "--block-size", "4")
     with (
-        worker("drafter", folder, "--model", str(models[1]), *common) as drafter,
+        worker("drafter", folder, "--model", str(models[1]), "--no-lookup", *common) as drafter,
         worker("verifier", folder, "--model", str(models[0]), *common) as verifier,
     ):
         yield drafter.address, verifier.address
@@ -142,7 +142,9 @@ class Driver:
             sequence.accepted.append(verdict.accepted_len)
             if draft_len:
                 num_drafts = len(proposals[sequence.id].tokens)
-                sequence.drafter_len = committed_len + min(verdict.accepted_len, max(num_drafts - 1, 0))
+                is_looked_up = proposals[sequence.id].source is DraftMethod.NGRAM
+                num_cached = 0 if is_looked_up else max(num_drafts - 1, 0)
+                sequence.drafter_len = committed_len + min(verdict.accepted_len, num_cached)
 
 
 @pytest.mark.parametrize("draft_len", [0, 1, 4])
