@@ -36,8 +36,8 @@ class BookRequest(Protocol):
 @dataclass(slots=True)
 class _Entry:
     """cached_len: leading tokens that the drafter's KV holds. num_cached_drafts: drafts after them that it holds.
-    left_behind: tokens of the last round, which the next draft makes up. checked_len: leading tokens whose ids were checked. is_barred: the
-    request decodes without drafts."""
+    left_behind: tokens of the last round, which the next draft makes up. checked_len: leading tokens whose ids were
+    checked. is_barred: the request decodes without drafts."""
 
     cached_len: int = 0
     num_cached_drafts: int = 0

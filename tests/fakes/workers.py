@@ -224,8 +224,8 @@ class FakeDrafter(_FakeWorker):
         max_model_len: int = 128,
         is_right: Callable[[int], bool] = lambda prefix_len: prefix_len % 3 != 0,
         vocab_size: int = VOCAB_SIZE,
-        is_looked_up: Callable[[int], bool] = lambda prefix_len: prefix_len % 5 == 0,
         reads_features: bool = False,
+        is_looked_up: Callable[[int], bool] = lambda prefix_len: prefix_len % 5 == 0,
     ) -> None:
         super().__init__(num_blocks, block_size, max_model_len, vocab_size)
         if reads_features:

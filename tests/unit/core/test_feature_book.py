@@ -63,7 +63,7 @@ class FeatureBookMachine(RuleBasedStateMachine):
                     known.append(draft)
                 end = len(known)
                 known.append(next_token(known))
-                self.book.accepted(request.id, len(request.tokens), len(proposed), end - len(request.tokens))
+                self.book.accepted(request.id, len(request.tokens), end - len(request.tokens))
             if wants:
                 self.book.deliver(request, features_of(known[:end], request.verifier_len))
             request.tokens, request.verifier_len = known, end
