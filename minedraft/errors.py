@@ -18,6 +18,7 @@
     └── InternalError                   INTERNAL             500    no       70
         ├── MemoryExhausted             INTERNAL             500    no       70   (a device has no room for a command)
         └── ProtocolError               INTERNAL             500    no       70   (a worker's message breaks a rule)
+            ├── ChannelFailed           INTERNAL             500    no       70   (a carrier of tensors failed)
             └── StaleRound              INTERNAL             500    no       70   (it belongs to another round or epoch)
 
 `reason` is a closed vocabulary, used on the wire, in log lines and by the counter
@@ -198,6 +199,12 @@ class MemoryExhausted(InternalError):
     """A worker's device had no memory for a command, which can come again with less in it."""
 
     reason = "MEMORY_EXHAUSTED"
+
+
+class ChannelFailed(ProtocolError):
+    """A carrier between the workers cannot be had, or has failed; tensors travel in messages then."""
+
+    reason = "CHANNEL_FAILED"
 
 
 class StaleRound(ProtocolError):

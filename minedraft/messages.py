@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
+from minedraft.carriers import Carrier, ChannelOffer
 from minedraft.types import DraftMethod, Role, RoundId, SequenceSpec
 
 ITEM_BYTES = {"int32": 4, "float32": 4, "bfloat16": 2}
 """The dtypes of tensors in messages, and the bytes of one item."""
-
-
-class Carrier(str, Enum):
-    """What carries a tensor from one worker to the other; the scheduler passes on the values of any."""
-
-    INLINE = "inline"  # the message itself, between any two hosts
-    SHM = "shm"  # shared memory of one host
-    CUDA_IPC = "cuda_ipc"  # device memory of one host
-    DIST = "dist"  # torch.distributed
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -150,11 +141,12 @@ class LinkStats:
     """The traffic of a worker's link so far.
 
     wire_bytes: serialised messages, both ways. num_stale: commands and replies dropped because they
-    belong to another round or epoch.
+    belong to another round or epoch. carrier: what large tensors from and to the worker travel by at present.
     """
 
     wire_bytes: int = 0
     num_stale: int = 0
+    carrier: Carrier = Carrier.INLINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +266,7 @@ class WorkerInfo:
     draft_method: DraftMethod | None = None  # drafter only
     kernels: str = ""  # what computes a forward pass, as "native avx512_bf16"; "" without a model
     is_batch_invariant: bool = False  # a row's logits are the same bits whatever else is in the forward
+    channels: tuple[ChannelOffer, ...] = ()  # what can carry tensors besides messages
     weights_bytes: int = 0
     cores: tuple[int, ...] = ()  # numbers of the cores that it computes on in a new epoch; none on a GPU
     max_cores: tuple[int, ...] = ()  # those that a ConfigureCommand may give it; none: it keeps its own

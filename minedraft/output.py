@@ -74,6 +74,7 @@ class WorkerState:
         is_batch_invariant: a row's logits are the same bits whatever else is in the forward pass, so that greedy
             and seeded tokens are the same alone and in a crowd, in bfloat16 too.
         cores: numbers of the cores that it computes on now, as "0-1"; "" on a GPU.
+        carrier: what large tensors from and to it travel by: "inline" (messages), "shm", "cuda_ipc" or "dist".
     """
 
     role: str
@@ -91,6 +92,7 @@ class WorkerState:
     kernels: str = ""
     is_batch_invariant: bool = False
     cores: str = ""
+    carrier: str = ""
 
 
 @dataclass(frozen=True, slots=True)

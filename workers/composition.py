@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from minedraft.device import Device
@@ -20,6 +20,8 @@ from minedraft_workers.cores import WorkerCores
 from minedraft_workers.device import enter_thread, pin
 
 if TYPE_CHECKING:
+    from minedraft_workers.channels.base import TokenChannel
+    from minedraft_workers.channels.joined import JoinedChannel
     from minedraft_workers.drafter import DrafterActor
     from minedraft_workers.execution.executor import Executor
     from minedraft_workers.proposers.base import Proposer
@@ -79,11 +81,18 @@ class Plan:
         """
         start_s = time.monotonic()
         pin(self.device)
+        from minedraft_workers.channels.joined import JoinedChannel
+        from minedraft_workers.channels.opening import Opener
+
         logger.info("torch imported on %s in %.1f s", self.device, time.monotonic() - start_s)
-        return asyncio.run(_serve(self, load_actor(self), start_s))
+        opener = Opener(self.device, self.settings.listen_address)
+        channel = JoinedChannel(opener.open)
+        actor = load_actor(self, channel)
+        actor.info = replace(actor.info, channels=opener.offers())
+        return asyncio.run(_serve(self, actor, channel, start_s))
 
 
-def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
+def load_actor(plan: Plan, channel: TokenChannel | None = None) -> DrafterActor | VerifierActor:
     """Return the actor of the worker's role, with its model loaded if it has one.
 
     Raises:
@@ -95,7 +104,7 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
     if not settings.has_model:
         from minedraft_workers.proposers.ngram import NgramProposer
 
-        return DrafterActor(NgramProposer(), _make_info(plan, None))
+        return DrafterActor(NgramProposer(), _make_info(plan, None), channel)
     import torch
 
     from minedraft_workers.execution.executor import Executor
@@ -128,8 +137,8 @@ def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
     )
     if settings.role is Role.VERIFIER:
         _check_kv_memory(plan, executor)
-        return VerifierActor(executor, _make_info(plan, executor), _make_sampler(plan))
-    return DrafterActor(_make_proposer(plan, executor), _make_info(plan, executor))
+        return VerifierActor(executor, _make_info(plan, executor), _make_sampler(plan), channel)
+    return DrafterActor(_make_proposer(plan, executor), _make_info(plan, executor), channel)
 
 
 def _make_proposer(plan: Plan, executor: Executor) -> Proposer:
@@ -140,7 +149,7 @@ def _make_proposer(plan: Plan, executor: Executor) -> Proposer:
     return CombinedProposer(model) if plan.settings.lookup else model
 
 
-async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float) -> int:
+async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, channel: JoinedChannel, start_s: float) -> int:
     from minedraft_workers.drafter import DrafterActor
     from minedraft_workers.rounds.runtime import WorkerRuntime
     from minedraft_workers.server import serve_worker
@@ -152,7 +161,10 @@ async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, start_s: float
             await runtime.prepare(lambda: prepare_actor(plan.device, actor))
         except MemoryExhausted as error:
             raise _no_memory(plan, str(error)) from error
-    handler = drafter_handler(actor, runtime) if isinstance(actor, DrafterActor) else verifier_handler(actor, runtime)
+    if isinstance(actor, DrafterActor):
+        handler = drafter_handler(actor, runtime, channel)
+    else:
+        handler = verifier_handler(actor, runtime, channel)
     address, info = plan.settings.listen_address, actor.info
 
     def on_ready() -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,15 +20,17 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from minedraft.errors import MineDraftError, ProtocolError, WorkerInUse
-from minedraft.messages import DraftReply, VerifyReply
+from minedraft.errors import ChannelFailed, MineDraftError, ProtocolError, WorkerInUse
+from minedraft.messages import DraftReply, Timing, VerifyReply
 from minedraft.rpc import codec, error_status
 from minedraft.rpc.channel import EPOCH_KEY
+from minedraft.rpc.codec_channel import channel_command_from_pb, channel_reply_to_pb, freed_from_pb
 from minedraft.rpc.codec_draft import draft_command_from_pb, draft_reply_to_pb
 from minedraft.rpc.codec_link import envelope_to_bytes, refusal_to_pb
 from minedraft.rpc.codec_verify import verify_command_from_pb, verify_reply_to_pb
 from minedraft.types import PROTOCOL_VERSION, RoundId
 from minedraft.v1 import worker_pb2
+from minedraft_workers.channels.joined import JoinedChannel
 from minedraft_workers.rounds.following import Follower
 from minedraft_workers.rounds.runtime import CommandResult, DraftingActor, Executed, VerifyingActor, WorkerRuntime
 
@@ -41,40 +45,48 @@ _Submitted = tuple[asyncio.Future[CommandResult], _Encode]
 _Submit = Callable[[worker_pb2.Command], _Submitted]
 
 
-def drafter_handler(actor: DraftingActor, runtime: WorkerRuntime) -> grpc.GenericRpcHandler[Any, Any]:
-    """Return the Drafter service."""
+def drafter_handler(
+    actor: DraftingActor, runtime: WorkerRuntime, channel: JoinedChannel | None = None
+) -> grpc.GenericRpcHandler[Any, Any]:
+    """Return the Drafter service. channel: the actor's; without one, all its tensors travel in messages."""
 
     def submit_draft(message: worker_pb2.Command) -> _Submitted:
         command = draft_command_from_pb(message.draft, runtime.info)
+        _free(channel, message.draft)
         reply = runtime.submit("draft", command.round, lambda: actor.draft(command))
         return reply, partial(_encode_drafts, command.round)
 
     def submit_prefill(message: worker_pb2.Command) -> _Submitted:
         command = draft_command_from_pb(message.prefill, runtime.info)
+        _free(channel, message.prefill)
         reply = runtime.submit("prefill", command.round, lambda: actor.prefill(command))
         return reply, partial(_encode_drafts, command.round)
 
-    return _handler(DRAFTER_SERVICE, runtime, {"draft": submit_draft, "prefill": submit_prefill})
+    return _handler(DRAFTER_SERVICE, runtime, {"draft": submit_draft, "prefill": submit_prefill}, channel)
 
 
-def verifier_handler(actor: VerifyingActor, runtime: WorkerRuntime) -> grpc.GenericRpcHandler[Any, Any]:
-    """Return the Verifier service."""
+def verifier_handler(
+    actor: VerifyingActor, runtime: WorkerRuntime, channel: JoinedChannel | None = None
+) -> grpc.GenericRpcHandler[Any, Any]:
+    """Return the Verifier service. channel: as for the Drafter."""
 
     follower = Follower(actor.verify, actor.release)
 
     def submit_verify(message: worker_pb2.Command) -> _Submitted:
         command = verify_command_from_pb(message.verify, runtime.info)
+        _free(channel, message.verify)
         reply = runtime.submit("verify", command.round, lambda: follower.verify(command))
         return reply, partial(_encode_verdicts, command.round)
 
-    return _handler(VERIFIER_SERVICE, runtime, {"verify": submit_verify})
+    return _handler(VERIFIER_SERVICE, runtime, {"verify": submit_verify}, channel)
 
 
 class _CommandStream:
     """One scheduler's stream of commands."""
 
-    def __init__(self, submits: dict[str, _Submit]) -> None:
+    def __init__(self, submits: dict[str, _Submit], channel: JoinedChannel | None) -> None:
         self._submits = submits
+        self._channel = channel
         self._outbox: deque[bytes] = deque()
         self._has_mail = asyncio.Event()
 
@@ -120,6 +132,8 @@ class _CommandStream:
         self._send(refusal_to_pb(call, error))
 
     def _send(self, message: worker_pb2.Reply) -> None:
+        if self._channel is not None and (failure := self._channel.take_failure()):
+            message.channel_failure = failure
         self._outbox.append(envelope_to_bytes(message))
         self._has_mail.set()
 
@@ -131,7 +145,7 @@ class _CommandStream:
                 await context.write(self._outbox.popleft())
 
 
-def _outside_rounds(runtime: WorkerRuntime) -> dict[str, _Submit]:
+def _outside_rounds(runtime: WorkerRuntime, channel: JoinedChannel | None) -> dict[str, _Submit]:
     """Return the commands that both workers have."""
 
     def submit_release(message: worker_pb2.Command) -> _Submitted:
@@ -141,11 +155,15 @@ def _outside_rounds(runtime: WorkerRuntime) -> dict[str, _Submit]:
     def submit_configure(message: worker_pb2.Command) -> _Submitted:
         return runtime.submit_configure(codec.configure_from_pb(message.configure)), _encode_configure
 
-    return {"release": submit_release, "configure": submit_configure}
+    submits: dict[str, _Submit] = {"release": submit_release, "configure": submit_configure}
+    if channel is not None:
+        submits["channel"] = partial(_submit_step, channel)
+    return submits
 
 
-def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) -> grpc.GenericRpcHandler[Any, Any]:
-    submits = submits | _outside_rounds(runtime)
+def _handler(
+    service: str, runtime: WorkerRuntime, submits: dict[str, _Submit], channel: JoinedChannel | None
+) -> grpc.GenericRpcHandler[Any, Any]:
     last_refusal = ""
 
     async def handshake(message: worker_pb2.HandshakeRequest, context: _Context) -> worker_pb2.HandshakeReply:
@@ -157,6 +175,7 @@ def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) 
             name, target_vocab_size = codec.handshake_from_pb(message)
             runtime.tenancy.check_free()
             info = runtime.start_epoch(target_vocab_size)
+            _reset(channel)
         except MineDraftError as error:
             nonlocal last_refusal
             if str(error) != last_refusal:  # a scheduler that waits for the worker asks five times a second
@@ -176,8 +195,9 @@ def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) 
             logger.warning("stream refused: %s", error)
             await error_status.abort(context, error, grpc.StatusCode.ABORTED)
         try:
-            await _CommandStream(submits).run(requests, context)
+            await _CommandStream(submits | _outside_rounds(runtime, channel), channel).run(requests, context)
         finally:
+            _reset(channel)
             runtime.tenancy.move_out()
 
     return grpc.method_handlers_generic_handler(
@@ -191,6 +211,41 @@ def _handler(service: str, runtime: WorkerRuntime, submits: dict[str, _Submit]) 
             "Run": grpc.stream_stream_rpc_method_handler(run),
         },
     )
+
+
+def _submit_step(channel: JoinedChannel, message: worker_pb2.Command) -> _Submitted:
+    """Take a step to a carrier in a thread of its own: it may wait for the other worker, and rounds go on."""
+    command = channel_command_from_pb(message.channel)
+    loop = asyncio.get_running_loop()
+    reply: asyncio.Future[CommandResult] = loop.create_future()
+
+    def take() -> None:
+        outcome: CommandResult
+        try:
+            outcome = Executed((channel.prepare(command),), Timing(), 0)
+        except MineDraftError as error:
+            outcome = error
+        except Exception as error:  # of a library: that carrier cannot be had
+            outcome = ChannelFailed(f"{type(error).__name__}: {error}")
+        with suppress(RuntimeError):  # the loop is closed: the process is ending
+            loop.call_soon_threadsafe(reply.set_result, outcome)
+
+    threading.Thread(target=take, name="channel", daemon=True).start()
+    return reply, _encode_step
+
+
+def _encode_step(call: int, done: Executed[Any]) -> worker_pb2.Reply:
+    return worker_pb2.Reply(call=call, channel=channel_reply_to_pb(done.rows[0]))
+
+
+def _reset(channel: JoinedChannel | None) -> None:
+    if channel is not None:
+        channel.reset()
+
+
+def _free(channel: JoinedChannel | None, message: worker_pb2.DraftRequest | worker_pb2.VerifyRequest) -> None:
+    if channel is not None:
+        channel.free(freed_from_pb(message))
 
 
 def _epoch_of(context: _Context) -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from minedraft.errors import InvalidRequest
+from minedraft.errors import ChannelFailed, InvalidRequest
 from minedraft.messages import Verdict, VerifyCommand, VerifySpan, WorkerInfo
 from minedraft.types import MAX_SPAN_DRAFTS, MAX_TOP_M
 from minedraft_workers.channels.base import TensorSpec, TokenChannel
@@ -59,9 +59,9 @@ class VerifierActor:
         """Release requests, run all spans as one forward, decide. Implements `VerifyingActor`."""
         self._clock.start()
         self.release(command.released)
-        spans = command.spans
-        states = [self._requests.find(span) for span in spans]
-        q_of = {span.request_id: self._unpack_q(span) for span in spans if span.q is not None}
+        states = [self._requests.find(span) for span in command.spans]
+        q_of: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        spans = [self._with_q(span, q_of) for span in command.spans]
         self._want_features(command)
         with self._clock.forward():
             logits, features = self._forward(spans)
@@ -107,6 +107,16 @@ class VerifierActor:
             return self._executor.forward(forward), None
         output = self._executor.forward_with_features(forward)
         return output.logits, output.features
+
+    def _with_q(self, span: VerifySpan, q_of: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> VerifySpan:
+        """Put a span's q into `q_of`. If it is lost on its way, return the span without drafts: whether it is lost
+        does not depend on the drafts, so the output law is the same."""
+        if span.q is not None:
+            try:
+                q_of[span.request_id] = self._unpack_q(span)
+            except ChannelFailed:  # the channel tells the scheduler
+                return replace(span, drafts=(), q=None)
+        return span
 
     def _unpack_q(self, span: VerifySpan) -> tuple[torch.Tensor, torch.Tensor]:
         assert span.q is not None, "called for spans that have a q"

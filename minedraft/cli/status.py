@@ -85,7 +85,17 @@ def _batches(now: ServiceStatus) -> Table:
 
 def _workers(now: ServiceStatus) -> Table:
     table = Table(
-        "worker", "state", "model", "device", "dtype", "kernels", "busy", "step", "KV blocks", box=SIMPLE_HEAD
+        "worker",
+        "state",
+        "model",
+        "device",
+        "dtype",
+        "kernels",
+        "tensors",
+        "busy",
+        "step",
+        "KV blocks",
+        box=SIMPLE_HEAD,
     )
     for worker in now.workers:
         used = f"{worker.num_blocks - worker.num_free_blocks}/{worker.num_blocks}"
@@ -96,6 +106,7 @@ def _workers(now: ServiceStatus) -> Table:
             worker.device,
             worker.dtype,
             worker.kernels.partition(" ")[0] or "none",
+            worker.carrier,
             f"{worker.busy:.0%}",
             f"{worker.step_ms:.1f} ms",
             used if worker.num_blocks else "none",

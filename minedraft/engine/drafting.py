@@ -17,7 +17,7 @@ from minedraft.core.ledger import KvLedger
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.workers import Drafter
-from minedraft.errors import MineDraftError, WorkerLost
+from minedraft.errors import ChannelFailed, MineDraftError, WorkerLost
 from minedraft.messages import DraftReply, DraftSpan, Proposal, WorkerInfo
 from minedraft.types import Role, RoundId
 
@@ -109,6 +109,8 @@ class Drafting:
             reply = await (drafter.prefill(command) if is_prefill else drafter.draft(command))
         except MineDraftError as error:
             book.refused(command, error.request_id)
+            if isinstance(error, ChannelFailed):  # the features that no command has carried are as lost as these
+                book.drop_features()
             self._on_error(drafter, error, plan)
             return None
         self._num_failures = 0
@@ -125,7 +127,7 @@ class Drafting:
             return
         self._publish(failed_command(Role.DRAFTER, plan, error))
         logger.warning("drafter command failed, its round has no drafts: %s", error)
-        self._num_failures += error.request_id is None
+        self._num_failures += error.request_id is None and not isinstance(error, ChannelFailed)
         if self._num_failures >= MAX_FAILURES:
             drafter.give_up(f"{MAX_FAILURES} commands failed in a row, the last: {error}")
             self.lose(error)

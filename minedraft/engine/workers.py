@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from minedraft.carriers import ChannelCommand, ChannelEnd
 from minedraft.errors import WorkerLost
 from minedraft.messages import DraftCommand, DraftReply, LinkStats, Timing, VerifyCommand, VerifyReply, WorkerInfo
 
@@ -30,6 +31,14 @@ class Worker(Protocol):
 
     @property
     def lost_error(self) -> WorkerLost | None: ...
+
+    on_channel_failure: Callable[[str], None]
+    """Called when the worker says that a carrier fails, with the cause."""
+
+    async def prepare_channel(self, command: ChannelCommand) -> ChannelEnd | None:
+        """Take a step to a carrier. Return the worker's end after OPEN, else None. Raise as `release`, and
+        ChannelFailed for an answer that does not fit."""
+        ...
 
     def give_up(self, cause: str) -> None:
         """Declare the link dead although the worker lives: it is of no use."""

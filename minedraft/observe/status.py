@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from minedraft.carriers import Carrier
 from minedraft.core import events
 from minedraft.core.counters import Counters
 from minedraft.core.ledger import KvLedger
@@ -120,11 +121,13 @@ class StatusBoard:
             Role.DRAFTER: (book.kv if book is not None else None, summary.drafter_busy, summary.draft_ms),
             Role.VERIFIER: (scheduler.verifier_kv, summary.verifier_busy, summary.verify_ms),
         }
+        carrier = pipeline.drafter.stats.carrier if pipeline.drafter is not None else Carrier.INLINE  # of both
         lost = self._lost | ({Role.VERIFIER} if pipeline.failure is not None else set())
         return tuple(
             replace(
                 _worker_state(self._workers[role], role not in lost, *figures[role]),
                 cores=format_cores(self._cores[role]),
+                carrier=carrier.value,
             )
             for role in figures
             if role in self._workers

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from minedraft.errors import InvalidRequest
 from minedraft.messages import ConfigureCommand, Timing, WorkerInfo
+from minedraft.rpc.codec_channel import offers_from_pb, offers_to_pb
 from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
 from minedraft.rpc.codec_tensor import layers_from_pb
 from minedraft.types import (
@@ -211,6 +212,7 @@ def info_to_pb(info: WorkerInfo, clock_ns: int) -> worker_pb2.HandshakeReply:
         draft_method=info.draft_method.value if info.draft_method else "",
         kernels=info.kernels,
         is_batch_invariant=info.is_batch_invariant,
+        channels=offers_to_pb(info.channels),
         weights_bytes=info.weights_bytes,
         feature_layers=info.feature_layers,
         feature_size=info.feature_size,
@@ -257,6 +259,7 @@ def info_from_pb(message: worker_pb2.HandshakeReply, sent_ns: int, received_ns: 
         draft_method=methods[message.draft_method],
         kernels=message.kernels,
         is_batch_invariant=message.is_batch_invariant,
+        channels=offers_from_pb(message.channels),
         weights_bytes=message.weights_bytes,
         feature_layers=layers_from_pb(message.feature_layers, "feature_layers"),
         feature_size=message.feature_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from minedraft.errors import InternalError, MineDraftError, ProtocolError, StaleRound
+from minedraft.errors import ChannelFailed, InternalError, MineDraftError, ProtocolError, StaleRound
 from minedraft.rpc.channel import MAX_WORKER_MESSAGE_BYTES
 from minedraft.v1 import worker_pb2
 
@@ -23,11 +23,13 @@ def refusal_to_pb(call: int, error: MineDraftError) -> worker_pb2.Reply:
 
 
 def refusal_from_pb(message: worker_pb2.Refusal) -> InternalError:
-    """Return the error of a refusal. StaleRound or ProtocolError: the command was not executed, the worker
+    """Return the error of a refusal. ProtocolError or one of its kinds: the command was not executed, the worker
     lives. A plain InternalError: the worker is exiting."""
     error: InternalError
     if message.reason == StaleRound.reason:
         error = StaleRound(message.message)
+    elif message.reason == ChannelFailed.reason:
+        error = ChannelFailed(f"refused a command: {message.message}")
     elif message.reason == InternalError.reason:
         error = InternalError(message.message)
     else:

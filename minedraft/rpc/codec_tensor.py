@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from minedraft.carriers import Carrier
 from minedraft.errors import InvalidRequest
-from minedraft.messages import ITEM_BYTES, Carrier, Features, Tensor, TensorRef, TruncatedQ
+from minedraft.messages import ITEM_BYTES, Features, Tensor, TensorRef, TruncatedQ
 from minedraft.types import MAX_FEATURE_LAYERS, MAX_FEATURE_SIZE, MAX_TOP_M
 from minedraft.v1 import common_pb2, worker_pb2
 
@@ -17,20 +18,28 @@ _DTYPE_TO_PB = {
     "float32": common_pb2.Tensor.DTYPE_FLOAT32,
     "bfloat16": common_pb2.Tensor.DTYPE_BFLOAT16,
 }
-_CARRIER_TO_PB = {
+CARRIER_TO_PB = {
     Carrier.INLINE: common_pb2.CARRIER_INLINE,
     Carrier.SHM: common_pb2.CARRIER_SHM,
     Carrier.CUDA_IPC: common_pb2.CARRIER_CUDA_IPC,
     Carrier.DIST: common_pb2.CARRIER_DIST,
 }
 _FEATURE_DTYPES = {_DTYPE_TO_PB[dtype]: dtype for dtype in ("float32", "bfloat16")}
-_CARRIER_FROM_PB = {value: carrier for carrier, value in _CARRIER_TO_PB.items()}
+_CARRIER_FROM_PB: dict[int, Carrier] = {value: carrier for carrier, value in CARRIER_TO_PB.items()}
+
+
+def carrier_from_pb(value: int, field: str, *, with_inline: bool = False) -> Carrier:
+    """Return a carrier. Raise InvalidRequest if there is none such; `INLINE` is one only `with_inline`."""
+    carrier = _CARRIER_FROM_PB.get(value)
+    if carrier is None or (carrier is Carrier.INLINE and not with_inline):
+        raise InvalidRequest(field, int(value), "must be shm, cuda_ipc or dist")
+    return carrier
 
 
 def tensor_to_pb(tensor: Tensor) -> common_pb2.Tensor:
     message = common_pb2.Tensor(dtype=_DTYPE_TO_PB[tensor.dtype], shape=tensor.shape, data=tensor.data)
     if (reference := tensor.reference) is not None:
-        message.reference.carrier = _CARRIER_TO_PB[reference.carrier]
+        message.reference.carrier = CARRIER_TO_PB[reference.carrier]
         message.reference.segment = reference.segment
         message.reference.offset = reference.offset
         message.reference.generation = reference.generation
@@ -59,15 +68,18 @@ def tensor_from_pb(message: common_pb2.Tensor, dtype: str, max_shape: tuple[int,
 
 
 def _reference_from_pb(message: common_pb2.TensorRef, least_bytes: int, field: str) -> TensorRef:
-    carrier = _CARRIER_FROM_PB.get(message.carrier)
-    if carrier is None or carrier is Carrier.INLINE:
-        raise InvalidRequest(f"{field}.carrier", int(message.carrier), "must be shm, cuda_ipc or dist")
+    carrier = carrier_from_pb(message.carrier, f"{field}.carrier")
     if not least_bytes <= message.num_bytes <= MAX_SEGMENT_BYTES:
         limit = f"must be in [{least_bytes}, {MAX_SEGMENT_BYTES}]"
         raise InvalidRequest(f"{field}.num_bytes", message.num_bytes, limit)
     if message.offset > MAX_SEGMENT_BYTES:
         raise InvalidRequest(f"{field}.offset", message.offset, f"at most {MAX_SEGMENT_BYTES}")
     return TensorRef(carrier, message.segment, message.offset, message.generation, message.num_bytes)
+
+
+def generations_in(tensors: Iterable[common_pb2.Tensor]) -> list[int]:
+    """Return the generations of the references among tensors, unchecked."""
+    return [tensor.reference.generation for tensor in tensors if tensor.HasField("reference")]
 
 
 def q_to_pb(q: TruncatedQ) -> worker_pb2.TruncatedQ:

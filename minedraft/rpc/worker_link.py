@@ -14,8 +14,8 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import ClassVar, Self, TypeAlias
 
@@ -24,6 +24,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from minedraft.address import Address
+from minedraft.carriers import ChannelCommand, ChannelEnd
 from minedraft.errors import (
     ConfigError,
     InternalError,
@@ -38,6 +39,7 @@ from minedraft.messages import (
     DraftCommand,
     DraftReply,
     LinkStats,
+    Tensor,
     Timing,
     VerifyCommand,
     VerifyReply,
@@ -45,11 +47,19 @@ from minedraft.messages import (
 )
 from minedraft.rpc import codec
 from minedraft.rpc.channel import EPOCH_KEY, worker_channel
+from minedraft.rpc.codec_channel import (
+    MAX_FAILURE_CHARS,
+    MAX_FREED,
+    channel_command_to_pb,
+    channel_reply_from_pb,
+)
 from minedraft.rpc.codec_draft import draft_command_to_pb, draft_reply_from_pb
 from minedraft.rpc.codec_link import encode, envelope_to_bytes, refusal_from_pb
+from minedraft.rpc.codec_tensor import generations_in
 from minedraft.rpc.codec_verify import verify_command_to_pb, verify_reply_from_pb
+from minedraft.rpc.leases import LeaseBook
 from minedraft.types import PROTOCOL_VERSION, Role
-from minedraft.v1 import worker_pb2
+from minedraft.v1 import common_pb2, worker_pb2
 
 logger = logging.getLogger("minedraft.rpc.worker_link")
 
@@ -67,6 +77,7 @@ class _WorkerLink:
         info: the worker's answer to the handshake.
         stats: traffic so far.
         lost: set when the link is dead; `lost_error` then names the worker and the cause.
+        on_channel_failure: called when the worker says that a carrier fails, with the cause.
     """
 
     role: ClassVar[Role]
@@ -78,6 +89,8 @@ class _WorkerLink:
         self.stats = LinkStats()
         self.lost = asyncio.Event()
         self.lost_error: WorkerLost | None = None
+        self.on_channel_failure: Callable[[str], None] = _ignore
+        self._leases = LeaseBook()
         self._channel = worker_channel(address)
         self._stream: _Stream | None = None
         self._reader: asyncio.Task[None]
@@ -156,6 +169,12 @@ class _WorkerLink:
         reply = await self._call(worker_pb2.Command(configure=message), "configure")
         return codec.configure_reply_from_pb(reply.configure, self.info)
 
+    async def prepare_channel(self, command: ChannelCommand) -> ChannelEnd | None:
+        """Take a step to a carrier. Return the worker's end after OPEN, else None. Raise as `release`, and
+        ChannelFailed for an answer that does not fit."""
+        reply = await self._call(worker_pb2.Command(channel=channel_command_to_pb(command)), "channel")
+        return channel_reply_from_pb(reply.channel, command)
+
     async def _call(self, command: worker_pb2.Command, reply_kind: str) -> worker_pb2.Reply:
         """Send a command and return its reply.
 
@@ -192,9 +211,12 @@ class _WorkerLink:
             while isinstance(data := await stream.read(), bytes):  # else the end of the stream
                 self.stats.wire_bytes += len(data)
                 reply = worker_pb2.Reply.FromString(data)
+                if reply.channel_failure:
+                    self.on_channel_failure(reply.channel_failure[:MAX_FAILURE_CHARS])
                 waiter = self._pending.get(reply.call)
                 if waiter is None:
                     self.stats.num_stale += 1
+                    self._leases.free(generations_in(_tensors_in(reply)))
                 elif not waiter.done():
                     waiter.set_result(reply)
             self._lose("it ended the stream")
@@ -211,6 +233,21 @@ class _WorkerLink:
                 self._has_mail.clear()
                 while self._outbox:
                     await stream.write(self._outbox.popleft())
+
+    @contextmanager
+    def _decoding(self, reply: worker_pb2.Reply) -> Iterator[None]:
+        """Count a stale reply, and free the leases of one that is dropped."""
+        try:
+            yield
+        except MineDraftError as error:
+            self.stats.num_stale += isinstance(error, StaleRound)
+            self._leases.free(generations_in(_tensors_in(reply)))
+            raise
+
+    def _watch(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            if tensor.reference is not None:
+                self._leases.watch(tensor.reference)
 
     def _tell_slow(self, kind: str) -> None:
         logger.warning("%s has not answered a %s command for %.0f s; still waiting", self._name, kind, _SLOW_COMMAND_S)
@@ -266,7 +303,7 @@ class _WorkerLink:
             self.stats.num_stale += 1
             error = StaleRound(f"{self._name}: {refusal}")
         elif isinstance(refusal, ProtocolError):
-            error = ProtocolError(f"{self._name} {refusal}")
+            error = type(refusal)(f"{self._name} {refusal}")
         else:
             return self._lose(str(refusal))
         error.request_id = refusal.request_id
@@ -294,19 +331,21 @@ class GrpcDrafter(_WorkerLink):
     _service = "Drafter"
 
     async def draft(self, command: DraftCommand) -> DraftReply:
-        reply = await self._call(worker_pb2.Command(draft=encode(draft_command_to_pb, command)), "draft")
-        return self._decode(reply, command)
+        return self._decode(await self._call(worker_pb2.Command(draft=self._encode(command)), "draft"), command)
 
     async def prefill(self, command: DraftCommand) -> DraftReply:
-        reply = await self._call(worker_pb2.Command(prefill=encode(draft_command_to_pb, command)), "draft")
-        return self._decode(reply, command)
+        return self._decode(await self._call(worker_pb2.Command(prefill=self._encode(command)), "draft"), command)
 
-    def _decode(self, reply: worker_pb2.Reply, command: DraftCommand) -> DraftReply:
-        try:
-            return draft_reply_from_pb(reply.draft, command, self.info)
-        except StaleRound:
-            self.stats.num_stale += 1
-            raise
+    def _encode(self, command: DraftCommand) -> worker_pb2.DraftRequest:
+        message = encode(draft_command_to_pb, command)
+        message.freed.extend(self._leases.take(MAX_FREED))
+        return message
+
+    def _decode(self, message: worker_pb2.Reply, command: DraftCommand) -> DraftReply:
+        with self._decoding(message):
+            reply = draft_reply_from_pb(message.draft, command, self.info)
+        self._watch(side for row in reply.proposals if row.q is not None for side in (row.q.ids, row.q.probs))
+        return reply
 
 
 class GrpcVerifier(_WorkerLink):
@@ -316,12 +355,26 @@ class GrpcVerifier(_WorkerLink):
     _service = "Verifier"
 
     async def verify(self, command: VerifyCommand) -> VerifyReply:
-        reply = await self._call(worker_pb2.Command(verify=encode(verify_command_to_pb, command)), "verify")
-        try:
-            return verify_reply_from_pb(reply.verify, command, self.info)
-        except StaleRound:
-            self.stats.num_stale += 1
-            raise
+        message = encode(verify_command_to_pb, command)
+        message.freed.extend(self._leases.take(MAX_FREED))
+        reply = await self._call(worker_pb2.Command(verify=message), "verify")
+        with self._decoding(reply):
+            checked = verify_reply_from_pb(reply.verify, command, self.info)
+        self._watch(row.features.states for row in checked.verdicts if row.features is not None)
+        return checked
+
+
+def _tensors_in(reply: worker_pb2.Reply) -> Iterator[common_pb2.Tensor]:
+    """Yield every tensor of a worker's reply."""
+    for proposal in reply.draft.proposals:
+        yield proposal.q.ids
+        yield proposal.q.probs
+    for verdict in reply.verify.verdicts:
+        yield verdict.features.states
+
+
+def _ignore(cause: str) -> None:
+    """Leave a failure unheard: nobody has joined the worker with another one."""
 
 
 def _own_name() -> str:

@@ -21,6 +21,7 @@ import click
 
 from minedraft.address import Address
 from minedraft.core.limits import SchedulerLimits
+from minedraft.engine.pairing import PairingConnector
 from minedraft.engine.pipeline import Pipeline
 from minedraft.engine.slots import Connector, check_drafter, drafter_slot, fail_when_lost
 from minedraft.errors import ConfigError, Draining, InternalError, ModelError
@@ -56,7 +57,7 @@ class Server:
 
     def __init__(self, settings: Settings, connector: Connector | None = None) -> None:
         self._settings = settings
-        self._connector = connector or _grpc_connector(settings)
+        self._connector = PairingConnector(connector or _grpc_connector(settings), settings.channel)
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
         self._server = client_server()

@@ -200,6 +200,12 @@ class Settings(SharedSettings):
     draft_address: str | None = Field(
         None, description="Use the drafter already running at this address.", examples=["ADDR"]
     )
+    channel: Literal["auto", "inline", "shm", "cuda_ipc", "dist"] = Field(
+        "auto",
+        description="What carries large tensors (draft distributions, hidden states) between the workers. inline: "
+        "messages, through the scheduler; shm: shared memory; cuda_ipc: GPU memory of one host; dist: "
+        "torch.distributed. auto: the fastest that both workers have; it falls back to inline.",
+    )
     load_timeout_s: float = Field(600.0, gt=0, le=86400, description="Seconds within which the workers must be ready.")
     drain_timeout_s: float = Field(
         30.0, ge=0, le=3600, description="Seconds that running requests have to finish at shutdown."

@@ -132,7 +132,7 @@ class BatchStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., num_requests: _Optional[int] = ..., rounds: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("role", "state", "model", "device", "dtype", "epoch", "num_blocks", "num_free_blocks", "block_size", "busy", "step_ms", "draft_method", "kernels", "is_batch_invariant", "cores")
+    __slots__ = ("role", "state", "model", "device", "dtype", "epoch", "num_blocks", "num_free_blocks", "block_size", "busy", "step_ms", "draft_method", "kernels", "is_batch_invariant", "cores", "carrier")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +148,7 @@ class WorkerStatus(_message.Message):
     KERNELS_FIELD_NUMBER: _ClassVar[int]
     IS_BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
     CORES_FIELD_NUMBER: _ClassVar[int]
+    CARRIER_FIELD_NUMBER: _ClassVar[int]
     role: str
     state: str
     model: str
@@ -163,7 +164,8 @@ class WorkerStatus(_message.Message):
     kernels: str
     is_batch_invariant: bool
     cores: str
-    def __init__(self, role: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., epoch: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., busy: _Optional[float] = ..., step_ms: _Optional[float] = ..., draft_method: _Optional[str] = ..., kernels: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., cores: _Optional[str] = ...) -> None: ...
+    carrier: str
+    def __init__(self, role: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., epoch: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., busy: _Optional[float] = ..., step_ms: _Optional[float] = ..., draft_method: _Optional[str] = ..., kernels: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., cores: _Optional[str] = ..., carrier: _Optional[str] = ...) -> None: ...
 
 class SourceStatus(_message.Message):
     __slots__ = ("name", "rows", "verified_drafts", "accepted_drafts")

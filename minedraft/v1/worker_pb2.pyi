@@ -38,36 +38,42 @@ DRAFT_SOURCE_NGRAM: DraftSource
 DRAFT_SOURCE_EAGLE: DraftSource
 
 class Command(_message.Message):
-    __slots__ = ("call", "draft", "prefill", "verify", "release", "configure")
+    __slots__ = ("call", "draft", "prefill", "verify", "release", "configure", "channel")
     CALL_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     VERIFY_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     CONFIGURE_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
     call: int
     draft: DraftRequest
     prefill: DraftRequest
     verify: VerifyRequest
     release: ReleaseRequest
     configure: ConfigureRequest
-    def __init__(self, call: _Optional[int] = ..., draft: _Optional[_Union[DraftRequest, _Mapping]] = ..., prefill: _Optional[_Union[DraftRequest, _Mapping]] = ..., verify: _Optional[_Union[VerifyRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ..., configure: _Optional[_Union[ConfigureRequest, _Mapping]] = ...) -> None: ...
+    channel: ChannelRequest
+    def __init__(self, call: _Optional[int] = ..., draft: _Optional[_Union[DraftRequest, _Mapping]] = ..., prefill: _Optional[_Union[DraftRequest, _Mapping]] = ..., verify: _Optional[_Union[VerifyRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ..., configure: _Optional[_Union[ConfigureRequest, _Mapping]] = ..., channel: _Optional[_Union[ChannelRequest, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("call", "draft", "verify", "release", "refusal", "configure")
+    __slots__ = ("call", "draft", "verify", "release", "refusal", "configure", "channel", "channel_failure")
     CALL_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     VERIFY_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     CONFIGURE_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FAILURE_FIELD_NUMBER: _ClassVar[int]
     call: int
     draft: DraftReply
     verify: VerifyReply
     release: ReleaseReply
     refusal: Refusal
     configure: ConfigureReply
-    def __init__(self, call: _Optional[int] = ..., draft: _Optional[_Union[DraftReply, _Mapping]] = ..., verify: _Optional[_Union[VerifyReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., configure: _Optional[_Union[ConfigureReply, _Mapping]] = ...) -> None: ...
+    channel: ChannelReply
+    channel_failure: str
+    def __init__(self, call: _Optional[int] = ..., draft: _Optional[_Union[DraftReply, _Mapping]] = ..., verify: _Optional[_Union[VerifyReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., configure: _Optional[_Union[ConfigureReply, _Mapping]] = ..., channel: _Optional[_Union[ChannelReply, _Mapping]] = ..., channel_failure: _Optional[str] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("reason", "message", "request_id")
@@ -90,7 +96,7 @@ class HandshakeRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., client_name: _Optional[str] = ..., target_vocab_size: _Optional[int] = ...) -> None: ...
 
 class HandshakeReply(_message.Message):
-    __slots__ = ("role", "epoch", "protocol_version", "vocab_size", "vocab_fingerprint", "num_blocks", "block_size", "max_model_len", "model_name", "device", "dtype", "draft_method", "weights_bytes", "kernels", "is_batch_invariant", "clock_ns", "cores", "max_cores", "feature_layers", "feature_size")
+    __slots__ = ("role", "epoch", "protocol_version", "vocab_size", "vocab_fingerprint", "num_blocks", "block_size", "max_model_len", "model_name", "device", "dtype", "draft_method", "weights_bytes", "kernels", "channels", "is_batch_invariant", "clock_ns", "cores", "max_cores", "feature_layers", "feature_size")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +111,7 @@ class HandshakeReply(_message.Message):
     DRAFT_METHOD_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
     KERNELS_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
     IS_BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
     CLOCK_NS_FIELD_NUMBER: _ClassVar[int]
     CORES_FIELD_NUMBER: _ClassVar[int]
@@ -125,13 +132,14 @@ class HandshakeReply(_message.Message):
     draft_method: str
     weights_bytes: int
     kernels: str
+    channels: _containers.RepeatedCompositeFieldContainer[ChannelOffer]
     is_batch_invariant: bool
     clock_ns: int
     cores: _containers.RepeatedScalarFieldContainer[int]
     max_cores: _containers.RepeatedScalarFieldContainer[int]
     feature_layers: _containers.RepeatedScalarFieldContainer[int]
     feature_size: int
-    def __init__(self, role: _Optional[str] = ..., epoch: _Optional[int] = ..., protocol_version: _Optional[int] = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., model_name: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., draft_method: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., kernels: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., clock_ns: _Optional[int] = ..., cores: _Optional[_Iterable[int]] = ..., max_cores: _Optional[_Iterable[int]] = ..., feature_layers: _Optional[_Iterable[int]] = ..., feature_size: _Optional[int] = ...) -> None: ...
+    def __init__(self, role: _Optional[str] = ..., epoch: _Optional[int] = ..., protocol_version: _Optional[int] = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., model_name: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., draft_method: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., kernels: _Optional[str] = ..., channels: _Optional[_Iterable[_Union[ChannelOffer, _Mapping]]] = ..., is_batch_invariant: _Optional[bool] = ..., clock_ns: _Optional[int] = ..., cores: _Optional[_Iterable[int]] = ..., max_cores: _Optional[_Iterable[int]] = ..., feature_layers: _Optional[_Iterable[int]] = ..., feature_size: _Optional[int] = ...) -> None: ...
 
 class RoundId(_message.Message):
     __slots__ = ("epoch", "batch", "number")
@@ -190,14 +198,16 @@ class DraftSpan(_message.Message):
     def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., draft_len: _Optional[int] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ..., features: _Optional[_Iterable[_Union[Features, _Mapping]]] = ...) -> None: ...
 
 class DraftRequest(_message.Message):
-    __slots__ = ("round", "spans", "released")
+    __slots__ = ("round", "spans", "released", "freed")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     RELEASED_FIELD_NUMBER: _ClassVar[int]
+    FREED_FIELD_NUMBER: _ClassVar[int]
     round: RoundId
     spans: _containers.RepeatedCompositeFieldContainer[DraftSpan]
     released: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[DraftSpan, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ...) -> None: ...
+    freed: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[DraftSpan, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ..., freed: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("queue_ns", "forward_ns", "busy_ns", "idle_ns", "start_us")
@@ -262,16 +272,18 @@ class VerifySpan(_message.Message):
     def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ..., sample: _Optional[bool] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ..., follows: _Optional[bool] = ..., wants_features: _Optional[bool] = ...) -> None: ...
 
 class VerifyRequest(_message.Message):
-    __slots__ = ("round", "spans", "released", "feature_layers")
+    __slots__ = ("round", "spans", "released", "feature_layers", "freed")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     RELEASED_FIELD_NUMBER: _ClassVar[int]
     FEATURE_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    FREED_FIELD_NUMBER: _ClassVar[int]
     round: RoundId
     spans: _containers.RepeatedCompositeFieldContainer[VerifySpan]
     released: _containers.RepeatedScalarFieldContainer[int]
     feature_layers: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[VerifySpan, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ..., feature_layers: _Optional[_Iterable[int]] = ...) -> None: ...
+    freed: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[VerifySpan, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ..., feature_layers: _Optional[_Iterable[int]] = ..., freed: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("request_id", "committed_len", "accepted_len", "tokens", "logprobs", "error", "features")
@@ -332,3 +344,63 @@ class ConfigureReply(_message.Message):
     TIMING_FIELD_NUMBER: _ClassVar[int]
     timing: Timing
     def __init__(self, timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+
+class ChannelOffer(_message.Message):
+    __slots__ = ("carrier", "host", "device")
+    CARRIER_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    carrier: _common_pb2.Carrier
+    host: str
+    device: str
+    def __init__(self, carrier: _Optional[_Union[_common_pb2.Carrier, str]] = ..., host: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+
+class ChannelEnd(_message.Message):
+    __slots__ = ("carrier", "segment", "num_bytes", "pid", "fd", "memory_handle", "event_handle", "device", "address")
+    CARRIER_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    FD_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_HANDLE_FIELD_NUMBER: _ClassVar[int]
+    EVENT_HANDLE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    carrier: _common_pb2.Carrier
+    segment: int
+    num_bytes: int
+    pid: int
+    fd: int
+    memory_handle: bytes
+    event_handle: bytes
+    device: str
+    address: str
+    def __init__(self, carrier: _Optional[_Union[_common_pb2.Carrier, str]] = ..., segment: _Optional[int] = ..., num_bytes: _Optional[int] = ..., pid: _Optional[int] = ..., fd: _Optional[int] = ..., memory_handle: _Optional[bytes] = ..., event_handle: _Optional[bytes] = ..., device: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+
+class ChannelRequest(_message.Message):
+    __slots__ = ("step", "carrier", "peer", "least_bytes")
+    class Step(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STEP_UNSPECIFIED: _ClassVar[ChannelRequest.Step]
+        STEP_OPEN: _ClassVar[ChannelRequest.Step]
+        STEP_JOIN: _ClassVar[ChannelRequest.Step]
+        STEP_USE: _ClassVar[ChannelRequest.Step]
+    STEP_UNSPECIFIED: ChannelRequest.Step
+    STEP_OPEN: ChannelRequest.Step
+    STEP_JOIN: ChannelRequest.Step
+    STEP_USE: ChannelRequest.Step
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    CARRIER_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    LEAST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    step: ChannelRequest.Step
+    carrier: _common_pb2.Carrier
+    peer: ChannelEnd
+    least_bytes: int
+    def __init__(self, step: _Optional[_Union[ChannelRequest.Step, str]] = ..., carrier: _Optional[_Union[_common_pb2.Carrier, str]] = ..., peer: _Optional[_Union[ChannelEnd, _Mapping]] = ..., least_bytes: _Optional[int] = ...) -> None: ...
+
+class ChannelReply(_message.Message):
+    __slots__ = ("end",)
+    END_FIELD_NUMBER: _ClassVar[int]
+    end: ChannelEnd
+    def __init__(self, end: _Optional[_Union[ChannelEnd, _Mapping]] = ...) -> None: ...

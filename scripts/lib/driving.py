@@ -17,10 +17,11 @@ from minedraft.core.counters import Counters
 from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
 from minedraft.core.round_stats import RoundStats
+from minedraft.engine.pairing import PairingConnector
 from minedraft.engine.pipeline import Pipeline
 from minedraft.engine.workers import Drafter, Verifier
 from minedraft.observe.timeline import Timeline
-from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
+from minedraft.rpc.connector import GrpcConnector
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Mode
 from scripts.lib.sink import Collector
@@ -75,12 +76,15 @@ class Driven:
 
 
 @asynccontextmanager
-async def driven(verifier_at: Address, drafter_at: Address) -> AsyncIterator[Driven]:
-    """Drive the workers at these addresses until the block ends; see `Driven.configure`."""
+async def driven(verifier_at: Address, drafter_at: Address, channel: str = "inline") -> AsyncIterator[Driven]:
+    """Drive the workers at these addresses, joined by `channel`, until the block ends; see `Driven.configure`."""
+    connector = PairingConnector(GrpcConnector(verifier_at, drafter_at), channel)
     async with AsyncExitStack() as stack:
-        verifier = await stack.enter_async_context(await GrpcVerifier.connect(verifier_at))
-        vocab_size = verifier.info.vocab_size
-        drafter = await stack.enter_async_context(await GrpcDrafter.connect(drafter_at, target_vocab_size=vocab_size))
+        verifier = await connector.connect_verifier()
+        stack.push_async_callback(verifier.close)
+        drafter = await connector.connect_drafter(verifier.info)
+        assert drafter is not None, "it has an address"
+        stack.push_async_callback(drafter.close)
         counters, rounds, timeline = Counters(), RoundStats(), Timeline()
         observers = [counters.observe, rounds.observe, timeline.observe]
         pipeline = await stack.enter_async_context(Pipeline(SchedulerLimits(), verifier, drafter, observers=observers))

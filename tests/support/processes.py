@@ -1,9 +1,12 @@
-"""Waits for other processes, for tests."""
+"""Waits for other processes, and looks at the files that they have open, for tests."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -22,3 +25,24 @@ def is_gone(process: psutil.Process) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def memory_files(pid: int | None = None) -> list[Path]:
+    """Return the paths of open descriptors of the product's memory files; of this process without a pid."""
+    found = []
+    for path in sorted(Path(f"/proc/{pid or os.getpid()}/fd").iterdir()):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            if "minedraft-tensors" in os.readlink(path):
+                found.append(path)
+    return found
+
+
+def num_files(pid: int) -> int:
+    """Return the number of descriptors that a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def overwrite(path: Path) -> None:
+    """Fill a memory file with zeros: every lease in it is lost."""
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))

@@ -34,7 +34,7 @@ class Room:
 
 # Files on top of minedraft/ form rooms of their own: `types errors ...` is the room "values", and so on.
 TOP = {
-    "values": "types messages errors sampling_params prompts output",
+    "values": "types messages carriers errors sampling_params prompts output",
     "places": "address device",
     "client": "__init__ client loan",
     "local": "local",
@@ -70,7 +70,7 @@ ROOMS = {
     "kernels": Room("values core.blocks native", "torch numpy triton"),
     "native": Room("values models.cache", "torch numpy"),
     "sampling": Room("values workers.sequence native", "torch numpy"),
-    "channels": Room("values", "torch numpy"),
+    "channels": Room("values places", "torch numpy"),
 }
 WORKER_ROOMS = ("rounds", "proposers", "execution", "kernels", "native", "sampling", "channels")
 # All that pure files may import of the standard library: nothing of it reads a clock, a file or the network.

@@ -1,4 +1,4 @@
 """Token channels: carriers of tensors between the workers.
 
-May import: values.
+May import: values, places.
 """

@@ -6,13 +6,15 @@ forwards such values unread. `inline` puts the bytes into the message; the other
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from minedraft.carriers import ChannelEnd
 from minedraft.errors import InvalidRequest
-from minedraft.messages import Tensor
+from minedraft.messages import Tensor, TensorRef
 
 TORCH_DTYPES = {"int32": torch.int32, "float32": torch.float32, "bfloat16": torch.bfloat16}
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -43,7 +45,51 @@ class TokenChannel(Protocol):
 
         Raises:
             InvalidRequest: the value does not match `spec`, or its data do not fill its shape.
+            ChannelFailed: its data are not in the message, and cannot be had.
         """
+        ...
+
+
+class CarrierEnd(Protocol):
+    """A worker's end of a carrier, which moves bytes: it writes to memory, or a connection, that the other worker
+    reads, and the other way round.
+
+    Attributes:
+        end: what the other worker must know to join.
+    """
+
+    end: ChannelEnd
+
+    def join(self, peer: ChannelEnd) -> None:
+        """Receive from the other worker's end from now on. It may wait for the other worker to do the same.
+
+        Raises:
+            ChannelFailed: it cannot be reached.
+        """
+        ...
+
+    def send(self, data: torch.Tensor) -> TensorRef | None:
+        """Lease room and send bytes, uint8 [n] on any device; None while there is no room. Device thread.
+
+        Raises:
+            ChannelFailed: the carrier has failed.
+        """
+        ...
+
+    def receive(self, reference: TensorRef, num_bytes: int) -> torch.Tensor:
+        """Return the first `num_bytes` of a lease of the other worker, uint8 [n], a copy. Device thread.
+
+        Raises:
+            ChannelFailed: there is no such lease, or the carrier has failed.
+        """
+        ...
+
+    def free(self, generations: Iterable[int]) -> None:
+        """End leases of this worker. Device thread."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the end holds. Safe to call twice, and while the device thread uses the end."""
         ...
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from minedraft.errors import InvalidRequest
+from minedraft.errors import ChannelFailed, InvalidRequest
 from minedraft.messages import ITEM_BYTES, Tensor
 from minedraft_workers.channels.base import TensorSpec, check_tensor, dtype_name
 
@@ -32,8 +32,7 @@ class InlineChannel:
     def unpack(self, tensor: Tensor, spec: TensorSpec, device: torch.device) -> torch.Tensor:
         check_tensor(tensor, spec)
         if tensor.reference is not None:
-            carrier = tensor.reference.carrier.value
-            raise InvalidRequest("tensor.reference.carrier", carrier, "this worker takes data in messages only")
+            raise ChannelFailed(f"no {tensor.reference.carrier.value} carrier is open here")
         if len(tensor.data) != math.prod(tensor.shape) * ITEM_BYTES[spec.dtype]:
             raise InvalidRequest("tensor.data", f"{len(tensor.data)} bytes", f"does not fill shape {tensor.shape}")
         dtype = _NUMPY_DTYPES[spec.dtype]

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minedraft.carriers import Carrier
 from minedraft.errors import InvalidRequest
-from minedraft.messages import ITEM_BYTES, Carrier, Tensor, TensorRef, TruncatedQ
+from minedraft.messages import ITEM_BYTES, Tensor, TensorRef, TruncatedQ
 from minedraft.rpc.codec_tensor import (
     MAX_SEGMENT_BYTES,
     q_from_pb,

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 
+from minedraft.carriers import Carrier
 from minedraft.core.policy.base import DraftOffer
 from minedraft.core.policy.guarded import GuardedDraftPolicy, GuardedModePolicy
 from minedraft.core.request import NewRequest, Request
 from minedraft.core.rounds import shorten
-from minedraft.messages import Carrier, Proposal, Tensor, TensorRef, TruncatedQ
+from minedraft.messages import Proposal, Tensor, TensorRef, TruncatedQ
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import LoanTerms, Mode
 

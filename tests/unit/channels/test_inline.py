@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minedraft.errors import InvalidRequest
-from minedraft.messages import Carrier, Tensor, TensorRef
+from minedraft.carriers import Carrier
+from minedraft.errors import ChannelFailed, InvalidRequest
+from minedraft.messages import Tensor, TensorRef
 from minedraft_workers.channels.base import TensorSpec
 from minedraft_workers.channels.inline import InlineChannel
 
@@ -48,13 +49,18 @@ def test_what_comes_back_can_be_written_to() -> None:
         {"shape": (1, 5), "data": bytes(5 * 4)},
         {"shape": (1, 2, 3)},
         {"data": b"1234"},
-        {"data": b"", "reference": TensorRef(Carrier.SHM, 1, 0, 1, 24)},
     ],
 )
 def test_what_is_not_asked_for_or_does_not_belong_together_is_refused(changes: dict[str, object]) -> None:
     packed: Tensor = CHANNEL.pack(VALUE)
     with pytest.raises(InvalidRequest, match="tensor"):
         CHANNEL.unpack(replace(packed, **changes), SPEC, CPU)  # type: ignore[arg-type]
+
+
+def test_a_reference_cannot_be_followed_without_its_carrier() -> None:
+    tensor = Tensor("int32", (2, 3), reference=TensorRef(Carrier.SHM, 1, 0, 1, 24))
+    with pytest.raises(ChannelFailed, match="no shm carrier is open here"):
+        CHANNEL.unpack(tensor, SPEC, CPU)
 
 
 def test_a_tensor_has_as_many_dimensions_as_the_receiver_takes() -> None:
