@@ -16,8 +16,7 @@ class Carrier(str, Enum):
     DIST = "dist"  # torch.distributed
 
 
-AUTO = "auto"
-CHANNEL_CHOICES = (AUTO, *(carrier.value for carrier in Carrier))
+AUTO_CARRIER = "auto"
 
 
 class ChannelStep(str, Enum):
@@ -83,14 +82,14 @@ def common_carriers(choice: str, ours: Sequence[ChannelOffer], theirs: Sequence[
     """Return what two workers can both use, the fastest first, without `INLINE`, which they always can.
 
     Args:
-        choice: one of CHANNEL_CHOICES. AUTO leaves out `DIST` between CPUs: it is slower than messages.
+        choice: the name of a carrier, or `AUTO_CARRIER`, which leaves out `DIST` between CPUs: messages are faster.
     """
     found: list[Carrier] = []
     for carrier in (Carrier.CUDA_IPC, Carrier.DIST, Carrier.SHM):
         pairs = [(a, b) for a in ours for b in theirs if a.carrier is b.carrier is carrier and a.host == b.host]
         if carrier is Carrier.DIST:  # NCCL, where each process has a GPU of its own; gloo, where none has
             pairs = [(a, b) for a, b in pairs if bool(a.device) is bool(b.device)]
-            pairs = [(a, b) for a, b in pairs if a.device != b.device or (choice != AUTO and not a.device)]
-        if pairs and choice in (AUTO, carrier.value):
+            pairs = [(a, b) for a, b in pairs if a.device != b.device or (choice != AUTO_CARRIER and not a.device)]
+        if pairs and choice in (AUTO_CARRIER, carrier.value):
             found.append(carrier)
     return found

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from functools import partial
 
-from minedraft.carriers import AUTO, Carrier, ChannelCommand, ChannelStep, common_carriers
+from minedraft.carriers import AUTO_CARRIER, Carrier, ChannelCommand, ChannelStep, common_carriers
 from minedraft.engine.slots import Connector
 from minedraft.engine.workers import Drafter, Verifier
 from minedraft.errors import ChannelFailed, MineDraftError
@@ -20,7 +20,7 @@ logger = logging.getLogger("minedraft.server")
 
 STEP_TIMEOUT_S = 15.0
 LEAST_BYTES = 4096
-"""With AUTO, smaller tensors travel in messages, where they cost less (scripts/results/channels.json)."""
+"""With AUTO_CARRIER, smaller tensors travel in messages, where they cost less (scripts/results/channels.json)."""
 
 
 class PairingConnector:
@@ -30,7 +30,7 @@ class PairingConnector:
         choice: the setting `channel`.
     """
 
-    def __init__(self, connector: Connector, choice: str = AUTO) -> None:
+    def __init__(self, connector: Connector, choice: str = AUTO_CARRIER) -> None:
         self._connector = connector
         self._choice = choice
         self._verifier: Verifier | None = None
@@ -67,7 +67,7 @@ class PairingConnector:
         if self._choice == Carrier.INLINE.value:
             return
         candidates = common_carriers(self._choice, verifier.info.channels, drafter.info.channels)
-        if not candidates and self._choice != AUTO:
+        if not candidates and self._choice != AUTO_CARRIER:
             logger.warning("the workers cannot be joined by %s, tensors travel in messages", self._choice)
         for carrier in candidates:
             try:
@@ -99,7 +99,7 @@ class PairingConnector:
         for worker in workers:
             worker.on_channel_failure = partial(self._on_failure, verifier, drafter)
         verifier.stats.carrier = drafter.stats.carrier = carrier
-        least_bytes = LEAST_BYTES if self._choice == AUTO else 0
+        least_bytes = LEAST_BYTES if self._choice == AUTO_CARRIER else 0
         async with asyncio.timeout(STEP_TIMEOUT_S):
             uses = ChannelCommand(ChannelStep.USE, carrier, least_bytes=least_bytes)
             await asyncio.gather(*(worker.prepare_channel(uses) for worker in workers))
