@@ -6,25 +6,37 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from minedraft.address import Address
 from minedraft.carriers import Carrier, ChannelOffer
 from minedraft.device import Device
 from minedraft.errors import ChannelFailed
 from minedraft_workers.channels.base import CarrierEnd
 
+_LOOPBACK = "127.0.0.1"
+_ANY = "0.0.0.0"  # noqa: S104 - no address that another worker could be told
+
 
 class Opener:
     """Opens carriers for a worker on `device` that listens at `address`."""
 
     def __init__(self, device: Device, address: Address) -> None:
-        self._device = device
-        self._address = address
+        self._device = torch.device("cuda", device.index) if device.kind == "cuda" else torch.device("cpu")
+        is_reached = not address.is_local and ":" not in address.host and address.host != _ANY
+        self._host = address.host if is_reached else _LOOPBACK
 
     def offers(self) -> tuple[ChannelOffer, ...]:
         """Return what can carry tensors from and to this process."""
+        boot = _boot()
+        gpu = str(torch.cuda.get_device_properties(self._device).uuid) if self._device.type == "cuda" else ""
         found = []
-        if host := shared_memory_host():
-            found.append(ChannelOffer(Carrier.SHM, host))
+        if boot:
+            pids = f"{boot} {os.readlink('/proc/self/ns/pid')} uid:{os.getuid()}"
+            found.append(ChannelOffer(Carrier.SHM, pids))
+        if boot or self._host != _LOOPBACK:
+            network = f"{boot} {os.readlink('/proc/self/ns/net')}" if self._host == _LOOPBACK else ""
+            found.append(ChannelOffer(Carrier.DIST, network, gpu))
         return tuple(found)
 
     def open(self, carrier: Carrier, generations: Iterator[int]) -> CarrierEnd:
@@ -37,14 +49,17 @@ class Opener:
             from minedraft_workers.channels.shm import ShmEnd
 
             return ShmEnd(generations)
+        if carrier is Carrier.DIST:
+            from minedraft_workers.channels.dist import DistEnd
+
+            return DistEnd(generations, self._device, self._host)
         raise ChannelFailed(f"{carrier.value} is not offered here")
 
 
-def shared_memory_host() -> str:
-    """Return what two processes share that can map each other's memory files: the boot of one host, the namespace of
-    process ids, and the user. "" if that cannot be found out."""
+def _boot() -> str:
+    """Return the identity of this host since it was booted, "" where /proc does not tell."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')} uid:{os.getuid()}"
+        os.readlink("/proc/self/ns/pid")
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""

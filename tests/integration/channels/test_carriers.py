@@ -31,7 +31,7 @@ from tests.support.worker_process import WorkerProcess, worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
-CARRIERS = ("inline", "shm")
+CARRIERS = ("inline", "shm", "dist")
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=24, ignore_eos=True, logprobs=2)
 PROMPTS = ((5, 17, 30, 60, 11), (9, 9, 40, 41, 42, 43, 44, 9, 9), (3,), (8, 7), (21, 22, 23), (4, 4))
 COMMON = ("--dtype", "float32", "--num-blocks", "64", "--block-size", "4")
