@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +14,9 @@ from minedraft.carriers import Carrier, ChannelOffer
 from minedraft.device import Device
 from minedraft.errors import ChannelFailed
 from minedraft_workers.channels.base import CarrierEnd
+
+if TYPE_CHECKING:
+    from minedraft_workers.channels.cudart import Cudart
 
 _LOOPBACK = "127.0.0.1"
 _ANY = "0.0.0.0"  # noqa: S104 - no address that another worker could be told
@@ -25,18 +29,21 @@ class Opener:
         self._device = torch.device("cuda", device.index) if device.kind == "cuda" else torch.device("cpu")
         is_reached = not address.is_local and ":" not in address.host and address.host != _ANY
         self._host = address.host if is_reached else _LOOPBACK
+        self._gpu = str(torch.cuda.get_device_properties(self._device).uuid) if device.kind == "cuda" else ""
+        self._pool: tuple[Cudart, int] | None = None
 
     def offers(self) -> tuple[ChannelOffer, ...]:
         """Return what can carry tensors from and to this process."""
         boot = _boot()
-        gpu = str(torch.cuda.get_device_properties(self._device).uuid) if self._device.type == "cuda" else ""
         found = []
         if boot:
             pids = f"{boot} {os.readlink('/proc/self/ns/pid')} uid:{os.getuid()}"
             found.append(ChannelOffer(Carrier.SHM, pids))
+            if self._gpu:
+                found.append(ChannelOffer(Carrier.CUDA_IPC, pids, self._gpu))
         if boot or self._host != _LOOPBACK:
             network = f"{boot} {os.readlink('/proc/self/ns/net')}" if self._host == _LOOPBACK else ""
-            found.append(ChannelOffer(Carrier.DIST, network, gpu))
+            found.append(ChannelOffer(Carrier.DIST, network, self._gpu))
         return tuple(found)
 
     def open(self, carrier: Carrier, generations: Iterator[int]) -> CarrierEnd:
@@ -49,6 +56,14 @@ class Opener:
             from minedraft_workers.channels.shm import ShmEnd
 
             return ShmEnd(generations)
+        if carrier is Carrier.CUDA_IPC:
+            from minedraft_workers.channels.cuda_ipc import POOL_BYTES, CudaIpcEnd
+            from minedraft_workers.channels.cudart import Cudart
+
+            if self._pool is None:  # one for the whole life of the process
+                cuda = Cudart(self._device)
+                self._pool = cuda, cuda.allocate(POOL_BYTES)
+            return CudaIpcEnd(generations, *self._pool, self._gpu)
         if carrier is Carrier.DIST:
             from minedraft_workers.channels.dist import DistEnd
 
