@@ -66,10 +66,12 @@ class Mode(str, Enum):
 
 
 class DraftMethod(str, Enum):
-    """Where drafts come from: a draft model, or n-grams of the request's own text (no model, no KV)."""
+    """Where drafts come from: a draft model, n-grams of the request's own text (no model, no KV), or a head that reads
+    the target's features (Li et al. 2024, EAGLE)."""
 
     MODEL = "model"
     NGRAM = "ngram"
+    EAGLE = "eagle"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,17 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypedDict
 
 from minedraft.device import Device
 from minedraft.errors import ConfigError, MemoryExhausted
 from minedraft.messages import DraftCommand, DraftSpan, Features, Tensor, VerifyCommand, VerifySpan, WorkerInfo
 from minedraft.models.folder import FolderInfo, check_model_folder
+from minedraft.models.heads.folder import HeadInfo, check_head_folder, is_head_folder
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.sampling_params import SamplingParams
 from minedraft.settings.config import WorkerSettings
-from minedraft.types import PROTOCOL_VERSION, Acceptance, Batch, Role, RoundId, SequenceSpec
+from minedraft.types import PROTOCOL_VERSION, Acceptance, Batch, DraftMethod, Role, RoundId, SequenceSpec
 from minedraft_workers.cores import WorkerCores
 from minedraft_workers.device import enter_thread, pin
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from minedraft_workers.channels.base import TokenChannel
     from minedraft_workers.channels.joined import JoinedChannel
     from minedraft_workers.drafter import DrafterActor
+    from minedraft_workers.execution.eagle.head import EagleHead
     from minedraft_workers.execution.executor import Executor
     from minedraft_workers.proposers.base import Proposer
     from minedraft_workers.sampling.sampler import Sampler
@@ -36,8 +38,10 @@ class Plan:
     """A worker's settings, checked against this machine and the model folder. Made without torch.
 
     Attributes:
+        folder: of the model; for a drafting head, the target's folder with the head's name and context.
         max_model_len: tokens per sequence; None for the model's own limit.
         max_cores: cores that the worker may be given while it runs; empty: it keeps those of the device.
+        head: the drafting head, if the worker drafts with one.
     """
 
     settings: WorkerSettings
@@ -45,6 +49,7 @@ class Plan:
     device: Device
     max_model_len: int | None
     max_cores: tuple[int, ...] = ()
+    head: HeadInfo | None = None
 
     @classmethod
     def make(cls, settings: WorkerSettings) -> Self:
@@ -53,12 +58,21 @@ class Plan:
         Raises:
             ModelError: the folder cannot be used. ConfigError: the device or the context cannot be used.
         """
-        folder = check_model_folder(settings.model, "model")
+        head = _find_head(settings)
+        folder = check_model_folder(settings.model, "model") if head is None else head[0]
         device = Device.parse(settings.device).here()
         most: tuple[int, ...] = ()
         if settings.max_device is not None:
             most = Device.parse(settings.max_device, "max_device").here("max_device").cores
-        return cls(settings, folder, device, _cap_context(settings, folder), most)
+        info = None if head is None else head[1]
+        return cls(settings, folder, device, _cap_context(settings, folder), most, info)
+
+    @property
+    def draft_method(self) -> DraftMethod:
+        """How a drafter with this plan drafts."""
+        if self.head is not None:
+            return DraftMethod.EAGLE
+        return self.settings.draft_method or DraftMethod.MODEL
 
     def check_model(self) -> str:
         """Build the model without its weights and return in one line what it will run on.
@@ -69,6 +83,10 @@ class Plan:
         settings = self.settings
         if not settings.has_model:
             return "no model, n-grams of the request"
+        if self.head is not None:
+            from minedraft_workers.execution.eagle.loading import foresee_head
+
+            return foresee_head(self.head, dtype=settings.dtype, kernels=settings.kernels, device=self.device)
         from minedraft_workers.execution.choice import foresee_kernels
 
         return foresee_kernels(self.folder.path, dtype=settings.dtype, kernels=settings.kernels, device=self.device)
@@ -107,46 +125,75 @@ def load_actor(plan: Plan, channel: TokenChannel | None = None) -> DrafterActor 
         return DrafterActor(NgramProposer(), _make_info(plan, None), channel)
     import torch
 
-    from minedraft_workers.execution.executor import Executor
+    from minedraft_workers.execution.eagle.head import EagleHead
     from minedraft_workers.execution.memory import first_sentence
     from minedraft_workers.verifier import VerifierActor
 
     start_s = time.monotonic()
     try:
-        executor = Executor.load(
-            plan.folder.path,
-            device=plan.device,
-            dtype=settings.dtype,
-            num_blocks=settings.num_blocks,
-            block_size=settings.block_size,
-            max_model_len=plan.max_model_len,
-            kernels=settings.kernels,
-            memory_share=settings.memory_share,
-            max_requests=settings.max_requests,
-        )
+        model = _load_model(plan)
     except torch.OutOfMemoryError as error:
         raise _no_memory(plan, first_sentence(error)) from error
     logger.info(
         "%s loaded as %s (%.0f MB) in %.1f s; %s kernels: %s",
-        executor.model_name,
-        executor.dtype_name,
-        executor.weights_bytes / 1e6,
+        model.model_name,
+        model.dtype_name,
+        model.weights_bytes / 1e6,
         time.monotonic() - start_s,
-        executor.kernels,
-        executor.kernels_reason,
+        model.kernels,
+        model.kernels_reason,
     )
+    sampler, info = _make_sampler(plan), _make_info(plan, model)
     if settings.role is Role.VERIFIER:
-        _check_kv_memory(plan, executor)
-        return VerifierActor(executor, _make_info(plan, executor), _make_sampler(plan), channel)
-    return DrafterActor(_make_proposer(plan, executor), _make_info(plan, executor), channel)
+        assert not isinstance(model, EagleHead), "a head drafts"
+        _check_kv_memory(plan, model)
+        return VerifierActor(model, info, sampler, channel)
+    return DrafterActor(_make_proposer(plan, model, sampler), info, channel)
 
 
-def _make_proposer(plan: Plan, executor: Executor) -> Proposer:
+def _load_model(plan: Plan) -> Executor | EagleHead:
+    from minedraft_workers.execution.eagle.loading import load_head
+    from minedraft_workers.execution.executor import Executor
+
+    settings = plan.settings
+    options = _LoadOptions(
+        device=plan.device,
+        dtype=settings.dtype,
+        num_blocks=settings.num_blocks,
+        block_size=settings.block_size,
+        max_model_len=plan.max_model_len,
+        kernels=settings.kernels,
+        memory_share=settings.memory_share,
+        max_requests=settings.max_requests,
+    )
+    return Executor.load(plan.folder.path, **options) if plan.head is None else load_head(plan.head, **options)
+
+
+class _LoadOptions(TypedDict):
+    """The options of `Executor.load` and `load_head`."""
+
+    device: Device
+    dtype: str
+    num_blocks: int | None
+    block_size: int
+    max_model_len: int | None
+    kernels: str
+    memory_share: float | None
+    max_requests: int | None
+
+
+def _make_proposer(plan: Plan, model: Executor | EagleHead, sampler: Sampler) -> Proposer:
+    from minedraft_workers.execution.eagle.head import EagleHead
     from minedraft_workers.proposers.combined import CombinedProposer
     from minedraft_workers.proposers.draft_model import ModelProposer
+    from minedraft_workers.proposers.eagle import EagleProposer
 
-    model = ModelProposer(executor, _make_sampler(plan))
-    return CombinedProposer(model) if plan.settings.lookup else model
+    proposer: Proposer
+    if isinstance(model, EagleHead):
+        proposer = EagleProposer(model, sampler)
+    else:
+        proposer = ModelProposer(model, sampler)
+    return CombinedProposer(proposer) if plan.settings.lookup else proposer
 
 
 async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, channel: JoinedChannel, start_s: float) -> int:
@@ -236,7 +283,7 @@ def _make_sampler(plan: Plan) -> Sampler:
         return Sampler()
 
 
-def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:
+def _make_info(plan: Plan, executor: Executor | EagleHead | None) -> WorkerInfo:
     settings, folder = plan.settings, plan.folder
     target = executor if settings.role is Role.VERIFIER else None
     return WorkerInfo(
@@ -248,10 +295,10 @@ def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:
         num_blocks=executor.num_blocks if executor else 0,
         block_size=executor.block_size if executor else settings.block_size,
         max_model_len=executor.max_model_len if executor else plan.max_model_len or folder.max_context,
-        model_name=executor.model_name if executor else settings.draft_method.value,
+        model_name=executor.model_name if executor else plan.draft_method.value,
         device=str(plan.device),
         dtype=executor.dtype_name if executor else "none",
-        draft_method=settings.draft_method if settings.role is Role.DRAFTER else None,
+        draft_method=plan.draft_method if settings.role is Role.DRAFTER else None,
         kernels=executor.kernels if executor else "",
         is_batch_invariant=executor.is_batch_invariant if executor else True,
         weights_bytes=executor.weights_bytes if executor else 0,
@@ -260,6 +307,27 @@ def _make_info(plan: Plan, executor: Executor | None) -> WorkerInfo:
         feature_layers=target.find_feature_layers() if target else (),
         feature_size=target.hidden_size if target else 0,
     )
+
+
+def _find_head(settings: WorkerSettings) -> tuple[FolderInfo, HeadInfo] | None:
+    """Return the drafting head in the model folder and, as the folder that says what it is for others, the target's
+    with the head's name and context; None if the worker runs no head.
+
+    Raises:
+        ModelError: the folder holds no head, or none for this target. ConfigError: the target is missing, or not used.
+    """
+    method, target = settings.draft_method, settings.target
+    if settings.role is Role.DRAFTER and method is None and is_head_folder(settings.model):
+        method = DraftMethod.EAGLE
+    if settings.role is not Role.DRAFTER or method is not DraftMethod.EAGLE:
+        if target is not None:
+            raise ConfigError("target", str(target), "only a drafter with draft_method eagle needs it")
+        return None
+    if target is None:
+        raise ConfigError("target", None, "required with draft_method eagle: the target's model folder")
+    folder = check_model_folder(target, "target")
+    head = check_head_folder(settings.model, folder, "model")
+    return replace(folder, name=head.name, max_context=head.max_context), head
 
 
 def _cap_context(settings: WorkerSettings, folder: FolderInfo) -> int | None:

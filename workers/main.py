@@ -23,6 +23,7 @@ _EPILOG = """
 Examples:
   minedraft-worker verifier --model DIR --listen unix:/run/v.sock --device cpu:1
   minedraft-worker drafter --model DIR --listen unix:/run/d.sock --device cpu:0
+  minedraft-worker drafter --model HEAD --target DIR --listen unix:/run/d.sock --device cpu:0
 \b
 Then start the service with these workers:
   minedraft-launch --target DIR --target-address unix:/run/v.sock --draft-address unix:/run/d.sock

@@ -13,7 +13,7 @@ import click
 from minedraft.cli.console import progress_printer, run, say
 from minedraft.errors import EXIT_INTERNAL, EXIT_OK
 from minedraft.launch.placement import tell_unused_gpus
-from minedraft.launch.preflight import check_machine
+from minedraft.launch.preflight import check_machine, settle_draft_method
 from minedraft.models.catalogue import Pair, ensure_pair, find_pair
 from minedraft.process.notify import READY_LINE
 from minedraft.settings.config import Settings, load_settings
@@ -25,6 +25,7 @@ _EPILOG = """
 Examples:
   minedraft-launch                                     the default pair of models
   minedraft-launch --target DIR --draft DIR            your own pair of models
+  minedraft-launch --target DIR --draft HEAD           a drafting head of the EAGLE family
   minedraft-launch --target DIR --draft-method ngram   no draft model
   minedraft-launch --config FILE.toml --check          check only, start nothing
 \b
@@ -67,6 +68,7 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
         pair = find_pair() if check else ensure_pair(on_progress=progress_printer())
         if pair is not None:
             settings = _with_pair(settings, pair)
+    settings = settle_draft_method(settings)
     check_machine(settings)
     if check:
         if settings.target is not None:
@@ -87,7 +89,7 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
 
 def _with_pair(settings: Settings, pair: Pair) -> Settings:
     update: dict[str, object] = {"target": pair.target}
-    if Role.DRAFTER in settings.own_workers and settings.draft_method is DraftMethod.MODEL:
+    if Role.DRAFTER in settings.own_workers and settings.draft_method in (None, DraftMethod.MODEL):
         update |= {"draft": pair.draft} if pair.draft is not None else {"draft_method": DraftMethod.NGRAM}
     return settings.model_copy(update=update)
 

@@ -20,7 +20,7 @@ def divide_memory(settings: Settings) -> Settings:
         settings: with target and draft filled in.
     """
     target, draft = settings.target_memory_share, settings.draft_memory_share
-    if not settings.shares_gpu or settings.draft_method is not DraftMethod.MODEL:
+    if not settings.shares_gpu or settings.draft_method is DraftMethod.NGRAM:
         return settings
     if target is None and draft is None:
         sizes = [_num_bytes(folder) + _BESIDE_WEIGHTS for folder in (settings.target, settings.draft)]

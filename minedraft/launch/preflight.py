@@ -9,11 +9,20 @@ from minedraft.device import Device
 from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.models.catalogue import check_fetch
 from minedraft.models.folder import FolderInfo, check_model_folder, check_pair
+from minedraft.models.heads.folder import check_head_folder, is_head_folder
 from minedraft.process.claim import ListenClaim
 from minedraft.process.run_folder import RunFolder
 from minedraft.settings.config import Settings
 from minedraft.text.tokenizer import Tokenizer
-from minedraft.types import Role
+from minedraft.types import DraftMethod, Role
+
+
+def settle_draft_method(settings: Settings) -> Settings:
+    """Return the settings with a draft method: if none was given, what the draft folder holds says which."""
+    if settings.draft_method is not None:
+        return settings
+    is_head = settings.draft is not None and is_head_folder(settings.draft)
+    return settings.model_copy(update={"draft_method": DraftMethod.EAGLE if is_head else DraftMethod.MODEL})
 
 
 def check_machine(settings: Settings) -> None:
@@ -38,8 +47,12 @@ def check_machine(settings: Settings) -> None:
         collect(check_fetch)
     else:
         target = collect(lambda: _check_target(settings.target))
-    if settings.draft is not None and settings.needs_drafter:
+    is_eagle = settings.draft_method is DraftMethod.EAGLE
+    if settings.draft is not None and settings.needs_drafter and not is_eagle:
         draft = collect(lambda: _check_folder(settings.draft, "draft"))
+    if settings.draft is not None and settings.needs_drafter and is_eagle and isinstance(target, FolderInfo):
+        head = settings.draft, target
+        collect(lambda: check_head_folder(*head, "draft"))
     if isinstance(target, FolderInfo) and isinstance(draft, FolderInfo):
         pair = target, draft
         collect(lambda: check_pair(*pair))

@@ -14,12 +14,14 @@ from pathlib import Path
 from minedraft.errors import ModelError
 from minedraft.models.files import read_json_object
 from minedraft.models.generation_config import read_eos_ids
+from minedraft.models.heads.layout import find_layout
 from minedraft.models.model_config import ModelConfig, check_config
 from minedraft.models.vocabulary import check_vocabulary_fits, read_vocabulary, vocab_fingerprint
 from minedraft.models.weight_files import (
     INDEX_NAME,
     WEIGHTS_NAME,
     BadWeights,
+    find_tensors,
     read_all_tensors,
     read_header,
 )
@@ -80,6 +82,7 @@ def _check(path: Path, field: str) -> FolderInfo:
         what = "a GGUF file" if path.suffix == ".gguf" else "a file"
         raise ModelError(field, str(path), f"{what}; give the folder that holds config.json and {WEIGHTS_NAME}")
     check_links(path, field)
+    _refuse_head(path, field)
     config = _read_config(path, field)
     _check_weights(path, field)
     _check_tokenizer_file(path, field)
@@ -120,6 +123,17 @@ def _read_config(path: Path, field: str) -> ModelConfig:
             raise ModelError(field, str(path), _gguf_hint(ggufs[0]))
         raise ModelError(field, str(path), "no config.json in it; not a Hugging Face model folder")
     return check_config(read_json_object(path / "config.json", field), path / "config.json", field)
+
+
+def _refuse_head(path: Path, field: str) -> None:
+    """Raise ModelError if the folder holds a drafting head. What cannot be read is told elsewhere."""
+    try:
+        layout = find_layout(find_tensors(path))
+    except (BadWeights, FileNotFoundError):
+        return
+    if layout is not None:
+        limit = f"holds no model, but an {layout.value} head: draft_method eagle takes it as draft, model needs a model"
+        raise ModelError(field, str(path), limit)
 
 
 def _check_weights(path: Path, field: str) -> None:

@@ -35,6 +35,14 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class PlacedTensor:
+    """A tensor and the file that has it."""
+
+    file: Path
+    info: TensorInfo
+
+
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Return the tensors of a safetensors file after checking its size against its header.
 
@@ -125,6 +133,27 @@ def read_all_tensors(folder: Path) -> dict[str, TensorInfo]:
         if missing := sorted(names - found.keys()):
             raise BadWeights(f"{shard}: has no tensor {missing[0]!r}, although {INDEX_NAME} lists it")
         tensors |= found
+    return tensors
+
+
+def find_tensors(folder: Path) -> dict[str, PlacedTensor]:
+    """Return every tensor in `folder` with its file: of the model's files or, without these, of all that are there.
+
+    Raises:
+        BadWeights: a file cannot be read, or two have a tensor of one name; the message starts with the file's name.
+    """
+    if (folder / WEIGHTS_NAME).exists():
+        names = [WEIGHTS_NAME]
+    elif (folder / INDEX_NAME).exists():
+        names = list(_named(INDEX_NAME, read_shard_names, folder))
+    else:
+        names = sorted(file.name for file in folder.glob("*.safetensors"))
+    tensors: dict[str, PlacedTensor] = {}
+    for file in names:
+        for name, info in _named(file, read_header, folder).items():
+            if name in tensors:
+                raise BadWeights(f"{file}: has the tensor {name!r}, which {tensors[name].file.name} has too")
+            tensors[name] = PlacedTensor(folder / file, info)
     return tensors
 
 

@@ -12,6 +12,7 @@ from minedraft.v1 import worker_pb2
 _SOURCE_TO_PB = {
     DraftMethod.MODEL: worker_pb2.DRAFT_SOURCE_MODEL,
     DraftMethod.NGRAM: worker_pb2.DRAFT_SOURCE_NGRAM,
+    DraftMethod.EAGLE: worker_pb2.DRAFT_SOURCE_EAGLE,
 }
 _SOURCE_FROM_PB = {value: source for source, value in _SOURCE_TO_PB.items()}
 

@@ -83,6 +83,9 @@ def _wrong_models(settings: Settings) -> list[ConfigError]:
     if draft is not None and settings.target is None:
         errors.append(ConfigError("draft", str(draft), "requires target: give both folders, or neither"))
     has_drafter = draft is not None or settings.draft_address is not None or is_ngram
+    is_eagle = settings.draft_method is DraftMethod.EAGLE
+    if is_eagle and settings.needs_drafter and not has_drafter:
+        return [ConfigError("draft", None, "required with draft_method eagle: the folder of the drafting head")]
     if settings.target is not None and settings.needs_drafter and not has_drafter:
         limit = "required with target: give draft, or use draft_method ngram or mode ar"
         errors.append(ConfigError("draft", None, limit))

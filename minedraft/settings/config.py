@@ -58,9 +58,10 @@ class SharedSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    draft_method: Annotated[DraftMethod, Field(strict=False)] = Field(
-        DraftMethod.MODEL,
-        description="model: use the draft model; ngram: look up n-grams in the request, no draft model.",
+    draft_method: Annotated[DraftMethod | None, Field(strict=False)] = Field(
+        None,
+        description="model: use the draft model; ngram: look up n-grams in the request, no draft model; eagle: use the "
+        "drafting head in the draft folder, which reads the target's features; default: what the draft folder holds.",
     )
     lookup: Annotated[bool, Switch()] = Field(
         True,
@@ -107,6 +108,11 @@ class WorkerSettings(SharedSettings):
     model: _Folder = Field(
         description="Model folder; with --draft-method ngram the target's, for its tokenizer.", examples=["DIR"]
     )
+    target: _OptionalFolder = Field(
+        None,
+        description="With draft_method eagle: the target's model folder, for its tokenizer, embedding and output rows.",
+        examples=["DIR"],
+    )
     listen: str = Field(description="Address to serve the scheduler on: unix:PATH or HOST:PORT.", examples=["ADDR"])
     device: str = Field("cpu", description=f"Device to run on: {DEVICE_FORMS}.", examples=["DEVICE"])
     max_device: str | None = Field(
@@ -131,7 +137,7 @@ class WorkerSettings(SharedSettings):
     @property
     def has_model(self) -> bool:
         """Whether the worker runs a model; a verifier always does."""
-        return self.role is Role.VERIFIER or self.draft_method is DraftMethod.MODEL
+        return self.role is Role.VERIFIER or self.draft_method is not DraftMethod.NGRAM
 
 
 class Settings(SharedSettings):
@@ -141,7 +147,9 @@ class Settings(SharedSettings):
         None, description="Target model folder; if omitted, the default pair is used.", examples=["DIR"]
     )
     draft: _OptionalFolder = Field(
-        None, description="Draft model folder; must have the target's tokenizer.", examples=["DIR"]
+        None,
+        description="Draft model folder, which must have the target's tokenizer, or the folder of an EAGLE head.",
+        examples=["DIR"],
     )
     mode: Annotated[Mode, Field(strict=False)] = Field(
         Mode.MINEDRAFT,
@@ -270,6 +278,7 @@ class Settings(SharedSettings):
         own = {
             "role": role,
             "model": self.target if is_of_target else self.draft,
+            "target": self.target if not is_verifier and self.draft_method is DraftMethod.EAGLE else None,
             "listen": address,
             "device": self.target_device if is_verifier else self.draft_device,
             "max_device": self._all_cores if is_verifier else None,

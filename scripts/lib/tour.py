@@ -20,7 +20,7 @@ from minedraft.types import DraftMethod, Mode
 
 # The cheaper the draft model is relative to its target, the more drafts pay; small batches keep the run short.
 SHAPES = {"smollm2": (4, 2), "qwen": (2, 3)}  # pair -> m, k
-METHODS = click.Choice([method.value for method in DraftMethod])
+METHODS = click.Choice([DraftMethod.MODEL.value, DraftMethod.NGRAM.value])  # no pair has a head
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

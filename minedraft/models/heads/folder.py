@@ -22,7 +22,7 @@ from minedraft.models.heads.layout import (
     read_head_config,
     tensor_rules,
 )
-from minedraft.models.weight_files import BadWeights, TensorInfo, read_header, read_int64
+from minedraft.models.weight_files import BadWeights, PlacedTensor, find_tensors, read_int64
 
 _CONFIG = "config.json"
 # Written by some trainers beside the weights: angles that follow from the configuration.
@@ -93,7 +93,7 @@ class HeadInfo:
 def is_head_folder(path: Path) -> bool:
     """Whether the folder holds a drafting head, by its tensors; False for what cannot be read."""
     try:
-        return find_layout(_read_tensors(Path(os.path.expanduser(path)))) is not None
+        return find_layout(find_tensors(Path(os.path.expanduser(path)))) is not None
     except (BadWeights, OSError):
         return False
 
@@ -117,7 +117,7 @@ def check_head_folder(path: Path, target: FolderInfo, field: str) -> HeadInfo:
 
 
 def _check_head(path: Path, target: FolderInfo, field: str) -> HeadInfo:
-    tensors = _read_tensors(path)
+    tensors = _find_own(path)
     layout = find_layout(tensors)
     if layout is None:
         limit = "holds no drafting head (fc.weight and a first layer); draft_method eagle needs one, model a model"
@@ -156,30 +156,12 @@ def _check_head(path: Path, target: FolderInfo, field: str) -> HeadInfo:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    file: Path
-    info: TensorInfo
-
-
-def _read_tensors(path: Path) -> dict[str, _Tensor]:
-    """Return the tensors of all safetensors files in the folder, by name."""
-    tensors: dict[str, _Tensor] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        try:
-            found = read_header(file)
-        except BadWeights as error:
-            raise BadWeights(f"{file.name}: {error}") from error
-        for name, info in found.items():
-            if name in tensors:
-                raise BadWeights(f"{file.name}: has tensor {name!r}, which {tensors[name].file.name} has too")
-            if not name.endswith(_IGNORED_ENDING):
-                tensors[name] = _Tensor(file, info)
-    return tensors
+def _find_own(path: Path) -> dict[str, PlacedTensor]:
+    return {name: tensor for name, tensor in find_tensors(path).items() if not name.endswith(_IGNORED_ENDING)}
 
 
 def _check_tensors(
-    tensors: Mapping[str, _Tensor], rules: Mapping[str, TensorRule], target: FolderInfo, path: Path, field: str
+    tensors: Mapping[str, PlacedTensor], rules: Mapping[str, TensorRule], target: FolderInfo, path: Path, field: str
 ) -> None:
     """Raise ModelError unless each tensor has a rule and keeps it, and none that is required is missing."""
     if missing := sorted(name for name, rule in rules.items() if rule.is_required and name not in tensors):
@@ -225,7 +207,7 @@ def _choose_feature_layers(
     return layers
 
 
-def _read_draft_ids(tensors: Mapping[str, _Tensor], target: FolderInfo, path: Path, field: str) -> array[int]:
+def _read_draft_ids(tensors: Mapping[str, PlacedTensor], target: FolderInfo, path: Path, field: str) -> array[int]:
     """Return the target's ids of the columns of the head's logits."""
     tensor = tensors.get("d2t")
     if tensor is None:
@@ -245,7 +227,7 @@ def _read_draft_ids(tensors: Mapping[str, _Tensor], target: FolderInfo, path: Pa
 
 def _find_token_rows(target: FolderInfo) -> tuple[TokenRows, TokenRows]:
     """Return the target's embedding and output rows; they are the same where it has only one of them."""
-    tensors = _read_tensors(target.path)
+    tensors = find_tensors(target.path)
 
     def find(endings: tuple[str, ...]) -> TokenRows | None:
         names = [name for name in tensors if name.endswith(endings)]

@@ -43,7 +43,10 @@ class EagleHead:
         weights_bytes, read_bytes: as of `Executor`; vocab_size is the target's, read_bytes of one draft token.
         max_model_len: tokens of the longest request that it drafts for.
         feature_layers: the target's layers whose outputs it is given. feature_size: numbers of a row of them.
+        resize: as of `Executor`: the cores of a drafter do not change.
     """
+
+    resize: None = None
 
     def __init__(
         self,
