@@ -285,7 +285,7 @@ def _make_sampler(plan: Plan) -> Sampler:
 
 def _make_info(plan: Plan, executor: Executor | EagleHead | None) -> WorkerInfo:
     settings, folder = plan.settings, plan.folder
-    target = executor if settings.role is Role.VERIFIER else None
+    feature_layers, feature_size = _list_features(plan, executor)
     return WorkerInfo(
         role=settings.role,
         epoch=0,  # set by the runtime
@@ -304,9 +304,22 @@ def _make_info(plan: Plan, executor: Executor | EagleHead | None) -> WorkerInfo:
         weights_bytes=executor.weights_bytes if executor else 0,
         cores=plan.device.cores,
         max_cores=plan.max_cores if executor and executor.resize else (),
-        feature_layers=target.find_feature_layers() if target else (),
-        feature_size=target.hidden_size if target else 0,
+        feature_layers=feature_layers,
+        feature_size=feature_size,
     )
+
+
+def _list_features(plan: Plan, executor: Executor | EagleHead | None) -> tuple[tuple[int, ...], int]:
+    """Return the layers that a verifier can give the outputs of, with the numbers of one of them, or those that a
+    drafter needs, with the numbers of all together."""
+    if plan.head is not None:
+        return plan.head.feature_layers, plan.head.feature_size
+    if plan.settings.role is not Role.VERIFIER or executor is None:
+        return (), 0
+    from minedraft_workers.execution.executor import Executor
+
+    assert isinstance(executor, Executor), "a verifier runs a model"
+    return executor.find_feature_layers(), executor.hidden_size
 
 
 def _find_head(settings: WorkerSettings) -> tuple[FolderInfo, HeadInfo] | None:

@@ -16,6 +16,7 @@ from minedraft.models.catalogue import PAIRS, READY, ensure_pair, list_models
 from minedraft.prompts import Prompt
 from minedraft.types import Mode
 from tests.support.native import needs_native
+from tests.support.tiny_heads import make_tiny_head, soften_layers
 from tests.support.tiny_models import add_noise, make_tiny_model
 
 pytestmark = [needs_native, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -53,16 +54,24 @@ async def check(
             await asyncio.gather(*others, return_exceptions=True)
 
 
-async def test_tiny_models_answer_with_the_same_bits_whatever_the_mode(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["model", "eagle"])
+async def test_tiny_models_answer_with_the_same_bits_whatever_the_mode(method: str, tmp_path: Path) -> None:
     target = add_noise(make_tiny_model(tmp_path / "t", **HEADS), 0.05)
-    draft = add_noise(make_tiny_model(tmp_path / "d", layers=1, seed=1, **HEADS), 0.05)
+    ways = WAYS
+    if method == "eagle":
+        draft, ways = make_tiny_head(tmp_path / "d", soften_layers(target, 0.02), is_alike=True), WAYS[-1:]
+    else:
+        draft = add_noise(make_tiny_model(tmp_path / "d", layers=1, seed=1, **HEADS), 0.05)
     settings = {"dtype": "bfloat16", "kernels": "native", "num_blocks": 14, "prefill_chunk": 16}
     async with serve(target=target, draft=draft, allow_configure=True, max_batch_size=4, **settings) as client:
         workers = (await client.status()).workers
         assert all(worker.is_batch_invariant and worker.kernels.startswith("native ") for worker in workers)
+        assert method in {worker.draft_method for worker in workers}
         for params in PARAMS:
-            await check(client, PROMPTS, params)
-        assert (await client.status()).preemptions > 0, "14 blocks are too few for all"
+            await check(client, PROMPTS, params, ways)
+        status = await client.status()
+        assert status.preemptions > 0, "14 blocks are too few for all"
+        assert status.accepted_drafts > (0 if method == "model" else status.verified_drafts // 10)
 
 
 @pytest.mark.skipif(

@@ -89,6 +89,20 @@ def make_tiny_head(
     return path
 
 
+def soften_layers(target: Path, share: float) -> Path:
+    """Scale down what the layers of a model folder add to the residual stream: its next token then depends mostly on
+    its last one, and a head that is alike is right more often."""
+    from safetensors.torch import load_file, save_file
+
+    file = target / "model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensor.mul_(share)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return target
+
+
 class _Weights:
     """Random weights of the shapes that a configuration asks for."""
 

@@ -47,6 +47,8 @@ def test_every_problem_of_a_file_is_listed_at_once(tmp_path):
         ({"target": "t", "draft": "d", "draft_method": "ngram"}, "draft", "remove one of the two"),
         ({"target": "t", "draft": "d", "draft_address": "unix:/a"}, "draft", "remove one of the two"),
         ({"draft": "d"}, "draft", "requires target"),
+        ({"target": "t", "draft_method": "eagle"}, "draft", "required with draft_method eagle"),
+        ({"draft_method": "eagle"}, "draft", "required with draft_method eagle"),
         ({"target": "t"}, "draft", "required with target"),
         (
             {"max_model_len": 64, "prefill_chunk": 65},
@@ -163,6 +165,15 @@ def test_each_worker_runs_its_own_model():
     settings = load_settings({"target": "/t", "draft": "/d"})
     assert settings.for_worker(Role.VERIFIER, "unix:/w").model == Path("/t")
     assert settings.for_worker(Role.DRAFTER, "unix:/w").model == Path("/d")
+    assert settings.for_worker(Role.DRAFTER, "unix:/w").target is None
+
+
+def test_the_drafter_with_a_head_is_told_where_its_target_is():
+    settings = load_settings({"target": "/t", "draft": "/d", "draft_method": "eagle"})
+    drafter = settings.for_worker(Role.DRAFTER, "unix:/w")
+    assert (drafter.model, drafter.target) == (Path("/d"), Path("/t"))
+    assert load_worker_settings(parsed(WorkerSettings, to_flags(drafter))) == drafter
+    assert settings.for_worker(Role.VERIFIER, "unix:/w").target is None
 
 
 @pytest.mark.parametrize(

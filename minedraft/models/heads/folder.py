@@ -125,6 +125,7 @@ def _check_head(path: Path, target: FolderInfo, field: str) -> HeadInfo:
     file = path / _CONFIG
     config = read_head_config(read_json_object(file, field, must_exist=True), layout, file, field)
     size, num_layers = _read_target_sizes(target)
+    _check_sizes(config, size, tensors, target, path, field)
     layers = _choose_feature_layers(config, layout, num_layers, file, field)
     draft_ids = None if layout is HeadLayout.EAGLE else _read_draft_ids(tensors, target, path, field)
     rules = tensor_rules(
@@ -190,6 +191,18 @@ def _read_target_sizes(target: FolderInfo) -> tuple[int, int]:
         limit = "hidden_size and num_hidden_layers must be given for draft_method eagle"
         raise ModelError("target", str(target.path / _CONFIG), limit)
     return size, num_layers
+
+
+def _check_sizes(
+    config: HeadConfig, size: int, tensors: Mapping[str, PlacedTensor], target: FolderInfo, path: Path, field: str
+) -> None:
+    """Raise ModelError for a head that is made for targets of another hidden size."""
+    made_for = config.target_size or size
+    if config.hidden_size != size and not all(name in tensors for name in _OWN_ROWS):
+        made_for = config.hidden_size
+    if made_for != size:
+        limit = f"made for a target of hidden size {made_for}; that of {target.path} is {size}"
+        raise ModelError(field, str(path), limit)
 
 
 def _choose_feature_layers(

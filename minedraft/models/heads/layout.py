@@ -55,7 +55,7 @@ class HeadConfig:
     """The sizes in a head's config.json, with the defaults of Llama's configuration.
 
     Attributes:
-        feature_layers: as given; None if they are not.
+        feature_layers, target_size: as given; None if they are not.
         max_context: in tokens; None if it is not given.
         rope: what transformers calls rope_theta, rope_scaling and rope_parameters, where they are given.
     """
@@ -70,6 +70,7 @@ class HeadConfig:
     max_context: int | None
     rope: dict[str, Any]
     feature_layers: tuple[int, ...] | None
+    target_size: int | None
 
 
 def read_head_config(config: Mapping[str, Any], layout: HeadLayout, file: Path, field: str) -> HeadConfig:
@@ -106,6 +107,7 @@ def read_head_config(config: Mapping[str, Any], layout: HeadLayout, file: Path, 
         max_context(config),
         _read_rope(config, file, field),
         _read_feature_layers(config, file, field),
+        None if config.get("target_hidden_size") is None else number("target_hidden_size"),
     )
 
 

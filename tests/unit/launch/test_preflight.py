@@ -7,10 +7,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from minedraft.errors import ConfigErrors
-from minedraft.launch.preflight import check_machine
+from minedraft.launch.preflight import check_machine, settle_draft_method
 from minedraft.settings.config import load_settings
 from tests.support.full_disk import full_disk
-from tests.support.tiny_models import write_tiny_tokenizer
+from tests.support.tiny_heads import make_tiny_head
+from tests.support.tiny_models import make_tiny_model, write_tiny_tokenizer
 
 
 def write_folder(folder: Path, **config: object) -> Path:
@@ -26,6 +27,27 @@ def problems(**flags: object) -> dict[str, str]:
     with pytest.raises(ConfigErrors) as caught:
         check_machine(load_settings(flags))
     return {error.field: str(error) for error in caught.value.errors}
+
+
+def test_what_the_draft_folder_holds_is_the_draft_method_that_was_not_given(tmp_path):
+    target = make_tiny_model(tmp_path / "t")
+    head = make_tiny_head(tmp_path / "h", target)
+    for draft, method in ((head, "eagle"), (target, "model"), (None, "model")):
+        flags = {"target": target, "draft": draft} if draft else {}
+        settings = settle_draft_method(load_settings(flags))
+        assert settings.draft_method == method
+        assert settle_draft_method(settings) == settings
+    for method in ("ngram", "model", "eagle"):  # a given one stays, even where it is wrong
+        given = load_settings({"target": target, "draft_method": method, "draft": None if method == "ngram" else head})
+        assert settle_draft_method(given) == given
+    listen = f"unix:{tmp_path / 'm.sock'}"
+    check_machine(settle_draft_method(load_settings({"target": target, "draft": head, "listen": listen})))
+    found = problems(target=target, draft=head, draft_method="model", listen=listen)
+    assert "holds no model, but an EAGLE-3 head: draft_method eagle takes it as draft" in found["draft"]
+    found = problems(target=target, draft=target, draft_method="eagle", listen=listen)
+    assert "holds no drafting head" in found["draft"]
+    found = problems(target=head, draft=head, draft_method="eagle", listen=listen)
+    assert list(found) == ["target"]
 
 
 def test_all_that_is_wrong_with_a_machine_is_told_at_once(tmp_path):
