@@ -188,11 +188,9 @@ def _make_proposer(plan: Plan, model: Executor | EagleHead, sampler: Sampler) ->
     from minedraft_workers.proposers.draft_model import ModelProposer
     from minedraft_workers.proposers.eagle import EagleProposer
 
-    proposer: Proposer
-    if isinstance(model, EagleHead):
-        proposer = EagleProposer(model, sampler)
-    else:
-        proposer = ModelProposer(model, sampler)
+    proposer: Proposer = (
+        EagleProposer(model, sampler) if isinstance(model, EagleHead) else ModelProposer(model, sampler)
+    )
     return CombinedProposer(proposer) if plan.settings.lookup else proposer
 
 
