@@ -126,7 +126,8 @@ class Drafting:
             self.lose(error)
             return
         self._publish(failed_command(Role.DRAFTER, plan, error))
-        logger.warning("drafter command failed, its round has no drafts: %s", error)
+        if not isinstance(error, ChannelFailed):  # of which the link's owner warns
+            logger.warning("drafter command failed, its round has no drafts: %s", error)
         self._num_failures += error.request_id is None and not isinstance(error, ChannelFailed)
         if self._num_failures >= MAX_FAILURES:
             drafter.give_up(f"{MAX_FAILURES} commands failed in a row, the last: {error}")

@@ -12,7 +12,7 @@ from functools import partial
 
 from minedraft.carriers import AUTO_CARRIER, Carrier, ChannelCommand, ChannelStep, common_carriers
 from minedraft.engine.slots import Connector
-from minedraft.engine.workers import Drafter, Verifier
+from minedraft.engine.workers import Drafter, Verifier, Worker
 from minedraft.errors import ChannelFailed, MineDraftError
 from minedraft.messages import WorkerInfo
 
@@ -42,21 +42,28 @@ class PairingConnector:
         return self._verifier
 
     async def connect_drafter(self, verifier: WorkerInfo) -> Drafter | None:
-        drafter = await self._connector.connect_drafter(verifier)
+        self._drafter = drafter = await self._connector.connect_drafter(verifier)
         if drafter is not None:
-            self._drafter = drafter
-            await self._join()
+            await self._join_or_close(drafter)
         return drafter
 
     async def reconnect_verifier(self) -> Verifier:
         self._verifier = verifier = await self._connector.reconnect_verifier()
-        await self._join()
+        await self._join_or_close(verifier)
         return verifier
 
     async def reconnect_drafter(self, verifier: WorkerInfo) -> Drafter:
         self._drafter = drafter = await self._connector.reconnect_drafter(verifier)
-        await self._join()
+        await self._join_or_close(drafter)
         return drafter
+
+    async def _join_or_close(self, worker: Worker) -> None:
+        """Join the workers, of which `worker` is the new one; nobody else knows its link yet."""
+        try:
+            await self._join()
+        except BaseException:  # cancelled
+            await worker.close()
+            raise
 
     async def _join(self) -> None:
         """Join the present workers by the fastest carrier that works; a lost worker is not this function's affair."""

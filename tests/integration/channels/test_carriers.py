@@ -89,6 +89,7 @@ class Spy:
 
     def __init__(self, rounds: Driven) -> None:
         self.references: list[tuple[int, int]] = []
+        self.last_offset = self.num_bytes = 0
         self.num_inline = 0
         self._verify = rounds.verifier.verify
         rounds.verifier.verify = self.verify  # type: ignore[method-assign]
@@ -103,6 +104,8 @@ class Spy:
     def _keep(self, tensor: Tensor) -> None:
         if isinstance(tensor.reference, TensorRef):
             self.references.append((tensor.reference.segment, tensor.reference.generation))
+            self.last_offset = max(self.last_offset, tensor.reference.offset)
+            self.num_bytes += tensor.reference.num_bytes
         else:
             self.num_inline += 1
 
@@ -117,6 +120,7 @@ async def test_every_carrier_gives_the_same_tokens_and_numbers(pair: Pair) -> No
             assert {rounds.verifier.stats.carrier, rounds.drafter.stats.carrier} == {Carrier(carrier)}
             assert bool(spy.references) is (carrier != "inline")
             assert len(set(spy.references)) == len(spy.references), "no lease is used twice"
+            assert spy.last_offset * 2 <= spy.num_bytes, "what is free is leased again"
             assert spy.num_inline == 0 or carrier == "inline"
             answers[carrier] = [(sink.tokens, sink.logprobs) for sink in sinks]
             wire_bytes[carrier] = rounds.wire_bytes

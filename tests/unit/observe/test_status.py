@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from itertools import pairwise
 
+from minedraft.carriers import Carrier
 from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
 from minedraft.engine.pipeline import Pipeline
@@ -58,6 +59,10 @@ async def test_counts_go_on_over_modes_and_lost_links() -> None:
         pipeline.gain_drafter(FakeDrafter())
         seen.append(board.status("serving", pipeline))
         assert [worker.state for worker in seen[-1].workers] == ["ready", "ready"]
+        assert [worker.carrier for worker in seen[-1].workers] == ["inline", "inline"]
+        assert pipeline.drafter is not None
+        pipeline.drafter.stats.carrier = Carrier.SHM
+        assert [worker.carrier for worker in board.status("serving", pipeline).workers] == ["shm", "shm"]
         assert (seen[-1].wire_bytes, seen[-1].stale_replies) == (1500, 3)
         for before, after in pairwise(seen):
             assert all(b <= a for b, a in zip(totals(before), totals(after), strict=True))
