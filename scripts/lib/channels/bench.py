@@ -16,7 +16,7 @@ from rich.console import Console
 
 from minedraft.address import Address
 from minedraft.bench.report import machine_facts
-from minedraft.carriers import Carrier
+from minedraft.carriers import AUTO_CARRIER, Carrier
 from minedraft.cli.console import run
 from minedraft.engine.pairing import LEAST_BYTES, PairingConnector
 from minedraft.engine.workers import Drafter, Verifier
@@ -27,7 +27,7 @@ from minedraft.types import Acceptance, Batch, RoundId, SequenceSpec
 from scripts.lib.processes import workers
 
 CHANNEL_WORKER = "scripts.lib.channels.worker"
-CARRIERS = (Carrier.INLINE, Carrier.SHM, Carrier.DIST)
+CHOICES = {"inline": Carrier.INLINE, "shm": Carrier.SHM, "dist": Carrier.DIST, AUTO_CARRIER: Carrier.SHM}
 DRAFT_LEN = 4
 NUM_WARM = 5
 
@@ -140,25 +140,24 @@ def main(steps: int, repeats: int, json_path: Path | None) -> None:
 
 
 async def _measure(folder: Path, num_steps: int, repeats: int) -> list[dict[str, Any]]:
-    figures: dict[tuple[int, Carrier], list[tuple[float, float]]] = {}
+    figures: dict[tuple[int, str], list[tuple[float, float]]] = {}
     async with workers(folder, CHANNEL_WORKER) as addresses:
         for _ in range(repeats):
-            for carrier in CARRIERS:
+            for choice in CHOICES:
                 for index, load in enumerate(LOADS):
-                    figures.setdefault((index, carrier), []).append(
-                        await _measure_once(*addresses, carrier, load, num_steps)
-                    )
+                    figure = await _measure_once(*addresses, choice, load, num_steps)
+                    figures.setdefault((index, choice), []).append(figure)
     return [
         {
             "load": load.name,
             "num_requests": load.num_requests,
             "tensor_bytes": load.tensor_bytes,
             "carriers": {
-                carrier.value: {
-                    "step_us": statistics.median(step_us for step_us, _ in figures[index, carrier]),
-                    "wire_bytes": statistics.median(wire_bytes for _, wire_bytes in figures[index, carrier]),
+                choice: {
+                    "step_us": statistics.median(step_us for step_us, _ in figures[index, choice]),
+                    "wire_bytes": statistics.median(wire_bytes for _, wire_bytes in figures[index, choice]),
                 }
-                for carrier in CARRIERS
+                for choice in CHOICES
             },
         }
         for index, load in enumerate(LOADS)
@@ -166,15 +165,15 @@ async def _measure(folder: Path, num_steps: int, repeats: int) -> list[dict[str,
 
 
 async def _measure_once(
-    verifier_at: Address, drafter_at: Address, carrier: Carrier, load: Load, num_steps: int
+    verifier_at: Address, drafter_at: Address, choice: str, load: Load, num_steps: int
 ) -> tuple[float, float]:
     """Return the median microseconds, and the bytes over both links, of a step."""
-    connector = PairingConnector(GrpcConnector(verifier_at, drafter_at), carrier.value)
+    connector = PairingConnector(GrpcConnector(verifier_at, drafter_at), choice)
     verifier = await connector.connect_verifier()
     drafter = await connector.connect_drafter(verifier.info)
     assert drafter is not None, "it has an address"
     try:
-        assert verifier.stats.carrier is carrier, f"the workers cannot be joined by {carrier.value}"
+        assert verifier.stats.carrier is CHOICES[choice], f"the workers cannot be joined by {choice}"
         rounds = _Rounds(verifier, drafter, load)
         for _ in range(NUM_WARM):
             await rounds.step()
@@ -185,7 +184,7 @@ async def _measure_once(
             await rounds.step()
             times.append((time.perf_counter_ns() - started_ns) / 1e3)
         wire_bytes = verifier.stats.wire_bytes + drafter.stats.wire_bytes - before
-        assert verifier.stats.carrier is carrier, f"{carrier.value} failed"
+        assert verifier.stats.carrier is CHOICES[choice], f"{choice} failed"
         return statistics.median(times), wire_bytes / num_steps
     finally:
         await drafter.close()
