@@ -9,10 +9,14 @@ from dataclasses import replace
 import pytest
 
 from minedraft.carriers import Carrier, ChannelCommand, ChannelEnd, ChannelOffer, ChannelStep, common_carriers
+from minedraft.core.limits import SchedulerLimits
+from minedraft.engine.drafting import MAX_FAILURES
 from minedraft.engine.pairing import LEAST_BYTES, PairingConnector
+from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import ChannelFailed, WorkerLost
-from minedraft.messages import WorkerInfo
-from tests.fakes.workers import FakeDrafter, FakeVerifier
+from minedraft.messages import DraftCommand, WorkerInfo
+from tests.fakes.workers import FakeDrafter, FakeVerifier, continuation
+from tests.unit.engine.test_pipeline import PROMPTS, answer_all
 
 HERE = ChannelOffer(Carrier.SHM, "here")
 GLOO = ChannelOffer(Carrier.DIST, "here")
@@ -204,3 +208,21 @@ async def test_a_failing_carrier_costs_one_warning_and_both_send_in_messages(cap
     assert [record.message for record in caplog.records] == [
         "shm fails between the workers, tensors travel in messages from now on: the slot is gone"
     ]
+
+
+async def test_features_that_a_carrier_loses_are_computed_again_and_the_drafter_stays() -> None:
+    drafter = FakeDrafter(reads_features=True)
+    lost: list[DraftCommand] = []
+
+    def lose_features(command: DraftCommand) -> None:
+        if len(lost) < 2 * MAX_FAILURES and any(span.features for span in command.spans):
+            lost.append(command)
+            raise ChannelFailed("tensor.reference.generation is 7: there is no slot")
+
+    drafter.refuse = lose_features
+    async with Pipeline(SchedulerLimits(max_model_len=128), FakeVerifier(), drafter) as pipeline:
+        sinks = await answer_all(pipeline, PROMPTS[:3], max_new=60)
+        assert [sink.tokens for sink in sinks] == [continuation(prompt, 60) for prompt in PROMPTS[:3]]
+        assert pipeline.drafter is drafter
+    assert len(lost) == 2 * MAX_FAILURES
+    assert any(span.features and span.draft_len for command in drafter.commands for span in command.spans)
