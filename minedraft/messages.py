@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from minedraft.carriers import Carrier, ChannelOffer
@@ -40,6 +41,11 @@ class Tensor:
     shape: tuple[int, ...]
     data: bytes = b""
     reference: TensorRef | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all items, wherever they lie."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ class ServiceStatus:
         output_tokens, finished_requests, preemptions, verified_drafts, accepted_drafts: counts.
         stale_replies: proposals and replies dropped because they belong to another round or epoch.
         wire_bytes: bytes between the scheduler and both workers, both ways. steps: committed rounds of all batches.
+        feature_bytes: of the target's features for the drafter, whatever carried them between the workers.
         verify_ms, draft_ms, step_ms: median milliseconds of a verify, a draft and a step, recent.
         errors: number of failed calls by the error's reason.
         sources: what made the drafts, each source that had any.
@@ -159,6 +160,7 @@ class ServiceStatus:
     accepted_drafts: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     sources: tuple[SourceState, ...] = ()
+    feature_bytes: int = 0
 
 
 def join_outputs(pieces: Sequence[Output]) -> Output:

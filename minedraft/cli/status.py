@@ -133,4 +133,6 @@ def _rates(now: ServiceStatus) -> Table:
     table.add_row("draft", f"{now.draft_ms:.1f} ms", "verify", f"{now.verify_ms:.1f} ms")
     table.add_row("step", f"{now.step_ms:.1f} ms", "control overhead", f"{now.control_overhead_ms:.2f} ms")
     table.add_row("preemptions", f"{now.preemptions}", "wire", f"{now.wire_bytes / 1e6:.1f} MB")
+    if now.feature_bytes:
+        table.add_row("", "", "features", f"{now.feature_bytes / 1e6:.1f} MB")
     return table

@@ -32,6 +32,7 @@ class Counters:
     Attributes:
         rounds: committed rounds of each batch.
         drafted_rows: spans that sampled and had drafts.
+        feature_bytes: of the target's features for the drafter, whatever carried them.
         failed_commands: commands that a worker refused, or answered against the contract.
         past_links: traffic of lost links.
         sources: the same of each source of drafts that had any.
@@ -45,6 +46,7 @@ class Counters:
     accepted_drafts: int = 0
     drafted_rows: int = 0
     stale_proposals: int = 0
+    feature_bytes: int = 0
     failed_commands: int = 0
     lost_workers: int = 0
     rounds: dict[Batch, int] = field(default_factory=lambda: dict.fromkeys(Batch, 0))
@@ -64,6 +66,8 @@ class Counters:
                     self.accepted_drafts += accepted_len
                 for source, (num_drafts, accepted_len) in zip(event.sources, event.accepted, strict=False):
                     self.sources.setdefault(source, SourceCounts()).add(num_drafts, accepted_len)
+            case events.Verified():
+                self.feature_bytes += event.feature_bytes
             case events.RequestEnded():
                 self.finished += 1
                 if event.error:

@@ -88,11 +88,12 @@ class Drafted:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The verifier executed a round's command."""
+    """The verifier executed a round's command. feature_bytes: of the features that it delivered."""
 
     batch: Batch
     number: int
     timing: Timing
+    feature_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

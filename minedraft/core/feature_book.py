@@ -128,11 +128,7 @@ class FeatureBook(DraftBook):
         end = self.features_len(request)
         if request.id not in self._entries or not features.start <= end < features.end:
             return
-        held = self._held.setdefault(request.id, [])
-        if held and held[0].start > max(self._next(request) - 1, 0):  # of before a gap that was never closed
-            self._drop(request.id)
-            held = self._held.setdefault(request.id, [])
-        held.append(features)
+        self._held.setdefault(request.id, []).append(features)
         self._num_held += features.end - features.start
 
     def drop_features(self) -> None:

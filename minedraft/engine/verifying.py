@@ -93,7 +93,8 @@ class Verifying:
         if not plan.follows:  # a verifier that refuses a round still answers the one that follows it
             self._num_failures = 0
         self._acknowledge(ledger, released)
-        self._publish(events.Verified(plan.batch, plan.number, reply.timing))
+        feature_bytes = sum([verdict.features.states.num_bytes for verdict in reply.verdicts if verdict.features])
+        self._publish(events.Verified(plan.batch, plan.number, reply.timing, feature_bytes))
         return Checked(spans, reply.verdicts)
 
     def give_up(self, plan: RoundPlan, error: MineDraftError | None) -> None:

@@ -95,6 +95,7 @@ class StatusBoard:
             preemptions=counters.preemptions,
             stale_replies=counters.stale_proposals + sum(link.num_stale for link in links),
             wire_bytes=sum(link.wire_bytes for link in links),
+            feature_bytes=counters.feature_bytes,
             steps=sum(counters.rounds.values()),
             uptime_s=uptime_s,
             verify_ms=summary.verify_ms,
@@ -103,10 +104,13 @@ class StatusBoard:
             verified_drafts=counters.verified_drafts,
             accepted_drafts=counters.accepted_drafts,
             errors=dict(self._errors),
-            sources=tuple(
-                SourceState(source.value, counts.rows, counts.verified, counts.accepted)
-                for source, counts in counters.sources.items()
-            ),
+            sources=self._source_states(),
+        )
+
+    def _source_states(self) -> tuple[SourceState, ...]:
+        return tuple(
+            SourceState(source.value, counts.rows, counts.verified, counts.accepted)
+            for source, counts in self.counters.sources.items()
         )
 
     def _links(self, pipeline: Pipeline) -> Sequence[LinkStats]:

@@ -18,6 +18,7 @@ from minedraft.sampling_params import SamplingParams
 from minedraft.settings.config import Settings
 from minedraft.types import Mode, Role
 from scripts.lib.sink import Collector
+from tests.fakes import features
 from tests.fakes.workers import FakeDrafter, FakeVerifier
 from tests.unit.engine.test_pipeline import answer_all
 
@@ -28,7 +29,7 @@ PROMPTS = [(n, 3) for n in range(1, 7)]
 def totals(status: ServiceStatus) -> tuple[int, ...]:
     return (
         status.output_tokens, status.finished_requests, status.preemptions, status.stale_replies, status.wire_bytes,
-        status.steps, status.verified_drafts, status.accepted_drafts,
+        status.steps, status.verified_drafts, status.accepted_drafts, status.feature_bytes,
     )  # fmt: skip
 
 
@@ -87,3 +88,14 @@ async def test_the_timeline_has_a_bar_for_each_command() -> None:
     assert len(verifies) == len(verifier.commands)
     assert len(timeline.bars) - len(verifies) == len(drafter.commands)
     assert [bar.number for bar in verifies] == sorted(bar.number for bar in verifies)
+
+
+async def test_features_are_counted_once_each() -> None:
+    board = StatusBoard(Settings())
+    drafter = FakeDrafter(reads_features=True)
+    async with Pipeline(LIMITS, FakeVerifier(), drafter, observers=[board.observe]) as pipeline, asyncio.timeout(10):
+        await answer_all(pipeline, PROMPTS)
+        status = board.status("serving", pipeline)
+    num_tokens = sum(len(prompt) for prompt in PROMPTS) + status.output_tokens
+    # Of every token but the last ones of each answer, which nothing is drafted after.
+    assert num_tokens - 6 * (LIMITS.draft_len + 2) <= status.feature_bytes / (4 * features.SIZE) < num_tokens
