@@ -30,15 +30,18 @@ def features_of(tokens: Sequence[int], start: int) -> Features:
 
 
 def check_features(span: DraftSpan, tokens: Sequence[int]) -> None:
-    """Raise InvalidRequest unless the span has the true features of every position that its tokens need, and no piece
-    in vain. tokens: of the request, those of the span included."""
+    """Raise InvalidRequest unless the span has the true features of every position that its tokens need, in
+    pieces that follow or overlap each other, none in vain. tokens: of the request, those of the span included."""
     wanted = range(span.features_start, span.committed_len - 1)
     seen: set[int] = set()
     for piece in span.features:
         rows = {piece.start + i: row for i, row in enumerate(struct.iter_unpack(f"<{SIZE}f", piece.states.data))}
+        is_apart = piece.start > max(seen, default=span.features_start - 1) + 1
         wrong = [at for at in rows if at in wanted and rows[at] != feature(tokens[: at + 1])]
-        if wrong or not (set(rows) - seen) & set(wanted):
-            raise InvalidRequest("features", wrong or "a piece in vain", f"must be those of positions {wanted}")
+        if wrong or is_apart or not (set(rows) - seen) & set(wanted):
+            raise InvalidRequest(
+                "features", wrong or "a piece apart or in vain", f"must be those of positions {wanted}"
+            )
         seen |= set(rows)
     if missing := set(wanted) - seen:
         error = InvalidRequest("features", sorted(missing), "are missing")

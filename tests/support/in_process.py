@@ -7,14 +7,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from minedraft.device import Device
+from minedraft.device import Device, usable_cores
 from minedraft.errors import WorkerLost
 from minedraft.messages import DraftCommand, DraftReply, LinkStats, Timing, VerifyCommand, VerifyReply, WorkerInfo
+from minedraft.models.folder import check_model_folder
+from minedraft.models.heads.folder import check_head_folder
 from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role
 from minedraft_workers.drafter import DrafterActor
+from minedraft_workers.execution.eagle.head import EagleHead
+from minedraft_workers.execution.eagle.loading import load_head
 from minedraft_workers.execution.executor import Executor
 from minedraft_workers.proposers.combined import CombinedProposer
 from minedraft_workers.proposers.draft_model import ModelProposer
+from minedraft_workers.proposers.eagle import EagleProposer
 from minedraft_workers.proposers.ngram import NgramProposer
 from minedraft_workers.rounds.following import Follower
 from minedraft_workers.verifier import VerifierActor
@@ -22,12 +27,26 @@ from tests.fakes.loopback import deliver_draft, deliver_verify
 
 
 def load_executor(folder: Path, *, num_blocks: int = 256, block_size: int = 4, dtype: str = "float32") -> Executor:
-    return Executor.load(
-        folder, device=Device.parse("cpu").here(), dtype=dtype, num_blocks=num_blocks, block_size=block_size
-    )
+    return Executor.load(folder, device=_one_core(), dtype=dtype, num_blocks=num_blocks, block_size=block_size)
 
 
-def _info(role: Role, executor: Executor) -> WorkerInfo:
+def load_tiny_head(folder: Path, target: Path, *, num_blocks: int = 256, dtype: str = "float32") -> EagleHead:
+    info = check_head_folder(folder, check_model_folder(target, "target"), "draft")
+    return load_head(info, device=_one_core(), dtype=dtype, num_blocks=num_blocks, block_size=4)
+
+
+def _one_core() -> Device:
+    """Return a device on which kernels compute in the calling thread: threads that wait for each other take a hundred
+    times as long on a busy machine."""
+    return Device("cpu", usable_cores()[:1])
+
+
+def _info(role: Role, executor: Executor | EagleHead) -> WorkerInfo:
+    if isinstance(executor, EagleHead):
+        layers, size = executor.feature_layers, executor.feature_size
+    else:
+        is_target = role is Role.VERIFIER
+        layers, size = (executor.find_feature_layers(), executor.hidden_size) if is_target else ((), 0)
     return WorkerInfo(
         role=role,
         epoch=1,
@@ -40,8 +59,8 @@ def _info(role: Role, executor: Executor) -> WorkerInfo:
         model_name=executor.model_name,
         device=executor.device_name,
         dtype=executor.dtype_name,
-        feature_layers=executor.find_feature_layers() if role is Role.VERIFIER else (),
-        feature_size=executor.hidden_size if role is Role.VERIFIER else 0,
+        feature_layers=layers,
+        feature_size=size,
     )
 
 
@@ -91,12 +110,21 @@ class InProcessDrafter(_InProcess):
     actor: DrafterActor
 
     def __init__(
-        self, executor: Executor | None, verifier: InProcessVerifier, *, ngram: bool = False, lookup: bool = False
+        self,
+        executor: Executor | EagleHead | None,
+        verifier: InProcessVerifier,
+        *,
+        ngram: bool = False,
+        lookup: bool = False,
     ) -> None:
         super().__init__()
         if executor is None or ngram:
-            self.info = replace(verifier.info, role=Role.DRAFTER, num_blocks=0, draft_method=DraftMethod.NGRAM)
+            no_model = {"num_blocks": 0, "draft_method": DraftMethod.NGRAM, "feature_layers": (), "feature_size": 0}
+            self.info = replace(verifier.info, role=Role.DRAFTER, **no_model)
             self.actor = DrafterActor(NgramProposer(), self.info)
+        elif isinstance(executor, EagleHead):
+            self.info = _info(Role.DRAFTER, executor)
+            self.actor = DrafterActor(EagleProposer(executor), self.info)
         else:
             self.info = _info(Role.DRAFTER, executor)
             model = ModelProposer(executor)

@@ -202,6 +202,37 @@ def test_a_prompt_and_then_each_round_reach_the_drafter_once() -> None:
     assert service.scheduler.book._num_held <= 2 * (3 + 1), "only the last rounds' features are kept"
 
 
+def test_a_draft_whose_round_is_not_verified_is_asked_for_again_with_its_feature() -> None:
+    service = Service()
+    request = service.add(20)
+    service.rounds(3)
+    book, taken = service.scheduler.book, []
+    for number in (101, 102):
+        assert book.draft_len(request, 3, 64) == 3
+        command = book.command(RoundId(EPOCH, Batch.A, number), (book.plan_draft(request, 3),))
+        service.drafter.execute(command)
+        book.executed(command)
+        taken.append((command.spans[0].prefix_len, command.spans[0].tokens[-1]))
+    assert taken[1] == (len(request.tokens) - 1, request.tokens[-1]), "the last token, with the feature before it"
+
+
+def test_features_of_a_request_that_was_released_meanwhile_or_of_a_lost_verifier_are_not_kept() -> None:
+    service = Service()
+    request = service.add(20)
+    service.rounds(3)
+    book, start = service.scheduler.book, request.verifier_len
+    assert book._num_held > 0
+    assert book.wants_features(request, start, start + 1)
+    book.release(request.id)
+    assert book._num_held == 0
+    book.deliver(request, features_of(request.tokens[: start + 1], start))
+    assert book._num_held == 0, "nothing begins with what follows a gap"
+    book.deliver(request, features_of(request.tokens, 0))
+    assert book._num_held == len(request.tokens)
+    service.scheduler.detach_verifier()
+    assert book._num_held == 0, "they may lie in its memory"
+
+
 def test_a_new_drafter_gets_its_features_from_the_verifier_and_drafts_on() -> None:
     service = Service()
     request = service.add(20)
