@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from minedraft.carriers import Carrier, ChannelOffer
-from minedraft.types import DraftMethod, Role, RoundId, SequenceSpec
+from minedraft.types import DraftMethod, Role, RoundId, ScoreKind, SequenceSpec
 
 ITEM_BYTES = {"int32": 4, "float32": 4, "bfloat16": 2}
 """The dtypes of tensors in messages, and the bytes of one item."""
@@ -109,6 +109,7 @@ class DraftCommand:
     round: RoundId
     spans: tuple[DraftSpan, ...]
     released: tuple[int, ...] = ()  # request ids whose KV is freed first; unknown ids are ignored
+    scores: ScoreKind = ScoreKind.NONE  # of the proposals that it asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class Proposal:
     (span.prefix_len + len(span.tokens)).
 
     `q` is set only under REJECTION acceptance. `source` made them; of NGRAM, the drafter has cached no draft, of
-    the others all but the last.
+    the others all but the last. `scores`: one of the kind that the command asks for, 0..1, for each draft, or none.
     """
 
     request_id: int
@@ -125,6 +126,7 @@ class Proposal:
     tokens: tuple[int, ...]
     q: TruncatedQ | None = None
     source: DraftMethod = DraftMethod.MODEL
+    scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,15 @@ class Acceptance(IntEnum):
     REJECTION = 3
 
 
+class ScoreKind(IntEnum):
+    """What a drafter says of each of its drafts besides the token: a probability, under its model's logits as they
+    are, or an estimate of the share that is accepted, where drafts are looked up."""
+
+    NONE = 0
+    PEAK = 1  # of the most probable token at the draft's position; it does not depend on the draft itself
+    DRAWN = 2  # of the draft
+
+
 class FinishReason(str, Enum):
     """The reason why an answer ended."""
 

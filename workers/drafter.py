@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from minedraft.messages import DraftCommand, DraftSpan, Proposal, TruncatedQ, WorkerInfo
-from minedraft.types import DraftMethod
+from minedraft.types import DraftMethod, ScoreKind
 from minedraft_workers.channels.base import TokenChannel
 from minedraft_workers.channels.inline import InlineChannel
 from minedraft_workers.execution.memory import within_memory
@@ -39,7 +39,7 @@ class DrafterActor:
     def draft(self, command: DraftCommand) -> Work[Proposal]:
         """Release requests, cache the new tokens, propose. Implements `DraftingActor`."""
         self.release(command.released)
-        rows = [self._to_row(span) for span in command.spans]
+        rows = [self._to_row(span, command.scores) for span in command.spans]
         forward_ns = self._proposer.propose(rows)
         self._requests.keep(row.state for row in rows)
         asked = [row for row, span in zip(rows, command.spans, strict=True) if span.draft_len]
@@ -58,9 +58,11 @@ class DrafterActor:
         self._requests.clear()
         self._proposer.reset(target_vocab_size)
 
-    def _to_row(self, span: DraftSpan) -> DraftRow:
+    def _to_row(self, span: DraftSpan, scores: ScoreKind) -> DraftRow:
         state, features = self._requests.find(span), read_features(span, self.info.feature_size, self._channel)
-        return DraftRow(state, span.prefix_len, span.tokens, span.draft_len, features=features, source=self._method)
+        row = DraftRow(state, span.prefix_len, span.tokens, span.draft_len, source=self._method, score_kind=scores)
+        row.features = features
+        return row
 
     def _to_proposal(self, row: DraftRow) -> Proposal:
         q = None
@@ -68,4 +70,5 @@ class DrafterActor:
             pack = self._channel.pack
             ids, probs = (torch.from_numpy(np.array(side)) for side in (row.q_ids, row.q_probs))
             q = TruncatedQ(pack(ids), pack(probs))
-        return Proposal(row.state.request_id, row.committed_len, tuple(row.drafts), q, row.source)
+        scores = tuple(row.scores)
+        return Proposal(row.state.request_id, row.committed_len, tuple(row.drafts), q, row.source, scores)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from minedraft.core.ledger import KvLedger
 from minedraft.messages import DraftCommand, DraftSpan, Features, Proposal
-from minedraft.types import DraftMethod, RoundId, SequenceSpec
+from minedraft.types import DraftMethod, RoundId, ScoreKind, SequenceSpec
 
 MAX_LAG = 2
 """Tokens that the drafter lags behind after a round of its own drafts: the bonus token, and the last draft, which was
@@ -137,9 +137,11 @@ class DraftBook:
 
     # Commands and their results
 
-    def command(self, round_id: RoundId, spans: tuple[DraftSpan, ...]) -> DraftCommand:
+    def command(
+        self, round_id: RoundId, spans: tuple[DraftSpan, ...], scores: ScoreKind = ScoreKind.NONE
+    ) -> DraftCommand:
         """Return the command for `spans`, with all pending releases. Call `executed` or `refused` with it later."""
-        return DraftCommand(round_id, spans, self.kv.take_releases())
+        return DraftCommand(round_id, spans, self.kv.take_releases(), scores=scores)
 
     def executed(self, command: DraftCommand, proposals: Sequence[Proposal] = ()) -> bool:
         """Record that the drafter executed a command, and what it proposed. Return whether that freed blocks."""

@@ -8,7 +8,7 @@ from minedraft.core.events import ModeChanged
 from minedraft.core.ledger import KvLedger
 from minedraft.core.request import NewRequest, Request
 from minedraft.errors import InternalError, InvalidRequest
-from minedraft.types import LoanTerms, Mode
+from minedraft.types import LoanTerms, Mode, ScoreKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,9 @@ class SchedulerLimits:
     Attributes:
         mode: in `ar`, draft_len is always 0.
         max_batch_size: requests per batch (m).
-        draft_len: maximum tokens proposed per request and round (k).
+        draft_len: maximum tokens proposed per request and round (k), but for the extra ones.
+        extra_drafts: tokens proposed beyond them, for the draft policy to choose from.
+        scores: what the drafter says of its drafts, for the draft policy.
         prefill_chunk: maximum prompt tokens per round and worker.
         max_waiting: maximum requests that wait, beyond the seats.
         max_model_len: maximum tokens of a request, prompt and answer together.
@@ -28,6 +30,8 @@ class SchedulerLimits:
     mode: Mode = Mode.MINEDRAFT
     max_batch_size: int = 8
     draft_len: int = 3
+    extra_drafts: int = 0
+    scores: ScoreKind = ScoreKind.NONE
     prefill_chunk: int = 256
     max_waiting: int = 256
     max_model_len: int = 8192
@@ -36,6 +40,11 @@ class SchedulerLimits:
     def __post_init__(self) -> None:
         if not self.mode.has_drafts:
             object.__setattr__(self, "draft_len", 0)  # the dataclass is frozen
+
+    @property
+    def max_draft_len(self) -> int:
+        """Maximum tokens proposed per request and round, the extra ones too."""
+        return self.draft_len + self.extra_drafts if self.draft_len else 0
 
     @property
     def num_batches(self) -> int:

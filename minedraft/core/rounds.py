@@ -142,7 +142,8 @@ def shorten(proposal: Proposal, num_drafts: int) -> Proposal:
     q = proposal.q if num_drafts else None
     if q is not None:
         q = TruncatedQ(_first_rows(q.ids, num_drafts), _first_rows(q.probs, num_drafts))
-    return replace(proposal, tokens=proposal.tokens[:num_drafts], q=q)
+    scores = proposal.scores[:num_drafts]
+    return replace(proposal, tokens=proposal.tokens[:num_drafts], q=q, scores=scores)
 
 
 def to_verify_span(span: PlannedSpan, proposal: Proposal | None) -> VerifySpan:

@@ -208,7 +208,7 @@ class Scheduler:
         fitting, num_dropped = match_proposals(plan, proposals)
         if num_dropped:
             self._events.append(events.ProposalsDropped(plan.batch, plan.number, num_dropped))
-        lens = self._policy.select([DraftOffer(proposal.request_id, len(proposal.tokens)) for proposal in fitting])
+        lens = self._policy.select([DraftOffer(p.request_id, len(p.tokens), p.scores) for p in fitting])
         chosen = {p.request_id: shorten(p, num_drafts) for p, num_drafts in zip(fitting, lens, strict=True)}
         live = [span for span in plan.spans if span.request.id in self.requests and not span.request.is_aborted]
         return tuple([to_verify_span(span, chosen.get(span.request.id)) for span in live])
@@ -301,7 +301,7 @@ class Scheduler:
         """Whether the next round of these requests, which are all of a batch, is to have drafts."""
         if self.book is None:
             return False
-        k = self.limits.draft_len
+        k = self.limits.max_draft_len
         return any(wanted_drafts(self._policy, span.request, len(spans), k) for span in spans)
 
     def _move_from(self, batch: Batch) -> None:
@@ -322,7 +322,7 @@ class Scheduler:
                 return
             # Admit only if the whole prompt fits now and every running request can still grow by one round;
             # otherwise the newcomer would be preempted and readmitted in a loop.
-            kv, num_more = self.verifier_kv, self.limits.draft_len + 1
+            kv, num_more = self.verifier_kv, self.limits.max_draft_len + 1
             headroom = sum([kv.num_to_come(r.id, len(r.tokens), num_more) for r in self.batches.seated])
             if not self.verifier_kv.can_reserve(request.id, len(request.tokens), headroom):
                 return

@@ -70,7 +70,7 @@ class SpanPlanner:
         round, and need not even cache the request."""
         if self.book is None or request.remaining_len <= 1:
             return 0
-        return wanted_drafts(self.policy, request, self.batch_size, self.limits.draft_len)
+        return wanted_drafts(self.policy, request, self.batch_size, self.limits.max_draft_len)
 
     def _draft_len(self, request: Request, wanted: int) -> int:
         """Return the drafts to ask for: the policy's number, less near a limit, where the bonus token needs room."""

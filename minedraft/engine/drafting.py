@@ -104,7 +104,8 @@ class Drafting:
         drafter, book = self.drafter, plan.book
         if drafter is None or book is None or book is not self._scheduler.book:
             return None
-        command = book.command(RoundId(drafter.info.epoch, plan.batch, plan.number), spans)
+        round_id = RoundId(drafter.info.epoch, plan.batch, plan.number)
+        command = book.command(round_id, spans, self._scheduler.limits.scores)
         try:
             reply = await (drafter.prefill(command) if is_prefill else drafter.draft(command))
         except MineDraftError as error:

@@ -6,7 +6,7 @@ from minedraft.errors import InvalidRequest, ProtocolError, StaleRound
 from minedraft.messages import DraftCommand, DraftReply, DraftSpan, Proposal, WorkerInfo
 from minedraft.rpc import codec
 from minedraft.rpc.codec_tensor import features_from_pb, features_to_pb, q_from_pb, q_to_pb
-from minedraft.types import MAX_SPAN_DRAFTS, DraftMethod
+from minedraft.types import MAX_SPAN_DRAFTS, DraftMethod, ScoreKind
 from minedraft.v1 import worker_pb2
 
 _SOURCE_TO_PB = {
@@ -14,6 +14,12 @@ _SOURCE_TO_PB = {
     DraftMethod.NGRAM: worker_pb2.DRAFT_SOURCE_NGRAM,
     DraftMethod.EAGLE: worker_pb2.DRAFT_SOURCE_EAGLE,
 }
+_SCORES_TO_PB = {
+    ScoreKind.NONE: worker_pb2.SCORE_KIND_NONE,
+    ScoreKind.PEAK: worker_pb2.SCORE_KIND_PEAK,
+    ScoreKind.DRAWN: worker_pb2.SCORE_KIND_DRAWN,
+}
+_SCORES_FROM_PB = {value: kind for kind, value in _SCORES_TO_PB.items()}
 _SOURCE_FROM_PB = {value: source for source, value in _SOURCE_TO_PB.items()}
 
 
@@ -22,6 +28,7 @@ def draft_command_to_pb(command: DraftCommand) -> worker_pb2.DraftRequest:
         round=codec.round_to_pb(command.round),
         spans=[_span_to_pb(span) for span in command.spans],
         released=command.released,
+        scores=_SCORES_TO_PB[command.scores],
     )
 
 
@@ -32,7 +39,10 @@ def draft_command_from_pb(message: worker_pb2.DraftRequest, info: WorkerInfo) ->
         InvalidRequest: a value breaks a limit of `info` or of the protocol.
     """
     spans = codec.spans_from_pb(message.spans, _span_from_pb, info)
-    return DraftCommand(codec.round_from_pb(message.round), spans, codec.released_from_pb(message.released))
+    if (scores := _SCORES_FROM_PB.get(message.scores)) is None:
+        raise InvalidRequest("scores", message.scores, f"must be at most {max(ScoreKind)}")
+    released = codec.released_from_pb(message.released)
+    return DraftCommand(codec.round_from_pb(message.round), spans, released, scores=scores)
 
 
 def draft_reply_to_pb(reply: DraftReply) -> worker_pb2.DraftReply:
@@ -104,6 +114,7 @@ def _proposal_to_pb(proposal: Proposal) -> worker_pb2.Proposal:
         committed_len=proposal.committed_len,
         tokens=proposal.tokens,
         source=_SOURCE_TO_PB[proposal.source],
+        scores=proposal.scores,
     )
     if proposal.q is not None:
         message.q.CopyFrom(q_to_pb(proposal.q))
@@ -126,4 +137,8 @@ def _proposal_from_pb(message: worker_pb2.Proposal, span: DraftSpan, info: Worke
     if source is None:
         known = ", ".join(method.value for method in DraftMethod)
         raise InvalidRequest(codec.name_of(request_id, "proposals.source"), message.source, f"must be one of {known}")
-    return Proposal(request_id, committed_len, tokens, q, source)
+    scores = tuple(message.scores)
+    if scores and (len(scores) != len(tokens) or not all(0.0 <= score <= 1.0 for score in scores)):  # refuses NaN too
+        name = codec.name_of(request_id, "proposals.scores")
+        raise InvalidRequest(name, scores, f"must be {len(tokens)} numbers from 0 to 1, or none")
+    return Proposal(request_id, committed_len, tokens, q, source, scores)

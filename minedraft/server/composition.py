@@ -33,7 +33,7 @@ from minedraft.rpc.channel import bind, client_server
 from minedraft.rpc.connector import GrpcConnector
 from minedraft.rpc.health import INFERENCE_SERVICE, SERVING, HealthServicer, add_health
 from minedraft.server.grpc_door import GrpcDoor
-from minedraft.server.policies import choose_draft_policy
+from minedraft.server.policies import choose_draft_policy, choose_scores
 from minedraft.server.service import InferenceService
 from minedraft.settings.config import Settings, load_settings
 from minedraft.settings.flags import UserPath, settings_flags
@@ -192,6 +192,8 @@ def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:
         mode=settings.mode,
         max_batch_size=settings.max_batch_size,
         draft_len=settings.max_draft_len,
+        extra_drafts=0 if settings.draft_policy == "fixed" else settings.extra_drafts,
+        scores=choose_scores(settings),
         prefill_chunk=settings.prefill_chunk,
         max_waiting=settings.max_waiting,
         max_model_len=max_model_len,

@@ -164,6 +164,17 @@ class Settings(SharedSettings):
         description="Draft tokens per request and round (k), ignored in mode ar; auto: as many as measured costs and "
         "acceptance make the fastest, for each request.",
     )
+    draft_policy: Literal["fixed", "tetris", "tetris-exact"] = Field(
+        "fixed",
+        description="Which drafts to verify. fixed: all; tetris: of extra drafts the best of the batch; tetris-exact: "
+        "the same by the paper's rule, which changes the distribution of sampled answers without a seed.",
+    )
+    extra_drafts: int = Field(
+        1, ge=1, le=MAX_DRAFT_LEN, description="Drafts beyond draft_len that tetris chooses from, per request."
+    )
+    verify_capacity: int = Field(
+        0, ge=0, le=65536, description="Drafts that tetris verifies per round; 0: as many as without extra ones."
+    )
     target_device: str = Field(
         default_factory=_default_target_device,
         description=f"Device of the verifier: {DEVICE_FORMS}; default: the second core.",

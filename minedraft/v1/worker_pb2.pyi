@@ -21,6 +21,12 @@ class Acceptance(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ACCEPTANCE_COUPLED: _ClassVar[Acceptance]
     ACCEPTANCE_REJECTION: _ClassVar[Acceptance]
 
+class ScoreKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SCORE_KIND_NONE: _ClassVar[ScoreKind]
+    SCORE_KIND_PEAK: _ClassVar[ScoreKind]
+    SCORE_KIND_DRAWN: _ClassVar[ScoreKind]
+
 class DraftSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DRAFT_SOURCE_MODEL: _ClassVar[DraftSource]
@@ -33,6 +39,9 @@ ACCEPTANCE_UNSPECIFIED: Acceptance
 ACCEPTANCE_GREEDY: Acceptance
 ACCEPTANCE_COUPLED: Acceptance
 ACCEPTANCE_REJECTION: Acceptance
+SCORE_KIND_NONE: ScoreKind
+SCORE_KIND_PEAK: ScoreKind
+SCORE_KIND_DRAWN: ScoreKind
 DRAFT_SOURCE_MODEL: DraftSource
 DRAFT_SOURCE_NGRAM: DraftSource
 DRAFT_SOURCE_EAGLE: DraftSource
@@ -198,16 +207,18 @@ class DraftSpan(_message.Message):
     def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., draft_len: _Optional[int] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ..., features: _Optional[_Iterable[_Union[Features, _Mapping]]] = ...) -> None: ...
 
 class DraftRequest(_message.Message):
-    __slots__ = ("round", "spans", "released", "freed")
+    __slots__ = ("round", "spans", "released", "scores", "freed")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     RELEASED_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     FREED_FIELD_NUMBER: _ClassVar[int]
     round: RoundId
     spans: _containers.RepeatedCompositeFieldContainer[DraftSpan]
     released: _containers.RepeatedScalarFieldContainer[int]
+    scores: ScoreKind
     freed: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[DraftSpan, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ..., freed: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[DraftSpan, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ..., scores: _Optional[_Union[ScoreKind, str]] = ..., freed: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("queue_ns", "forward_ns", "busy_ns", "idle_ns", "start_us")
@@ -224,18 +235,20 @@ class Timing(_message.Message):
     def __init__(self, queue_ns: _Optional[int] = ..., forward_ns: _Optional[int] = ..., busy_ns: _Optional[int] = ..., idle_ns: _Optional[int] = ..., start_us: _Optional[int] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("request_id", "committed_len", "tokens", "q", "source")
+    __slots__ = ("request_id", "committed_len", "tokens", "q", "scores", "source")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     Q_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     committed_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     q: TruncatedQ
+    scores: _containers.RepeatedScalarFieldContainer[float]
     source: DraftSource
-    def __init__(self, request_id: _Optional[int] = ..., committed_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ..., source: _Optional[_Union[DraftSource, str]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[int] = ..., committed_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ..., scores: _Optional[_Iterable[float]] = ..., source: _Optional[_Union[DraftSource, str]] = ...) -> None: ...
 
 class DraftReply(_message.Message):
     __slots__ = ("round", "proposals", "timing", "num_free_blocks")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from minedraft.types import DraftMethod
+from minedraft.types import DraftMethod, ScoreKind
 from minedraft_workers.sequence import SequenceState
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class DraftRow:
     """A request's row of a draft command. `state` has its old tokens until `tokens` are cached.
 
     drafts: proposed so far, by `source`. q_ids, q_probs: int32 and float32 [m] for each draft, under REJECTION only.
+    scores: of each draft, of the kind `score_kind`.
     features: [n, feature_size], any float dtype and device, where the proposer wants them: the target's of the
     positions max(prefix_len - 1, 0) to committed_len - 2.
     """
@@ -33,6 +34,8 @@ class DraftRow:
     source: DraftMethod = DraftMethod.MODEL
     q_ids: list[npt.NDArray[np.int32]] = field(default_factory=list)
     q_probs: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    score_kind: ScoreKind = ScoreKind.NONE
+    scores: list[float] = field(default_factory=list)
     features: torch.Tensor | None = None
 
     @property

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 import torch
 
-from minedraft.types import Acceptance
+from minedraft.types import Acceptance, ScoreKind
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.sampling.choose import ChoiceRow
 from minedraft_workers.sampling.sampler import Sampler
@@ -45,8 +46,9 @@ class DraftChooser:
         Args:
             logits: float32 [rows, columns].
         """
+        logits = logits[:, : self._num_columns]
         choice = self._sampler.choose_drafts(
-            logits[:, : self._num_columns],
+            logits,
             [ChoiceRow(row.state, row.committed_len + len(row.drafts), row.drafts) for row in rows],
             self._ids,
             self._top_m,
@@ -57,6 +59,8 @@ class DraftChooser:
                 row.draft_len = len(row.drafts)
             else:
                 row.drafts.append(token)
+        if any(row.score_kind for row in rows):
+            self._score(logits, rows, choice.tokens)
         if choice.q_ids is None or choice.q_probs is None:
             return
         # A row of an array costs a tenth of a row of a tensor.
@@ -66,6 +70,19 @@ class DraftChooser:
             if token is not None and row.state.spec.acceptance is Acceptance.REJECTION:
                 row.q_ids.append(ids)
                 row.q_probs.append(probs)
+
+    def _score(self, logits: torch.Tensor, rows: Sequence[DraftRow], tokens: Sequence[int | None]) -> None:
+        """Add its score to each draft. It is of the logits as they are: temperature and truncation would make most
+        drafts look certain."""
+        peaks, log_totals = logits.amax(dim=-1).tolist(), logits.logsumexp(dim=-1).tolist()
+        for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            if token is None or not row.score_kind:
+                continue
+            logit = peaks[index] if row.score_kind is ScoreKind.PEAK else float(logits[index, self._column(token)])
+            row.scores.append(min(math.exp(logit - log_totals[index]), 1.0))
+
+    def _column(self, token: int) -> int:
+        return token if self._ids is None else int(torch.searchsorted(self._ids, token))
 
     def _count_bad(self, num_rows: int) -> None:
         """Log bad rows at the first and at every power of two: a broken draft model would fill the log."""

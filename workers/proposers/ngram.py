@@ -83,6 +83,8 @@ class PromptLookup:
         if match is None or (rate := self._rate_of(match)).value < least_rate:
             return False
         row.drafts, row.source = list(match.continuation), DraftMethod.NGRAM
+        if row.score_kind:
+            row.scores = [rate.value] * len(row.drafts)
         self.note(row, rate)
         return True
 

@@ -21,6 +21,7 @@ from minedraft_workers.sampling.randomness import (
     gumbel,
     gumbel_bound,
     gumbel_of,
+    seed_of_draft,
     uniform,
 )
 from minedraft_workers.sampling.row_search import SearchedRow, argmax_rows
@@ -121,7 +122,8 @@ def _choose(logits: torch.Tensor, row: ChoiceRow, columns: Columns, top_m: int) 
         return _Choice(coupled_choice(processed, columns, state.spec.seed, row.position))
     indices, probs = truncate_q(processed, top_m)
     kept = (indices if processed.columns is None else processed.columns[indices]).tolist()
-    return _Choice(kept[draw(probs, uniform(state.spec.seed, row.position, Purpose.DRAFT))], kept, probs)
+    seed = seed_of_draft(state.spec.seed, len(row.drafts))
+    return _Choice(kept[draw(probs, uniform(seed, row.position, Purpose.DRAFT))], kept, probs)
 
 
 def _pack_q(

@@ -39,6 +39,13 @@ def random_bits64(seed: int, position: int, purpose: Purpose) -> int:
     return _mix64(state + int(purpose) * _GOLDEN64)
 
 
+def seed_of_draft(seed: int, index: int) -> int:
+    """Return the seed that the index-th draft of a round is drawn with, for `Purpose.DRAFT`. A position that is
+    drafted again, in a later round and so with another index, is drawn anew: a policy that has seen the first draft
+    when it chose what to verify may depend on it ever since."""
+    return (seed + index * _GOLDEN64) & _MASK64
+
+
 def uniform(seed: int, position: int, purpose: Purpose) -> float:
     """Return a float64 in [0, 1), a multiple of 2**-53."""
     return (random_bits64(seed, position, purpose) >> 11) * 2.0**-53

@@ -17,6 +17,7 @@ from minedraft_workers.native.choosing import ChoiceRequest, ChoiceRule, Choices
 from minedraft_workers.sampling.acceptance import Outcome, VerifyRow, to_outcome, verify
 from minedraft_workers.sampling.choose import DEFAULT_TOP_M, ChoiceRow, DraftChoice, choose_drafts
 from minedraft_workers.sampling.processors import adjust_in_place, is_greedy, needs_adjusting, usable_temperature
+from minedraft_workers.sampling.randomness import seed_of_draft
 from minedraft_workers.sampling.vocab_columns import Columns, columns_of
 from minedraft_workers.sequence import SequenceState
 
@@ -96,11 +97,12 @@ class Sampler:
                 rule = ChoiceRule.PEAK
             else:
                 rule = ChoiceRule.COUPLED if spec.acceptance is Acceptance.COUPLED else under_rejection
+            is_draft = rule is ChoiceRule.PROPOSE
             request = ChoiceRequest(
                 rows,
                 first_row,
                 rule,
-                spec.seed,
+                seed_of_draft(spec.seed, len(span.known_drafts)) if is_draft else spec.seed,
                 span.position,
                 span.drafts,
                 usable_temperature(sampling.temperature),

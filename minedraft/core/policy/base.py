@@ -18,10 +18,14 @@ class DraftOffer:
 
     Under rejection sampling, a choice that looked at the drawn tokens would change the distribution of the output:
     with p = q, keeping only the drafts of one token would make that token more likely.
+
+    scores: as asked for by `SchedulerLimits.scores`; () if there are none. A PEAK score says nothing of its own
+    draft, only of those before; whoever decides about a draft by a DRAWN score or by later PEAK ones looks at it.
     """
 
     request_id: int
     num_drafts: int
+    scores: tuple[float, ...] = ()
 
 
 class DraftPolicy(Protocol):

@@ -144,6 +144,19 @@ def test_q_is_the_renormalised_top_of_the_processed_row_and_what_was_sampled_fro
         assert choice.tokens == [int(choice.q_ids[0, drawn])]
 
 
+def test_a_position_that_is_drafted_again_is_drawn_anew(sampler: Sampler) -> None:
+    """As second draft of one round and first one of the next, from the same distribution."""
+    rows, state = random_rows(1, 40, 11, scale=1.0), make_state(Acceptance.REJECTION)
+    draws = [
+        sampler.choose_drafts(rows, [ChoiceRow(state, position, drafts)]).tokens[0]
+        for position in range(60)
+        for drafts in ([], [5], [5, 5])
+    ]
+    by_index = [draws[index::3] for index in range(3)]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert sum(a == b for a, b in zip(by_index[one], by_index[other], strict=True)) < 20
+
+
 def test_a_small_vocabulary_makes_a_narrow_q(sampler: Sampler) -> None:
     choice = sampler.choose_drafts(random_rows(1, 6), [ChoiceRow(make_state(Acceptance.REJECTION), 4)], None, top_m=32)
     assert choice.q_ids is not None
