@@ -19,23 +19,23 @@ class SchedulerLimits:
         mode: in `ar`, draft_len is always 0.
         max_batch_size: requests per batch (m).
         draft_len: maximum tokens proposed per request and round (k), but for the extra ones.
-        extra_drafts: tokens proposed beyond them, for the draft policy to choose from.
-        scores: what the drafter says of its drafts, for the draft policy.
         prefill_chunk: maximum prompt tokens per round and worker.
         max_waiting: maximum requests that wait, beyond the seats.
         max_model_len: maximum tokens of a request, prompt and answer together.
         is_lent: whether a borrower of the service sets mode and sizes, and no policy may deviate from them.
+        extra_drafts: tokens proposed beyond `draft_len`, for the draft policy to choose from.
+        scores: what the drafter says of its drafts, for the draft policy.
     """
 
     mode: Mode = Mode.MINEDRAFT
     max_batch_size: int = 8
     draft_len: int = 3
-    extra_drafts: int = 0
-    scores: ScoreKind = ScoreKind.NONE
     prefill_chunk: int = 256
     max_waiting: int = 256
     max_model_len: int = 8192
     is_lent: bool = False
+    extra_drafts: int = 0
+    scores: ScoreKind = ScoreKind.NONE
 
     def __post_init__(self) -> None:
         if not self.mode.has_drafts:

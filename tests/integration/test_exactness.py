@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from minedraft.core.events import Event, RoundCommitted
 from minedraft.core.limits import SchedulerLimits
+from minedraft.core.policy.base import FixedDraftLen
+from minedraft.core.policy.tetris import TetrisPolicy
 from minedraft.core.request import NewRequest
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import WorkerLost
 from minedraft.messages import DraftCommand, DraftReply, Proposal
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import DraftMethod, FinishReason, Mode
+from minedraft.types import DraftMethod, FinishReason, Mode, ScoreKind
 from scripts.lib.sink import Collector
 from tests.support.counted import CountedPipeline
 from tests.support.in_process import InProcessDrafter, InProcessVerifier, load_executor
@@ -124,6 +128,40 @@ async def test_prompt_lookup_drafts_leave_the_tokens_unchanged(
                 assert 0 < looked_up.accepted < looked_up.verified, "both outcomes must occur"
             assert pipeline.counters.failed_commands == 0
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("kind", [ScoreKind.PEAK, ScoreKind.DRAWN])
+@pytest.mark.parametrize("mode", [Mode.SD, Mode.MINEDRAFT])
+async def test_drafts_chosen_over_the_batch_leave_the_tokens_unchanged(
+    mode: Mode,
+    kind: ScoreKind,
+    target_dir: Path,
+    draft_dir: Path,
+    prompts: list[tuple[int, ...]],
+    truth: list[list[int]],
+) -> None:
+    verifier = InProcessVerifier(load_executor(target_dir))
+    drafter = InProcessDrafter(load_executor(draft_dir), verifier, lookup=kind is ScoreKind.PEAK)
+    wide = replace(limits(mode, 4, draft_len=2), extra_drafts=2, scores=kind)
+    policy, verified = TetrisPolicy(FixedDraftLen(), 2), list[list[int]]()
+
+    def observe(event: Event, now_s: float) -> None:
+        if isinstance(event, RoundCommitted):
+            verified.append([num_drafts for num_drafts, _ in event.accepted])
+
+    async with CountedPipeline(wide, verifier, drafter, draft_policy=policy, observers=[observe]) as pipeline:
+        answers = await answer(pipeline, prompts, SamplingParams(max_new_tokens=NUM_NEW))
+        assert [a.tokens for a in answers] == truth
+        counters = pipeline.counters
+        assert 0 < counters.accepted_drafts < counters.verified_drafts
+        assert max(map(sum, verified)) <= 2 * 4, "as many as without extra drafts"
+        assert {1, 3} <= {number for numbers in verified for number in numbers}, (
+            "but not the same for each request"
+        )
+        seeded = SamplingParams(temperature=1.0, seed=5, max_new_tokens=NUM_NEW)
+        sampled = [a.tokens for a in await answer(pipeline, prompts, seeded)]
+    async with CountedPipeline(limits(Mode.AR, 4), InProcessVerifier(load_executor(target_dir)), None) as pipeline:
+        assert [a.tokens for a in await answer(pipeline, prompts, seeded)] == sampled
 
 
 @pytest.mark.parametrize("draft_rows", [300, 384])

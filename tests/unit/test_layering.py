@@ -75,8 +75,8 @@ ROOMS = {
 WORKER_ROOMS = ("rounds", "proposers", "execution", "kernels", "native", "sampling", "channels")
 # All that pure files may import of the standard library: nothing of it reads a clock, a file or the network.
 PURE_MODULES = frozenset(
-    {"__future__", "collections", "contextlib", "copy", "dataclasses", "enum", "functools", "itertools", "math",
-     "numbers", "operator", "statistics", "typing", "uuid"}
+    {"__future__", "collections", "contextlib", "copy", "dataclasses", "enum", "functools", "heapq", "itertools",
+     "math", "numbers", "operator", "statistics", "typing", "uuid"}
 )  # fmt: skip
 PURE_BUILTINS = frozenset({"open", "print", "input", "breakpoint"})
 # These import a module by its name, when it is used.

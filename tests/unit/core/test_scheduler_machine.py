@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from minedraft.core.ledger import KvLedger
 from minedraft.core.limits import SchedulerLimits
+from minedraft.core.policy.tetris import TetrisPolicy
 from minedraft.core.request import NewRequest, RequestUpdate
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
@@ -69,6 +70,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         mode=st.sampled_from(Mode),
         max_batch_size=st.integers(1, 4),
         draft_len=st.integers(1, 5),
+        extra_drafts=st.integers(0, 3),
         prefill_chunk=st.sampled_from([3, 8, 64]),
         verifier_blocks=st.integers(4, 40),
         drafter_blocks=st.integers(2, 40),
@@ -82,6 +84,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         mode: Mode,
         max_batch_size: int,
         draft_len: int,
+        extra_drafts: int,
         prefill_chunk: int,
         verifier_blocks: int,
         drafter_blocks: int,
@@ -94,8 +97,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.make_drafter = lambda: FakeDrafter(
             drafter_blocks, 4, drafter_context, lambda n: n % error_period != 0, drafter_vocab, reads_features
         )
-        limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, max_waiting=6, max_model_len=64)
-        self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None, AnyDraftPolicy(error_period))
+        limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, 6, 64, extra_drafts=extra_drafts)
+        policy = TetrisPolicy(AnyDraftPolicy(error_period), extra_drafts)
+        self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None, policy)
         self.told = Told()
         # Of each batch, the round in flight and the one that follows it.
         self.in_flight: dict[Batch, list[InFlight]] = {batch: [] for batch in Batch}

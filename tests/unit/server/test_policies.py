@@ -1,0 +1,27 @@
+"""The policies that the settings ask for, and what these must be told."""
+
+from __future__ import annotations
+
+import pytest
+
+from minedraft.core.policy.base import FixedDraftLen
+from minedraft.core.policy.draft_len import AutoDraftLen
+from minedraft.core.policy.tetris import TetrisPolicy
+from minedraft.server.policies import choose_draft_policy, choose_scores
+from minedraft.settings.config import load_settings
+from minedraft.types import ScoreKind
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "scores"),
+    [
+        ({"draft_len": 2}, FixedDraftLen, ScoreKind.NONE),
+        ({}, AutoDraftLen, ScoreKind.NONE),
+        ({"draft_policy": "tetris"}, TetrisPolicy, ScoreKind.PEAK),
+        ({"draft_policy": "tetris-exact", "draft_len": 2}, TetrisPolicy, ScoreKind.DRAWN),
+    ],
+)
+def test_each_setting_has_its_policy(flags: dict[str, object], kind: type, scores: ScoreKind) -> None:
+    settings = load_settings(flags)
+    assert type(choose_draft_policy(settings)) is kind
+    assert choose_scores(settings) is scores
