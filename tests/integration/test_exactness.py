@@ -155,9 +155,7 @@ async def test_drafts_chosen_over_the_batch_leave_the_tokens_unchanged(
         counters = pipeline.counters
         assert 0 < counters.accepted_drafts < counters.verified_drafts
         assert max(map(sum, verified)) <= 2 * 4, "as many as without extra drafts"
-        assert {1, 3} <= {number for numbers in verified for number in numbers}, (
-            "but not the same for each request"
-        )
+        assert {1, 3} <= {number for numbers in verified for number in numbers}, "but not the same for each request"
         seeded = SamplingParams(temperature=1.0, seed=5, max_new_tokens=NUM_NEW)
         sampled = [a.tokens for a in await answer(pipeline, prompts, seeded)]
     async with CountedPipeline(limits(Mode.AR, 4), InProcessVerifier(load_executor(target_dir)), None) as pipeline:

@@ -36,7 +36,9 @@ class EngineRequest:
 class BookMachine(RuleBasedStateMachine):
     @initialize(num_blocks=st.integers(2, 30), vocab_size=st.sampled_from([VOCAB_SIZE, VOCAB_SIZE - 7]))
     def start(self, num_blocks: int, vocab_size: int) -> None:
-        self.drafter = FakeDrafter(num_blocks, BLOCK_SIZE, CONTEXT, lambda n: n % 4 != 0, vocab_size)
+        self.drafter = FakeDrafter(
+            num_blocks, BLOCK_SIZE, CONTEXT, lambda n: n % 4 != 0, vocab_size, False, lambda n: n % 5 == 0
+        )
         self.book = DraftBook(KvLedger(num_blocks, BLOCK_SIZE, CONTEXT), vocab_size)
         self.live: dict[int, EngineRequest] = {}
         self.num_requests = self.num_rounds = self.num_drafted = 0

@@ -21,7 +21,7 @@ from minedraft.messages import DraftCommand, DraftSpan, Proposal, VerifyCommand,
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Batch, FinishReason, LoanTerms, Mode, RoundId
 from tests.fakes.policies import AnyDraftPolicy
-from tests.fakes.workers import EPOCH, VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
+from tests.fakes.workers import EPOCH, VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation, is_fifth
 from tests.support.told import Told
 
 
@@ -95,7 +95,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     ) -> None:
         self.verifier = FakeVerifier(verifier_blocks, 4, 64)
         self.make_drafter = lambda: FakeDrafter(
-            drafter_blocks, 4, drafter_context, lambda n: n % error_period != 0, drafter_vocab, reads_features
+            drafter_blocks, 4, drafter_context, lambda n: n % error_period != 0, drafter_vocab, reads_features, is_fifth
         )
         limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, 6, 64, extra_drafts=extra_drafts)
         policy = TetrisPolicy(AnyDraftPolicy(error_period), extra_drafts)
