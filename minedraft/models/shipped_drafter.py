@@ -1,8 +1,10 @@
-"""Assembles the shipped drafter from its own trained layers and, for all else, the target's folder.
+"""Assembles a shipped drafter from its own trained tensors and, for all else, the target's folder.
 
-The drafter is a pruned copy of the target. Embeddings, output rows, the tokenizer and the first layers are the
+A draft model is a pruned copy of the target. Embeddings, output rows, the tokenizer and the first layers are the
 target's own, so the package ships only the trained layers, with matrices in 8 bits
 (`minedraft.models.row_scales`). The folder that transformers loads, in bfloat16, is written once per machine.
+A drafting head is stored in the same way; it takes nothing from the target's folder when it is assembled, because a
+worker reads the embeddings and output rows there.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from minedraft.errors import ModelError
 from minedraft.models.files import file_sha256, read_json_object
+from minedraft.models.heads.layout import find_layout
 from minedraft.models.row_scales import unpack_matrices
 from minedraft.models.vocabulary import vocab_fingerprint
 
@@ -146,6 +149,9 @@ def _fill(folder: Path, asset_dir: Path, target_dir: Path, manifest: Manifest) -
 
     try:
         tensors = _read_trained(asset_dir / _TRAINED_NAME)
+        is_head = find_layout(tensors) is not None
+        if is_head:
+            tensors |= _vocabulary_tensors(asset_dir, target_dir)
         with safe_open(target_dir / "model.safetensors", "pt") as file:
             for name, source in manifest.copied.items():
                 tensors[name] = file.get_tensor(source).bfloat16()
@@ -153,11 +159,12 @@ def _fill(folder: Path, asset_dir: Path, target_dir: Path, manifest: Manifest) -
         (folder / "model.safetensors").chmod(0o644)  # the library makes it private to this user
     except SafetensorError as error:
         raise ModelError("drafter", str(folder.parent), f"weights cannot be read or written ({error})") from error
-    _check_map(asset_dir / _VOCAB_NAME, len(tensors["model.embed_tokens.weight"]))
-    for name in (_VOCAB_NAME, _CONFIG_NAME, _CARD_NAME):
+    for name in (_CONFIG_NAME, _CARD_NAME):
         shutil.copyfile(asset_dir / name, folder / name)
-    for name in _TOKENIZER_NAMES:
-        if (target_dir / name).is_file():
+    if not is_head:  # a head has no tokenizer, and its draft vocabulary is among its tensors
+        _check_map(asset_dir / _VOCAB_NAME, len(tensors["model.embed_tokens.weight"]))
+        shutil.copyfile(asset_dir / _VOCAB_NAME, folder / _VOCAB_NAME)
+        for name in filter(lambda name: (target_dir / name).is_file(), _TOKENIZER_NAMES):
             shutil.copyfile(target_dir / name, folder / name)
     written = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
     values = {
@@ -181,6 +188,18 @@ def _read_trained(path: Path) -> dict[str, torch.Tensor]:
     norms = {name: tensor for name, tensor in stored.items() if tensor.dtype == torch.bfloat16}
     matrices = unpack_matrices({name: stored[name].numpy() for name in stored.keys() - norms.keys()}, path)
     return norms | {name: torch.from_numpy(matrix).bfloat16() for name, matrix in matrices.items()}
+
+
+def _vocabulary_tensors(asset_dir: Path, target_dir: Path) -> dict[str, torch.Tensor]:
+    """Return how far the token id of each column of a head's logits is from the column's number (`d2t`)."""
+    import torch
+    from safetensors.torch import load_file
+
+    path = asset_dir / _VOCAB_NAME
+    config = read_json_object(target_dir / _CONFIG_NAME, "target", must_exist=True)
+    _check_map(path, config["vocab_size"])
+    ids = load_file(path)["ids"].long()
+    return {"d2t": ids - torch.arange(len(ids))}
 
 
 def _check_map(path: Path, vocab_size: int) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 TARGET = "target"
 DRAFTER = "drafter"
+HEAD = "head"  # for draft_method eagle
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,13 @@ _ALL = (
         role=DRAFTER,
         licence="Apache-2.0",
         folder_bytes=208_000_000,
+        source=AssetSource(target="smollm2-135m-instruct"),
+    ),
+    KnownModel(
+        name="smollm2-135m-eagle",
+        role=HEAD,
+        licence="Apache-2.0",
+        folder_bytes=21_000_000,
         source=AssetSource(target="smollm2-135m-instruct"),
     ),
     KnownModel(
