@@ -1,5 +1,7 @@
 """The constants of a run, read from config.toml into frozen values."""
 
+from __future__ import annotations
+
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +10,6 @@ from typing import Any
 from scripts.drafter.store import DrafterError
 
 DEFAULT_CONFIG = Path(__file__).with_name("config.toml")
-
-
-@dataclass(frozen=True, slots=True)
-class TargetConfig:
-    """The expected target; any other model is refused."""
-
-    name: str
-    hidden_size: int
-    num_layers: int
-    vocab_size: int
-    num_parameters: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,40 +25,61 @@ class PromptsConfig:
 
 @dataclass(frozen=True, slots=True)
 class AnswersConfig:
-    """How the target's answers are generated and what is recorded."""
+    """How the target's answers are generated."""
 
     slots: int
     max_answer_tokens: int
+    held_out_answer_tokens: int
     max_question_tokens: int
+    max_text_tokens: int
     sampled_share: float
     temperature: float
     question_temperature: float
     top_k: int
-    recorded_layers: list[int]
     shard_sequences: int
     tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class VocabularyConfig:
-    """The reduced draft vocabulary."""
+    """The size of the reduced draft vocabulary of each kind of drafter."""
 
-    size: int
+    head: int
+    model: int
 
 
 @dataclass(frozen=True, slots=True)
-class StudentConfig:
-    """Which layers of the target the student is made of, and how its closed-form start is fitted."""
+class HeadConfig:
+    """The shape of a head, its closed-form start, and what its training rolls out."""
 
-    prefix: int
-    trained: list[int]
+    num_layers: int
+    features: list[float]
+    fit_tokens: int
+    fit_ridge: float
+    token_heads: float
+    sharpness: float
+    steps: int
+    step_weights: list[float]
+    single_share: float
+
+    def feature_layers(self, num_layers: int) -> tuple[int, ...]:
+        """The target's layers whose states a head joins, ascending."""
+        return tuple(sorted({max(1, round(share * num_layers)) for share in self.features}))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which layers of the target a draft model is made of, and its closed-form start."""
+
+    prefix: float
+    stride: int
     fit_tokens: int
     fit_ridge: float
 
-    @property
-    def num_layers(self) -> int:
-        """Layers of the student."""
-        return self.prefix + len(self.trained)
+    def layers(self, num_layers: int) -> tuple[int, list[int]]:
+        """The number of layers that are kept, and the target's layers that the trained ones start from."""
+        prefix = round(self.prefix * num_layers)
+        return prefix, list(range(prefix, num_layers, self.stride))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +96,10 @@ class TrainingConfig:
     betas: list[float]
     clip_norm: float
     hidden_weight: float
-    prompt_weight: float
+    question_weight: float
     checkpoint_minutes: float
     validate_minutes: float
-    trained_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class CompareConfig:
-    """The students that are compared before the long training."""
-
     tokens: int
-    fit_tokens: int
-    students: list[tuple[int, list[int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,27 +107,24 @@ class EvaluationConfig:
     """What the evaluation measures."""
 
     max_k: int
-    answer_tokens: int
     temperature: float
     lookup_max_ngram: int
     timing_requests: int
-    timing_k: int
     timing_context: int
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Every constant of scripts/train_drafter."""
+    """Every constant of scripts/train_drafter; `training` by kind of drafter."""
 
     seed: int
-    target: TargetConfig
     packages: dict[str, list[str]]
     prompts: PromptsConfig
     answers: AnswersConfig
     draft_vocabulary: VocabularyConfig
-    student: StudentConfig
-    training: TrainingConfig
-    compare: CompareConfig
+    head: HeadConfig
+    model: ModelConfig
+    training: dict[str, TrainingConfig]
     evaluation: EvaluationConfig
 
 
@@ -138,14 +138,13 @@ def load_config(path: Path = DEFAULT_CONFIG) -> Config:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         return Config(
             seed=values["seed"],
-            target=TargetConfig(**values["target"]),
             packages=values["packages"],
             prompts=PromptsConfig(**values["prompts"]),
             answers=AnswersConfig(**values["answers"]),
             draft_vocabulary=VocabularyConfig(**values["draft_vocabulary"]),
-            student=StudentConfig(**values["student"]),
-            training=TrainingConfig(**values["training"]),
-            compare=CompareConfig(**values["compare"]),
+            head=HeadConfig(**values["head"]),
+            model=ModelConfig(**values["model"]),
+            training={kind: TrainingConfig(**values["training"][kind]) for kind in ("head", "model")},
             evaluation=EvaluationConfig(**values["evaluation"]),
         )
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:

