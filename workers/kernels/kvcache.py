@@ -69,8 +69,14 @@ class KVCache(PagedCache[int]):
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """Return a copy of a host array on the device, without waiting for the device."""
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return bring(torch.from_numpy(array), device)
+
+
+def bring(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the tensor, of the host or of the device, on the device, without waiting for the device."""
+    if tensor.device.type == device.type:
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _zeros(num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

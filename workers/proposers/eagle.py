@@ -74,12 +74,10 @@ class EagleProposer:
         while active:
             self._chooser.choose(output.logits, active)
             going_on = [index for index, row in enumerate(active) if not row.is_done]
-            states = output.states
-            if len(going_on) < len(active):
-                active = [active[index] for index in going_on]
-                states = states[going_on]
-            if not active:
+            if not going_on:
                 return
+            states = output.states_of(going_on)
+            active = [active[index] for index in going_on]
             spans = [
                 ForwardSpan(row.state.request_id, row.committed_len + len(row.drafts) - 2, row.drafts[-1:], 1)
                 for row in active

@@ -22,7 +22,7 @@ from minedraft_workers.execution.programs import MAX_ROWS
 from minedraft_workers.execution.runner import PackedRows
 from minedraft_workers.execution.spans import ForwardSpan, SpanRunner
 from minedraft_workers.kernels.base import LayerKernels
-from minedraft_workers.kernels.kvcache import to_device
+from minedraft_workers.kernels.kvcache import bring, to_device
 from minedraft_workers.kernels.native_kernels import NativeLayerKernels
 
 
@@ -33,6 +33,12 @@ class HeadOutput:
 
     logits: torch.Tensor
     states: torch.Tensor
+
+    def states_of(self, rows: Sequence[int]) -> torch.Tensor:
+        """Return the states of these rows, which ascend."""
+        if len(rows) == len(self.states):
+            return self.states
+        return self.states.index_select(0, bring(torch.tensor(rows), self.states.device))
 
 
 class EagleHead:
@@ -117,7 +123,7 @@ class EagleHead:
         if not spans:
             states = torch.empty(0, self._decoder.hidden_size, dtype=self._decoder.dtype, device=self.device)
             return HeadOutput(torch.empty(0, self.num_columns, device=self.device), states)
-        given = given.to(self.device, self._decoder.dtype)
+        given = bring(given, self.device).to(self._decoder.dtype)
         return self._spans.run(spans, lambda rows: self._run(rows, given, are_states))
 
     def release(self, request_id: int) -> None:
