@@ -116,7 +116,7 @@ class ServiceStatus:
     last 1,024 rounds, and begin anew when mode or sizes change.
 
     Attributes:
-        state: "starting", "serving", "degraded" (the drafter is lost) or "draining".
+        state: "starting", "serving", "degraded" (the drafter is lost, or its drafts are useless) or "draining".
         mode, draft_len, max_batch_size: in force now (k, and m of each batch).
         num_waiting, num_running: requests without and with a seat.
         vsr: accepted / verified drafts, recent. mean_accepted_len: accepted drafts per request and round that had
@@ -131,6 +131,8 @@ class ServiceStatus:
         verify_ms, draft_ms, step_ms: median milliseconds of a verify, a draft and a step, recent.
         errors: number of failed calls by the error's reason.
         sources: what made the drafts, each source that had any.
+        suspended: why the whole service decodes without drafts at present although it has a drafter; "" if it does not.
+        num_suspended: live requests that decode without drafts because theirs were useless.
     """
 
     state: str
@@ -161,6 +163,8 @@ class ServiceStatus:
     errors: dict[str, int] = field(default_factory=dict)
     sources: tuple[SourceState, ...] = ()
     feature_bytes: int = 0
+    suspended: str = ""
+    num_suspended: int = 0
 
 
 def join_outputs(pieces: Sequence[Output]) -> Output:

@@ -69,6 +69,10 @@ def render(now: ServiceStatus, address: str) -> RenderableType:
     parts: list[RenderableType] = [title, _batches(now), _workers(now), _rates(now)]
     if now.sources:
         parts.append(_sources(now))
+    if now.suspended:
+        parts.append(Text(f"drafting is suspended: {now.suspended}", "yellow"))
+    if now.num_suspended:
+        parts.append(Text(f"requests without drafts, because theirs were useless: {now.num_suspended}"))
     if now.errors:
         parts.append(Text("errors: " + ", ".join(f"{reason} {count}" for reason, count in sorted(now.errors.items()))))
     return Group(*parts)

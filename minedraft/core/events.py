@@ -164,6 +164,31 @@ class WorkerLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftingSuspended:
+    """A request, or with `request_id` None the whole service, decodes without drafts: they were useless.
+
+    Attributes:
+        num_accepted, num_rows: of so many rows (a request in a round) the first draft was accepted so often.
+        again_after_s, again_after_tokens: when drafts are tried again: seconds, or output tokens of the request.
+    """
+
+    request_id: int | None
+    cause: str
+    num_accepted: int
+    num_rows: int
+    again_after_s: float = 0.0
+    again_after_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DraftingResumed:
+    """A request or the whole service drafts again. is_trial: to see whether drafts are accepted by now."""
+
+    request_id: int | None
+    is_trial: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CoresChanged:
     """A worker computes on other cores. timing: of the command that changed them."""
 
@@ -208,6 +233,8 @@ Event: TypeAlias = (
     | WorkerLeft
     | ModeChanged
     | CoresChanged
+    | DraftingSuspended
+    | DraftingResumed
     | PolicyReplaced
 )
 

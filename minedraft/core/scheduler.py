@@ -208,7 +208,7 @@ class Scheduler:
         fitting, num_dropped = match_proposals(plan, proposals)
         if num_dropped:
             self._events.append(events.ProposalsDropped(plan.batch, plan.number, num_dropped))
-        lens = self._policy.select([DraftOffer(p.request_id, len(p.tokens), p.scores) for p in fitting])
+        lens = self._policy.select([DraftOffer(p.request_id, len(p.tokens), p.scores, p.source) for p in fitting])
         chosen = {p.request_id: shorten(p, num_drafts) for p, num_drafts in zip(fitting, lens, strict=True)}
         live = [span for span in plan.spans if span.request.id in self.requests and not span.request.is_aborted]
         return tuple([to_verify_span(span, chosen.get(span.request.id)) for span in live])

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeAlias
 
 from minedraft.core import events
 from minedraft.core.limits import SchedulerLimits
@@ -27,6 +27,7 @@ from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.cores import CoreSharing
 from minedraft.engine.drafting import Drafting, make_ledger
+from minedraft.engine.event_log import log_event
 from minedraft.engine.lanes import run_overlapped
 from minedraft.engine.usage_clock import UsageClock
 from minedraft.engine.verifying import Checked, Unchecked, Verifying
@@ -37,6 +38,10 @@ from minedraft.output import RequestUsage
 from minedraft.types import Batch, FinishReason, Role
 
 logger = logging.getLogger("minedraft.pipeline")
+
+
+EventSource: TypeAlias = Callable[[], Sequence[events.Event]]
+"""Returns what has happened since its last call, in order."""
 
 
 class Sink(Protocol):
@@ -59,6 +64,7 @@ class Pipeline:
         observers: take every event, in the order of the list.
         draft_policy: decides how many drafts to ask for, and which to verify.
         mode_policy: decides mode and sizes; it is not called while `is_lent`.
+        event_sources: return events that are published with those of the scheduler.
         verifier_returns: if true, requests outlive the loss of the verifier and wait for `gain_verifier`;
             otherwise its loss ends the pipeline.
         clock: monotonic seconds (a parameter for tests).
@@ -77,6 +83,7 @@ class Pipeline:
         observers: Sequence[events.Observer] = (),
         draft_policy: DraftPolicy | None = None,
         mode_policy: ModePolicy | None = None,
+        event_sources: Sequence[EventSource] = (),
         verifier_returns: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -100,6 +107,7 @@ class Pipeline:
         self._lanes: list[asyncio.Task[None]] = []
         self._cores = cores
         self.scheduler = Scheduler(limits, make_ledger(verifier.info), None, draft_policy)
+        self._event_sources = (self.scheduler.take_events, *event_sources)
         self._verifying = Verifying(
             self.scheduler,
             verifier,
@@ -309,8 +317,8 @@ class Pipeline:
         self._publish_events()
 
     def _publish_events(self) -> None:
-        """Pass the scheduler's events to the observers, and wake lanes that got a request or a seat by them."""
-        happened = self.scheduler.take_events()
+        """Pass the events since the last call to the observers, and wake lanes that got a request or a seat by them."""
+        happened = [event for take in self._event_sources for event in take()]
         if not happened:
             return
         for event in happened:
@@ -323,8 +331,7 @@ class Pipeline:
 
     def _publish(self, event: events.Event) -> None:
         now_s = self._clock()
-        if isinstance(event, events.PolicyReplaced):
-            logger.error("a policy failed, the fixed one decides now: %s", event.cause)
+        log_event(event)
         for observe in self._observers:
             try:
                 observe(event, now_s)

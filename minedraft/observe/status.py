@@ -38,6 +38,8 @@ class StatusBoard:
         self._errors: Counter[str] = Counter()
         self._workers: dict[Role, WorkerInfo] = {}  # the last one of each role
         self._lost: set[Role] = set()
+        self.suspended = ""  # why drafting is, or is on trial after it was
+        self._suspended_requests: set[int] = set()
         self._cores: dict[Role, tuple[int, ...]] = {}  # present ones
 
     def observe(self, event: events.Event, now_s: float) -> None:
@@ -49,6 +51,20 @@ class StatusBoard:
                 self._workers[event.info.role] = event.info
                 self._lost.discard(event.info.role)
                 self._cores[event.info.role] = event.info.cores
+                if event.info.role is Role.DRAFTER:
+                    self.suspended = ""
+                    self._suspended_requests.clear()
+            case events.DraftingSuspended(request_id=None):
+                self.suspended = event.cause
+                self._suspended_requests.clear()
+            case events.DraftingSuspended(request_id=int(request_id)):
+                self._suspended_requests.add(request_id)
+            case events.DraftingResumed(request_id=None):
+                self.suspended = self.suspended if event.is_trial else ""
+            case events.DraftingResumed(request_id=int(request_id)):
+                self._suspended_requests.discard(request_id)
+            case events.RequestEnded():
+                self._suspended_requests.discard(event.request_id)
             case events.CoresChanged():
                 self._cores[event.role] = event.cores
             case events.WorkerLeft():
@@ -105,6 +121,8 @@ class StatusBoard:
             accepted_drafts=counters.accepted_drafts,
             errors=dict(self._errors),
             sources=self._source_states(),
+            suspended=self.suspended,
+            num_suspended=len(self._suspended_requests),
         )
 
     def _source_states(self) -> tuple[SourceState, ...]:

@@ -21,6 +21,7 @@ import click
 
 from minedraft.address import Address
 from minedraft.core.limits import SchedulerLimits
+from minedraft.core.policy.base import FixedMode
 from minedraft.engine.pairing import PairingConnector
 from minedraft.engine.pipeline import Pipeline
 from minedraft.engine.slots import Connector, check_drafter, drafter_slot, fail_when_lost
@@ -35,6 +36,7 @@ from minedraft.rpc.health import INFERENCE_SERVICE, SERVING, HealthServicer, add
 from minedraft.server.grpc_door import GrpcDoor
 from minedraft.server.policies import choose_draft_policy, choose_scores
 from minedraft.server.service import InferenceService
+from minedraft.server.watching import watched
 from minedraft.settings.config import Settings, load_settings
 from minedraft.settings.flags import UserPath, settings_flags
 from minedraft.text.tokenizer import Tokenizer
@@ -131,7 +133,7 @@ class Server:
             verifier,
             drafter,
             observers=[service.board.observe],
-            draft_policy=choose_draft_policy(settings),
+            **watched(settings, choose_draft_policy(settings), FixedMode()),
         )
         watchers = [asyncio.create_task(fail_when_lost(pipeline, verifier))]
         if drafter is not None:

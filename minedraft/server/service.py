@@ -62,7 +62,7 @@ class InferenceService:
             return "draining"
         if self._pipeline is None or not self._is_open:
             return "starting"
-        is_degraded = self._settings.needs_drafter and self._pipeline.drafter is None
+        is_degraded = (self._settings.needs_drafter and self._pipeline.drafter is None) or bool(self.board.suspended)
         return "degraded" if is_degraded else "serving"
 
     async def open(self, pipeline: Pipeline) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minedraft.address import Address
-from minedraft.device import Device
+from minedraft.device import Device, usable_cores
 from minedraft.errors import ConfigError
 from minedraft.settings.choices import AUTO
 from minedraft.types import DraftMethod
@@ -116,3 +116,12 @@ def _wrong_lengths(settings: Settings) -> list[ConfigError]:
         limit = f"the shortest prompt and one round need {num_tokens} tokens, {holder} allows {held}"
         errors.append(ConfigError("draft_len", settings.draft_len, limit))
     return errors
+
+
+def cores_of_both(settings: Settings) -> str | None:
+    """Return the cores of both workers as a device, if both compute on CPUs of this host and may share them."""
+    devices = [Device.parse(text) for text in (settings.target_device, settings.draft_device)]
+    is_remote = settings.target_address is not None or settings.draft_address is not None
+    if settings.keep_cores or is_remote or any(device.kind != "cpu" for device in devices):
+        return None
+    return str(Device("cpu", tuple(sorted({core for d in devices for core in d.cores or usable_cores()}))))

@@ -19,7 +19,7 @@ from minedraft.address import Address, default_listen
 from minedraft.device import DEVICE_FORMS, GPU_MEMORY_SHARE, Device, usable_cores
 from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.sampling_params import MAX_DRAFT_LEN
-from minedraft.settings.checks import contradictions, wrong_addresses, wrong_devices
+from minedraft.settings.checks import contradictions, cores_of_both, wrong_addresses, wrong_devices
 from minedraft.settings.choices import AUTO, DraftLenChoice
 from minedraft.types import MAX_BATCH_SIZE, DraftMethod, Mode, Role
 
@@ -188,6 +188,9 @@ class Settings(SharedSettings):
     keep_cores: bool = Field(
         False, description="Leave the drafter's cores idle in mode ar; otherwise the verifier computes on them too."
     )
+    keep_drafting: bool = Field(
+        False, description="Draft even if no draft is accepted; otherwise drafting is suspended and tried again later."
+    )
     target_memory_share: _Share = Field(
         None,
         description="Part of a GPU's memory that the verifier's weights and KV cache may take, or of the free memory "
@@ -260,15 +263,6 @@ class Settings(SharedSettings):
         return None if self.allow_configure else 4 * self.max_batch_size
 
     @property
-    def _all_cores(self) -> str | None:
-        """The cores of both workers, if both compute on CPUs of this host and the verifier may have all."""
-        devices = [Device.parse(text) for text in (self.target_device, self.draft_device)]
-        is_remote = self.target_address is not None or self.draft_address is not None
-        if self.keep_cores or is_remote or any(device.kind != "cpu" for device in devices):
-            return None
-        return str(Device("cpu", tuple(sorted({core for d in devices for core in d.cores or usable_cores()}))))
-
-    @property
     def needs_drafter(self) -> bool:
         return self.mode.has_drafts
 
@@ -292,7 +286,7 @@ class Settings(SharedSettings):
             "target": self.target if not is_verifier and self.draft_method is DraftMethod.EAGLE else None,
             "listen": address,
             "device": self.target_device if is_verifier else self.draft_device,
-            "max_device": self._all_cores if is_verifier else None,
+            "max_device": cores_of_both(self) if is_verifier else None,
             "memory_share": self.target_memory_share if is_verifier else self.draft_memory_share,
             "max_requests": self._max_with_kv,
         }

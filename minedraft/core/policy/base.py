@@ -9,7 +9,7 @@ from typing import Protocol
 from minedraft.core.events import Event
 from minedraft.core.request import Request
 from minedraft.sampling_params import MAX_DRAFT_LEN
-from minedraft.types import LoanTerms
+from minedraft.types import DraftMethod, LoanTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class DraftOffer:
     request_id: int
     num_drafts: int
     scores: tuple[float, ...] = ()
+    source: DraftMethod = DraftMethod.MODEL  # what made them
 
 
 class DraftPolicy(Protocol):
