@@ -92,11 +92,8 @@ class FeatureBook(DraftBook):
 
     def features_len(self, request: BookRequest) -> int:
         """Return the number of leading positions whose features the drafter has taken or can be sent."""
-        end = max(self._next(request) - 1, 0)
-        for piece in self._held.get(request.id, ()):
-            if piece.start <= end:
-                end = max(end, piece.end)
-        return end
+        held = self._held.get(request.id)  # they follow each other from the next span's first on
+        return held[-1].end if held else max(self._next(request) - 1, 0)
 
     def wants_features(self, request: BookRequest, start: int, end: int) -> bool:
         is_next = start <= self.features_len(request) < end
@@ -172,8 +169,11 @@ class FeatureBook(DraftBook):
 
     def _span(self, request: BookRequest, start: int, end: int, draft_len: int) -> DraftSpan:
         span = super()._span(request, start, end, draft_len)
-        first, last = span.features_start, end - 1
-        pieces = [piece for piece in self._held.get(request.id, ()) if piece.end > first and piece.start < last]
+        position, last, pieces = span.features_start, end - 1, []
+        for piece in self._held.get(request.id, ()):
+            if position < piece.end and position < last:
+                pieces.append(piece)
+                position = piece.end
         return replace(span, features=tuple(pieces))
 
     def _keep(self, request_id: int, pieces: list[Features]) -> None:

@@ -35,7 +35,8 @@ def truth_of(pair: Pair, truths: dict[Path, Truth]) -> Truth:
 
 
 @pytest.mark.parametrize(
-    ("name", "seconds"), [("mixed", 15), ("tiny-kv", 15), ("ngram", 10), ("wide-drafter", 10), ("wide-target", 10)]
+    ("name", "seconds"),
+    [("mixed", 10), ("tiny-kv", 15), ("ngram", 10), ("wide-drafter", 10), ("wide-target", 10), ("head", 10)],
 )
 async def test_under_random_load_every_answer_is_right_and_all_comes_back(
     name: str, seconds: float, folder: Path, tmp_path: Path, truths: dict[Path, Truth]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from tests.support.tiny_heads import make_tiny_head, soften_layers
 from tests.support.tiny_models import add_noise, make_tiny_model, write_tiny_tokenizer
 
 NUM_TOKENS = 320  # of the tokenizer
@@ -27,6 +28,7 @@ class PairKind(Enum):
     WIDE_DRAFTER = "wide-drafter"  # its output layer is padded further
     WIDE_TARGET = "wide-target"  # the target's output layer is padded further
     SHORT_DRAFTER = "short-drafter"  # it has a shorter context
+    HEAD = "head"  # it is a head that reads the target's features
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +47,19 @@ def make_pair(folder: Path, kind: PairKind) -> Pair:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     vocab_size = NUM_PADDED if kind is PairKind.WIDE_TARGET else NUM_TOKENS
-    target = folder / f"target-{vocab_size}"
+    target = folder / (f"target-{vocab_size}" if kind is not PairKind.HEAD else "target-soft")
     if not target.exists():
         make_tiny_model(
             target, vocab_size=vocab_size, seed=1, max_position_embeddings=CONTEXT, tokenizer=False, **_HEADS
         )
         write_tiny_tokenizer(target, vocab_size=NUM_TOKENS)
+        if kind is PairKind.HEAD:
+            soften_layers(target, 0.05)
     draft = folder / f"draft-{kind.value}"
     if not draft.exists():
+        if kind is PairKind.HEAD:
+            make_tiny_head(draft, target, is_alike=True, max_position_embeddings=CONTEXT)
+            return Pair(target, draft, vocab_size)
         num_rows = NUM_PADDED if kind is PairKind.WIDE_DRAFTER else NUM_TOKENS
         context = _SHORT_CONTEXT if kind is PairKind.SHORT_DRAFTER else CONTEXT
         _write_draft(target, draft, num_rows=num_rows, context=context)

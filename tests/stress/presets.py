@@ -71,6 +71,12 @@ PRESETS = {
             {"num_blocks": 200, "kernels": "torch"},
             PairKind.WIDE_DRAFTER,
         ),
+        Preset(
+            "head",
+            "a drafting head; little KV, and prompts in small chunks",
+            {"num_blocks": 40, "prefill_chunk": 32, "draft_len": 3},
+            PairKind.HEAD,
+        ),
         Preset("wide-target", "the target's output layer has more rows", {"num_blocks": 200}, PairKind.WIDE_TARGET),
     )
 }

@@ -100,6 +100,7 @@ class FeatureBookMachine(RuleBasedStateMachine):
         assert self.book._num_held == sum(piece.end - piece.start for pieces in held.values() for piece in pieces)
         for request_id, pieces in held.items():
             assert all(before.end >= after.start for before, after in pairwise(pieces)), "no gap is kept"
+            assert pieces[0].start <= max(self.book._next(self.live[request_id]) - 1, 0)
             assert sum(p.end - p.start for p in pieces) <= 2 * len(self.live[request_id].tokens)
 
     def teardown(self) -> None:
