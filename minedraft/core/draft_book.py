@@ -112,8 +112,9 @@ class DraftBook:
 
     # Features
 
-    def wants_features(self, request: BookRequest, start: int, end: int) -> bool:
-        """Whether the drafter needs the target's features of the positions `start` to `end` - 1."""
+    def wants_features(self, request: BookRequest, start: int, end: int, *, is_idle: bool = False) -> bool:
+        """Whether the drafter needs the target's features of the positions `start` to `end` - 1. is_idle: nothing is
+        drafted for the request at present."""
         return False
 
     def recompute_from(self, request: BookRequest, verifier_len: int, budget: int) -> int:

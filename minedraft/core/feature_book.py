@@ -27,6 +27,10 @@ a millisecond on the embedded machine; a token without drafts one or more, of wh
 MAX_RECOMPUTES = 3
 """Times that tokens of one request run again. A drafter that loses features again and again must not cost more."""
 
+MAX_IDLE_LAG = 256
+"""Tokens whose features are kept for a request that drafts nothing at present. If it drafts again, later ones are
+computed again."""
+
 _ITEM_BYTES = 4  # of the larger dtype
 _MAX_MESSAGE_BYTES = 12 << 20  # of features, in a message that may have 16 MiB
 _MAX_HELD_BYTES = 256 << 20  # of all requests
@@ -95,8 +99,10 @@ class FeatureBook(DraftBook):
         held = self._held.get(request.id)  # they follow each other from the next span's first on
         return held[-1].end if held else max(self._next(request) - 1, 0)
 
-    def wants_features(self, request: BookRequest, start: int, end: int) -> bool:
+    def wants_features(self, request: BookRequest, start: int, end: int, *, is_idle: bool = False) -> bool:
         is_next = start <= self.features_len(request) < end
+        if is_idle and end - self.cached_len(request.id) > MAX_IDLE_LAG:
+            return False
         return is_next and self._knows(request) and self._num_held + end - start <= self._max_held
 
     def recompute_from(self, request: BookRequest, verifier_len: int, budget: int) -> int:

@@ -62,7 +62,7 @@ class SpanPlanner:
             self._num_drafter_tokens += num_prefill
         if num_tokens > 1:
             self.num_prompt_tokens += num_tokens
-        wants_features = wanted > 0 and self._wants_features(request, num_tokens, draft_len)
+        wants_features = self._wants_features(request, num_tokens, draft_len, is_idle=not wanted)
         return PlannedSpan(request, committed_len, num_tokens, num_tokens == missing, draft, prefill, wants_features)
 
     def _wanted_drafts(self, request: Request) -> int:
@@ -97,13 +97,17 @@ class SpanPlanner:
             most = max(most // 2, 1)
         return min(most, self._max_prompt_tokens - self.num_prompt_tokens)
 
-    def _wants_features(self, request: Request, num_tokens: int, draft_len: int) -> bool:
-        """Return whether the verifier should deliver the features of the request's tokens in this round."""
-        if self.book is None:
+    def _wants_features(self, request: Request, num_tokens: int, draft_len: int, *, is_idle: bool) -> bool:
+        """Return whether the verifier should deliver the features of the request's tokens in this round. If the policy
+        wants no drafts now (`is_idle`), it may soon want some, and a gap would have to be computed again."""
+        if self.book is None or request.remaining_len <= 1:
+            return False
+        if is_idle and not request.spec.sampling.draft_limit(self.limits.max_draft_len):
             return False
         num_rows = self._num_feature_rows + num_tokens + draft_len
         start = request.verifier_len
-        if num_rows > self.book.max_feature_rows or not self.book.wants_features(request, start, start + num_tokens):
+        is_wanted = self.book.wants_features(request, start, start + num_tokens, is_idle=is_idle)
+        if num_rows > self.book.max_feature_rows or not is_wanted:
             return False
         self._num_feature_rows = num_rows
         return True

@@ -3,6 +3,7 @@ true feature of every token that needs one, so a gap or a zero anywhere fails th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import hypothesis.strategies as st
@@ -14,6 +15,7 @@ from minedraft.core import feature_book
 from minedraft.core.feature_book import MAX_RECOMPUTES, RECOMPUTE_PRICE, FeatureBook
 from minedraft.core.ledger import KvLedger
 from minedraft.core.limits import SchedulerLimits
+from minedraft.core.policy.base import DraftOffer
 from minedraft.core.request import NewRequest, Request
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.drafting import make_book, make_ledger
@@ -154,10 +156,10 @@ TestFeatureBookMachine.settings = settings(
 class Service:
     """Scheduler and fakes, a whole round at a time."""
 
-    def __init__(self, prefill_chunk: int = 64, drafter_blocks: int = 200) -> None:
+    def __init__(self, prefill_chunk: int = 64, drafter_blocks: int = 200, policy: NoneIn | None = None) -> None:
         self.verifier, self.drafter = FakeVerifier(200), FakeDrafter(drafter_blocks, reads_features=True)
         limits = SchedulerLimits(Mode.SD, 4, draft_len=3, prefill_chunk=prefill_chunk, max_model_len=128)
-        self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None)
+        self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None, policy)
         self.scheduler.attach_drafter(make_book(self.drafter.info))
 
     def add(self, prompt_len: int, max_new: int = 60, first: int = 1) -> Request:
@@ -312,6 +314,41 @@ def test_features_of_all_requests_together_are_bounded(monkeypatch: pytest.Monke
         assert service.scheduler.book._num_held <= 50
     assert service.scheduler.book._num_held > 20
     assert all(request.output_len > 1 for request in requests)
+
+
+class NoneIn:
+    """A policy that wants no drafts in some rounds."""
+
+    def __init__(self, rounds: range) -> None:
+        self._rounds = rounds
+        self.num_rounds = 0
+
+    def draft_len(self, request: Request, batch_size: int, max_draft_len: int) -> int:
+        return 0 if self.num_rounds in self._rounds else max_draft_len
+
+    def select(self, offers: Sequence[DraftOffer]) -> Sequence[int]:
+        return [offer.num_drafts for offer in offers]
+
+    def observe(self, event: object, now_s: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize("max_idle_lag", [256, 12])
+def test_a_policy_that_wants_no_drafts_for_a_while_costs_a_long_gap_only(
+    max_idle_lag: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_book, "MAX_IDLE_LAG", max_idle_lag)
+    policy = NoneIn(range(4, 30))
+    service = Service(policy=policy)
+    service.add(10, 100)
+    again = []
+    for policy.num_rounds in range(34):
+        command = service.round()
+        again += [span for span in command.spans if len(span.tokens) > 1 and span.prefix_len]
+    assert len(service.drafter.commands) >= 6
+    assert service.drafter.commands[-1].spans[0].draft_len > 0, "it drafts again"
+    assert len(again) == (max_idle_lag < 256), "what was not kept is computed again, and only that"
+    assert all(span.prefix_len > 20 for span in again)
 
 
 def test_without_drafts_no_features_are_asked_for() -> None:
