@@ -23,6 +23,7 @@ from tests.support.worker_process import worker
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 NUM_NEW = 900
+SAMPLED = SamplingParams(temperature=1.0, seed=5, n=3, max_new_tokens=24, ignore_eos=True)
 PROMPTS = [[65, 54, 41, 64], list(range(5, 45))]
 COMMON = {"dtype": "float32", "num_blocks": 400, "max_model_len": 1024}
 
@@ -43,6 +44,7 @@ async def test_a_killed_drafter_is_replaced_and_its_requests_draft_on(tmp_path: 
     with worker("drafter", tmp_path, *flags) as first, worker("drafter", tmp_path / "next", *flags) as second:
         async with serve(target=target, draft_address=first.address, draft_len=3, **COMMON) as client:
             await wait_serving(Address.parse(second.address), LIVE)
+            samples = [await client.complete_all(PROMPTS[1], SAMPLED)]
             params = SamplingParams(max_new_tokens=NUM_NEW, ignore_eos=True)
             answers = [asyncio.create_task(client.complete(prompt, params)) for prompt in PROMPTS]
             before = await until(client, lambda status: status.verified_drafts > 150)
@@ -55,9 +57,12 @@ async def test_a_killed_drafter_is_replaced_and_its_requests_draft_on(tmp_path: 
             assert not any(answer.done() for answer in answers), "it drafts for those who were there before"
             tokens = [list((await answer).token_ids) for answer in answers]
             after = await client.status()
+            samples.append(await client.complete_all(PROMPTS[1], SAMPLED))
     verified, accepted = (getattr(after, name) - getattr(lost, name) for name in ("verified_drafts", "accepted_drafts"))
     assert before.accepted_drafts > before.verified_drafts / 10
     assert accepted / verified > 0.8 * before.accepted_drafts / before.verified_drafts
+    assert len({sample.token_ids for sample in samples[0]}) == SAMPLED.n
+    assert [sample.token_ids for sample in samples[0]] == [sample.token_ids for sample in samples[1]]
     assert after.feature_bytes > before.feature_bytes > 0
     model = AutoModelForCausalLM.from_pretrained(target)
     for prompt, answer in zip(PROMPTS, tokens, strict=True):
