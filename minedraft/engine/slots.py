@@ -118,8 +118,13 @@ def verifier_slot(pipeline: Pipeline, connector: Connector) -> WorkerSlot[Verifi
 
     async def reconnect() -> Verifier:
         verifier = await connector.reconnect_verifier()
-        await _close_unless(verifier, lambda: check_successor(verifier.info, pipeline.verifier.info))
+        await _close_unless(verifier, lambda: check(verifier.info))
         return verifier
+
+    def check(info: WorkerInfo) -> None:
+        check_successor(info, pipeline.verifier.info)
+        if pipeline.drafter is not None:
+            check_drafter(pipeline.drafter.info, info)
 
     return WorkerSlot("verifier", pipeline.lose_verifier, pipeline.gain_verifier, reconnect)
 

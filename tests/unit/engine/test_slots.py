@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
 from minedraft.engine import slots
 from minedraft.engine.slots import SlotState, drafter_slot, verifier_slot
-from minedraft.errors import Draining, InternalError, ProtocolError, WorkerLost
+from minedraft.errors import Draining, InternalError, ModelError, ProtocolError, WorkerLost
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import FinishReason, Mode, Role
 from scripts.lib.sink import Collector
@@ -110,9 +112,13 @@ async def test_a_request_that_the_verifier_that_came_back_cannot_hold_ends_and_n
         assert short.tokens == continuation((3, 4), 20)
 
 
-async def test_a_verifier_with_another_vocabulary_is_not_taken_and_its_link_is_closed() -> None:
-    verifier, other = FakeVerifier(), FakeVerifier(vocab_size=VOCAB_SIZE + 1)
-    async with CountedPipeline(LIMITS, verifier, None, verifier_returns=True) as pipeline, asyncio.timeout(20):
+@pytest.mark.parametrize("changes", [{"vocab_size": VOCAB_SIZE + 1}, {"feature_layers": (1,)}, {"feature_size": 2}])
+async def test_a_verifier_that_cannot_go_on_is_not_taken_and_its_link_is_closed(changes: dict[str, Any]) -> None:
+    """It has another vocabulary, or not the features that the drafter reads."""
+    verifier, other = FakeVerifier(), FakeVerifier()
+    other.info = replace(other.info, **changes)
+    drafter = FakeDrafter(reads_features=True)
+    async with CountedPipeline(LIMITS, verifier, drafter, verifier_returns=True) as pipeline, asyncio.timeout(20):
         connector = FakeConnector(other, FakeDrafter())
         other.is_back = True
         slot = verifier_slot(pipeline, connector)
@@ -231,3 +237,16 @@ async def test_who_waits_for_a_verifier_can_be_aborted_and_hears_of_the_end_of_t
         assert sinks[0].reason is FinishReason.ABORT
         assert not any(sink.done.is_set() for sink in sinks[1:])
     assert all(isinstance(sink.error, Draining) for sink in sinks[1:])
+
+
+def test_a_drafter_must_be_able_to_read_what_the_verifier_has() -> None:
+    verifier, drafter = FakeVerifier().info, FakeDrafter(reads_features=True).info
+    slots.check_drafter(drafter, verifier)
+    slots.check_drafter(FakeDrafter().info, replace(verifier, feature_layers=(), feature_size=0))
+    for wrong, limit in [
+        (replace(verifier, feature_layers=(1,)), r"it reads layers \[3\] of its target, which fake cannot deliver"),
+        (replace(verifier, feature_size=5), "it reads 2 numbers for each token, fake has 10"),
+        (replace(verifier, vocab_fingerprint="other"), "its tokenizer differs"),
+    ]:
+        with pytest.raises(ModelError, match=limit):
+            slots.check_drafter(drafter, wrong)
