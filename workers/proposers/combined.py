@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minedraft.types import Acceptance
 from minedraft_workers.proposers.base import DraftRow, Proposer
 from minedraft_workers.proposers.ngram import AcceptanceRate, PromptLookup
 
@@ -25,7 +26,7 @@ class CombinedProposer:
     def __init__(self, inner: Proposer) -> None:
         self._inner = inner
         self._lookup = PromptLookup()
-        self._rate_of_inner = AcceptanceRate(_PRIOR_OF_INNER)
+        self._rates_of_inner = {acceptance: AcceptanceRate(_PRIOR_OF_INNER) for acceptance in Acceptance}
         self.feature_layers = inner.feature_layers
         self.feature_size = inner.feature_size
 
@@ -38,15 +39,18 @@ class CombinedProposer:
         looked_up = []
         for row in rows:
             self._lookup.read(row)
-            if row.draft_len and self._lookup.find(row, self._rate_of_inner.value):
+            if row.draft_len and self._lookup.find(row, self._rate_of_inner(row).value):
                 looked_up.append((row, row.drafts))
                 row.drafts, row.draft_len = [], 0  # for `inner` it is a row to cache
         forward_ns = self._inner.propose(rows)
         for row in rows:
-            self._lookup.note(row, self._rate_of_inner)
+            self._lookup.note(row, self._rate_of_inner(row))
         for row, drafts in looked_up:
             row.drafts, row.draft_len = drafts, len(drafts)
         return forward_ns
+
+    def _rate_of_inner(self, row: DraftRow) -> AcceptanceRate:
+        return self._rates_of_inner[row.state.spec.acceptance]
 
     def release(self, request_id: int) -> None:
         self._lookup.release(request_id)

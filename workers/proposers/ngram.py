@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minedraft.types import DraftMethod
+from minedraft.types import Acceptance, DraftMethod
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.suffix_index import Match, SuffixIndex
 
@@ -62,7 +62,12 @@ class PromptLookup:
     def __init__(self) -> None:
         self._indexes: dict[int, SuffixIndex] = {}
         self._open: dict[int, _Proposed] = {}
-        self._rates = {kind: [AcceptanceRate(rate) for rate in kind] for kind in (_SINGLE, _AGREEING, _SPLIT)}
+        # A sampled answer follows the text less often than a greedy one.
+        self._rates = {
+            (acceptance, kind): [AcceptanceRate(rate) for rate in kind]
+            for acceptance in Acceptance
+            for kind in (_SINGLE, _AGREEING, _SPLIT)
+        }
 
     def read(self, row: DraftRow) -> None:
         """Take the row's committed tokens, and learn from them what became of its last proposal."""
@@ -80,7 +85,7 @@ class PromptLookup:
         """Give the row its drafts, if the first one stands with a probability of `least_rate`; return whether it does.
         Call `read` before."""
         match = self._indexes[row.state.request_id].find(row.draft_len)
-        if match is None or (rate := self._rate_of(match)).value < least_rate:
+        if match is None or (rate := self._rate_of(match, row)).value < least_rate:
             return False
         row.drafts, row.source = list(match.continuation), DraftMethod.NGRAM
         if row.score_kind:
@@ -102,11 +107,10 @@ class PromptLookup:
         self._indexes.clear()
         self._open.clear()
 
-    def _rate_of(self, match: Match) -> AcceptanceRate:
-        size = sum(match.length > longest for longest in _LONGEST)
-        if match.num_places == 1:
-            return self._rates[_SINGLE][size]
-        return self._rates[_AGREEING if match.num_agreeing == match.num_places else _SPLIT][size]
+    def _rate_of(self, match: Match, row: DraftRow) -> AcceptanceRate:
+        kind = _AGREEING if match.num_agreeing == match.num_places else _SPLIT
+        rates = self._rates[row.state.spec.acceptance, _SINGLE if match.num_places == 1 else kind]
+        return rates[sum(match.length > longest for longest in _LONGEST)]
 
 
 class NgramProposer:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 MIN_MATCH = 2
 MAX_MATCH = 16  # longer matches count as this long
 WINDOW = 8192
-"""Tokens that are searched at least: from twice as many on, the oldest are dropped. A token takes at most 16 bytes,
+"""Tokens that are searched at least: from twice as many on, the oldest are dropped. A token takes about 16 bytes,
 a request so at most 256 KiB."""
 _MAX_CANDIDATES = 64
 _MIN_SLOTS = 64

@@ -73,7 +73,7 @@ def main(vary: str, json_path: Path | None, **options: object) -> None:
     for row in rows:
         figures = [f"{row[name]:.2f}" for name in ("ratio", "tokens_per_round", "drafts_per_round", "vsr")]
         table.add_row(row["setting"], row["way"], f"{row['tokens_per_s']:.1f}", *figures)
-    Console().print(table)
+    Console(width=110).print(table)
     if json_path is not None:
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
         content = {"machine": machine_facts(), "vary": vary, "options": plain, "rows": rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,10 @@ class CountingInner:
         pass
 
 
-def row_of(request_id: int, tokens: Sequence[int], prefix_len: int = 0, draft_len: int = 2) -> DraftRow:
-    state = SequenceState(request_id, SPEC, tokens[:prefix_len])
+def row_of(
+    request_id: int, tokens: Sequence[int], prefix_len: int = 0, draft_len: int = 2, spec: SequenceSpec = SPEC
+) -> DraftRow:
+    state = SequenceState(request_id, spec, tokens[:prefix_len])
     return DraftRow(state, prefix_len, tokens[prefix_len:], draft_len)
 
 
@@ -76,6 +79,10 @@ def test_the_source_whose_drafts_come_true_is_preferred(next_token: int, source:
     row = row_of(2, [1, 2, 3, 4, 1, 2])
     proposer.propose([row])
     assert row.source is source
+    sampled = replace(SPEC, acceptance=Acceptance.REJECTION)
+    unlike = [row_of(3, [1, 2, 3, 4, 1, 2], spec=sampled), row_of(4, REPEATING, spec=sampled)]
+    proposer.propose(unlike)
+    assert [row.source for row in unlike] == [DraftMethod.MODEL, DraftMethod.NGRAM], "nothing is known of sampled ones"
 
 
 def test_drafts_of_the_inner_proposer_that_were_accepted_are_part_of_the_text() -> None:
