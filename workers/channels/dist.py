@@ -1,8 +1,9 @@
 """Tensors over torch.distributed, from worker to worker past the scheduler: gloo between CPUs, NCCL between GPUs.
 
-Both ends keep to one order: what is sent is a header (generation, bytes, oldest live lease) and then the data. A
-thread receives all that comes, whether it is wanted or not, and keeps it until its lease is free; another one sends,
-so that the device thread waits for nobody. Headers go by gloo always: a receive that waits in NCCL keeps a GPU busy.
+Both ends keep to one order: what is sent is a header (oldest live lease, then generation and bytes of each tensor) and
+then the data of all these tensors. A thread receives whatever comes and keeps it until its lease is free; another one
+sends what has gathered while it was busy, so that the device thread waits for nobody. Headers go by gloo always: a
+receive that waits in NCCL keeps a GPU busy.
 
 The network is trusted: whoever reaches the addresses can interfere. They are of this host only, unless the worker
 itself listens on a network (`insecure_public`). NCCL has not been run yet.
@@ -17,6 +18,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -34,7 +36,9 @@ WINDOW_BYTES = 32 << 20  # under way or not yet free
 JOIN_TIMEOUT_S = 10.0
 RECEIVE_TIMEOUT_S = 5.0
 _FOR_EVER = timedelta(days=3650)  # until the peer says goodbye, or its connection ends
-_GOODBYE = 0  # as a generation
+_BATCH = 32  # tensors behind one header
+_BATCH_BYTES = 1 << 20  # after which no more join them
+_GOODBYE = -1  # in the place of the oldest lease
 _HEADER_TAG, _DATA_TAG = 0, 1
 
 
@@ -61,7 +65,7 @@ class DistEnd:
         self._device = device
         self._host = host
         self._ring = LeaseRing(WINDOW_BYTES, generations)
-        self._outbox: queue.SimpleQueue[tuple[torch.Tensor, torch.Tensor] | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[_Parcel | None] = queue.SimpleQueue()
         self._inbox = _Inbox()
         self._peer_segment: int | None = None
         self._failure = ""
@@ -89,8 +93,8 @@ class DistEnd:
         lease = self._ring.lease(data.numel())
         if lease is None:
             return None
-        header = torch.tensor([lease.generation, lease.num_bytes, self._ring.oldest])
-        self._outbox.put((header, data.to(self._device, copy=True)))
+        oldest = self._ring.oldest or lease.generation
+        self._outbox.put(_Parcel(lease.generation, oldest, data.to(self._device, copy=True), self._record()))
         return TensorRef(Carrier.DIST, self.end.segment, 0, lease.generation, lease.num_bytes)
 
     def receive(self, reference: TensorRef, num_bytes: int) -> torch.Tensor:
@@ -140,35 +144,60 @@ class DistEnd:
         timeout = timedelta(seconds=JOIN_TIMEOUT_S)
         try:
             with self._stream():
-                while (item := self._outbox.get()) is not None:
-                    header, data = item
+                while batch := self._gather():
+                    header = torch.zeros(1 + 2 * _BATCH, dtype=torch.int64)
+                    table = [number for parcel in batch for number in (parcel.generation, parcel.data.numel())]
+                    header[: 1 + len(table)] = torch.tensor([batch[-1].oldest, *table])
                     headers.send([header], peer, _HEADER_TAG).wait(timeout)
-                    if data.numel():
-                        group.send([data], peer, _DATA_TAG).wait(timeout)
+                    for parcel in batch:
+                        if parcel.written is not None:
+                            parcel.written.wait()
+                    data = torch.cat([parcel.data for parcel in batch])
+                    group.send([data], peer, _DATA_TAG).wait(timeout)
                     self._settle()
-            headers.send([torch.tensor([_GOODBYE] * 3)], peer, _HEADER_TAG).wait(timeout)
+            headers.send([torch.full((1 + 2 * _BATCH,), _GOODBYE)], peer, _HEADER_TAG).wait(timeout)
         except RuntimeError as error:
             self._failure = self._failure or f"the other worker cannot be reached: {str(error).splitlines()[0]}"
+
+    def _gather(self) -> list[_Parcel]:
+        """Return what goes behind the next header; nothing once the end is closed."""
+        batch: list[_Parcel] = []
+        parcel = self._outbox.get()
+        while parcel is not None:
+            batch.append(parcel)
+            if len(batch) == _BATCH or sum(each.data.numel() for each in batch) >= _BATCH_BYTES:
+                return batch
+            try:
+                parcel = self._outbox.get_nowait()
+            except queue.Empty:
+                return batch
+        if batch:
+            self._outbox.put(None)  # for the next call
+        return batch
 
     def _receive_all(self, headers: _Group, group: _Group, peer: int) -> None:
         """Receive until the peer says goodbye. Runs in a thread."""
         try:
             with self._stream():
                 while True:
-                    header = torch.zeros(3, dtype=torch.int64)
+                    header = torch.zeros(1 + 2 * _BATCH, dtype=torch.int64)
                     headers.recv([header], peer, _HEADER_TAG).wait(_FOR_EVER)
-                    generation, num_bytes, oldest = header.tolist()
-                    if generation == _GOODBYE:
+                    oldest, *table = header.tolist()
+                    if oldest == _GOODBYE:
                         self._inbox.fail("the other worker has left")
                         return
-                    self._inbox.make_room(num_bytes, oldest)
-                    data = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
-                    if num_bytes:
-                        group.recv([data], peer, _DATA_TAG).wait(_FOR_EVER)
+                    sizes = {generation: n for generation, n in zip(table[::2], table[1::2], strict=True) if generation}
+                    self._inbox.make_room(list(sizes.values()), oldest)
+                    data = torch.empty(sum(sizes.values()), dtype=torch.uint8, device=self._device)
+                    group.recv([data], peer, _DATA_TAG).wait(_FOR_EVER)
                     self._settle()
-                    self._inbox.put(generation, data)
+                    self._inbox.put(dict(zip(sizes, torch.split(data, list(sizes.values())), strict=True)))
         except (RuntimeError, ChannelFailed) as error:
             self._inbox.fail(f"the other worker is lost: {str(error).splitlines()[0]}")
+
+    def _record(self) -> torch.cuda.Event | None:
+        """Return the event after which what the device thread has copied can be sent; None on a CPU."""
+        return None if self._device.type == "cpu" else torch.cuda.current_stream(self._device).record_event()
 
     def _stream(self) -> contextlib.AbstractContextManager[object]:
         """Return the context of a stream of this thread's own, beside the forward's."""
@@ -179,6 +208,16 @@ class DistEnd:
     def _settle(self) -> None:
         if self._device.type != "cpu":
             torch.cuda.current_stream(self._device).synchronize()
+
+
+@dataclass(frozen=True, slots=True)
+class _Parcel:
+    """A tensor to send. written: the event after which it can be."""
+
+    generation: int
+    oldest: int
+    data: torch.Tensor
+    written: torch.cuda.Event | None
 
 
 class _Inbox:
@@ -198,17 +237,17 @@ class _Inbox:
             limit = self.failure if is_there else f"it has not come within {RECEIVE_TIMEOUT_S:g} s"
             raise bad_reference("generation", generation, limit)
 
-    def make_room(self, num_bytes: int, oldest: int) -> None:
-        """Forget what is free. Raise ChannelFailed if more than the window would be held."""
+    def make_room(self, sizes: list[int], oldest: int) -> None:
+        """Forget what is free. Raise ChannelFailed if more than the window would be held, in bytes."""
         with self._changed:
             self._held = {generation: data for generation, data in self._held.items() if generation >= oldest}
             held_bytes = sum(slot_bytes(data.numel()) for data in self._held.values())
-        if not 0 <= num_bytes <= WINDOW_BYTES - held_bytes:
-            raise ChannelFailed(f"{num_bytes} bytes come beside {held_bytes}, the window has {WINDOW_BYTES}")
+        if min(sizes, default=0) < 0 or sum(map(slot_bytes, sizes)) > WINDOW_BYTES - held_bytes:
+            raise ChannelFailed(f"{sizes} bytes come beside {held_bytes}, the window has {WINDOW_BYTES}")
 
-    def put(self, generation: int, data: torch.Tensor) -> None:
+    def put(self, parts: dict[int, torch.Tensor]) -> None:
         with self._changed:
-            self._held[generation] = data
+            self._held |= parts
             self._changed.notify_all()
 
     def fail(self, failure: str) -> None:

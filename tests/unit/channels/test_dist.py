@@ -110,10 +110,18 @@ def test_after_a_goodbye_a_receiver_waits_no_longer_and_a_sender_is_told(ends: t
 
 def test_more_than_the_window_is_refused(ends: tuple[DistEnd, DistEnd]) -> None:
     theirs = ends[1]
-    with pytest.raises(ChannelFailed, match=f"{WINDOW_BYTES + 1} bytes come beside 0, the window has"):
-        theirs._inbox.make_room(WINDOW_BYTES + 1, 1)
-    with pytest.raises(ChannelFailed, match="-1 bytes come"):
-        theirs._inbox.make_room(-1, 1)
+    with pytest.raises(ChannelFailed, match=rf"\[1, {WINDOW_BYTES}\] bytes come beside 0, the window has"):
+        theirs._inbox.make_room([1, WINDOW_BYTES], 1)
+    with pytest.raises(ChannelFailed, match=r"\[9, -1\] bytes come"):
+        theirs._inbox.make_room([9, -1], 1)
+
+
+def test_many_tensors_share_headers_and_arrive_one_by_one(ends: tuple[DistEnd, DistEnd]) -> None:
+    ours, theirs = ends
+    sizes = [1 + 7 * n for n in range(100)] + [3 << 20, 1]
+    references = [send(ours, torch.full((n,), n % 251, dtype=torch.uint8)) for n in sizes]
+    for n, reference in zip(sizes, references, strict=True):
+        assert torch.equal(theirs.receive(reference, n), torch.full((n,), n % 251, dtype=torch.uint8))
 
 
 def test_a_peer_that_does_not_come_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
