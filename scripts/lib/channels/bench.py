@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +143,11 @@ def main(steps: int, repeats: int, json_path: Path | None) -> None:
 async def _measure(folder: Path, num_steps: int, repeats: int) -> list[dict[str, Any]]:
     figures: dict[tuple[int, str], list[tuple[float, float]]] = {}
     async with workers(folder, CHANNEL_WORKER) as addresses:
-        for _ in range(repeats):
-            for choice in CHOICES:
-                for index, load in enumerate(LOADS):
-                    figure = await _measure_once(*addresses, choice, load, num_steps)
-                    figures.setdefault((index, choice), []).append(figure)
+        for repeat, (index, load) in product(range(repeats), enumerate(LOADS)):
+            for place in range(len(CHOICES)):  # each is the first one in turn
+                choice = list(CHOICES)[(repeat + place) % len(CHOICES)]
+                figure = await _measure_once(*addresses, choice, load, num_steps)
+                figures.setdefault((index, choice), []).append(figure)
     return [
         {
             "load": load.name,
