@@ -48,7 +48,7 @@ class ShmEnd:
             self._fd = os.memfd_create("minedraft-tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.posix_fallocate(self._fd, 0, num_bytes)
             fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
-            self._own = np.frombuffer(mmap.mmap(self._fd, num_bytes), np.uint8)
+            self._own = _map(self._fd, num_bytes, mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError as error:
             self.close()
             raise ChannelFailed(f"{num_bytes} bytes of shared memory cannot be had: {error.strerror}") from error
@@ -67,7 +67,7 @@ class ShmEnd:
         try:
             if os.fstat(fd).st_size != peer.num_bytes or fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
                 raise ChannelFailed(f"{path} is not a sealed segment of {peer.num_bytes} bytes")
-            mapped = np.frombuffer(mmap.mmap(fd, peer.num_bytes, prot=mmap.PROT_READ), np.uint8)
+            mapped = _map(fd, peer.num_bytes, mmap.PROT_READ)
         except OSError as error:  # it is no memory file, or cannot be mapped
             raise ChannelFailed(f"{path} of the other worker cannot be mapped: {error.strerror}") from error
         finally:
@@ -108,3 +108,8 @@ class ShmEnd:
     def _write_header(self, lease: Lease) -> None:
         header = np.frombuffer(pack_header(self._segment, lease), np.uint8)
         self._own[lease.offset : lease.offset + HEADER_BYTES] = header
+
+
+def _map(fd: int, num_bytes: int, protection: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """Return a file's memory, all of whose pages are there already: no tensor waits for them."""
+    return np.frombuffer(mmap.mmap(fd, num_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE, protection), np.uint8)
