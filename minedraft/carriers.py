@@ -82,7 +82,8 @@ def common_carriers(choice: str, ours: Sequence[ChannelOffer], theirs: Sequence[
     """Return what two workers can both use, the fastest first, without `INLINE`, which they always can.
 
     Args:
-        choice: the name of a carrier, or `AUTO_CARRIER`, which leaves out `DIST` between CPUs: messages are faster.
+        choice: the name of a carrier, or `AUTO_CARRIER`. That leaves out `DIST` between CPUs: on one host shared memory
+            is faster, and between two it trusts the network, which is for the operator to say.
     """
     found: list[Carrier] = []
     for carrier in (Carrier.CUDA_IPC, Carrier.DIST, Carrier.SHM):

@@ -1,4 +1,5 @@
-"""A head in a process of its own: killed in the middle of answers and replaced, it drafts on as before."""
+"""A head in a process of its own: killed in the middle of answers and replaced, it drafts on as before. Features
+travel by shared memory."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ async def test_a_killed_drafter_is_replaced_and_its_requests_draft_on(tmp_path: 
     flags += [word for name, value in COMMON.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     (tmp_path / "next").mkdir()
     with worker("drafter", tmp_path, *flags) as first, worker("drafter", tmp_path / "next", *flags) as second:
-        async with serve(target=target, draft_address=first.address, draft_len=3, **COMMON) as client:
+        async with serve(target=target, draft_address=first.address, draft_len=3, channel="shm", **COMMON) as client:
             await wait_serving(Address.parse(second.address), LIVE)
             samples = [await client.complete_all(PROMPTS[1], SAMPLED)]
             params = SamplingParams(max_new_tokens=NUM_NEW, ignore_eos=True)
@@ -64,6 +65,8 @@ async def test_a_killed_drafter_is_replaced_and_its_requests_draft_on(tmp_path: 
     assert len({sample.token_ids for sample in samples[0]}) == SAMPLED.n
     assert [sample.token_ids for sample in samples[0]] == [sample.token_ids for sample in samples[1]]
     assert after.feature_bytes > before.feature_bytes > 0
+    for status in (before, after):
+        assert [worker.carrier for worker in status.workers] == ["shm", "shm"], "features travel by shared memory"
     model = AutoModelForCausalLM.from_pretrained(target)
     for prompt, answer in zip(PROMPTS, tokens, strict=True):
         ids = torch.tensor([prompt])
