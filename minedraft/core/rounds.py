@@ -9,6 +9,7 @@ from minedraft.core.draft_book import DraftBook
 from minedraft.core.ledger import KvLedger
 from minedraft.core.request import Request
 from minedraft.messages import DraftSpan, Proposal, Tensor, TruncatedQ, Verdict, VerifySpan
+from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.types import Batch, DraftMethod, FinishReason
 
 
@@ -76,7 +77,10 @@ class RoundPlan:
     @property
     def is_prefill(self) -> bool:
         """Whether the round carries prompt tokens, for either worker."""
-        return bool(self.prefills) or any(span.num_tokens > 1 for span in self.spans)
+        if self.prefills or any(span.num_tokens > 1 for span in self.spans):
+            return True
+        # A drafter that reads features takes a prompt with the first draft after it.
+        return any(len(draft.tokens) > MAX_DRAFT_LEN + 1 for draft in self.drafts)
 
 
 def following_spans(plan: RoundPlan, members: Sequence[Request]) -> list[PlannedSpan]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from minedraft.core import feature_book
+from minedraft.core import events, feature_book
 from minedraft.core.feature_book import MAX_RECOMPUTES, RECOMPUTE_PRICE, FeatureBook
 from minedraft.core.ledger import KvLedger
 from minedraft.core.limits import SchedulerLimits
@@ -203,6 +203,16 @@ def test_a_prompt_and_then_each_round_reach_the_drafter_once() -> None:
     kinds = [bool(span.draft_len) for c in service.drafter.commands for span in c.spans]
     assert kinds[:3] == [False, True, True], "a chunk while the next one is verified, the rest with the first draft"
     assert service.scheduler.book._num_held <= 2 * (3 + 1), "only the last rounds' features are kept"
+
+
+def test_a_round_whose_draft_takes_a_prompt_counts_as_one_with_a_prompt() -> None:
+    """Its draft takes longer than others, and must not be taken as what a draft costs."""
+    service = Service()
+    service.add(40)
+    service.rounds(4)
+    committed = [event for event in service.scheduler.take_events() if isinstance(event, events.RoundCommitted)]
+    assert [event.is_prefill for event in committed] == [True, True, False, False]
+    assert [bool(event.accepted) for event in committed] == [False, True, True, True]
 
 
 def test_a_draft_whose_round_is_not_verified_is_asked_for_again_with_its_feature() -> None:
