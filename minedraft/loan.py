@@ -20,7 +20,7 @@ class AsyncLoan:
     """Lets one client set mode and batch limits of the service; other clients are served meanwhile.
 
     Entering it begins the loan. When the loan ends, also by the death of this process, the service goes
-    back to the settings it was started with; a block that ends without an error waits for that.
+    back to what was in force before; a block that ends without an error waits for that.
 
     Args:
         borrow: opens the stream. typed_errors: turns gRPC's errors into `minedraft.errors`.

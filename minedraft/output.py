@@ -133,6 +133,8 @@ class ServiceStatus:
         sources: what made the drafts, each source that had any.
         suspended: why the whole service decodes without drafts at present although it has a drafter; "" if it does not.
         num_suspended: live requests that decode without drafts because theirs were useless.
+        is_mode_auto, is_draft_len_auto: whether the service chooses mode and k; then draft_len is the most.
+        mode_reason: why it chose the present mode, "" while nothing is known.
     """
 
     state: str
@@ -165,6 +167,9 @@ class ServiceStatus:
     feature_bytes: int = 0
     suspended: str = ""
     num_suspended: int = 0
+    is_mode_auto: bool = False
+    is_draft_len_auto: bool = False
+    mode_reason: str = ""
 
 
 def join_outputs(pieces: Sequence[Output]) -> Output:

@@ -35,7 +35,7 @@ MAX_SPAN_DRAFTS = 64  # draft tokens that one span of a worker command can carry
 MAX_TOP_M = 1024  # entries of a truncated draft distribution
 MAX_FEATURE_SIZE = 1 << 18  # numbers that the target gives a drafter for one token
 MAX_FEATURE_LAYERS = 1024  # layers of a target, one of which has the number -1
-MAX_BATCH_SIZE = 256  # the largest m that a service can be set to
+MAX_BATCH_SIZE = 256  # the largest m of two batches; one batch can have the seats of both
 
 
 class Batch(IntEnum):
@@ -88,7 +88,8 @@ class LoanTerms:
         modes = [mode.value for mode in Mode]
         if mode not in modes:
             raise InvalidRequest("mode", mode, f"one of {', '.join(modes)}")
-        m = _check_int("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
+        most = MAX_BATCH_SIZE * 2 // Mode(mode).num_batches
+        m = _check_int("max_batch_size", max_batch_size, 1, most)
         return cls(Mode(mode), m, _check_int("draft_len", draft_len, 0, MAX_DRAFT_LEN))
 
 

@@ -98,7 +98,9 @@ def announce(settings: Settings, seconds: float) -> None:
     """Print to standard output that requests are accepted; dropped, as in `say`, if it cannot be written."""
     address = settings.listen_address.target
     with suppress(OSError):
-        click.echo(f"{READY_LINE}{address} after {seconds:.1f} s (mode {settings.mode.value}); stop with Ctrl-C")
+        click.echo(
+            f"{READY_LINE}{address} after {seconds:.1f} s (mode {settings.to_plain_values()['mode']}); stop with Ctrl-C"
+        )
         click.echo(f'  minedraft generate --server {shlex.quote(address)} "The capital of France is"')
 
 

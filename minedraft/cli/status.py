@@ -64,9 +64,12 @@ def render(now: ServiceStatus, address: str) -> RenderableType:
     colour = _COLOURS.get(now.state, "red")
     title = Text.assemble(
         (now.state, f"bold {colour}"),
-        f" on {address}, mode {now.mode}, m = {now.max_batch_size}, k = {now.draft_len}, up {now.uptime_s:.0f} s",
+        f" on {address}, mode {now.mode}{' (auto)' * now.is_mode_auto}, m = {now.max_batch_size}, "
+        f"k {'<=' if now.is_draft_len_auto else '='} {now.draft_len}, up {now.uptime_s:.0f} s",
     )
     parts: list[RenderableType] = [title, _batches(now), _workers(now), _rates(now)]
+    if now.mode_reason:
+        parts.insert(1, Text(now.mode_reason))
     if now.sources:
         parts.append(_sources(now))
     if now.suspended:

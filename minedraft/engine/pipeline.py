@@ -282,8 +282,8 @@ class Pipeline:
             self._verifying.give_up(plan, None)
         else:
             self._deliver(self.scheduler.commit(plan, outcome.spans, outcome.verdicts))
-            if not self.is_lent and (terms := self._mode_policy.wanted(self._clock())) is not None:
-                self.reconfigure(self.scheduler.limits.with_terms(terms), "policy")
+            if not self.is_lent and (decision := self._mode_policy.wanted(self._clock())) is not None:
+                self.reconfigure(self.scheduler.limits.with_terms(decision.terms), decision.why)
         self._wake_lanes()
 
     # Inside

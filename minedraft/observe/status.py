@@ -17,6 +17,7 @@ from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import MineDraftError
 from minedraft.messages import LinkStats, WorkerInfo
 from minedraft.output import BatchState, ServiceStatus, SourceState, WorkerState
+from minedraft.settings.choices import AUTO
 from minedraft.settings.config import Settings
 from minedraft.types import Role
 
@@ -27,6 +28,9 @@ class StatusBoard:
 
     Args:
         clock: monotonic seconds.
+
+    Attributes:
+        explain_mode: says why the present mode was chosen; set once there is a policy that chooses it.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,6 +39,7 @@ class StatusBoard:
         self._settings = settings
         self._clock = clock
         self._started_s = clock()
+        self.explain_mode: Callable[[], str] = lambda: ""
         self._errors: Counter[str] = Counter()
         self._workers: dict[Role, WorkerInfo] = {}  # the last one of each role
         self._lost: set[Role] = set()
@@ -81,11 +86,13 @@ class StatusBoard:
             settings = self._settings
             return ServiceStatus(
                 state=state,
-                mode=settings.mode.value,
-                draft_len=settings.max_draft_len if settings.mode.has_drafts else 0,
-                max_batch_size=settings.max_batch_size,
+                mode=settings.first_mode.value,
+                draft_len=settings.max_draft_len if settings.needs_drafter else 0,
+                max_batch_size=settings.max_in_flight // settings.first_mode.num_batches,
                 uptime_s=uptime_s,
                 errors=dict(self._errors),
+                is_mode_auto=settings.mode == AUTO,
+                is_draft_len_auto=settings.draft_len == AUTO,
             )
         scheduler, counters, summary = pipeline.scheduler, self.counters, self.rounds.summary()
         links = self._links(pipeline)
@@ -123,6 +130,9 @@ class StatusBoard:
             sources=self._source_states(),
             suspended=self.suspended,
             num_suspended=len(self._suspended_requests),
+            is_mode_auto=self._settings.mode == AUTO and not scheduler.limits.is_lent,
+            is_draft_len_auto=self._settings.draft_len == AUTO and not scheduler.limits.is_lent,
+            mode_reason="" if scheduler.limits.is_lent else self.explain_mode(),
         )
 
     def _source_states(self) -> tuple[SourceState, ...]:

@@ -21,7 +21,6 @@ import click
 
 from minedraft.address import Address
 from minedraft.core.limits import SchedulerLimits
-from minedraft.core.policy.base import FixedMode
 from minedraft.engine.pairing import PairingConnector
 from minedraft.engine.pipeline import Pipeline
 from minedraft.engine.slots import Connector, check_drafter, drafter_slot, fail_when_lost
@@ -34,7 +33,7 @@ from minedraft.rpc.channel import bind, client_server
 from minedraft.rpc.connector import GrpcConnector
 from minedraft.rpc.health import INFERENCE_SERVICE, SERVING, HealthServicer, add_health
 from minedraft.server.grpc_door import GrpcDoor
-from minedraft.server.policies import choose_draft_policy, choose_scores
+from minedraft.server.policies import choose_policies, choose_scores
 from minedraft.server.service import InferenceService
 from minedraft.server.watching import watched
 from minedraft.settings.config import Settings, load_settings
@@ -128,12 +127,14 @@ class Server:
         if drafter is not None:
             stack.push_async_callback(drafter.close)
             check_drafter(drafter.info, verifier.info)
+        policies = choose_policies(settings)
+        service.board.explain_mode = policies.explain_mode
         self.pipeline = pipeline = Pipeline(
             _limits(settings, verifier.info),
             verifier,
             drafter,
-            observers=[service.board.observe],
-            **watched(settings, choose_draft_policy(settings), FixedMode()),
+            observers=[service.board.observe, policies.experience.observe],
+            **watched(settings, policies.draft, policies.mode),
         )
         watchers = [asyncio.create_task(fail_when_lost(pipeline, verifier))]
         if drafter is not None:
@@ -191,8 +192,8 @@ def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:
             raise ConfigError("max_model_len", settings.max_model_len, limit)
         max_model_len = settings.max_model_len
     return SchedulerLimits(
-        mode=settings.mode,
-        max_batch_size=settings.max_batch_size,
+        mode=settings.first_mode,
+        max_batch_size=settings.max_in_flight // settings.first_mode.num_batches,
         draft_len=settings.max_draft_len,
         extra_drafts=0 if settings.draft_policy == "fixed" else settings.extra_drafts,
         scores=choose_scores(settings),

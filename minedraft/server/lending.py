@@ -26,11 +26,10 @@ class Lent:
 
 
 class Lending:
-    """Lends one pipeline. The limits it has now are restored after every loan."""
+    """Lends one pipeline. The limits that it has before a loan are restored after it."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._own = pipeline.scheduler.limits
         self._loan: asyncio.Timeout | None = None  # set during a loan
 
     @asynccontextmanager
@@ -42,16 +41,17 @@ class Lending:
         """
         if self._loan is not None:
             raise Unavailable("another client has borrowed the service; try again when that client has ended its loan")
+        own = self._pipeline.scheduler.limits
         try:
             self._pipeline.is_lent = True
             async with asyncio.timeout(None) as self._loan:  # no deadline unless `end` sets one
-                yield Lent(self._pipeline, self._own)
+                yield Lent(self._pipeline, own)
         except TimeoutError:
             raise Draining("the service is draining, which ends the loan") from None
         finally:
             self._loan = None
-            if self._pipeline.scheduler.limits is not self._own:
-                self._pipeline.reconfigure(self._own, "the loan has ended")
+            if self._pipeline.scheduler.limits is not own:
+                self._pipeline.reconfigure(own, "the loan has ended")
             self._pipeline.is_lent = False
         await self._pipeline.settled()
 

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
-from minedraft.core.policy.acceptance import AcceptanceRates
-from minedraft.core.policy.base import DraftPolicy, FixedDraftLen
-from minedraft.core.policy.cost_model import CostModel
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from minedraft.core.policy.auto_mode import AutoMode
+from minedraft.core.policy.base import DraftPolicy, FixedDraftLen, FixedMode, ModePolicy
 from minedraft.core.policy.draft_len import AutoDraftLen
+from minedraft.core.policy.forecast.experience import Experience
+from minedraft.core.policy.forecast.mode import ModeForecast
 from minedraft.core.policy.tetris import TetrisPolicy
 from minedraft.settings.choices import AUTO
 from minedraft.settings.config import Settings
 from minedraft.types import ScoreKind
 
 
-def choose_draft_policy(settings: Settings) -> DraftPolicy:
-    """Return the policy that decides how many tokens to draft, and which of the drafts to verify."""
-    is_auto = settings.draft_len == AUTO
-    policy: DraftPolicy = AutoDraftLen(CostModel(), AcceptanceRates()) if is_auto else FixedDraftLen()
-    if settings.draft_policy == "fixed":
-        return policy
-    return TetrisPolicy(policy, settings.extra_drafts, settings.verify_capacity)
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """What decides for one service.
+
+    Attributes:
+        experience: what they learn from; it observes every event before them.
+        explain_mode: says why the present mode was chosen; "" if the settings fix it, or nothing is known yet.
+    """
+
+    draft: DraftPolicy
+    mode: ModePolicy
+    explain_mode: Callable[[], str] = lambda: ""
+    experience: Experience = field(default_factory=Experience)
+
+
+def choose_policies(settings: Settings) -> Policies:
+    """Return the policies; what the settings fix is decided by none of them."""
+    experience = Experience()
+    draft: DraftPolicy = AutoDraftLen(experience) if settings.draft_len == AUTO else FixedDraftLen()
+    if settings.draft_policy != "fixed":
+        draft = TetrisPolicy(draft, settings.extra_drafts, settings.verify_capacity)
+    if settings.mode != AUTO:
+        return Policies(draft, FixedMode(), experience=experience)
+    forecast = ModeForecast(experience, None if settings.draft_len == AUTO else settings.draft_len)
+    mode = AutoMode(forecast, settings.max_batch_size, settings.max_draft_len)
+    return Policies(draft, mode, mode.explain, experience)
 
 
 def choose_scores(settings: Settings) -> ScoreKind:

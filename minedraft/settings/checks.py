@@ -95,8 +95,9 @@ def _wrong_models(settings: Settings) -> list[ConfigError]:
 def _wrong_lengths(settings: Settings) -> list[ConfigError]:
     """Return an error for each given length that contradicts another one, or the mode."""
     errors: list[ConfigError] = []
-    if settings.draft_len == 0 and settings.mode.has_drafts:
-        limit = f"must be at least 1 in mode {settings.mode.value}; use mode ar to decode without drafts"
+    if settings.draft_len == 0 and settings.needs_drafter:
+        mode = AUTO if settings.mode == AUTO else settings.mode.value
+        limit = f"must be at least 1 in mode {mode}; use mode ar to decode without drafts"
         errors.append(ConfigError("draft_len", 0, limit))
     holders: list[tuple[int, str]] = []  # bounds of a request: tokens, and the settings that set them
     if settings.num_blocks is not None:

@@ -20,8 +20,8 @@ from minedraft.device import DEVICE_FORMS, GPU_MEMORY_SHARE, Device, usable_core
 from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.settings.checks import contradictions, cores_of_both, wrong_addresses, wrong_devices
-from minedraft.settings.choices import AUTO, DraftLenChoice
-from minedraft.types import MAX_BATCH_SIZE, DraftMethod, Mode, Role
+from minedraft.settings.choices import AUTO, DraftLenChoice, ModeChoice
+from minedraft.types import MAX_BATCH_SIZE, Batch, DraftMethod, Mode, Role
 
 _S = TypeVar("_S", bound="SharedSettings")
 
@@ -151,13 +151,16 @@ class Settings(SharedSettings):
         description="Draft model folder, which must have the target's tokenizer, or the folder of an EAGLE head.",
         examples=["DIR"],
     )
-    mode: Annotated[Mode, Field(strict=False)] = Field(
-        Mode.MINEDRAFT,
+    mode: ModeChoice = Field(
+        AUTO,
         description="minedraft: two batches, drafting and verifying overlap; sd: one batch, taking turns; "
-        "ar: no drafts.",
+        "ar: no drafts; auto: the one of them that measured costs make the fastest at the present load.",
     )
     max_batch_size: int = Field(
-        8, ge=1, le=MAX_BATCH_SIZE, description="Requests per batch (m); minedraft has two batches, sd and ar one."
+        8,
+        ge=1,
+        le=MAX_BATCH_SIZE,
+        description="Requests per batch (m); minedraft has two batches, sd and ar one; auto has the seats of two.",
     )
     draft_len: DraftLenChoice = Field(
         AUTO,
@@ -243,9 +246,14 @@ class Settings(SharedSettings):
         return MAX_DRAFT_LEN if self.draft_len == AUTO else self.draft_len
 
     @property
+    def first_mode(self) -> Mode:
+        """The mode to begin with; drafts are to be measured before they can be judged."""
+        return Mode.SD if self.mode == AUTO else self.mode
+
+    @property
     def max_in_flight(self) -> int:
         """Requests decoding at the same time over all batches."""
-        return self.max_batch_size * self.mode.num_batches
+        return self.max_batch_size * (len(Batch) if self.mode == AUTO else self.mode.num_batches)
 
     @property
     def shares_gpu(self) -> bool:
@@ -264,7 +272,7 @@ class Settings(SharedSettings):
 
     @property
     def needs_drafter(self) -> bool:
-        return self.mode.has_drafts
+        return self.mode == AUTO or self.mode.has_drafts
 
     @property
     def own_workers(self) -> tuple[Role, ...]:

@@ -84,8 +84,8 @@ class InferenceServicer:
 
     def Borrow(self, request_iterator, context):
         """Lends the service to one client at a time, which sets its mode and batch limits. While the stream is
-        open, the last request is in force; when it ends, in any way, the service goes back to the settings it
-        was started with. Other clients are served meanwhile. For benchmarks, which compare modes on the same
+        open, the last request is in force, and the service decides nothing; when it ends, in any way, the service goes
+        back to what was in force before. Other clients are served meanwhile. For benchmarks, which compare modes on the same
         processes; refused unless the operator allows it (--allow-configure).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minedraft.core import events
-from minedraft.core.policy.base import DraftOffer
+from minedraft.core.policy.base import DraftOffer, ModeDecision
 from minedraft.core.request import Request
 from minedraft.types import LoanTerms, Mode
 
@@ -42,9 +42,11 @@ class RestlessMode:
         self._period = period
         self._num_rounds = 0
 
-    def wanted(self, now_s: float) -> LoanTerms | None:
+    def wanted(self, now_s: float) -> ModeDecision | None:
         number, rest = divmod(self._num_rounds, self._period)
-        return LoanTerms(list(Mode)[number % 3], 1 + number % 4, 1 + number % 5) if rest == 0 else None
+        if rest:
+            return None
+        return ModeDecision(LoanTerms(list(Mode)[number % 3], 1 + number % 4, 1 + number % 5), "policy")
 
     def observe(self, event: events.Event, now_s: float) -> None:
         match event:

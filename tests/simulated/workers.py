@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from minedraft.core import events
 from minedraft.core.limits import SchedulerLimits
@@ -44,6 +44,7 @@ class Machine:
         token_s: seconds of a prompt token in the verifier; draft_token_s: in the drafter.
         overhead_s: time of scheduler and wire in a round, hidden where a round is in the mailbox already.
         contention: what a command takes longer while the other device works.
+        wide: what a verify takes on all cores, as a part of what it takes on its own; None: it has no others.
         noise: standard deviation of a command's time, as a part of it.
         acceptance: by kind of text, the probability that a draft is accepted; one that changes takes the time.
     """
@@ -54,6 +55,7 @@ class Machine:
     draft_token_s: float = 0.0004
     overhead_s: float = 0.0005
     contention: float = 1.1
+    wide: float | None = None
     noise: float = 0.03
     acceptance: Sequence[float] | Callable[[float], float] = (0.5,)
 
@@ -118,6 +120,13 @@ class SimulatedVerifier(_SimulatedWorker):
     def __init__(self, device: _Device, rng: random.Random) -> None:
         super().__init__(device, rng)
         self._kinds: dict[int, int] = {}
+        self._speed = 1.0
+        if device.machine.wide is not None:
+            self.info = replace(self.info, cores=(1,), max_cores=(0, 1))
+
+    async def configure(self, cores: Sequence[int]) -> Timing:
+        self._speed = self.device.machine.wide or 1.0 if len(cores) > 1 else 1.0
+        return Timing()
 
     async def verify(self, command: VerifyCommand) -> VerifyReply:
         machine = self.device.machine
@@ -127,7 +136,7 @@ class SimulatedVerifier(_SimulatedWorker):
             if span.spec is not None:
                 self._kinds[span.request_id] = span.tokens[0]
         seconds = machine.verify(rows) if rows else machine.verify(1)
-        timing = await self.device.work(seconds + machine.token_s * num_prompt)
+        timing = await self.device.work((seconds + machine.token_s * num_prompt) * self._speed)
         reply = VerifyReply(
             command.round, tuple(self._judge(span) for span in command.spans), timing, self.info.num_blocks
         )
@@ -196,7 +205,9 @@ class Simulation:
     limits: SchedulerLimits
     draft_policy: DraftPolicy | None = None
     mode_policy: ModePolicy | None = None
+    observers: Sequence[events.Observer] = ()
     seed: int = 1
+    pipeline: Pipeline | None = None
     tokens: list[tuple[float, int]] = field(default_factory=list)
     changes: list[tuple[float, events.ModeChanged]] = field(default_factory=list)
     _num_asked: int = 0
@@ -221,11 +232,12 @@ class Simulation:
             self.limits,
             SimulatedVerifier(target, rng),
             SimulatedDrafter(draft, rng),
-            observers=[self.observe],
+            observers=[self.observe, *self.observers],
             draft_policy=self.draft_policy,
             mode_policy=self.mode_policy,
             clock=loop.time,
         )
+        self.pipeline = pipeline
         async with pipeline:
             clients: list[asyncio.Task[None]] = []
             while loop.time() < seconds:

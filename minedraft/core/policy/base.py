@@ -50,11 +50,19 @@ class DraftPolicy(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ModeDecision:
+    """Mode and sizes to run with from now on, and why."""
+
+    terms: LoanTerms
+    why: str
+
+
 class ModePolicy(Protocol):
     """Decides the mode and the sizes to run with. One that raises, or asks for what cannot be, is replaced by
     `FixedMode`."""
 
-    def wanted(self, now_s: float) -> LoanTerms | None:
+    def wanted(self, now_s: float) -> ModeDecision | None:
         """Return what to run with from now on; None for no change. Asked after every round."""
         ...
 
@@ -86,7 +94,7 @@ class FixedDraftLen:
 class FixedMode:
     """Keeps the mode of the settings."""
 
-    def wanted(self, now_s: float) -> LoanTerms | None:
+    def wanted(self, now_s: float) -> ModeDecision | None:
         return None
 
     def observe(self, event: Event, now_s: float) -> None:

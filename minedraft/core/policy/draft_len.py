@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from minedraft.core import events
-from minedraft.core.policy.acceptance import AcceptanceRates, chain
 from minedraft.core.policy.base import DraftOffer
-from minedraft.core.policy.cost_model import Condition, CostModel
-from minedraft.core.policy.goodput import best_depth, goodput_at
+from minedraft.core.policy.forecast.acceptance import chain
+from minedraft.core.policy.forecast.cost_model import Condition
+from minedraft.core.policy.forecast.experience import Experience
+from minedraft.core.policy.forecast.goodput import best_depth, goodput_at
 from minedraft.core.request import Request
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.types import Batch, Role
@@ -57,12 +58,12 @@ class AutoDraftLen:
     gets that one.
 
     Args:
-        costs: learns from the same events; this policy passes them on to it.
+        experience: learns from the same events, before this policy does.
     """
 
-    def __init__(self, costs: CostModel, acceptance: AcceptanceRates) -> None:
-        self._costs = costs
-        self._acceptance = acceptance
+    def __init__(self, experience: Experience) -> None:
+        self._costs = experience.costs
+        self._acceptance = experience.acceptance
         self._plans = {batch: _Plan() for batch in Batch}
         self._is_fixed = False
         self._num_active = 1
@@ -96,22 +97,17 @@ class AutoDraftLen:
             case events.RoundPlanned():
                 self._begin_round(self._plans[event.batch])
             case events.RoundCommitted():
-                for num_drafts, accepted_len in event.accepted:
-                    self._acceptance.add(num_drafts, accepted_len)
                 self._num_active = event.num_active
                 self._credit_s += _PROBE_SHARE * min(now_s - self._last_s, _LONGEST_ROUND_S)
                 self._last_s = now_s
-            case events.RequestEnded():
-                self._acceptance.forget(event.request_id)
-                if event.request_id == self._probed:
-                    self._probed = None
+            case events.RequestEnded() if event.request_id == self._probed:
+                self._probed = None
             case events.WorkerLeft() if event.role is Role.DRAFTER:
                 self._probed = None
             case events.ModeChanged():
                 self._is_fixed = event.is_lent
                 for plan in self._plans.values():
                     plan.batch_size = 0  # decide anew
-        self._costs.observe(event, now_s)
 
     def _begin_round(self, plan: _Plan) -> None:
         plan.num_rounds += 1

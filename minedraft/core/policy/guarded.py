@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from minedraft.core.policy.base import DraftOffer, DraftPolicy, FixedDraftLen, FixedMode, ModePolicy
+from minedraft.core.policy.base import DraftOffer, DraftPolicy, FixedDraftLen, FixedMode, ModeDecision, ModePolicy
 from minedraft.core.request import Request
 from minedraft.types import LoanTerms
 
@@ -58,11 +58,13 @@ class GuardedModePolicy:
         self._policy = policy
         self._on_failure = on_failure
 
-    def wanted(self, now_s: float) -> LoanTerms | None:
+    def wanted(self, now_s: float) -> ModeDecision | None:
         """Return what to run with from now on; None for no change."""
         try:
-            terms = self._policy.wanted(now_s)
-            return None if terms is None else LoanTerms.check(terms.mode, terms.max_batch_size, terms.draft_len)
+            if (decision := self._policy.wanted(now_s)) is None:
+                return None
+            terms = decision.terms
+            return ModeDecision(LoanTerms.check(terms.mode, terms.max_batch_size, terms.draft_len), decision.why)
         except Exception as error:
             self._on_failure(f"{type(self._policy).__name__}.wanted: {type(error).__name__}: {error}")
             self._policy = FixedMode()

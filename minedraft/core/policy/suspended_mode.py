@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from minedraft.core.events import Event, ModeChanged
-from minedraft.core.policy.base import ModePolicy
+from minedraft.core.policy.base import ModeDecision, ModePolicy
 from minedraft.core.policy.watchdog import Watchdog
-from minedraft.types import MAX_BATCH_SIZE, LoanTerms, Mode
+from minedraft.types import LoanTerms, Mode
 
 
 class SuspendedMode:
@@ -20,23 +20,22 @@ class SuspendedMode:
         self._before: LoanTerms | None = None  # while this policy has the service in `ar`
         self._is_asked = False  # for terms that are not in force yet
 
-    def wanted(self, now_s: float) -> LoanTerms | None:
+    def wanted(self, now_s: float) -> ModeDecision | None:
         present = self._present
         if self._is_asked or present is None:
             return None
-        terms: LoanTerms | None
         if self._watchdog.is_suspended:
             if not present.mode.has_drafts:
                 return None
             self._before = present
-            size = min(present.max_batch_size * present.mode.num_batches, MAX_BATCH_SIZE)
-            terms = LoanTerms(Mode.AR, size, present.draft_len)
+            size = present.max_batch_size * present.mode.num_batches
+            decision = ModeDecision(LoanTerms(Mode.AR, size, present.draft_len), "drafting is suspended")
         elif self._before is not None:
-            terms, self._before = self._before, None
+            decision, self._before = ModeDecision(self._before, "drafting is resumed"), None
         else:
             return self._inner.wanted(now_s)
         self._is_asked = True
-        return terms
+        return decision
 
     def observe(self, event: Event, now_s: float) -> None:
         if isinstance(event, ModeChanged):

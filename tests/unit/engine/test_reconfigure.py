@@ -8,11 +8,12 @@ import random
 import pytest
 
 from minedraft.core.limits import SchedulerLimits
+from minedraft.core.policy.base import ModeDecision
 from minedraft.core.request import NewRequest, Request
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import Unavailable, WorkerLost
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Batch, FinishReason, LoanTerms, Mode
+from minedraft.types import Batch, FinishReason, Mode
 from scripts.lib.sink import Collector
 from tests.fakes.policies import AnyDraftPolicy, RestlessMode
 from tests.fakes.workers import FakeDrafter, FakeVerifier, continuation
@@ -224,7 +225,7 @@ async def test_a_policy_that_fails_is_replaced_and_its_cause_logged_once(
         def __init__(self) -> None:
             RestlessMode.__init__(self, 3)
 
-        def wanted(self, now_s: float) -> LoanTerms | None:
+        def wanted(self, now_s: float) -> ModeDecision | None:
             raise KeyError("no mode")
 
         def draft_len(self, request: Request, batch_size: int, max_draft_len: int) -> int:

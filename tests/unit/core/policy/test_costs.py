@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from minedraft.core.policy.acceptance import AcceptanceRates, chain
-from minedraft.core.policy.cost_curve import CostCurve
+from minedraft.core.policy.forecast.acceptance import AcceptanceRates, chain
+from minedraft.core.policy.forecast.cost_curve import CostCurve
 from minedraft.core.request import NewRequest, Request
 from minedraft.sampling_params import SamplingParams
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from minedraft.core.limits import SchedulerLimits
-from minedraft.core.policy.acceptance import AcceptanceRates
-from minedraft.core.policy.cost_model import CostModel
 from minedraft.core.policy.draft_len import AutoDraftLen
+from minedraft.core.policy.forecast.experience import Experience
 from minedraft.core.request import NewRequest, Request
 from minedraft.sampling_params import MAX_DRAFT_LEN, SamplingParams
 from minedraft.types import Batch, Mode
@@ -38,9 +37,10 @@ def simulate(
 ) -> Simulation:
     """Return a run with a fixed draft length, or None for the automatic one."""
     machine = Machine(machine.verify, machine.draft, acceptance=acceptance)
-    policy = AutoDraftLen(CostModel(), AcceptanceRates()) if draft_len is None else None
+    experience = Experience()
+    policy = AutoDraftLen(experience) if draft_len is None else None
     limits = SchedulerLimits(mode, -(-in_flight // mode.num_batches), MAX_DRAFT_LEN if policy else draft_len or 0)
-    simulation = Simulation(machine, limits, policy)
+    simulation = Simulation(machine, limits, policy, observers=[experience.observe])
     run_virtual(simulation.run(Load(lambda now_s: in_flight, num_kinds=4), seconds))
     return simulation
 
@@ -68,14 +68,14 @@ def test_no_fixed_length_is_much_better(
 
 
 def test_drafting_stops_when_drafts_are_refused_and_begins_again_when_they_are_accepted() -> None:
-    simulation = simulate(HEAD, Mode.SD, 4, None, lambda now_s: 0.95 if now_s > 20 or now_s < 2 else 0.0, 40.0)
-    without = simulate(HEAD, Mode.SD, 4, 0, (0.0,), 20.0).rate(5, 20)
-    assert simulation.rate(5, 20) > 0.97 * without, "trying costs at most a little"
+    simulation = simulate(HEAD, Mode.SD, 4, None, lambda now_s: 0.95 if now_s > 12 or now_s < 2 else 0.0, 40.0)
+    without = simulate(HEAD, Mode.SD, 4, 0, (0.0,), 12.0).rate(4, 12)
+    assert simulation.rate(4, 12) > 0.96 * without, "trying costs at most a little"
     assert simulation.rate(34, 40) > 1.15 * without
 
 
 def test_a_length_that_a_client_sets_is_the_length() -> None:
-    policy = AutoDraftLen(CostModel(), AcceptanceRates())
+    policy = AutoDraftLen(Experience())
     request = Request.create(1, NewRequest((1, 2), SamplingParams()))
     request.batch = Batch.A
     own = SchedulerLimits(Mode.SD, 4, MAX_DRAFT_LEN)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from minedraft.carriers import Carrier
-from minedraft.core.policy.base import DraftOffer
+from minedraft.core.policy.base import DraftOffer, ModeDecision
 from minedraft.core.policy.guarded import GuardedDraftPolicy, GuardedModePolicy
 from minedraft.core.request import NewRequest, Request
 from minedraft.core.rounds import shorten
@@ -73,7 +73,10 @@ def test_what_to_verify_is_a_number_for_each_offer(answer: object, used: list[in
     assert bool(failures) is fails
 
 
-@pytest.mark.parametrize("terms", [LoanTerms(Mode.SD, 0, 1), LoanTerms(Mode.SD, 1, 99), "sd", ValueError("x")])
+@pytest.mark.parametrize(
+    "terms",
+    [ModeDecision(LoanTerms(Mode.SD, 0, 1), ""), ModeDecision(LoanTerms(Mode.SD, 1, 99), ""), "sd", ValueError("x")],
+)
 def test_terms_that_cannot_be_replace_the_policy(terms: object) -> None:
     failures: list[str] = []
     policy = GuardedModePolicy(Says(terms=terms), failures.append)

@@ -12,9 +12,10 @@ from enum import Enum
 from math import ceil
 
 from minedraft.core import events
-from minedraft.core.policy.cost_curve import CostCurve
-from minedraft.messages import Timing
-from minedraft.types import Batch, Mode
+from minedraft.core.policy.cores import verifier_cores
+from minedraft.core.policy.forecast.cost_curve import CostCurve
+from minedraft.messages import Timing, WorkerInfo
+from minedraft.types import Batch, Mode, Role
 
 _SLOPE = 0.02  # expected cost of one more row, as a part of the cost of one row, while nothing tells
 _OVERHEAD_S = 0.0003  # expected time of the scheduler and of the wire in a round, and what a request adds to it
@@ -31,12 +32,13 @@ class Condition(Enum):
     WIDE = "wide"  # alone, on all cores
 
 
-_EXPECTED = {Condition.ALONE: 1.0, Condition.OVERLAPPED: 1.15, Condition.WIDE: 0.85}
+# Hopeful, so that a condition is met once where it may pay.
+_EXPECTED = {Condition.ALONE: 1.0, Condition.OVERLAPPED: 1.08, Condition.WIDE: 0.65}
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to run: the mode, and whether the worker that works alone has all cores."""
+    """A way to run: the mode, and whether the verifier has all cores."""
 
     mode: Mode
     is_wide: bool = False
@@ -61,17 +63,18 @@ class CostModel:
     """Learns from events (see `minedraft.core.events.Observer`) and says what a round will take.
 
     Attributes:
-        way: how rounds run at present; the mode is known from events, the owner sets the rest.
+        way: how rounds run at present.
     """
 
     def __init__(self) -> None:
         self.way = Way(Mode.SD)
+        self._verifier: WorkerInfo | None = None
         self._verify = {condition: CostCurve() for condition in Condition}
         self._draft: dict[Condition, dict[int, tuple[float, CostCurve]]] = {condition: {} for condition in Condition}
         self._overhead: dict[tuple[int, bool], CostCurve] = {}  # by number of batches and whether there are drafts
         self._open: dict[int, _OpenRound] = {}
         self._last: dict[Batch, tuple[float, _OpenRound]] = {}  # end and times of each batch's last round
-        self._verify_token_s = 0.0  # per prompt token
+        self._verify_token_s = dict.fromkeys(Condition, 0.0)  # per prompt token
         self._draft_token_s = 0.0
         self._num_prompt, self._num_output = 0.0, 0.0  # tokens, of late
         self._is_disturbed = set(Batch)  # batches whose present round has waited, or was beside a prefill
@@ -99,8 +102,18 @@ class CostModel:
             case events.LaneIdle():
                 self._is_disturbed.add(event.batch)
             case events.ModeChanged():
-                self.way = Way(event.mode, self.way.is_wide)
-                self._is_disturbed.update(Batch)
+                self._run(Way(event.mode, self.way.is_wide))
+            case events.WorkerJoined() if event.info.role is Role.VERIFIER:
+                self._verifier = event.info
+                self.way = Way(self.way.mode)
+            case events.CoresChanged() if event.role is Role.VERIFIER and self._verifier is not None:
+                self._run(Way(self.way.mode, len(event.cores) > len(self._verifier.cores)))
+
+    def _run(self, way: Way) -> None:
+        """Begin to run in another way; what is open now measures neither."""
+        self.way = way
+        self._open.clear()
+        self._is_disturbed.update(Batch)
 
     def _learn(self, event: events.RoundCommitted, ended: _OpenRound, now_s: float) -> None:
         plan, num_verified = ended.plan, sum([drafts for drafts, _ in event.accepted])
@@ -126,7 +139,7 @@ class CostModel:
         if plan.num_prompt_tokens and ended.verify_s:
             rest_s = self.verify_s(condition, num_rows) if self._verify[condition].is_known else 0.0
             token_s = max(ended.verify_s - (rest_s if plan.num_requests > 1 else 0.0), 0.0) / plan.num_prompt_tokens
-            self._verify_token_s = _faded(self._verify_token_s, token_s)
+            self._verify_token_s[condition] = _faded(self._verify_token_s[condition], token_s)
         if plan.num_drafter_tokens and ended.prefill_s:
             self._draft_token_s = _faded(self._draft_token_s, ended.prefill_s / plan.num_drafter_tokens)
 
@@ -141,6 +154,8 @@ class CostModel:
         """Learn the part of a batch's period that its commands do not explain."""
         is_overlapped = self.way.mode.num_batches > 1 and event.num_active > 1
         busy_s = ended.draft_s + ended.verify_s
+        if not ended.draft_s and self._last[event.batch][1].draft_s:
+            return  # between rounds without drafts there is no pause, but there was one here
         if is_overlapped:
             if event.batch.other not in self._last:
                 return
@@ -163,36 +178,46 @@ class CostModel:
         """Whether a draft was measured."""
         return any(self._draft.values())
 
-    def prompt_s(self, has_drafts: bool) -> float:
+    def way_of(self, mode: Mode) -> Way:
+        """Return how rounds would run in a mode."""
+        verifier = self._verifier
+        return Way(mode, verifier is not None and len(verifier_cores(mode, verifier)) > len(verifier.cores))
+
+    def prompt_s(self, condition: Condition, has_drafts: bool) -> float:
         """Return the seconds that prompts take for each output token, of late; both workers cache them at once."""
-        token_s = max(self._verify_token_s, self._draft_token_s) if has_drafts else self._verify_token_s
+        token_s = self._prompt_token_s(condition)
+        if has_drafts:
+            token_s = max(token_s, self._draft_token_s)
         return self._num_prompt / max(self._num_output, 1.0) * token_s
 
     def catch_up_s(self, num_tokens: int) -> float:
         """Return the seconds in which a drafter that lacks committed tokens caches them."""
-        return num_tokens * (self._draft_token_s or 2 * self._verify_token_s)
+        return num_tokens * (self._draft_token_s or self._prompt_token_s(Condition.ALONE))
 
     def verify_s(self, condition: Condition, num_rows: float) -> float:
         """Return the seconds of a verify of `num_rows` tokens; `is_known` is true."""
         own = self._verify[condition]
         if own.covers(num_rows):
-            return self._extended(own, num_rows)
-        others = [(c, curve) for c, curve in self._verify.items() if curve.is_known and c is not condition]
-        name, other = next((pair for pair in others if pair[1].covers(num_rows)), (condition, own))
-        if other is own or not other.is_known:
-            name, other = (condition, own) if own.is_known else others[0]
-        seconds = self._extended(other, num_rows)
-        if other is own:
-            return seconds
+            return self._extended(condition, num_rows)
+        others = [c for c, curve in self._verify.items() if curve.is_known and c is not condition]
+        other = next((c for c in others if self._verify[c].covers(num_rows)), None)
         if own.is_known:
+            if other is None:
+                return self._extended(condition, num_rows)
             anchor = own.nearest(num_rows)
-            return seconds * own.at(anchor) / max(self._extended(other, anchor), 1e-9)
-        return seconds * _EXPECTED[condition] / _EXPECTED[name]
+            return self._extended(other, num_rows) * own.at(anchor) / max(self._extended(other, anchor), 1e-9)
+        other = other or others[0]
+        return self._extended(other, num_rows) * _EXPECTED[condition] / _EXPECTED[other]
 
-    def _extended(self, curve: CostCurve, num_rows: float) -> float:
-        """Return a curve's seconds, with the slope of prefills where nothing nearer is known."""
-        slope = self._verify_token_s or _SLOPE * curve.at(curve.nearest(1))
-        return curve.at(num_rows, slope, self._verify_token_s * 0.5)
+    def _prompt_token_s(self, condition: Condition) -> float:
+        """Return the verifier's seconds for a prompt token; 0 if no prompt was measured."""
+        known = {c: token_s / _EXPECTED[c] for c, token_s in self._verify_token_s.items() if token_s}
+        return self._verify_token_s[condition] or _EXPECTED[condition] * next(iter(known.values()), 0.0)
+
+    def _extended(self, condition: Condition, num_rows: float) -> float:
+        """Return the seconds of a condition that is known, with the slope of prefills where nothing nearer is."""
+        curve, token_s = self._verify[condition], self._prompt_token_s(condition)
+        return curve.at(num_rows, token_s or _SLOPE * curve.at(curve.nearest(1)), token_s * 0.5)
 
     def draft_s(self, condition: Condition, depth: int, num_rows: float) -> float:
         """Return the seconds of `depth` draft forwards of `num_rows` requests each; `knows_drafts` is true."""

@@ -10,7 +10,7 @@ from minedraft.sampling_params import MAX_DRAFT_LEN
 
 _EXPECTED = 0.6  # acceptance of a first draft while none was verified
 _EXPECTED_WEIGHT = 4.0  # in verified drafts
-_FADE_ALL = 1 - 1 / 400  # weight that older drafts of all requests keep with each new one at their position
+_FADE_ALL = 1 - 1 / 200  # weight that older drafts of all requests keep with each new one at their position
 _FADE_ONE = 1 - 1 / 40  # the same within one request
 _REQUEST_WEIGHT = 5.0  # accepted drafts after which a request's own rate counts as much as that of all
 _MOST = 0.98  # nothing is certain

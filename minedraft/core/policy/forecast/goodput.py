@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minedraft.core.policy.cost_model import Condition, CostModel, Way
+from minedraft.core.policy.forecast.cost_model import Condition, CostModel, Way
 
 _HOPELESS = 0.75  # deeper drafts are not tried once their rate is below this part of the best one
 
@@ -76,7 +76,8 @@ def _best(
         if depth < least_depth:
             continue
         period_s = costs.period_s(way, num_in_flight, drafts, depth)
-        rate = 1 / max(period_s / tokens + costs.prompt_s(depth > 0), 1e-9)
+        prompt_s = costs.prompt_s(way.condition(num_in_flight), depth > 0)
+        rate = 1 / max(period_s / tokens + prompt_s, 1e-9)
         if best is None or rate > best.tokens_per_s:
             best = Goodput(depth, least_survival, drafts / num_in_flight, rate)
         elif rate < _HOPELESS * best.tokens_per_s and depth > 1:  # a first draft costs more than a second

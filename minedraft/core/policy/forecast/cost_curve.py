@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log2
 
 _RATE = 0.06  # weight of a new measurement once there are several
@@ -44,10 +45,7 @@ class CostCurve:
         rate = max(1 / mean[0], _RATE)
         mean[1] += rate * (size - mean[1])
         mean[2] += rate * (seconds - mean[2])
-        points: list[tuple[float, float]] = []
-        for _, known, cost in sorted(self._means.values(), key=lambda m: m[1]):
-            points.append((known, max(cost, points[-1][1]) if points else cost))  # more never costs less
-        self._points = points
+        self._points = _rising(sorted(self._means.values(), key=lambda m: m[1]))
 
     def at(self, size: float, slope: float = 0.0, least_slope: float = 0.0) -> float:
         """Return the seconds at a size; the curve is known.
@@ -69,6 +67,20 @@ class CostCurve:
         index = next(i for i, point in enumerate(points) if point[0] > size)
         left = points[index - 1]
         return left[1] + _slope(left, points[index]) * (size - left[0])
+
+
+def _rising(means: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """Return (size, seconds) of means in the order of their sizes. More never costs less: means that say so are
+    replaced by their common mean, as in isotonic regression."""
+    blocks: list[tuple[float, float, list[float]]] = []  # weight, seconds, sizes
+    for count, size, seconds in means:
+        weight, sizes = min(count, 1 / _RATE), [size]
+        while blocks and blocks[-1][1] > seconds:
+            other, more, smaller = blocks.pop()
+            seconds = (weight * seconds + other * more) / (weight + other)
+            weight, sizes = weight + other, smaller + sizes
+        blocks.append((weight, seconds, sizes))
+    return [(size, seconds) for _, seconds, sizes in blocks for size in sizes]
 
 
 def _bucket(size: float) -> int:

@@ -1,0 +1,117 @@
+"""The automatic mode against every fixed one, on simulated devices, with the real scheduler and lanes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from minedraft.core.limits import SchedulerLimits
+from minedraft.core.policy.auto_mode import AutoMode
+from minedraft.core.policy.base import FixedMode
+from minedraft.core.policy.draft_len import AutoDraftLen
+from minedraft.core.policy.forecast.experience import Experience
+from minedraft.core.policy.forecast.mode import ModeForecast
+from minedraft.core.policy.steady import Steady
+from minedraft.sampling_params import MAX_DRAFT_LEN
+from minedraft.types import Mode
+from tests.simulated.virtual_time import run_virtual
+from tests.simulated.workers import Load, Machine, Simulation
+
+SECONDS = 9.0
+SEATS = 32
+
+
+def knee(flat_ms: float, rows: int, slope_ms: float) -> Callable[[int], float]:
+    """Return a verify's cost: flat up to so many rows, then linear."""
+    return lambda n: (flat_ms + max(n - rows, 0) * slope_ms) / 1e3
+
+
+def machine(draft_ms: float, acceptance: float, wide: float | None) -> Machine:
+    draft_s = draft_ms / 1e3
+    return Machine(knee(7.1, 4, 0.5), lambda n: draft_s * (1 + n / 10), acceptance=(acceptance,), wide=wide)
+
+
+def simulate(
+    on: Machine, in_flight: Callable[[float], int], mode: Mode | None, seconds: float = SECONDS
+) -> tuple[Simulation, AutoMode]:
+    """Return a run in a mode, or None for the automatic one."""
+    experience = Experience()
+    auto = AutoMode(ModeForecast(experience, None), SEATS // 2, MAX_DRAFT_LEN)
+    first = mode or Mode.SD
+    simulation = Simulation(
+        on,
+        SchedulerLimits(first, SEATS // first.num_batches, MAX_DRAFT_LEN),
+        AutoDraftLen(experience),
+        auto if mode is None else FixedMode(),
+        [experience.observe],
+    )
+    run_virtual(simulation.run(Load(in_flight), seconds))
+    return simulation, auto
+
+
+@pytest.mark.parametrize(
+    ("draft_ms", "acceptance", "wide", "in_flight", "rivals"),
+    [
+        (1.0, 0.65, None, 1, (Mode.AR, Mode.SD)),
+        (1.0, 0.9, None, 2, (Mode.SD, Mode.MINEDRAFT)),
+        (1.0, 0.65, None, 16, (Mode.AR, Mode.SD)),
+        (1.0, 0.65, 0.62, 2, (Mode.AR, Mode.SD)),
+        (5.0, 0.65, 0.62, 1, (Mode.AR, Mode.SD)),
+        (5.0, 0.9, 0.62, 32, (Mode.AR, Mode.MINEDRAFT)),
+    ],
+)
+def test_no_fixed_mode_is_much_better(
+    draft_ms: float, acceptance: float, wide: float | None, in_flight: int, rivals: tuple[Mode, ...]
+) -> None:
+    """The bound is wider than the regret that long runs show: these seconds are the first ones of a service."""
+    on = machine(draft_ms, acceptance, wide)
+    rates = {mode: simulate(on, lambda now_s: in_flight, mode)[0].rate(SECONDS / 3, SECONDS) for mode in rivals}
+    simulation, auto = simulate(on, lambda now_s: in_flight, None)
+    assert simulation.rate(SECONDS / 3, SECONDS) > 0.93 * max(rates.values()), (rates, auto.explain())
+    assert len(simulation.changes) < 10
+    assert f" in flight: {simulation.changes[-1][1].mode.value} " in auto.explain()
+
+
+def test_every_mode_has_the_same_seats() -> None:
+    auto = AutoMode(ModeForecast(Experience(), None), 4, 3)
+    assert {mode: auto.terms(mode).max_batch_size * mode.num_batches for mode in Mode} == dict.fromkeys(Mode, 8)
+    assert auto.explain() == "", "nothing is known yet"
+    assert auto.wanted(0.0) is None
+
+
+def test_the_mode_follows_the_load_and_no_request_is_lost() -> None:
+    on = machine(1.0, 0.65, None)
+    simulation, _ = simulate(on, lambda now_s: 1 if now_s < 5 or now_s > 10 else 24, None, 16.0)
+    mode_at = {
+        moment: [change.mode for at_s, change in simulation.changes if at_s < moment][-1] for moment in (4.5, 9.0, 15.5)
+    }
+    assert mode_at == {4.5: Mode.SD, 9.0: Mode.AR, 15.5: Mode.SD}
+    gaps = [after - before for (before, _), (after, _) in pairwise(simulation.tokens)]
+    assert max(gaps) < 1.0, "tokens come all the time"
+
+
+def test_a_noisy_forecast_of_equal_modes_changes_nothing_for_long() -> None:
+    steady, rng, present, changes = Steady(), random.Random(5), Mode.SD, 0
+    for _ in range(4000):
+        rates = {mode: 100 * rng.gauss(1, 0.05) for mode in Mode}
+        if (mode := steady.pick(present, rates, 8, lambda mode: 0.0)) is not None:
+            present, changes = mode, changes + 1
+            steady.changed(8)
+    assert changes < 80, "one in fifty looks at most, whatever the noise"
+
+
+def test_a_better_mode_is_taken_at_the_second_look_and_one_that_does_not_repay_its_change_is_not() -> None:
+    steady = Steady()
+    better = {Mode.AR: 100.0, Mode.SD: 120.0}
+    assert steady.pick(Mode.AR, better, 4, lambda mode: 10.0) is None
+    assert steady.pick(Mode.AR, better, 4, lambda mode: 10.0) is None
+    assert steady.pick(Mode.AR, better, 4, lambda mode: 0.1) is None, "this is the first look"
+    assert steady.pick(Mode.AR, better, 4, lambda mode: 0.1) is Mode.SD
+    steady.changed(4)
+    worse = {Mode.AR: 120.0, Mode.SD: 100.0}
+    assert [steady.pick(Mode.SD, worse, 4, lambda mode: 0.0) for _ in range(3)] == [None, None, Mode.AR]
+    steady.changed(4)
+    assert [steady.pick(Mode.AR, better, 16, lambda mode: 0.0) for _ in range(2)] == [None, Mode.SD], "another load"
