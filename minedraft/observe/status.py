@@ -83,17 +83,7 @@ class StatusBoard:
         """Return a snapshot; without a pipeline (still starting) only settings, uptime and errors."""
         uptime_s = self._clock() - self._started_s
         if pipeline is None:
-            settings = self._settings
-            return ServiceStatus(
-                state=state,
-                mode=settings.first_mode.value,
-                draft_len=settings.max_draft_len if settings.needs_drafter else 0,
-                max_batch_size=settings.max_in_flight // settings.first_mode.num_batches,
-                uptime_s=uptime_s,
-                errors=dict(self._errors),
-                is_mode_auto=settings.mode == AUTO,
-                is_draft_len_auto=settings.draft_len == AUTO,
-            )
+            return self._starting(state, uptime_s)
         scheduler, counters, summary = pipeline.scheduler, self.counters, self.rounds.summary()
         links = self._links(pipeline)
         return ServiceStatus(
@@ -139,6 +129,19 @@ class StatusBoard:
         return tuple(
             SourceState(source.value, counts.rows, counts.verified, counts.accepted)
             for source, counts in self.counters.sources.items()
+        )
+
+    def _starting(self, state: str, uptime_s: float) -> ServiceStatus:
+        settings = self._settings
+        return ServiceStatus(
+            state=state,
+            mode=settings.first_mode.value,
+            draft_len=settings.max_draft_len if settings.needs_drafter else 0,
+            max_batch_size=settings.max_in_flight // settings.first_mode.num_batches,
+            uptime_s=uptime_s,
+            errors=dict(self._errors),
+            is_mode_auto=settings.mode == AUTO,
+            is_draft_len_auto=settings.draft_len == AUTO,
         )
 
     def _links(self, pipeline: Pipeline) -> Sequence[LinkStats]:

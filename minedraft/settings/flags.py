@@ -13,6 +13,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from minedraft.settings.config import Positional, SharedSettings, Switch
+from minedraft.types import Mode
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -88,9 +89,11 @@ def _option(field: FieldInfo) -> dict[str, Any]:
         option["is_flag"] = True
     elif kind is bool:
         option |= {"is_flag": True, "flag_value": True}
-    elif words := _words_beside_int(kind):
+    elif words := _words_beside(kind, int):
         option["type"] = NumberOrWord(words)
         option["metavar"] = option["type"].name
+    elif words := _words_beside(kind, Mode):
+        option["type"] = click.Choice([*words, *(mode.value for mode in Mode)])
     elif get_origin(kind) is Literal:
         option["type"] = click.Choice(get_args(kind))
     elif isinstance(kind, type) and issubclass(kind, Enum):
@@ -122,10 +125,10 @@ def _plain_type(annotation: Any) -> Any:  # noqa: ANN401 - a type expression
     return typing.get_args(plain)[0] if get_origin(plain) is typing.Annotated else plain
 
 
-def _words_beside_int(kind: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type expression
-    """Return ("auto",) for `int | Literal["auto"]`, and nothing for another type."""
+def _words_beside(kind: Any, other: type) -> tuple[str, ...]:  # noqa: ANN401 - a type expression
+    """Return ("auto",) for `Literal["auto"] | other`, and nothing for another type."""
     members = get_args(kind)
-    return next((get_args(m) for m in members if get_origin(m) is Literal), ()) if int in members else ()
+    return next((get_args(m) for m in members if get_origin(m) is Literal), ()) if other in members else ()
 
 
 def _dashed(name: str) -> str:

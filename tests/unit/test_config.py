@@ -237,7 +237,7 @@ BAD_STARTS = [
     BadStart(["--target", "{empty}", "--draft", "{missing}"], "no such folder"),
     BadStart(["--target", "{empty}", "--draft-method", "ngram"], "no config.json"),
     BadStart(["--target", "{missing}", "--draft-len", "99"], "draft_len is 99: must be auto or an integer in [0, 16]"),
-    BadStart(["--mode", "warp"], "'warp' is not one of 'ar', 'sd', 'minedraft'"),
+    BadStart(["--mode", "warp"], "'warp' is not one of 'auto', 'ar', 'sd', 'minedraft'"),
     BadStart(["--max-batch-size", "many"], "'many' is not a valid integer"),
     BadStart(["--no-such-flag"], "No such option"),
     BadStart(["--config", "{bad_toml}"], "unknown setting"),

@@ -178,8 +178,10 @@ def test_limits_survive_the_wire_and_keep_what_a_borrower_cannot_set():
 
 
 def test_terms_out_of_range_are_refused_on_both_ends_of_the_wire():
-    with pytest.raises(InvalidRequest, match="max_batch_size"):
-        borrow_from_pb(inference_pb2.BorrowRequest(mode="sd", max_batch_size=257, draft_len=1))
+    for mode, most in (("minedraft", 256), ("sd", 512), ("ar", 512)):
+        borrow_from_pb(inference_pb2.BorrowRequest(mode=mode, max_batch_size=most, draft_len=1))
+        with pytest.raises(InvalidRequest, match="max_batch_size"):
+            borrow_from_pb(inference_pb2.BorrowRequest(mode=mode, max_batch_size=most + 1, draft_len=1))
 
 
 @pytest.mark.parametrize(
