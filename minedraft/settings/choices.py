@@ -1,10 +1,12 @@
-"""Settings that can be left to the service: `auto`, or a value that holds."""
+"""The kinds of values that settings have beside plain ones: `auto` or a value that holds, and folders."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.types import Mode
@@ -26,5 +28,12 @@ def _check_mode(value: object) -> object:
     return value if value == AUTO else Mode(value)
 
 
+def _expand_home(path: Path | None) -> Path | None:
+    """Return the path with `~` expanded: in a TOML file and in `--flag=~/x` no shell does it."""
+    return None if path is None else Path(os.path.expanduser(path))
+
+
 DraftLenChoice = Annotated[Literal["auto"] | int, BeforeValidator(_check_draft_len)]
 ModeChoice = Annotated[Literal["auto"] | Mode, BeforeValidator(_check_mode)]
+Folder = Annotated[Path, Field(strict=False), AfterValidator(_expand_home)]
+OptionalFolder = Annotated[Path | None, Field(strict=False), AfterValidator(_expand_home)]

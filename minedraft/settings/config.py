@@ -6,13 +6,12 @@ table. All problems are found before a process is started or torch is imported, 
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from minedraft.address import Address, default_listen
@@ -20,7 +19,7 @@ from minedraft.device import DEVICE_FORMS, GPU_MEMORY_SHARE, Device, usable_core
 from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.settings.checks import contradictions, cores_of_both, wrong_addresses, wrong_devices
-from minedraft.settings.choices import AUTO, DraftLenChoice, ModeChoice
+from minedraft.settings.choices import AUTO, DraftLenChoice, Folder, ModeChoice, OptionalFolder
 from minedraft.types import MAX_BATCH_SIZE, Batch, DraftMethod, Mode, Role
 
 _S = TypeVar("_S", bound="SharedSettings")
@@ -43,13 +42,6 @@ def _default_draft_device() -> str:
     return str(Device("cpu", usable_cores()[:1]))
 
 
-def _expand_home(path: Path | None) -> Path | None:
-    """Return the path with `~` expanded: in a TOML file and in `--flag=~/x` no shell does it."""
-    return None if path is None else Path(os.path.expanduser(path))
-
-
-_Folder = Annotated[Path, Field(strict=False), AfterValidator(_expand_home)]
-_OptionalFolder = Annotated[Path | None, Field(strict=False), AfterValidator(_expand_home)]
 _Share = Annotated[float | None, Field(gt=0, le=1)]
 
 
@@ -105,10 +97,10 @@ class WorkerSettings(SharedSettings):
     """The settings of one worker process."""
 
     role: Annotated[Role, Field(strict=False), Positional()] = Field(description="The worker's role.")
-    model: _Folder = Field(
+    model: Folder = Field(
         description="Model folder; with --draft-method ngram the target's, for its tokenizer.", examples=["DIR"]
     )
-    target: _OptionalFolder = Field(
+    target: OptionalFolder = Field(
         None,
         description="With draft_method eagle: the target's model folder, for its tokenizer, embedding and output rows.",
         examples=["DIR"],
@@ -143,10 +135,10 @@ class WorkerSettings(SharedSettings):
 class Settings(SharedSettings):
     """The settings of the service."""
 
-    target: _OptionalFolder = Field(
+    target: OptionalFolder = Field(
         None, description="Target model folder; if omitted, the default pair is used.", examples=["DIR"]
     )
-    draft: _OptionalFolder = Field(
+    draft: OptionalFolder = Field(
         None,
         description="Draft model folder, which must have the target's tokenizer, or the folder of an EAGLE head.",
         examples=["DIR"],
