@@ -52,7 +52,7 @@ def tree(pid: int) -> list[psutil.Process]:
 
 def test_it_answers_and_nothing_is_left_after_the_block(models: Path) -> None:
     lines: list[str] = []
-    service = serve(models / "target", models / "draft", draft_len=2, on_line=lines.append, **SMALL)
+    service = serve(models / "target", models / "draft", mode="minedraft", draft_len=2, on_line=lines.append, **SMALL)
     with service as client:
         assert isinstance(client, Client)
         assert len(client.complete("Hello", GREEDY).token_ids) == 12

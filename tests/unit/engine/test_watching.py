@@ -73,7 +73,9 @@ async def test_useless_drafting_becomes_ar_and_is_tried_again_later(
         suspended, ar = service.told[1:]
         assert isinstance(suspended, events.DraftingSuspended)
         assert suspended.request_id is None
-        assert ar == events.ModeChanged(Mode.AR, 8, 0, "policy"), "all that were in two batches are in one"
+        assert ar == events.ModeChanged(Mode.AR, 8, 0, "drafting is suspended"), (
+            "all that were in two batches are in one"
+        )
         num_commands = len(drafter.commands)
         assert num_commands < 80, "of some 200 rounds"
         await service.answer()
@@ -88,7 +90,7 @@ async def test_useless_drafting_becomes_ar_and_is_tried_again_later(
         await until(lambda: service.last == events.DraftingResumed(None, is_trial=False))
         assert service.told[3:] == [
             events.DraftingResumed(None, is_trial=True),
-            events.ModeChanged(mode, size, 3, "policy"),
+            events.ModeChanged(mode, size, 3, "drafting is resumed"),
             events.DraftingResumed(None, is_trial=False),
         ]
         await asyncio.gather(*(sink.done.wait() for _, sink in sinks))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from minedraft.core import events
-from minedraft.core.policy.base import DraftOffer, FixedDraftLen, FixedMode
+from minedraft.core.policy.base import DraftOffer, FixedDraftLen, FixedMode, ModeDecision
 from minedraft.core.policy.chart import AcceptanceChart, Baseline
 from minedraft.core.policy.suspended_mode import SuspendedMode
 from minedraft.core.policy.watchdog import Watchdog
@@ -255,12 +255,12 @@ def test_what_a_borrower_sets_is_left_alone() -> None:
 class Wants:
     """A mode policy that wants the same terms once."""
 
-    def __init__(self, terms: LoanTerms) -> None:
-        self._terms: LoanTerms | None = terms
+    def __init__(self, decision: ModeDecision) -> None:
+        self._decision: ModeDecision | None = decision
 
-    def wanted(self, now_s: float) -> LoanTerms | None:
-        terms, self._terms = self._terms, None
-        return terms
+    def wanted(self, now_s: float) -> ModeDecision | None:
+        decision, self._decision = self._decision, None
+        return decision
 
     def observe(self, event: events.Event, now_s: float) -> None:
         pass
@@ -272,18 +272,18 @@ def test_while_drafting_is_suspended_the_mode_is_ar_with_the_seats_of_both_batch
     mode.observe(events.ModeChanged(Mode.MINEDRAFT, 8, K, "start"), 0.0)
     assert mode.wanted(0.0) is None
     service.rounds(20)
-    assert mode.wanted(0.2) == LoanTerms(Mode.AR, 16, K)
+    assert mode.wanted(0.2) == ModeDecision(LoanTerms(Mode.AR, 16, K), "drafting is suspended")
     assert mode.wanted(0.2) is None, "it is asked for, and not in force yet"
     mode.observe(events.ModeChanged(Mode.AR, 16, 0, "policy"), 0.3)
     assert mode.wanted(0.4) is None
     while service.watchdog.is_suspended:
         service.rounds(1)
-    assert mode.wanted(16.0) == LoanTerms(Mode.MINEDRAFT, 8, K)
+    assert mode.wanted(16.0) == ModeDecision(LoanTerms(Mode.MINEDRAFT, 8, K), "drafting is resumed")
 
 
 def test_otherwise_the_other_policy_decides_the_mode() -> None:
     service = Service(1, lambda _: True)
-    terms = LoanTerms(Mode.SD, 3, 2)
-    mode = SuspendedMode(Wants(terms), service.watchdog)
+    decision = ModeDecision(LoanTerms(Mode.SD, 3, 2), "it is better")
+    mode = SuspendedMode(Wants(decision), service.watchdog)
     mode.observe(events.ModeChanged(Mode.MINEDRAFT, 8, K, "start"), 0.0)
-    assert [mode.wanted(0.0), mode.wanted(0.0)] == [terms, None]
+    assert [mode.wanted(0.0), mode.wanted(0.0)] == [decision, None]
