@@ -31,8 +31,8 @@ def target_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(target_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     draft_dir = add_noise(make_tiny_model(tmp_path_factory.mktemp("draft") / "model", vocab_size=70, seed=3), 0.1)
-    settings = {"dtype": "float32", "draft_len": 3, "max_batch_size": 16, "num_blocks": 400, "allow_configure": True}
-    service = serve(target_dir, draft_dir, **settings)
+    settings = {"mode": "minedraft", "draft_len": 3, "max_batch_size": 16, "num_blocks": 400, "allow_configure": True}
+    service = serve(target_dir, draft_dir, dtype="float32", **settings)
     with service:
         yield service.address
     assert service.exit_code == 0
