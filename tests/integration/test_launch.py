@@ -224,7 +224,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(start, tmp_path, monkeypatch)
 
 
 def test_a_drafter_that_was_stopped_for_a_while_is_taken_back(start):
-    launched = start()
+    launched = start("--mode", "minedraft")
     with Client(launched.address, timeout_s=20) as client:
         drafter = launched.child("drafter")
         drafter.suspend()

@@ -43,7 +43,8 @@ async def test_a_killed_drafter_is_replaced_and_its_requests_draft_on(tmp_path: 
     flags += [word for name, value in COMMON.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     (tmp_path / "next").mkdir()
     with worker("drafter", tmp_path, *flags) as first, worker("drafter", tmp_path / "next", *flags) as second:
-        async with serve(target=target, draft_address=first.address, draft_len=3, channel="shm", **COMMON) as client:
+        own = {"mode": "minedraft", "draft_len": 3, "channel": "shm"}
+        async with serve(target=target, draft_address=first.address, **own, **COMMON) as client:
             await wait_serving(Address.parse(second.address), LIVE)
             samples = [await client.complete_all(PROMPTS[1], SAMPLED)]
             params = SamplingParams(max_new_tokens=NUM_NEW, ignore_eos=True)
