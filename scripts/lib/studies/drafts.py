@@ -65,8 +65,8 @@ def main(vary: str, json_path: Path | None, **options: object) -> None:
 
     \b
     Examples:
-      scripts/bench/drafts --vary policy --json scripts/results/tetris.json
-      scripts/bench/drafts --vary lookup --by-kind -m 4 --json scripts/results/lookup.json
+      scripts/bench/drafts --vary policy --json scripts/results/studies/tetris.json
+      scripts/bench/drafts --vary lookup --by-kind -m 4 --json scripts/results/studies/lookup.json
     """
     rows = asyncio.run(_compare(WAYS[vary], **options))  # type: ignore[arg-type]
     table = Table("setting", "way", "tok/s", "of first", "tokens/round", "drafts/round", "VSR")
