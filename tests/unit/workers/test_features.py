@@ -71,9 +71,9 @@ def test_they_are_the_models_own_hidden_states_and_the_logits_keep_their_bits(
     forwards = [
         [ForwardSpan(1, 0, texts[1][:-3], 1)],
         [
+            ForwardSpan(3, 0, texts[3][:-1], 2),
             ForwardSpan(1, len(texts[1]) - 3, texts[1][-3:], 3),
             ForwardSpan(2, 0, texts[2], 0),
-            ForwardSpan(3, 0, texts[3][:-1], 2),
         ],
         [ForwardSpan(3, 11, texts[3][-1:], 1)],
     ]
