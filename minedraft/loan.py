@@ -53,19 +53,20 @@ class AsyncLoan:
         finally:
             self._call.cancel()
 
-    async def configure(self, mode: Mode | str, max_batch_size: int, draft_len: int) -> None:
+    async def configure(self, mode: Mode | str, max_batch_size: int, draft_len: int, branches: int = 0) -> None:
         """Run with these settings. Return when they are in force; live requests are kept, and recent rates
         begin anew.
 
         Args:
-            mode: "ar", "sd" or "minedraft".
+            mode: "ar", "sd", "minedraft" or "pearl".
             max_batch_size: requests per batch (m).
             draft_len: tokens proposed per request and round (k).
+            branches: prepared per request in mode pearl; 0: as many as the service was started with.
 
         Raises:
             InvalidRequest: a value out of range. Unavailable: the loan has ended; the subclass says why.
         """
-        message = borrow_to_pb(LoanTerms.check(mode, max_batch_size, draft_len))
+        message = borrow_to_pb(LoanTerms.check(mode, max_batch_size, draft_len, branches))
         with suppress(asyncio.InvalidStateError):  # the stream has ended; reading raises the reason
             async with self._typed_errors():
                 await self._call.write(message)
@@ -114,9 +115,9 @@ class Loan:
         finally:
             self._cancel()
 
-    def configure(self, mode: Mode | str, max_batch_size: int, draft_len: int) -> None:
+    def configure(self, mode: Mode | str, max_batch_size: int, draft_len: int, branches: int = 0) -> None:
         """See `AsyncLoan.configure`."""
-        self._requests.put(borrow_to_pb(LoanTerms.check(mode, max_batch_size, draft_len)))
+        self._requests.put(borrow_to_pb(LoanTerms.check(mode, max_batch_size, draft_len, branches)))
         self._read_reply()
 
     def _read_reply(self) -> None:

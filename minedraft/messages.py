@@ -76,11 +76,33 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """A way in which the verify of a request's drafts may end: the first `accepted_len` of them are accepted, and
+    `token` is the bonus token."""
+
+    accepted_len: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunAhead:
+    """What a span that runs ahead has besides: its last `num_drafts` tokens are drafts that are being verified, and
+    it prepares at most `num_branches` branches, the first of which accepts them all."""
+
+    num_drafts: int
+    num_branches: int
+
+
+@dataclass(frozen=True, slots=True)
 class DraftSpan:
     """The span of a draft (or drafter prefill) command.
 
     The drafter keeps the first `prefix_len` KV entries, appends `tokens` (committed, not cached yet,
     at least one), then proposes `draft_len` tokens (0 = only cache the tokens).
+
+    branch: which of the branches of the request's last span becomes the request, by its place in the reply; the
+    others are forgotten. `prefix_len` counts KV entries of that one. 0: the first one, or there were none.
+    ahead: the span runs ahead, so `draft_len` tokens are proposed after each branch.
 
     A drafter that reads features takes each token with the feature of the token before it, the first token of a
     request with none: so `prefix_len` tokens have `prefix_len` - 1 KV entries, and `features`, whose pieces follow or
@@ -93,10 +115,14 @@ class DraftSpan:
     draft_len: int
     spec: SequenceSpec | None = None
     features: tuple[Features, ...] = ()
+    branch: int = 0
+    ahead: RunAhead | None = None
 
     @property
     def committed_len(self) -> int:
-        return self.prefix_len + len(self.tokens)
+        """The number of committed tokens that the drafter holds afterwards."""
+        num_drafts = 0 if self.ahead is None else self.ahead.num_drafts
+        return self.prefix_len + len(self.tokens) - num_drafts
 
     @property
     def features_start(self) -> int:
@@ -114,11 +140,12 @@ class DraftCommand:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Draft tokens for one request, which follow its first `committed_len` committed tokens
-    (span.prefix_len + len(span.tokens)).
+    """Draft tokens for one request, which follow its first `committed_len` committed tokens.
 
     `q` is set only under REJECTION acceptance. `source` made them; of NGRAM, the drafter has cached no draft, of
     the others all but the last. `scores`: one of the kind that the command asks for, 0..1, for each draft, or none.
+    `branch` is set in the reply to a span that runs ahead: the drafts follow the tokens that would be committed if the
+    verify ended so, and `committed_len` counts these.
     """
 
     request_id: int
@@ -127,6 +154,7 @@ class Proposal:
     q: TruncatedQ | None = None
     source: DraftMethod = DraftMethod.MODEL
     scores: tuple[float, ...] = ()
+    branch: Branch | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,8 @@ class ServiceStatus:
         control_overhead_ms: median milliseconds of step time - max(t_draft, t_verify), recent.
         tokens_per_s: output tokens per second over the last ten seconds.
         output_tokens, finished_requests, preemptions, verified_drafts, accepted_drafts: counts.
+        branches: prepared per request while its drafts are verified; 0: not in this mode. runs_ahead: count of
+            requests and rounds in which the drafter ran ahead. used_runs: those whose drafts the next round used.
         stale_replies: proposals and replies dropped because they belong to another round or epoch.
         wire_bytes: bytes between the scheduler and both workers, both ways. steps: committed rounds of all batches.
         feature_bytes: of the target's features for the drafter, whatever carried them between the workers.
@@ -162,6 +164,9 @@ class ServiceStatus:
     step_ms: float = 0.0
     verified_drafts: int = 0
     accepted_drafts: int = 0
+    branches: int = 0
+    runs_ahead: int = 0
+    used_runs: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     sources: tuple[SourceState, ...] = ()
     feature_bytes: int = 0

@@ -10,6 +10,8 @@ Glossary (the same words everywhere):
 * *batch*: the requests that share rounds, A or B. *seat*: the place of one request in a batch.
 * *round*: one draft + one verify of one batch. *lane*: the task that takes one batch from round to
   round. *step*: the time from one committed round to the next, whichever batch they are of.
+* the drafter *runs ahead* of a request: while its drafts are verified, it drafts on for several ways in which that
+  may end, the *branches*: so many drafts accepted, and then a certain bonus token.
 * a round *follows* another one of its batch: it is sent before the other has ended, and starts from its tokens.
 * *span*: one request's part of a round, a command or a forward. *prefix length*: the number of leading
   committed tokens a worker's KV holds.
@@ -36,6 +38,7 @@ MAX_TOP_M = 1024  # entries of a truncated draft distribution
 MAX_FEATURE_SIZE = 1 << 18  # numbers that the target gives a drafter for one token
 MAX_FEATURE_LAYERS = 1024  # layers of a target, one of which has the number -1
 MAX_BATCH_SIZE = 256  # the largest m of two batches; one batch can have the seats of both
+MAX_BRANCHES = 16  # branches that a run ahead can prepare
 
 
 class Batch(IntEnum):
@@ -50,11 +53,13 @@ class Batch(IntEnum):
 
 
 class Mode(str, Enum):
-    """How drafting and verifying alternate; `AR` is `SD` with draft_len 0, `SD` is one batch."""
+    """How drafting and verifying alternate; `AR` is `SD` with draft_len 0, `SD` is one batch, `PEARL` is one batch
+    whose next drafts are prepared while the last ones are verified (Liu et al. 2024)."""
 
     AR = "ar"
     SD = "sd"
     MINEDRAFT = "minedraft"
+    PEARL = "pearl"
 
     @property
     def num_batches(self) -> int:
@@ -63,6 +68,11 @@ class Mode(str, Enum):
     @property
     def has_drafts(self) -> bool:
         return self is not Mode.AR
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the drafter goes on from tokens that are not verified yet."""
+        return self is Mode.PEARL
 
 
 class DraftMethod(str, Enum):
@@ -73,24 +83,32 @@ class DraftMethod(str, Enum):
     NGRAM = "ngram"
     EAGLE = "eagle"
 
+    @property
+    def can_run_ahead(self) -> bool:
+        """Whether it drafts from tokens alone, so that it can go on from tokens that are not verified yet."""
+        return self in (DraftMethod.MODEL, DraftMethod.NGRAM)
+
 
 @dataclass(frozen=True, slots=True)
 class LoanTerms:
-    """What a client that borrows the service sets: mode, requests per batch (m), drafts per request (k)."""
+    """What a client that borrows the service sets: mode, requests per batch (m), drafts per request (k), and for
+    `pearl` the branches prepared per request (0: as many as the service was started with)."""
 
     mode: Mode
     max_batch_size: int
     draft_len: int
+    branches: int = 0
 
     @classmethod
-    def check(cls, mode: object, max_batch_size: object, draft_len: object) -> LoanTerms:
+    def check(cls, mode: object, max_batch_size: object, draft_len: object, branches: object = 0) -> LoanTerms:
         """Return the terms. Raise InvalidRequest for an unknown mode or a size out of range."""
         modes = [mode.value for mode in Mode]
         if mode not in modes:
             raise InvalidRequest("mode", mode, f"one of {', '.join(modes)}")
         most = MAX_BATCH_SIZE * 2 // Mode(mode).num_batches
         m = _check_int("max_batch_size", max_batch_size, 1, most)
-        return cls(Mode(mode), m, _check_int("draft_len", draft_len, 0, MAX_DRAFT_LEN))
+        k = _check_int("draft_len", draft_len, 0, MAX_DRAFT_LEN)
+        return cls(Mode(mode), m, k, _check_int("branches", branches, 0, MAX_BRANCHES))
 
 
 class Role(str, Enum):

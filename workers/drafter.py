@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from minedraft.messages import DraftCommand, DraftSpan, Proposal, TruncatedQ, WorkerInfo
+from minedraft.messages import Branch, DraftCommand, DraftSpan, Proposal, TruncatedQ, WorkerInfo
 from minedraft.types import DraftMethod, ScoreKind
 from minedraft_workers.channels.base import TokenChannel
 from minedraft_workers.channels.inline import InlineChannel
@@ -17,6 +17,7 @@ from minedraft_workers.feature_rows import read_features
 from minedraft_workers.proposers.base import DraftRow, Proposer
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.rounds.runtime import Work
+from minedraft_workers.sequence import SequenceState
 
 logger = logging.getLogger("minedraft.drafter")
 
@@ -39,14 +40,21 @@ class DrafterActor:
     def draft(self, command: DraftCommand) -> Work[Proposal]:
         """Release requests, cache the new tokens, propose. Implements `DraftingActor`."""
         self.release(command.released)
-        rows = [self._to_row(span, command.scores) for span in command.spans]
+        states = [self._requests.find(span) for span in command.spans]  # all of them, before any is changed
+        spans = zip(states, command.spans, strict=True)
+        rows = [self._to_row(state, span, command.scores) for state, span in spans]
         forward_ns = self._proposer.propose(rows)
         self._requests.keep(row.state for row in rows)
-        asked = [row for row, span in zip(rows, command.spans, strict=True) if span.draft_len]
-        return Work(tuple([self._to_proposal(row) for row in asked]), forward_ns)
+        proposals = [
+            self._to_proposal(answer)
+            for row, span in zip(rows, command.spans, strict=True)
+            if span.draft_len
+            for answer in (row.branches if row.ahead is not None else (row,))
+        ]
+        return Work(tuple(proposals), forward_ns)
 
     def prefill(self, command: DraftCommand) -> Work[Proposal]:
-        """Execute a draft command whose spans ask for no drafts."""
+        """Execute a draft command that is sent during the verify of its round: its spans cache, or run ahead."""
         return self.draft(command)
 
     def release(self, request_ids: Sequence[int]) -> None:
@@ -58,10 +66,11 @@ class DrafterActor:
         self._requests.clear()
         self._proposer.reset(target_vocab_size)
 
-    def _to_row(self, span: DraftSpan, scores: ScoreKind) -> DraftRow:
-        state, features = self._requests.find(span), read_features(span, self.info.feature_size, self._channel)
+    def _to_row(self, state: SequenceState, span: DraftSpan, scores: ScoreKind) -> DraftRow:
         row = DraftRow(state, span.prefix_len, span.tokens, span.draft_len, source=self._method, score_kind=scores)
-        row.features = features
+        row.features = read_features(span, self.info.feature_size, self._channel)
+        row.adopts, row.ahead = state.branches[span.branch - 1].kv_id if span.branch else 0, span.ahead
+        state.take_branch(span.branch)
         return row
 
     def _to_proposal(self, row: DraftRow) -> Proposal:
@@ -70,5 +79,6 @@ class DrafterActor:
             pack = self._channel.pack
             ids, probs = (torch.from_numpy(np.array(side)) for side in (row.q_ids, row.q_probs))
             q = TruncatedQ(pack(ids), pack(probs))
-        scores = tuple(row.scores)
-        return Proposal(row.state.request_id, row.committed_len, tuple(row.drafts), q, row.source, scores)
+        branch = Branch(len(row.lead) - 1, row.lead[-1]) if row.lead else None
+        committed_len, drafts = row.committed_len + len(row.lead), tuple(row.drafts)
+        return Proposal(row.state.request_id, committed_len, drafts, q, row.source, tuple(row.scores), branch)

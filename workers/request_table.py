@@ -22,15 +22,18 @@ class RequestTable:
         """Return the state that a span continues; for a span with a spec, a new state that is not in the table yet.
 
         Raises:
-            InvalidRequest: the request is unknown, or the span keeps more tokens than are cached.
+            InvalidRequest: the request or its branch is unknown, or the span keeps more tokens than are cached.
         """
         if span.spec is not None:
             return SequenceState(span.request_id, span.spec)
         state = self._states.get(span.request_id)
         if state is None:
             raise _refusal(span, "request_id", span.request_id, "unknown, and the span has no spec")
-        if span.prefix_len > len(state.tokens):
-            limit = f"{len(state.tokens)} tokens of request {span.request_id} are cached"
+        branch = span.branch if isinstance(span, DraftSpan) else 0
+        if branch > len(state.branches):
+            raise _refusal(span, "branch", branch, f"request {span.request_id} has {len(state.branches)} beside itself")
+        if span.prefix_len > (num_cached := state.length_of(branch)):
+            limit = f"{num_cached} tokens of request {span.request_id} are cached"
             raise _refusal(span, "prefix_len", span.prefix_len, limit)
         return state
 

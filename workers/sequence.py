@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from minedraft.types import SequenceSpec
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBranch:
+    """A branch of a request that a worker holds beside the request: its KV, and its tokens after `committed_len`
+    committed ones, all of them cached."""
+
+    kv_id: int
+    committed_len: int
+    tokens: tuple[int, ...]
 
 
 class SequenceState:
@@ -20,6 +31,7 @@ class SequenceState:
     Attributes:
         bias_ids, bias_values: int64 and float32 [n], the request's logit bias.
         stop_ids: int64 [m], masked until `min_new_tokens`.
+        branches: of the last run ahead, all but the first, which is in `tokens`.
     """
 
     __slots__ = (
@@ -29,6 +41,7 @@ class SequenceState:
         "_slots",
         "bias_ids",
         "bias_values",
+        "branches",
         "request_id",
         "spec",
         "stop_ids",
@@ -43,6 +56,7 @@ class SequenceState:
         self.bias_ids = np.fromiter(bias.keys(), dtype=np.int64, count=len(bias))
         self.bias_values = np.fromiter(bias.values(), dtype=np.float32, count=len(bias))
         self.stop_ids = np.array(spec.stop_ids, dtype=np.int64)
+        self.branches: Sequence[HeldBranch] = ()
         self._counted_len = 0  # how many of `tokens` are in the counts
         self._slots: dict[int, int] = {}  # token id -> index in the two arrays
         self._seen_ids = array("q")
@@ -61,6 +75,21 @@ class SequenceState:
         if counted != list(tokens[: len(counted)]):
             self._forget_counts()
         self.tokens[prefix_len:] = tokens
+
+    def length_of(self, branch: int) -> int:
+        """Return the number of tokens that are cached of a branch, by its number in the last run ahead; 0 is the
+        request itself."""
+        if branch == 0:
+            return len(self.tokens)
+        held = self.branches[branch - 1]
+        return held.committed_len + len(held.tokens)
+
+    def take_branch(self, branch: int) -> None:
+        """Become a branch (0: stay the request itself), and forget the others."""
+        if branch:
+            held = self.branches[branch - 1]
+            self.replace_from(held.committed_len, held.tokens)
+        self.branches = ()
 
     def seen_tokens(self, extra: Sequence[int] = ()) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Return the distinct token ids of prompt + output + `extra` (drafts before a position), int64 [n], and

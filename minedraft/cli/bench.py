@@ -11,7 +11,7 @@ from rich.console import Console
 
 from minedraft.bench.prompts import BenchPrompt, load_prompts
 from minedraft.bench.report import BenchTable, render_rows, run_with_progress, write_report
-from minedraft.bench.runner import default_configs
+from minedraft.bench.runner import BenchConfig, default_configs
 from minedraft.cli.console import SERVER_HELP, say
 from minedraft.client import AsyncClient
 from minedraft.errors import ConfigError
@@ -27,6 +27,7 @@ Start a service first, in another terminal:
 Examples:
   minedraft bench
   minedraft bench -m 2,4,8 -k 3 --repeats 5 --json result.json
+  minedraft bench -m 1 --modes ar,sd,pearl
 """
 
 
@@ -70,7 +71,7 @@ def bench(
     prompts_path: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Compare the modes ar, sd and minedraft on a running service.
+    """Compare the modes ar, sd, minedraft and pearl on a running service.
 
     The service must run with --allow-configure, because each run sets its mode, and with a drafter,
     unless --modes is ar. When the benchmark ends or is interrupted, the service goes back to its own
@@ -104,7 +105,8 @@ async def _bench(
     tables: list[BenchTable] = []
     async with AsyncClient(server) as client, client.borrow() as loan:
         for size, draft_len in plan:
-            configs = [config for config in default_configs(size, draft_len) if config.mode in modes]
+            known = [*default_configs(size, draft_len), BenchConfig(Mode.PEARL, 2 * size, draft_len)]
+            configs = [config for config in known if config.mode in modes]
             chosen = [prompts[i % len(prompts)] for i in range(num_prompts or 2 * size)]
             rows = await run_with_progress(console, client, loan, configs, chosen, params, repeats)
             tables.append((chosen, params, rows))

@@ -70,6 +70,10 @@ class BlockPool:
         """Free all of the owner's blocks; an unknown owner is ignored, so that releases can be repeated."""
         self._free.extend(reversed(self._tables.pop(owner, [])))
 
+    def hand_over(self, owner: int, to: int) -> None:
+        """Append the owner's blocks to those of `to`; the owner has none then, and is unknown."""
+        self._tables.setdefault(to, []).extend(self._tables.pop(owner, []))
+
     def _take(self) -> int:
         if self._free:
             return self._free.pop()

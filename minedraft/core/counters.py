@@ -33,6 +33,7 @@ class Counters:
         rounds: committed rounds of each batch.
         drafted_rows: spans that sampled and had drafts.
         feature_bytes: of the target's features for the drafter, whatever carried them.
+        runs_ahead, used_runs: requests and rounds in which the drafter ran ahead, and those whose drafts were of use.
         failed_commands: commands that a worker refused, or answered against the contract.
         past_links: traffic of lost links.
         sources: the same of each source of drafts that had any.
@@ -47,6 +48,8 @@ class Counters:
     drafted_rows: int = 0
     stale_proposals: int = 0
     feature_bytes: int = 0
+    runs_ahead: int = 0
+    used_runs: int = 0
     failed_commands: int = 0
     lost_workers: int = 0
     rounds: dict[Batch, int] = field(default_factory=lambda: dict.fromkeys(Batch, 0))
@@ -61,6 +64,8 @@ class Counters:
                 self.rounds[event.batch] += 1
                 self.output_tokens += event.num_output_tokens
                 self.drafted_rows += len(event.accepted)
+                self.runs_ahead += len(event.runs)
+                self.used_runs += sum(event.runs)
                 for num_drafts, accepted_len in event.accepted:
                     self.verified_drafts += num_drafts
                     self.accepted_drafts += accepted_len

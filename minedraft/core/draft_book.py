@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from minedraft.core.ledger import KvLedger
-from minedraft.messages import DraftCommand, DraftSpan, Features, Proposal
+from minedraft.core.running_ahead import Run
+from minedraft.messages import DraftCommand, DraftSpan, Features, Proposal, RunAhead
 from minedraft.types import DraftMethod, RoundId, ScoreKind, SequenceSpec
 
 MAX_LAG = 2
@@ -35,15 +36,24 @@ class BookRequest(Protocol):
 
 @dataclass(slots=True)
 class _Entry:
-    """cached_len: leading tokens that the drafter's KV holds. num_cached_drafts: drafts after them that it holds.
-    left_behind: tokens of the last round, which the next draft makes up. checked_len: leading tokens whose ids were
-    checked. is_barred: the request decodes without drafts."""
+    """cached_len: leading tokens that the drafter's KV holds, in the branch `branch` of the last run ahead, which the
+    next span names. num_cached_drafts: drafts after them that it holds. left_behind: tokens of the last round, which
+    the next draft makes up. checked_len: leading tokens whose ids were checked. is_barred: the request decodes without
+    drafts. run: the last run ahead. ready: the drafts of its branch that came true."""
 
     cached_len: int = 0
+    branch: int = 0
     num_cached_drafts: int = 0
     left_behind: int = 0
     checked_len: int = 0
     is_barred: bool = False
+    run: Run | None = None
+    ready: Proposal | None = None
+
+    def drop(self) -> None:
+        """The drafter holds nothing of the request any more."""
+        self.cached_len = self.branch = self.num_cached_drafts = self.left_behind = 0
+        self.run = self.ready = None
 
 
 class DraftBook:
@@ -54,6 +64,7 @@ class DraftBook:
         kv: mirror of the drafter's KV.
         vocab_size: ids below this are tokens to the drafter. Its output layer may have fewer rows than
             the target's; a request with an id above them decodes without drafts.
+        can_run_ahead: whether the drafter can go on from tokens that are not verified.
 
     Attributes:
         max_lag: tokens that the drafter may lag behind after a round; a draft makes them up in passing.
@@ -65,8 +76,9 @@ class DraftBook:
     feature_layers: tuple[int, ...] = ()
     max_feature_rows = 1 << 30  # no limit
 
-    def __init__(self, kv: KvLedger, vocab_size: int) -> None:
+    def __init__(self, kv: KvLedger, vocab_size: int, can_run_ahead: bool = False) -> None:
         self.kv = kv
+        self.can_run_ahead = can_run_ahead
         self._vocab_size = vocab_size
         self._entries: dict[int, _Entry] = {}
 
@@ -110,6 +122,32 @@ class DraftBook:
         self.kv.reserve(request.id, start + num_tokens)
         return self._span(request, start, start + num_tokens, 0)
 
+    def plan_run(
+        self, request: BookRequest, drafts: Sequence[int], draft_len: int, num_branches: int
+    ) -> DraftSpan | None:
+        """Reserve KV and return the span to send while the verifier checks `drafts`: `draft_len` more drafts after each
+        of `num_branches` branches, or of fewer if memory is short. None if the drafter cannot run ahead now."""
+        committed_len, kv = len(request.tokens), self.kv
+        start = min(self.cached_len(request.id), committed_len - 1)
+        if not self._can_serve(request) or committed_len - start > self._lag_limit(request.id):
+            return None
+        num_tokens = committed_len + len(drafts) + draft_len  # with the token of the branch, without the last draft
+        # A fork begins inside a block; its tokens end where a draft would have been the next to be fed.
+        num_each = kv.pool.num_blocks_for(kv.pool.block_size - 1 + draft_len)
+        while num_branches and not kv.can_reserve(request.id, num_tokens, num_extra=num_each * (num_branches - 1)):
+            num_branches -= 1
+        if not num_branches:
+            return None
+        kv.reserve(request.id, num_tokens, num_each * (num_branches - 1))
+        span = self._span(request, start, committed_len, draft_len)
+        return replace(span, tokens=(*span.tokens, *drafts), ahead=RunAhead(len(drafts), num_branches))
+
+    def ready(self, request: BookRequest) -> Proposal | None:
+        """Return the drafts that were prepared for the request's next round; None if there are none."""
+        entry = self._entries.get(request.id)
+        proposal = None if entry is None else entry.ready
+        return proposal if proposal is not None and proposal.committed_len == len(request.tokens) else None
+
     # Features
 
     def wants_features(self, request: BookRequest, start: int, end: int, *, is_idle: bool = False) -> bool:
@@ -147,11 +185,15 @@ class DraftBook:
     def executed(self, command: DraftCommand, proposals: Sequence[Proposal] = ()) -> bool:
         """Record that the drafter executed a command, and what it proposed. Return whether that freed blocks."""
         for span in command.spans:
-            if span.request_id in self._entries:
-                entry = self._entries[span.request_id]
-                entry.cached_len, entry.num_cached_drafts = span.committed_len, 0
+            if (entry := self._entries.get(span.request_id)) is not None:
+                entry.cached_len, entry.num_cached_drafts, entry.branch = span.committed_len, 0, 0
+                entry.run = entry.ready = None
+                if span.ahead is not None:
+                    prepared = tuple([proposal for proposal in proposals if proposal.request_id == span.request_id])
+                    entry.run = Run(command.round.number, span.committed_len, prepared)
         for proposal in proposals:
-            if proposal.request_id in self._entries and proposal.source is not DraftMethod.NGRAM:
+            is_cached = proposal.branch is None and proposal.source is not DraftMethod.NGRAM
+            if proposal.request_id in self._entries and is_cached:
                 # The last draft was proposed but not fed back, so its KV does not exist.
                 self._entries[proposal.request_id].num_cached_drafts = max(len(proposal.tokens) - 1, 0)
         self.kv.acknowledge(command.released)
@@ -159,14 +201,16 @@ class DraftBook:
 
     def refused(self, command: DraftCommand, culprit: int | None) -> None:
         """Record that the drafter did not execute a command. The request `culprit` decodes without drafts
-        from now on; if it is None, all requests of the command are introduced anew."""
+        from now on; if it is None, all requests of the command are introduced anew, and else those whose branches the
+        drafter may have settled already."""
         self.kv.return_releases(command.released)
-        if culprit is not None and culprit in self._entries:
+        names_one = culprit is not None and culprit in self._entries
+        if culprit is not None and names_one:
             self._entries[culprit].is_barred = True
             self.release(culprit)
-            return
         for span in command.spans:
-            self.release(span.request_id)
+            if not names_one or span.branch or span.ahead is not None:
+                self.release(span.request_id)
 
     def accepted(self, request_id: int, committed_len: int, accepted_len: int) -> None:
         """Record that of the drafts after `committed_len` tokens, `accepted_len` are committed."""
@@ -176,16 +220,39 @@ class DraftBook:
             entry.num_cached_drafts = 0
             entry.left_behind = accepted_len + 1
 
+    def judged(self, request_id: int, number: int, accepted_len: int, bonus_token: int) -> bool | None:
+        """Record the verdict of round `number` on a request: `accepted_len` drafts and then `bonus_token`.
+
+        Returns:
+            Whether a branch that the drafter prepared in this round came true; None if it prepared none.
+        """
+        entry = self._entries.get(request_id)
+        if entry is None or entry.run is None or entry.run.number != number:
+            return None
+        run, entry.run = entry.run, None
+        entry.cached_len = run.committed_len + accepted_len
+        branch = run.find(accepted_len, bonus_token)
+        if branch is None:
+            return False if run.proposals else None
+        entry.cached_len += 1
+        entry.branch, entry.ready = branch, run.drafts_of(branch)
+        entry.num_cached_drafts = max(len(entry.ready.tokens) - 1, 0)
+        return True
+
     def cached_len(self, request_id: int) -> int:
         """Return the number of leading tokens of the request that the drafter's KV holds."""
         entry = self._entries.get(request_id)
         return 0 if entry is None else entry.cached_len
 
+    def branch(self, request_id: int) -> int:
+        """Return which branch of the request's last run ahead it is whose tokens `cached_len` counts."""
+        entry = self._entries.get(request_id)
+        return 0 if entry is None else entry.branch
+
     def release(self, request_id: int) -> None:
         """Free the request's KV; the request can be introduced again."""
         if request_id in self._entries:
-            self._entries[request_id].cached_len = 0
-            self._entries[request_id].left_behind = 0
+            self._entries[request_id].drop()
         self.kv.release(request_id)
 
     def forget(self, request_id: int) -> None:
@@ -221,6 +288,7 @@ class DraftBook:
             tokens=tuple(request.tokens[start:end]),
             draft_len=draft_len,
             spec=restrict(request.spec, self._vocab_size) if start == 0 else None,
+            branch=self.branch(request.id),
         )
 
 

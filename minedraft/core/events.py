@@ -78,12 +78,14 @@ class RoundPlanned:
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """The drafter executed a draft or, with `is_prefill`, a prefill of a round."""
+    """The drafter executed a command of a round; with `is_prefill`, one without drafts; with `is_ahead`, one that is
+    for the next round: a round can have a draft and a run ahead."""
 
     batch: Batch
     number: int
     timing: Timing
     is_prefill: bool
+    is_ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class RoundCommitted:
         is_prefill: whether the round carried prompt tokens, for either worker.
         num_active: batches that have requests after the round.
         sources: what made the drafts, for each entry of `accepted`.
+        runs: for each request ahead of which the drafter ran, whether one of the branches came true.
     """
 
     batch: Batch
@@ -115,6 +118,7 @@ class RoundCommitted:
     is_prefill: bool
     num_active: int
     sources: tuple[DraftMethod, ...] = ()
+    runs: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,9 +48,9 @@ class KvLedger:
         could free the new KV."""
         return request_id in self._unsent or request_id in self._unacknowledged
 
-    def can_reserve(self, request_id: int, num_tokens: int, headroom: int = 0) -> bool:
-        """Whether `num_tokens` fit now with `headroom` blocks left."""
-        num_more = self._num_more(request_id, num_tokens) + headroom
+    def can_reserve(self, request_id: int, num_tokens: int, headroom: int = 0, num_extra: int = 0) -> bool:
+        """Whether `num_tokens` and `num_extra` blocks beside them fit now with `headroom` blocks left."""
+        num_more = self._num_more(request_id, num_tokens, num_extra) + headroom
         return num_tokens <= self.max_model_len and num_more <= self.pool.num_free
 
     def will_fit(self, request_id: int, num_tokens: int, leaving: Iterable[int]) -> bool:
@@ -66,10 +66,11 @@ class KvLedger:
         num_lacking = max(pool.num_blocks_for(num_tokens) - pool.num_owned(request_id), 0)
         return pool.num_blocks_for(num_more) + num_lacking
 
-    def reserve(self, request_id: int, num_tokens: int) -> None:
-        """Give the request at least the blocks for `num_tokens`. Spare blocks are kept: they are needed again soon."""
-        if self.pool.num_blocks_for(num_tokens) > self.pool.num_owned(request_id):
-            self.pool.resize(request_id, num_tokens)
+    def reserve(self, request_id: int, num_tokens: int, num_extra: int = 0) -> None:
+        """Give the request at least the blocks for `num_tokens`, and `num_extra` blocks beside them. Spare blocks are
+        kept: they are needed again soon."""
+        if self._num_more(request_id, num_tokens, num_extra):
+            self.pool.resize(request_id, (self.pool.num_blocks_for(num_tokens) + num_extra) * self.pool.block_size)
 
     def release(self, request_id: int) -> None:
         """Have the request's KV freed; its blocks count as owned until the worker acknowledges."""
@@ -100,5 +101,5 @@ class KvLedger:
             self._unacknowledged.discard(request_id)
             self.pool.release(request_id)
 
-    def _num_more(self, request_id: int, num_tokens: int) -> int:
-        return max(self.pool.num_blocks_for(num_tokens) - self.pool.num_owned(request_id), 0)
+    def _num_more(self, request_id: int, num_tokens: int, num_extra: int = 0) -> int:
+        return max(self.pool.num_blocks_for(num_tokens) + num_extra - self.pool.num_owned(request_id), 0)

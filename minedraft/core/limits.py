@@ -19,6 +19,7 @@ class SchedulerLimits:
         mode: in `ar`, draft_len is always 0.
         max_batch_size: requests per batch (m).
         draft_len: maximum tokens proposed per request and round (k), but for the extra ones.
+        branches: maximum branches of a request that are prepared while its drafts are verified; in `pearl` only.
         prefill_chunk: maximum prompt tokens per round and worker.
         max_waiting: maximum requests that wait, beyond the seats.
         max_model_len: maximum tokens of a request, prompt and answer together.
@@ -33,6 +34,7 @@ class SchedulerLimits:
     prefill_chunk: int = 256
     max_waiting: int = 256
     max_model_len: int = 8192
+    branches: int = 4
     is_lent: bool = False
     extra_drafts: int = 0
     scores: ScoreKind = ScoreKind.NONE
@@ -51,13 +53,25 @@ class SchedulerLimits:
         return self.mode.num_batches
 
     @property
+    def num_branches(self) -> int:
+        """Branches to prepare in the present mode."""
+        return self.branches if self.mode.runs_ahead and self.draft_len else 0
+
+    @property
     def terms(self) -> LoanTerms:
         """The limits that can change while requests are live."""
-        return LoanTerms(self.mode, self.max_batch_size, self.draft_len)
+        return LoanTerms(self.mode, self.max_batch_size, self.draft_len, self.branches)
 
     def with_terms(self, terms: LoanTerms) -> SchedulerLimits:
         """Return these limits with the terms that a mode policy sets."""
-        return replace(self, mode=terms.mode, max_batch_size=terms.max_batch_size, draft_len=terms.draft_len)
+        branches = terms.branches or self.branches
+        return replace(
+            self,
+            mode=terms.mode,
+            max_batch_size=terms.max_batch_size,
+            draft_len=terms.draft_len,
+            branches=branches,
+        )
 
     def lent(self, terms: LoanTerms) -> SchedulerLimits:
         """Return these limits with the terms that a borrower of the service sets."""

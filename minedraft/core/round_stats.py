@@ -70,7 +70,7 @@ class RoundStats:
     def __init__(self, window: int = WINDOW_ROUNDS) -> None:
         self.samples: deque[RoundSample] = deque(maxlen=window)
         self._last_finished_s: float | None = None
-        self._drafted: dict[Batch, Timing] = {}
+        self._drafted_ns: dict[Batch, int] = {}
         self._verified: dict[Batch, Timing] = {}
         self._has_waited = set(Batch)
 
@@ -80,11 +80,11 @@ class RoundStats:
             case events.RoundCommitted():
                 self._add(event, now_s)
             case events.Drafted() if not event.is_prefill:
-                self._drafted[event.batch] = event.timing
+                self._drafted_ns[event.batch] = self._drafted_ns.get(event.batch, 0) + event.timing.busy_ns
             case events.Verified():
                 self._verified[event.batch] = event.timing
             case events.RoundAbandoned():
-                self._drafted.pop(event.batch, None)
+                self._drafted_ns.pop(event.batch, None)
                 self._verified.pop(event.batch, None)
             case events.LaneIdle():
                 self._has_waited.add(event.batch)
@@ -116,7 +116,7 @@ class RoundStats:
             batch,
             now_s,
             now_s - last_s if last_s is not None else 0.0,
-            self._drafted.pop(batch, _NO_TIME).busy_ns / 1e9,
+            self._drafted_ns.pop(batch, 0) / 1e9,
             verify.busy_ns / 1e9,
             verify.idle_ns / 1e9,
             event.num_output_tokens,

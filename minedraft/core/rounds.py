@@ -1,4 +1,4 @@
-"""One round of one batch: its plan, and the spans of the commands made from it. Pure values."""
+"""One round of one batch: its plan, the spans of the commands made from it, and the tally of its verdicts. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from minedraft.core.draft_book import DraftBook
+from minedraft.core.events import RoundCommitted
 from minedraft.core.ledger import KvLedger
-from minedraft.core.request import Request
+from minedraft.core.request import Request, RequestUpdate
 from minedraft.messages import DraftSpan, Proposal, Tensor, TruncatedQ, Verdict, VerifySpan
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.types import Batch, DraftMethod, FinishReason
@@ -16,7 +17,8 @@ from minedraft.types import Batch, DraftMethod, FinishReason
 @dataclass(frozen=True, slots=True)
 class PlannedSpan:
     """The span of a round: `num_tokens` committed tokens to cache in the verifier, and for the drafter
-    either a draft or committed tokens to cache."""
+    either a draft or committed tokens to cache; unless its drafts are ready. During the verify the drafter prepares up
+    to `ahead_len` drafts for the round after it."""
 
     request: Request
     committed_len: int
@@ -26,9 +28,13 @@ class PlannedSpan:
     prefill: DraftSpan | None = None
     wants_features: bool = False  # the drafter will need those of the tokens that the verifier caches
     follows: bool = False  # its token is the bonus token of the request's round before, which has not ended
+    ready: Proposal | None = None
+    ahead_len: int = 0
 
     @property
     def draft_len(self) -> int:
+        if self.ready is not None:
+            return len(self.ready.tokens)
         return 0 if self.draft is None else self.draft.draft_len
 
     @property
@@ -45,6 +51,7 @@ class RoundPlan:
         prefills: spans for the drafter during the verify: committed tokens that it lacks.
         verifier_kv, book: those of the verifier and the drafter that the round is for; no other worker
             knows its requests.
+        num_branches: how many branches of each request a run ahead may prepare; 0: the drafter does not run ahead.
     """
 
     batch: Batch
@@ -54,14 +61,27 @@ class RoundPlan:
     prefills: tuple[DraftSpan, ...]
     verifier_kv: KvLedger
     book: DraftBook | None
+    num_branches: int = 0
 
     @classmethod
     def of(
-        cls, batch: Batch, number: int, spans: Sequence[PlannedSpan], verifier_kv: KvLedger, book: DraftBook | None
+        cls,
+        batch: Batch,
+        number: int,
+        spans: Sequence[PlannedSpan],
+        verifier_kv: KvLedger,
+        book: DraftBook | None,
+        num_branches: int = 0,
     ) -> RoundPlan:
         drafts = tuple([span.draft for span in spans if span.draft is not None])
         prefills = tuple([span.prefill for span in spans if span.prefill is not None])
-        return cls(batch, number, tuple(spans), drafts, prefills, verifier_kv, book)
+        num_branches = num_branches if any(span.ahead_len for span in spans) else 0
+        return cls(batch, number, tuple(spans), drafts, prefills, verifier_kv, book, num_branches)
+
+    @property
+    def ready(self) -> tuple[Proposal, ...]:
+        """The drafts that were prepared during the round before."""
+        return tuple([span.ready for span in self.spans if span.ready is not None])
 
     @property
     def follows(self) -> bool:
@@ -81,6 +101,51 @@ class RoundPlan:
             return True
         # A drafter that reads features takes a prompt with the first draft after it.
         return any(len(draft.tokens) > MAX_DRAFT_LEN + 1 for draft in self.drafts)
+
+
+class RoundTally:
+    """The verdicts of a round, taken one by one before they change their requests.
+
+    Args:
+        book: that of the present drafter, which may be another one than the round was planned with.
+    """
+
+    def __init__(self, plan: RoundPlan, book: DraftBook | None) -> None:
+        self._plan = plan
+        self._book = book
+        self._accepted: list[tuple[int, int]] = []
+        self._sources: list[DraftMethod] = []
+        self._runs: list[bool] = []
+
+    def take(self, span: PlannedSpan, sent: VerifySpan, verdict: Verdict) -> None:
+        """Take the verdict on a request's span, for which `sent` was sent."""
+        if sent.drafts and not verdict.error:
+            self._accepted.append((len(sent.drafts), verdict.accepted_len))
+            self._sources.append(sent.source)
+        if self._plan.book is not None and verdict.features is not None:
+            self._plan.book.deliver(span.request, verdict.features)
+        if self._book is None or not verdict.tokens:
+            return
+        request_id, accepted_len = span.request.id, verdict.accepted_len
+        came_true = self._book.judged(request_id, self._plan.number, accepted_len, verdict.tokens[-1])
+        if came_true is not None:
+            self._runs.append(came_true)
+        elif span.draft_len:
+            self._book.accepted(request_id, span.committed_len, accepted_len)
+
+    def event(self, updates: Sequence[RequestUpdate], num_active: int) -> RoundCommitted:
+        """Return the event of the round, with what it did to its requests. num_active: batches that have requests."""
+        return RoundCommitted(
+            self._plan.batch,
+            self._plan.number,
+            num_requests=len(self._plan.spans),
+            num_output_tokens=sum([len(update.token_ids) for update in updates]),
+            accepted=tuple(self._accepted),
+            is_prefill=self._plan.is_prefill,
+            num_active=num_active,
+            sources=tuple(self._sources),
+            runs=tuple(self._runs),
+        )
 
 
 def following_spans(plan: RoundPlan, members: Sequence[Request]) -> list[PlannedSpan]:

@@ -22,6 +22,7 @@ from minedraft.core.request import NewRequest, Request, RequestUpdate
 from minedraft.core.rounds import (
     PlannedSpan,
     RoundPlan,
+    RoundTally,
     apply_verdict,
     following_spans,
     match_proposals,
@@ -31,7 +32,7 @@ from minedraft.core.rounds import (
 from minedraft.core.span_planner import SpanPlanner, wanted_drafts
 from minedraft.errors import MineDraftError, NumericError, Overloaded, ProtocolError, StaleRound
 from minedraft.messages import Proposal, Verdict, VerifySpan
-from minedraft.types import Batch, DraftMethod, FinishReason
+from minedraft.types import Batch, FinishReason
 
 Updates: TypeAlias = list[RequestUpdate]
 
@@ -169,9 +170,7 @@ class Scheduler:
         if self._change is not None:  # members of a closed batch need not wait for its next round
             self._move_from(batch)
         members = list(self.batches.members(batch))
-        planner = SpanPlanner(
-            self.limits, self.verifier_kv, self.book, self._policy, self._make_room, batch_size=len(members)
-        )
+        planner = SpanPlanner(self.limits, self.verifier_kv, self.book, self._policy, self._make_room, members)
         spans: list[PlannedSpan] = []
         for request in members:
             if request.batch is not batch:  # preempted just now, for another member
@@ -205,7 +204,7 @@ class Scheduler:
         A proposal is matched by request id and committed length, never by position; one that does not
         match is counted and dropped, and its request decodes without drafts.
         """
-        fitting, num_dropped = match_proposals(plan, proposals)
+        fitting, num_dropped = match_proposals(plan, (*plan.ready, *proposals))
         if num_dropped:
             self._events.append(events.ProposalsDropped(plan.batch, plan.number, num_dropped))
         lens = self._policy.select([DraftOffer(p.request_id, len(p.tokens), p.scores, p.source) for p in fitting])
@@ -226,8 +225,7 @@ class Scheduler:
         verdict_of = {verdict.request_id: verdict for verdict in verdicts}
         sent = {span.request_id: span for span in command}
         updates: Updates = []
-        accepted: list[tuple[int, int]] = []
-        sources: list[DraftMethod] = []
+        tally = RoundTally(plan, self.book)
         for span in plan.spans:
             request = span.request
             request.num_open_rounds -= 1
@@ -241,18 +239,11 @@ class Scheduler:
                 continue  # the round that it follows gave no token; the request is in the next round again
             if verdict is None or verdict.committed_len != committed_len:
                 raise ProtocolError(f"no verdict continues request {request.id} at {committed_len} tokens")
-            num_drafts = len(sent[request.id].drafts)
-            if num_drafts and not verdict.error:
-                accepted.append((num_drafts, verdict.accepted_len))
-                sources.append(sent[request.id].source)
-            if plan.book is not None and verdict.features is not None:
-                plan.book.deliver(request, verdict.features)
-            if (update := self._commit_span(span, num_drafts, verdict)) is not None:
+            tally.take(span, sent[request.id], verdict)
+            if (update := self._commit_span(span, len(sent[request.id].drafts), verdict)) is not None:
                 updates.append(update)
         self._end_round(plan)
-        num_tokens, num_active = sum([len(update.token_ids) for update in updates]), self.batches.num_active
-        counts = len(plan.spans), num_tokens, tuple(accepted), plan.is_prefill, num_active
-        self._events.append(events.RoundCommitted(plan.batch, plan.number, *counts, tuple(sources)))
+        self._events.append(tally.event(updates, self.batches.num_active))
         return updates
 
     def abandon(self, plan: RoundPlan, culprit: int | None, error: MineDraftError) -> Updates:
@@ -269,7 +260,7 @@ class Scheduler:
     def _begin_round(self, batch: Batch, spans: Sequence[PlannedSpan], num_prompt_tokens: int) -> RoundPlan:
         self._round_number += 1
         self._in_flight[self._round_number] = batch
-        plan = RoundPlan.of(batch, self._round_number, spans, self.verifier_kv, self.book)
+        plan = RoundPlan.of(batch, self._round_number, spans, self.verifier_kv, self.book, self.limits.num_branches)
         lens = [draft.draft_len for draft in plan.drafts]
         counts = num_prompt_tokens, sum(lens), max(lens, default=0), sum([len(p.tokens) for p in plan.prefills])
         self._events.append(events.RoundPlanned(batch, plan.number, len(spans), *counts))
@@ -372,8 +363,6 @@ class Scheduler:
         if verdict.error:
             error = NumericError(f"the target's logits are not finite after {span.committed_len} tokens")
             return self._fail(request, error)
-        if span.draft is not None and self.book is not None:
-            self.book.accepted(request.id, span.committed_len, verdict.accepted_len)
         token_ids, reason = apply_verdict(span, num_drafts, verdict)
         if reason is not None:
             self._remove(request, reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from minedraft.core.draft_book import DraftBook
@@ -10,7 +10,8 @@ from minedraft.core.ledger import KvLedger
 from minedraft.core.limits import SchedulerLimits
 from minedraft.core.policy.guarded import GuardedDraftPolicy
 from minedraft.core.request import Request
-from minedraft.core.rounds import PlannedSpan
+from minedraft.core.rounds import PlannedSpan, shorten
+from minedraft.messages import Proposal
 
 
 @dataclass(slots=True)
@@ -19,7 +20,7 @@ class SpanPlanner:
 
     Args:
         make_room: preempts requests until a request can have a number of tokens; returns whether it can now.
-        batch_size: requests in the batch.
+        members: the requests of the batch.
 
     Attributes:
         num_prompt_tokens: prompt tokens that the verifier caches in the spans planned so far.
@@ -30,10 +31,17 @@ class SpanPlanner:
     book: DraftBook | None
     policy: GuardedDraftPolicy
     make_room: Callable[[Request, int], bool]
-    batch_size: int
+    members: Sequence[Request]
     num_prompt_tokens: int = field(default=0, init=False)
     _num_drafter_tokens: int = field(default=0, init=False)
     _num_feature_rows: int = field(default=0, init=False)
+    _runs_ahead: bool = field(init=False)
+    _has_ready: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        book = self.book
+        self._runs_ahead = book is not None and book.can_run_ahead and self.limits.num_branches > 0
+        self._has_ready = self._runs_ahead and any(book.ready(member) for member in self.members if book is not None)
 
     def plan(self, request: Request) -> PlannedSpan | None:
         """Return a request's span of the round, with KV reserved; None if it must sit this round out."""
@@ -46,14 +54,18 @@ class SpanPlanner:
         if num_tokens <= 0:
             return None
         end = request.verifier_len + num_tokens
-        draft_len = self._draft_len(request, wanted) if num_tokens == missing else 0
+        is_last = num_tokens == missing
+        ready = self._ready(request, wanted) if is_last else None
+        draft_len = self._draft_len(request, wanted, ready) if is_last else 0
         if not self.kv.can_reserve(request.id, end + draft_len):
             draft_len = 0
             if not self.make_room(request, end):
                 return None
         self.kv.reserve(request.id, end + draft_len)
         draft = prefill = None
-        if self.book is not None and draft_len:
+        if ready is not None:
+            ready = shorten(ready, draft_len)
+        elif self.book is not None and draft_len:
             draft = self.book.plan_draft(request, draft_len)
             if len(draft.tokens) > self.book.max_lag:
                 self._num_drafter_tokens += len(draft.tokens)
@@ -63,21 +75,47 @@ class SpanPlanner:
         if num_tokens > 1:
             self.num_prompt_tokens += num_tokens
         wants_features = self._wants_features(request, num_tokens, draft_len, is_idle=not wanted)
-        return PlannedSpan(request, committed_len, num_tokens, num_tokens == missing, draft, prefill, wants_features)
+        ahead_len = self._ahead_len(request, wanted) if is_last and prefill is None else 0
+        return PlannedSpan(
+            request,
+            committed_len,
+            num_tokens,
+            is_last,
+            draft,
+            prefill,
+            wants_features,
+            ready=ready,
+            ahead_len=ahead_len,
+        )
 
     def _wanted_drafts(self, request: Request) -> int:
         """Return the number of drafts that the policy wants from the drafter; if 0, the drafter has no part in the
         round, and need not even cache the request."""
         if self.book is None or request.remaining_len <= 1:
             return 0
-        return wanted_drafts(self.policy, request, self.batch_size, self.limits.max_draft_len)
+        return wanted_drafts(self.policy, request, len(self.members), self.limits.max_draft_len)
 
-    def _draft_len(self, request: Request, wanted: int) -> int:
-        """Return the drafts to ask for: the policy's number, less near a limit, where the bonus token needs room."""
-        if self.book is None or not wanted:
+    def _room(self, request: Request) -> int:
+        """Return how many drafts can be committed and still leave room for a bonus token."""
+        return min(request.remaining_len, self.limits.max_model_len - len(request.tokens)) - 1
+
+    def _ready(self, request: Request, wanted: int) -> Proposal | None:
+        """Return the drafts that were prepared for this round; None if there are none."""
+        ready = self.book.ready(request) if self.book is not None and self._has_ready and wanted else None
+        return None if ready is None else shorten(ready, max(min(wanted, self._room(request)), 0))
+
+    def _draft_len(self, request: Request, wanted: int, ready: Proposal | None) -> int:
+        """Return how many drafts to verify: those that are ready, or those to ask for. If only drafts of others are
+        ready, none are asked for: the verify then need not wait, and the drafter runs ahead of this request as well."""
+        if ready is not None:
+            return len(ready.tokens)
+        if self.book is None or not wanted or self._has_ready:
             return 0
-        room = min(request.remaining_len, self.limits.max_model_len - len(request.tokens)) - 1
-        return self.book.draft_len(request, min(wanted, room), self._num_drafter_tokens_left)
+        return self.book.draft_len(request, min(wanted, self._room(request)), self._num_drafter_tokens_left)
+
+    def _ahead_len(self, request: Request, wanted: int) -> int:
+        """Return how many drafts to prepare for the next round: this one commits at least one token."""
+        return max(min(wanted, self._room(request) - 1), 0) if self._runs_ahead else 0
 
     def _prefill_len(self, request: Request) -> int:
         """Return the committed tokens that the drafter should cache during the verify."""

@@ -15,10 +15,11 @@ from minedraft.core.draft_book import DraftBook
 from minedraft.core.feature_book import FeatureBook
 from minedraft.core.ledger import KvLedger
 from minedraft.core.rounds import RoundPlan
+from minedraft.core.running_ahead import plan_runs
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.workers import Drafter
 from minedraft.errors import ChannelFailed, MineDraftError, WorkerLost
-from minedraft.messages import DraftReply, DraftSpan, Proposal, WorkerInfo
+from minedraft.messages import DraftReply, DraftSpan, Proposal, VerifySpan, WorkerInfo
 from minedraft.types import Role, RoundId
 
 logger = logging.getLogger("minedraft.pipeline")
@@ -64,6 +65,14 @@ class Drafting:
             await self._ask(plan, plan.prefills, is_prefill=True)
         elif not plan.drafts:
             await self.release()
+
+    async def run_ahead(self, plan: RoundPlan, spans: Sequence[VerifySpan]) -> None:
+        """Let the drafter run ahead of the drafts in `spans`, which are being verified, and do what `prefill` does."""
+        runs = plan_runs(plan, spans) if plan.book is self._scheduler.book else ()
+        if runs:
+            await self._ask(plan, plan.prefills + runs, is_prefill=True)
+        else:
+            await self.prefill(plan)
 
     async def release(self) -> bool:
         """Send the releases that no command has carried. Return whether there were any."""
@@ -117,7 +126,9 @@ class Drafting:
         self._num_failures = 0
         if book.executed(command, reply.proposals):
             self._wake()  # blocks are free now, in either lane
-        self._publish(events.Drafted(plan.batch, plan.number, reply.timing, is_prefill))
+        is_ahead = any(span.ahead is not None for span in spans)
+        is_prefill = is_prefill and not is_ahead
+        self._publish(events.Drafted(plan.batch, plan.number, reply.timing, is_prefill, is_ahead))
         return reply
 
     def _on_error(self, drafter: Drafter, error: MineDraftError, plan: RoundPlan | None) -> None:
@@ -150,7 +161,8 @@ def make_book(info: WorkerInfo) -> DraftBook:
     """Return an empty book of the requests of a drafter, which knows none yet."""
     if info.feature_size:
         return FeatureBook(make_ledger(info), info.vocab_size, info.feature_layers, info.feature_size)
-    return DraftBook(make_ledger(info), info.vocab_size)
+    can_run_ahead = info.draft_method is not None and info.draft_method.can_run_ahead
+    return DraftBook(make_ledger(info), info.vocab_size, can_run_ahead)
 
 
 def check_balance(role: Role, scheduler: Scheduler, ledger: KvLedger, num_free: int) -> None:

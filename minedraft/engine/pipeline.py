@@ -4,8 +4,9 @@ One lane for each batch, both sharing the workers (`lanes.py`). Two lanes give b
 speculative decoding: while lane A's verify runs, lane B's draft does, and each worker's mailbox
 holds the other lane's command before it needs it, so nothing in the scheduler is on the critical
 path as long as one device is slower than the other plus a round trip. One lane is plain speculative
-decoding; one lane with draft_len 0 is autoregressive decoding, where each round is in the mailbox
-before the last one has ended (`Scheduler.follow`). There is no other code path.
+decoding, or PEARL if the drafter runs ahead of its requests (`core/running_ahead.py`); one lane with draft_len 0 is
+autoregressive decoding, where each round is in the mailbox before the last one has ended (`Scheduler.follow`). There
+is no other code path.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from minedraft.engine.usage_clock import UsageClock
 from minedraft.engine.verifying import Checked, Unchecked, Verifying
 from minedraft.engine.workers import Drafter, Verifier
 from minedraft.errors import Draining, InternalError, InvalidRequest, MineDraftError, Unavailable, WorkerLost
-from minedraft.messages import Proposal, TokenLogprobs
+from minedraft.messages import Proposal, TokenLogprobs, VerifySpan
 from minedraft.output import RequestUsage
 from minedraft.types import Batch, FinishReason, Role
 
@@ -271,8 +272,14 @@ class Pipeline:
     async def prefill(self, plan: RoundPlan) -> None:
         await self._drafting.prefill(plan)
 
-    async def verify(self, plan: RoundPlan, proposals: Sequence[Proposal]) -> Checked | Unchecked:
-        return await self._verifying.verify(plan, proposals)
+    def assemble(self, plan: RoundPlan, proposals: Sequence[Proposal]) -> tuple[VerifySpan, ...]:
+        return self.scheduler.assemble(plan, proposals) if self.scheduler.is_current(plan) else ()
+
+    async def run_ahead(self, plan: RoundPlan, spans: Sequence[VerifySpan]) -> None:
+        await self._drafting.run_ahead(plan, spans)
+
+    async def verify(self, plan: RoundPlan, spans: tuple[VerifySpan, ...]) -> Checked | Unchecked:
+        return await self._verifying.verify(plan, spans)
 
     def commit(self, plan: RoundPlan, outcome: Checked | Unchecked) -> None:
         """End the round: add its tokens to its requests and deliver them, or give it up."""

@@ -14,7 +14,7 @@ from minedraft.core.scheduler import Scheduler
 from minedraft.engine.drafting import MAX_FAILURES, check_balance, failed_command, make_ledger
 from minedraft.engine.workers import Verifier
 from minedraft.errors import InternalError, MineDraftError, WorkerLost
-from minedraft.messages import Proposal, Verdict, VerifyCommand, VerifySpan
+from minedraft.messages import Verdict, VerifyCommand, VerifySpan
 from minedraft.types import Role, RoundId
 
 logger = logging.getLogger("minedraft.pipeline")
@@ -68,7 +68,7 @@ class Verifying:
         self._can_return = can_return
         self._num_failures = 0  # rounds in a row that failed with no request named
 
-    async def verify(self, plan: RoundPlan, proposals: Sequence[Proposal]) -> Checked | Unchecked:
+    async def verify(self, plan: RoundPlan, spans: tuple[VerifySpan, ...]) -> Checked | Unchecked:
         """Return the verdicts of a round, or why there are none.
 
         Raises:
@@ -77,7 +77,6 @@ class Verifying:
         """
         if not self._scheduler.is_current(plan):  # lost during the draft
             return Unchecked()
-        spans = self._scheduler.assemble(plan, proposals)
         if not spans:  # every request of the round was aborted meanwhile
             return Checked((), ())
         verifier, ledger = self.verifier, plan.verifier_kv

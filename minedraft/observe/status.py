@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from minedraft.carriers import Carrier
 from minedraft.core import events
+from minedraft.core.batches import BatchManager
 from minedraft.core.counters import Counters
 from minedraft.core.ledger import KvLedger
 from minedraft.core.round_stats import RoundStats, RoundSummary
@@ -93,10 +94,7 @@ class StatusBoard:
             max_batch_size=scheduler.limits.max_batch_size,
             num_waiting=len(scheduler.waiting),
             num_running=scheduler.batches.num_requests,
-            batches=tuple(
-                BatchState(batch.name, scheduler.batches.size(batch), counters.rounds[batch])
-                for batch in scheduler.batches.batches
-            ),
+            batches=self._batch_states(scheduler.batches),
             workers=self._worker_states(pipeline, summary),
             vsr=summary.vsr,
             mean_accepted_len=summary.mean_accepted_len,
@@ -116,6 +114,9 @@ class StatusBoard:
             step_ms=summary.step_ms,
             verified_drafts=counters.verified_drafts,
             accepted_drafts=counters.accepted_drafts,
+            branches=scheduler.limits.num_branches,
+            runs_ahead=counters.runs_ahead,
+            used_runs=counters.used_runs,
             errors=dict(self._errors),
             sources=self._source_states(),
             suspended=self.suspended,
@@ -124,6 +125,9 @@ class StatusBoard:
             is_draft_len_auto=self._settings.draft_len == AUTO and not scheduler.limits.is_lent,
             mode_reason="" if scheduler.limits.is_lent else self.explain_mode(),
         )
+
+    def _batch_states(self, batches: BatchManager) -> tuple[BatchState, ...]:
+        return tuple([BatchState(b.name, batches.size(b), self.counters.rounds[b]) for b in batches.batches])
 
     def _source_states(self) -> tuple[SourceState, ...]:
         return tuple(

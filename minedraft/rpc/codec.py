@@ -131,9 +131,9 @@ def spans_from_pb(
     return tuple(spans.values())
 
 
-def check_span_count(field: str, num_spans: int) -> None:
-    if num_spans > MAX_SPANS:
-        raise InvalidRequest(field, f"{num_spans} entries", f"at most {MAX_SPANS} are allowed")
+def check_span_count(field: str, num_spans: int, num_each: int = 1) -> None:
+    if num_spans > MAX_SPANS * num_each:
+        raise InvalidRequest(field, f"{num_spans} entries", f"at most {MAX_SPANS * num_each} are allowed")
 
 
 def check_span(request_id: int, prefix_len: int, num_tokens: int, num_drafts: int, info: WorkerInfo) -> None:

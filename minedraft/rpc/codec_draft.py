@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from minedraft.errors import InvalidRequest, ProtocolError, StaleRound
-from minedraft.messages import DraftCommand, DraftReply, DraftSpan, Proposal, WorkerInfo
+from minedraft.messages import Branch, DraftCommand, DraftReply, DraftSpan, Features, Proposal, RunAhead, WorkerInfo
 from minedraft.rpc import codec
 from minedraft.rpc.codec_tensor import features_from_pb, features_to_pb, q_from_pb, q_to_pb
-from minedraft.types import MAX_SPAN_DRAFTS, DraftMethod, ScoreKind
+from minedraft.types import MAX_BRANCHES, MAX_SPAN_DRAFTS, DraftMethod, ScoreKind
 from minedraft.v1 import worker_pb2
 
 _SOURCE_TO_PB = {
@@ -55,7 +57,8 @@ def draft_reply_to_pb(reply: DraftReply) -> worker_pb2.DraftReply:
 
 
 def draft_reply_from_pb(message: worker_pb2.DraftReply, command: DraftCommand, info: WorkerInfo) -> DraftReply:
-    """Return the reply, in the scheduler: one proposal for each span of `command` that asks for drafts, in order.
+    """Return the reply, in the scheduler: the proposals of each span of `command` that asks for drafts, in order; one
+    of each, and of a span that runs ahead one for each branch, as they came.
 
     Raises:
         StaleRound: the reply is for another round.
@@ -66,13 +69,15 @@ def draft_reply_from_pb(message: worker_pb2.DraftReply, command: DraftCommand, i
         if round_id != command.round:
             raise StaleRound(f"drafter answered {round_id}, not {command.round}")
         drafting = {span.request_id: span for span in command.spans if span.draft_len}
-        codec.check_span_count("proposals", len(message.proposals))
-        by_id = {proposal.request_id: proposal for proposal in message.proposals}
-        if len(by_id) != len(message.proposals) or by_id.keys() != drafting.keys():
-            raise InvalidRequest("proposals", sorted(by_id), f"must be for the requests {sorted(drafting)}")
+        codec.check_span_count("proposals", len(message.proposals), MAX_BRANCHES)
+        by_id: dict[int, list[worker_pb2.Proposal]] = {request_id: [] for request_id in drafting}
+        for proposal in message.proposals:
+            if proposal.request_id not in by_id:
+                raise InvalidRequest("proposals", proposal.request_id, f"must be for the requests {sorted(drafting)}")
+            by_id[proposal.request_id].append(proposal)
         return DraftReply(
             round=round_id,
-            proposals=tuple([_proposal_from_pb(by_id[id_], span, info) for id_, span in drafting.items()]),
+            proposals=tuple([p for id_, span in drafting.items() for p in _proposals_from_pb(by_id[id_], span, info)]),
             timing=codec.timing_from_pb(message.timing, info),
             num_free_blocks=codec.num_free_blocks_from_pb(message.num_free_blocks, info),
         )
@@ -87,6 +92,11 @@ def _span_to_pb(span: DraftSpan) -> worker_pb2.DraftSpan:
     if span.spec is not None:
         message.spec.CopyFrom(codec.spec_to_pb(span.spec))
     message.features.extend([features_to_pb(piece) for piece in span.features])
+    if span.branch:
+        message.branch = span.branch
+    if span.ahead is not None:
+        message.ahead.num_drafts = span.ahead.num_drafts
+        message.ahead.num_branches = span.ahead.num_branches
     return message
 
 
@@ -99,13 +109,28 @@ def _span_from_pb(message: worker_pb2.DraftSpan, info: WorkerInfo) -> DraftSpan:
     spec = None
     if message.HasField("spec"):
         spec = codec.introduction_from_pb(message.spec, request_id, prefix_len, info)
-    if not message.features:
-        return DraftSpan(request_id, prefix_len, tokens, draft_len, spec)
-    name = codec.name_of(request_id, "features")
-    if len(message.features) > len(tokens):
-        raise InvalidRequest(name, f"{len(message.features)} pieces", f"at most one for each of {len(tokens)} tokens")
-    features = tuple([features_from_pb(piece, info.max_model_len, name) for piece in message.features])
-    return DraftSpan(request_id, prefix_len, tokens, draft_len, spec, features)
+    ahead = _ahead_from_pb(message) if message.HasField("ahead") else None
+    features = _features_from_pb(message, info) if message.features else ()
+    return DraftSpan(request_id, prefix_len, tokens, draft_len, spec, features, message.branch, ahead)
+
+
+def _features_from_pb(message: worker_pb2.DraftSpan, info: WorkerInfo) -> tuple[Features, ...]:
+    name, num_tokens = codec.name_of(message.request_id, "features"), len(message.tokens)
+    if len(message.features) > num_tokens:
+        raise InvalidRequest(name, f"{len(message.features)} pieces", f"at most one for each of {num_tokens} tokens")
+    return tuple([features_from_pb(piece, info.max_model_len, name) for piece in message.features])
+
+
+def _ahead_from_pb(message: worker_pb2.DraftSpan) -> RunAhead:
+    ahead, num_tokens = message.ahead, len(message.tokens)
+    if ahead.num_drafts >= num_tokens:
+        name = codec.name_of(message.request_id, "ahead.num_drafts")
+        raise InvalidRequest(name, ahead.num_drafts, f"must be less than the {num_tokens} tokens of the span")
+    if not 1 <= ahead.num_branches <= MAX_BRANCHES or not message.draft_len:
+        name = codec.name_of(message.request_id, "ahead.num_branches")
+        value = f"{ahead.num_branches} of {message.draft_len} drafts"
+        raise InvalidRequest(name, value, f"must be 1 to {MAX_BRANCHES} branches, of one draft or more")
+    return RunAhead(ahead.num_drafts, ahead.num_branches)
 
 
 def _proposal_to_pb(proposal: Proposal) -> worker_pb2.Proposal:
@@ -118,11 +143,29 @@ def _proposal_to_pb(proposal: Proposal) -> worker_pb2.Proposal:
     )
     if proposal.q is not None:
         message.q.CopyFrom(q_to_pb(proposal.q))
+    if proposal.branch is not None:
+        message.branch.accepted_len = proposal.branch.accepted_len
+        message.branch.token = proposal.branch.token
     return message
 
 
+def _proposals_from_pb(
+    messages: Sequence[worker_pb2.Proposal], span: DraftSpan, info: WorkerInfo
+) -> Sequence[Proposal]:
+    """Return the proposals of one span. Raise InvalidRequest unless they are as many as it asks for."""
+    least, most = (1, 1) if span.ahead is None else (0, span.ahead.num_branches)
+    if not least <= len(messages) <= most:
+        limit = f"must be {least} to {most} for request {span.request_id}"
+        raise InvalidRequest("proposals", f"{len(messages)} proposals", limit)
+    proposals = [_proposal_from_pb(message, span, info) for message in messages]
+    if len({proposal.branch for proposal in proposals}) < len(proposals):
+        raise InvalidRequest(codec.name_of(span.request_id, "proposals.branch"), "twice the same", "each may come once")
+    return proposals
+
+
 def _proposal_from_pb(message: worker_pb2.Proposal, span: DraftSpan, info: WorkerInfo) -> Proposal:
-    request_id, committed_len = span.request_id, span.committed_len
+    request_id, branch = span.request_id, _branch_from_pb(message, span, info)
+    committed_len = span.committed_len + (0 if branch is None else branch.accepted_len + 1)
     if message.committed_len != committed_len:
         name = codec.name_of(request_id, "proposals.committed_len")
         raise InvalidRequest(name, message.committed_len, f"must be {committed_len}")
@@ -141,4 +184,17 @@ def _proposal_from_pb(message: worker_pb2.Proposal, span: DraftSpan, info: Worke
     if scores and (len(scores) != len(tokens) or not all(0.0 <= score <= 1.0 for score in scores)):  # refuses NaN too
         name = codec.name_of(request_id, "proposals.scores")
         raise InvalidRequest(name, scores, f"must be {len(tokens)} numbers from 0 to 1, or none")
-    return Proposal(request_id, committed_len, tokens, q, source, scores)
+    return Proposal(request_id, committed_len, tokens, q, source, scores, branch)
+
+
+def _branch_from_pb(message: worker_pb2.Proposal, span: DraftSpan, info: WorkerInfo) -> Branch | None:
+    if message.HasField("branch") is not (span.ahead is not None):
+        name = codec.name_of(span.request_id, "proposals.branch")
+        raise InvalidRequest(name, message.HasField("branch"), "must be there in the reply to a span that runs ahead")
+    if span.ahead is None:
+        return None
+    (token,) = codec.tokens_from_pb([message.branch.token], info.vocab_size, "proposals.branch.token", span.request_id)
+    if (accepted_len := message.branch.accepted_len) > span.ahead.num_drafts:
+        name = codec.name_of(span.request_id, "proposals.branch.accepted_len")
+        raise InvalidRequest(name, accepted_len, f"{span.ahead.num_drafts} drafts are being verified")
+    return Branch(accepted_len, token)

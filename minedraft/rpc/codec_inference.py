@@ -145,13 +145,16 @@ def status_from_pb(message: inference_pb2.GetStatusReply) -> ServiceStatus:
 
 def borrow_to_pb(terms: LoanTerms) -> inference_pb2.BorrowRequest:
     return inference_pb2.BorrowRequest(
-        mode=terms.mode.value, max_batch_size=terms.max_batch_size, draft_len=terms.draft_len
+        mode=terms.mode.value,
+        max_batch_size=terms.max_batch_size,
+        draft_len=terms.draft_len,
+        branches=terms.branches,
     )
 
 
 def borrow_from_pb(message: inference_pb2.BorrowRequest) -> LoanTerms:
     """Return the terms. Raise InvalidRequest for an unknown mode or a size out of range."""
-    return LoanTerms.check(message.mode, message.max_batch_size, message.draft_len)
+    return LoanTerms.check(message.mode, message.max_batch_size, message.draft_len, message.branches)
 
 
 def _names(kind: type[RequestUsage | BatchState | WorkerState | SourceState | ServiceStatus]) -> set[str]:

@@ -200,6 +200,7 @@ def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:
         prefill_chunk=settings.prefill_chunk,
         max_waiting=settings.max_waiting,
         max_model_len=max_model_len,
+        branches=settings.branches,
     )
 
 

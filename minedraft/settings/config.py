@@ -20,7 +20,7 @@ from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.settings.checks import contradictions, cores_of_both, wrong_addresses, wrong_devices
 from minedraft.settings.choices import AUTO, DraftLenChoice, Folder, ModeChoice, OptionalFolder
-from minedraft.types import MAX_BATCH_SIZE, Batch, DraftMethod, Mode, Role
+from minedraft.types import MAX_BATCH_SIZE, MAX_BRANCHES, Batch, DraftMethod, Mode, Role
 
 _S = TypeVar("_S", bound="SharedSettings")
 
@@ -146,18 +146,22 @@ class Settings(SharedSettings):
     mode: ModeChoice = Field(
         AUTO,
         description="minedraft: two batches, drafting and verifying overlap; sd: one batch, taking turns; "
-        "ar: no drafts; auto: the one of them that measured costs make the fastest at the present load.",
+        "pearl: one batch, drafted on while it is verified; ar: no drafts; auto: whichever of the others but pearl "
+        "measured costs make the fastest at the present load.",
     )
     max_batch_size: int = Field(
-        8,
-        ge=1,
-        le=MAX_BATCH_SIZE,
-        description="Requests per batch (m); minedraft has two batches, sd and ar one; auto has the seats of two.",
+        8, ge=1, le=MAX_BATCH_SIZE, description="Requests per batch (m); minedraft has two; auto seats as many as two."
     )
     draft_len: DraftLenChoice = Field(
         AUTO,
         description="Draft tokens per request and round (k), ignored in mode ar; auto: as many as measured costs and "
         "acceptance make the fastest, for each request.",
+    )
+    branches: int = Field(
+        4,
+        ge=1,
+        le=MAX_BRANCHES,
+        description="Ways a verify may end that pearl prepares for; 1: as in its paper.",
     )
     draft_policy: Literal["fixed", "tetris", "tetris-exact"] = Field(
         "fixed",

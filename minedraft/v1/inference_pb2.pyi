@@ -108,14 +108,16 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class BorrowRequest(_message.Message):
-    __slots__ = ("mode", "max_batch_size", "draft_len")
+    __slots__ = ("mode", "max_batch_size", "draft_len", "branches")
     MODE_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     DRAFT_LEN_FIELD_NUMBER: _ClassVar[int]
+    BRANCHES_FIELD_NUMBER: _ClassVar[int]
     mode: str
     max_batch_size: int
     draft_len: int
-    def __init__(self, mode: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., draft_len: _Optional[int] = ...) -> None: ...
+    branches: int
+    def __init__(self, mode: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., draft_len: _Optional[int] = ..., branches: _Optional[int] = ...) -> None: ...
 
 class BorrowReply(_message.Message):
     __slots__ = ()
@@ -180,7 +182,7 @@ class SourceStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., verified_drafts: _Optional[int] = ..., accepted_drafts: _Optional[int] = ...) -> None: ...
 
 class GetStatusReply(_message.Message):
-    __slots__ = ("state", "mode", "draft_len", "max_batch_size", "num_waiting", "num_running", "batches", "workers", "vsr", "mean_accepted_len", "overlap_efficiency", "control_overhead_ms", "tokens_per_s", "output_tokens", "finished_requests", "preemptions", "stale_replies", "wire_bytes", "steps", "uptime_s", "verify_ms", "draft_ms", "step_ms", "errors", "verified_drafts", "accepted_drafts", "sources", "feature_bytes", "suspended", "num_suspended", "is_mode_auto", "is_draft_len_auto", "mode_reason")
+    __slots__ = ("state", "mode", "draft_len", "max_batch_size", "num_waiting", "num_running", "batches", "workers", "vsr", "mean_accepted_len", "overlap_efficiency", "control_overhead_ms", "tokens_per_s", "output_tokens", "finished_requests", "preemptions", "stale_replies", "wire_bytes", "steps", "uptime_s", "verify_ms", "draft_ms", "step_ms", "errors", "verified_drafts", "accepted_drafts", "sources", "feature_bytes", "suspended", "num_suspended", "is_mode_auto", "is_draft_len_auto", "mode_reason", "branches", "runs_ahead", "used_runs")
     class ErrorsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +223,9 @@ class GetStatusReply(_message.Message):
     IS_MODE_AUTO_FIELD_NUMBER: _ClassVar[int]
     IS_DRAFT_LEN_AUTO_FIELD_NUMBER: _ClassVar[int]
     MODE_REASON_FIELD_NUMBER: _ClassVar[int]
+    BRANCHES_FIELD_NUMBER: _ClassVar[int]
+    RUNS_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    USED_RUNS_FIELD_NUMBER: _ClassVar[int]
     state: str
     mode: str
     draft_len: int
@@ -254,4 +259,7 @@ class GetStatusReply(_message.Message):
     is_mode_auto: bool
     is_draft_len_auto: bool
     mode_reason: str
-    def __init__(self, state: _Optional[str] = ..., mode: _Optional[str] = ..., draft_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., batches: _Optional[_Iterable[_Union[BatchStatus, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., vsr: _Optional[float] = ..., mean_accepted_len: _Optional[float] = ..., overlap_efficiency: _Optional[float] = ..., control_overhead_ms: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., output_tokens: _Optional[int] = ..., finished_requests: _Optional[int] = ..., preemptions: _Optional[int] = ..., stale_replies: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., uptime_s: _Optional[float] = ..., verify_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., step_ms: _Optional[float] = ..., errors: _Optional[_Mapping[str, int]] = ..., verified_drafts: _Optional[int] = ..., accepted_drafts: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[SourceStatus, _Mapping]]] = ..., feature_bytes: _Optional[int] = ..., suspended: _Optional[str] = ..., num_suspended: _Optional[int] = ..., is_mode_auto: _Optional[bool] = ..., is_draft_len_auto: _Optional[bool] = ..., mode_reason: _Optional[str] = ...) -> None: ...
+    branches: int
+    runs_ahead: int
+    used_runs: int
+    def __init__(self, state: _Optional[str] = ..., mode: _Optional[str] = ..., draft_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., batches: _Optional[_Iterable[_Union[BatchStatus, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., vsr: _Optional[float] = ..., mean_accepted_len: _Optional[float] = ..., overlap_efficiency: _Optional[float] = ..., control_overhead_ms: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., output_tokens: _Optional[int] = ..., finished_requests: _Optional[int] = ..., preemptions: _Optional[int] = ..., stale_replies: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., uptime_s: _Optional[float] = ..., verify_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., step_ms: _Optional[float] = ..., errors: _Optional[_Mapping[str, int]] = ..., verified_drafts: _Optional[int] = ..., accepted_drafts: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[SourceStatus, _Mapping]]] = ..., feature_bytes: _Optional[int] = ..., suspended: _Optional[str] = ..., num_suspended: _Optional[int] = ..., is_mode_auto: _Optional[bool] = ..., is_draft_len_auto: _Optional[bool] = ..., mode_reason: _Optional[str] = ..., branches: _Optional[int] = ..., runs_ahead: _Optional[int] = ..., used_runs: _Optional[int] = ...) -> None: ...

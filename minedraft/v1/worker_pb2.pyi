@@ -191,20 +191,40 @@ class Features(_message.Message):
     def __init__(self, start: _Optional[int] = ..., states: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class DraftSpan(_message.Message):
-    __slots__ = ("request_id", "prefix_len", "tokens", "draft_len", "spec", "features")
+    __slots__ = ("request_id", "prefix_len", "tokens", "draft_len", "spec", "features", "branch", "ahead")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PREFIX_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_LEN_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    BRANCH_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     prefix_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     draft_len: int
     spec: SequenceSpec
     features: _containers.RepeatedCompositeFieldContainer[Features]
-    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., draft_len: _Optional[int] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ..., features: _Optional[_Iterable[_Union[Features, _Mapping]]] = ...) -> None: ...
+    branch: int
+    ahead: RunAhead
+    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., draft_len: _Optional[int] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ..., features: _Optional[_Iterable[_Union[Features, _Mapping]]] = ..., branch: _Optional[int] = ..., ahead: _Optional[_Union[RunAhead, _Mapping]] = ...) -> None: ...
+
+class RunAhead(_message.Message):
+    __slots__ = ("num_drafts", "num_branches")
+    NUM_DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BRANCHES_FIELD_NUMBER: _ClassVar[int]
+    num_drafts: int
+    num_branches: int
+    def __init__(self, num_drafts: _Optional[int] = ..., num_branches: _Optional[int] = ...) -> None: ...
+
+class Branch(_message.Message):
+    __slots__ = ("accepted_len", "token")
+    ACCEPTED_LEN_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    accepted_len: int
+    token: int
+    def __init__(self, accepted_len: _Optional[int] = ..., token: _Optional[int] = ...) -> None: ...
 
 class DraftRequest(_message.Message):
     __slots__ = ("round", "spans", "released", "scores", "freed")
@@ -235,20 +255,22 @@ class Timing(_message.Message):
     def __init__(self, queue_ns: _Optional[int] = ..., forward_ns: _Optional[int] = ..., busy_ns: _Optional[int] = ..., idle_ns: _Optional[int] = ..., start_us: _Optional[int] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("request_id", "committed_len", "tokens", "q", "scores", "source")
+    __slots__ = ("request_id", "committed_len", "tokens", "q", "scores", "source", "branch")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     Q_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    BRANCH_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     committed_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     q: TruncatedQ
     scores: _containers.RepeatedScalarFieldContainer[float]
     source: DraftSource
-    def __init__(self, request_id: _Optional[int] = ..., committed_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ..., scores: _Optional[_Iterable[float]] = ..., source: _Optional[_Union[DraftSource, str]] = ...) -> None: ...
+    branch: Branch
+    def __init__(self, request_id: _Optional[int] = ..., committed_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ..., scores: _Optional[_Iterable[float]] = ..., source: _Optional[_Union[DraftSource, str]] = ..., branch: _Optional[_Union[Branch, _Mapping]] = ...) -> None: ...
 
 class DraftReply(_message.Message):
     __slots__ = ("round", "proposals", "timing", "num_free_blocks")

@@ -43,10 +43,10 @@ class RestlessMode:
         self._num_rounds = 0
 
     def wanted(self, now_s: float) -> ModeDecision | None:
-        number, rest = divmod(self._num_rounds, self._period)
-        if rest:
+        if self._num_rounds % self._period:
             return None
-        return ModeDecision(LoanTerms(list(Mode)[number % 3], 1 + number % 4, 1 + number % 5), "policy")
+        number = len(self.changes)  # the same again until it is in force
+        return ModeDecision(LoanTerms(list(Mode)[number % 4], 1 + number % 3, 1 + number % 5), "policy")
 
     def observe(self, event: events.Event, now_s: float) -> None:
         match event:

@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from minedraft.core.blocks import BlockPool, BlocksExhausted
 from minedraft.errors import MineDraftError, WorkerLost
 from minedraft.messages import (
+    Branch,
     DraftCommand,
     DraftReply,
     DraftSpan,
@@ -28,11 +28,12 @@ from minedraft.messages import (
     WorkerInfo,
 )
 from minedraft.types import PROTOCOL_VERSION, Batch, DraftMethod, Role
+from minedraft_workers.kernels.tables import BlockTables
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.rounds.following import Follower
 from minedraft_workers.rounds.round_log import RoundLog
 from minedraft_workers.rounds.runtime import Work
-from minedraft_workers.sequence import SequenceState
+from minedraft_workers.sequence import HeldBranch, SequenceState
 from tests.fakes import features
 from tests.fakes.loopback import deliver_draft, deliver_verify
 
@@ -61,7 +62,8 @@ class FakeKv:
     """KV of one worker: the real table of requests, and blocks that grow all together or not at all."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
-        self.pool = BlockPool(num_blocks, block_size)
+        self.tables = BlockTables((), num_blocks, block_size)
+        self.pool = self.tables.pool
         self.requests = RequestTable()
         self.tokens: dict[int, list[int]] = {}  # of each live request, for tests to inspect
 
@@ -71,25 +73,36 @@ class FakeKv:
         """Cache the tokens of each span, but `num_without` of a request, and reserve room for the tokens beside it.
         Raise before any change."""
         states = [self.requests.find(span) for span, _ in spans]
-        wanted = [
-            (span.request_id, span.prefix_len + len(span.tokens) + len(more) - num_without) for span, more in spans
-        ]
-        growth = [self.pool.num_blocks_for(length) - self.pool.num_owned(owner) for owner, length in wanted]
-        if sum(growth) > self.pool.num_free:
-            raise BlocksExhausted(wanted[0][0], sum(growth), self.pool.num_free)
-        for owner, length in sorted(wanted, key=lambda w: self.pool.num_blocks_for(w[1]) - self.pool.num_owned(w[0])):
-            self.pool.resize(owner, length)
+        for state, (span, _) in zip(states, spans, strict=True):
+            if isinstance(span, DraftSpan):
+                self._settle_branches(state, span.branch)
+        self.tables.resize(
+            [(span.request_id, span.prefix_len + len(span.tokens) + len(more) - num_without) for span, more in spans]
+        )
         for state, (span, _) in zip(states, spans, strict=True):
             state.replace_from(span.prefix_len, span.tokens)
             self.tokens[span.request_id] = state.tokens
         self.requests.keep(states)
         return states
 
+    def fork(self, request_id: int, prefix_len: int, length: int) -> int:
+        """Return a fork of the request, with room for `length` tokens."""
+        fork = self.tables.fork(request_id, prefix_len)
+        self.tables.resize([(fork, length)])
+        return fork
+
     def release(self, request_ids: Sequence[int]) -> None:
         for request_id in request_ids:
             self.requests.forget(request_id)
             self.tokens.pop(request_id, None)
-            self.pool.release(request_id)
+            self.tables.release(request_id)
+
+    def _settle_branches(self, state: SequenceState, branch: int) -> None:
+        if branch:
+            self.tables.adopt(state.request_id, state.branches[branch - 1].kv_id)
+        else:
+            self.tables.drop_forks(state.request_id)
+        state.take_branch(branch)
 
 
 class _FakeWorker:
@@ -111,6 +124,7 @@ class _FakeWorker:
             model_name="fake",
             device="none",
             dtype="none",
+            draft_method=DraftMethod.MODEL if self.role is Role.DRAFTER else None,
         )
         self.kv = FakeKv(num_blocks, block_size)
         self.cores: list[tuple[int, ...]] = []  # given by configure, in order
@@ -215,6 +229,11 @@ class FakeVerifier(_FakeWorker):
             return self.execute(command)
 
 
+def _num_fed(span: DraftSpan) -> int:
+    """Return how many tokens a span caches beside its own: its drafts but the last, after a branch's token."""
+    return span.draft_len - (span.ahead is None) if span.draft_len else 0
+
+
 class FakeDrafter(_FakeWorker):
     """Proposes the target's next tokens, and a wrong one where `is_right(prefix_len)` is false. Where
     `is_looked_up(prefix_len)` is true, they count as looked up: it caches none of them. With `reads_features` it
@@ -249,9 +268,12 @@ class FakeDrafter(_FakeWorker):
         self.commands.append(command)
         self.kv.release(command.released)
         reads_features = bool(self.info.feature_size)
-        states = self.kv.append([(span, range(span.draft_len - 1)) for span in command.spans], int(reads_features))
-        proposals = []
+        states = self.kv.append([(span, range(_num_fed(span))) for span in command.spans], int(reads_features))
+        proposals: list[Proposal] = []
         for state, span in zip(states, command.spans, strict=True):
+            if span.ahead is not None:
+                proposals += self._run_ahead(state, span, span.ahead.num_drafts, span.ahead.num_branches)
+                continue
             committed_len = len(state.tokens)
             if reads_features:
                 features.check_features(span, state.tokens)
@@ -265,6 +287,35 @@ class FakeDrafter(_FakeWorker):
                 # The last draft is never fed back, and what an own state was fed back with is computed again.
                 del state.tokens[committed_len if reads_features or is_looked_up else -1 :]
         return DraftReply(command.round, tuple(proposals), Timing(), self.kv.pool.num_free)
+
+    def _run_ahead(
+        self, state: SequenceState, span: DraftSpan, num_drafts: int, num_branches: int
+    ) -> Sequence[Proposal]:
+        """Prepare the branch with all drafts, then those where the target takes another token than a draft, and last
+        some that cannot come true."""
+        start = len(state.tokens) - num_drafts
+        committed, in_flight = state.tokens[:start], state.tokens[start:]
+        branches = [Branch(num_drafts, self._propose(state.tokens))]
+        for index, draft in enumerate(in_flight):
+            right = next_token([*committed, *in_flight[:index]]) % self.info.vocab_size
+            branches.append(Branch(index, right if right != draft else (right + 1) % self.info.vocab_size))
+        proposals, held = [], []
+        for branch in branches[:num_branches]:
+            lead = [*in_flight[: branch.accepted_len], branch.token]
+            tokens = [*committed, *lead]
+            for _ in range(span.draft_len):
+                tokens.append(self._propose(tokens))
+            drafts = tuple(tokens[start + len(lead) :])
+            proposals.append(Proposal(span.request_id, start + len(lead), drafts, branch=branch))
+            cached = tokens[:-1]
+            if not held and len(proposals) == 1:
+                first = cached
+            else:
+                fork = self.kv.fork(span.request_id, start + branch.accepted_len, len(cached))
+                held.append(HeldBranch(fork, start, tuple(cached[start:])))
+        state.branches = held
+        state.replace_from(start, first[start:])
+        return proposals
 
     def _propose(self, tokens: Sequence[int]) -> int:
         """Return a token that both models have: a real drafter learns the target's vocabulary size in the handshake."""

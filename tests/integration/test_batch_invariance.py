@@ -23,7 +23,14 @@ pytestmark = [needs_native, pytest.mark.slow, pytest.mark.timeout(300)]
 
 HEADS = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 Way = tuple[Mode, int, int]
-WAYS: list[Way] = [(Mode.AR, 3, 0), (Mode.SD, 8, 3), (Mode.SD, 2, 1), (Mode.MINEDRAFT, 1, 4), (Mode.MINEDRAFT, 4, 2)]
+WAYS: list[Way] = [
+    (Mode.AR, 3, 0),
+    (Mode.SD, 8, 3),
+    (Mode.SD, 2, 1),
+    (Mode.MINEDRAFT, 1, 4),
+    (Mode.MINEDRAFT, 4, 2),
+    (Mode.PEARL, 3, 3),
+]
 PROMPTS = [[7, 9, 4], list(range(5, 60)), [3] * 20, [40, 41], list(range(200, 230)), [8, 9] * 9]
 PARAMS = [
     SamplingParams(max_new_tokens=40, ignore_eos=True),

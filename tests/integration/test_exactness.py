@@ -105,11 +105,18 @@ async def test_greedy_tokens_equal_generate_in_every_mode_and_batch_size(
         counters = pipeline.counters
         if mode.has_drafts:
             assert 0 < counters.accepted_drafts < counters.verified_drafts, "both outcomes must occur"
+        assert (0 < counters.used_runs < counters.runs_ahead) is mode.runs_ahead, "both outcomes must occur"
 
 
+@pytest.mark.parametrize("mode", [Mode.MINEDRAFT, Mode.PEARL])
 @pytest.mark.parametrize("has_model", [False, True])
 async def test_prompt_lookup_drafts_leave_the_tokens_unchanged(
-    has_model: bool, target_dir: Path, draft_dir: Path, prompts: list[tuple[int, ...]], truth: list[list[int]]
+    has_model: bool,
+    mode: Mode,
+    target_dir: Path,
+    draft_dir: Path,
+    prompts: list[tuple[int, ...]],
+    truth: list[list[int]],
 ) -> None:
     """Each prompt comes again with its answer before it, so that the answer can be looked up."""
     again = [(*prompt, *output, *prompt) for prompt, output in zip(prompts, truth, strict=True)]
@@ -118,7 +125,7 @@ async def test_prompt_lookup_drafts_leave_the_tokens_unchanged(
         verifier = InProcessVerifier(load_executor(target_dir))
         executor = load_executor(draft_dir) if has_model else None
         drafter = InProcessDrafter(executor, verifier, lookup=lookup) if lookup or has_model else None
-        async with CountedPipeline(limits(Mode.MINEDRAFT, 3), verifier, drafter) as pipeline:
+        async with CountedPipeline(limits(mode, 3), verifier, drafter) as pipeline:
             answers = await answer(pipeline, [*prompts, *again], params)
             assert [a.tokens for a in answers[: len(prompts)]] == truth
             outputs.append([a.tokens for a in answers])
@@ -162,11 +169,14 @@ async def test_drafts_chosen_over_the_batch_leave_the_tokens_unchanged(
         assert [a.tokens for a in await answer(pipeline, prompts, seeded)] == sampled
 
 
-@pytest.mark.parametrize("draft_rows", [300, 384])
+@pytest.mark.parametrize(
+    ("draft_rows", "mode"), [(300, Mode.MINEDRAFT), (384, Mode.MINEDRAFT), (300, Mode.PEARL), (384, Mode.PEARL)]
+)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 async def test_a_draft_model_with_fewer_or_more_rows_leaves_the_tokens_unchanged(
     temperature: float,
     draft_rows: int,
+    mode: Mode,
     target_dir: Path,
     prompts: list[tuple[int, ...]],
     truth: list[list[int]],
@@ -180,7 +190,7 @@ async def test_a_draft_model_with_fewer_or_more_rows_leaves_the_tokens_unchanged
     for has_drafter in (False, True):
         verifier = InProcessVerifier(load_executor(target_dir))
         drafter = InProcessDrafter(load_executor(padded), verifier) if has_drafter else None
-        async with CountedPipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter) as pipeline:
+        async with CountedPipeline(limits(mode, 4), verifier, drafter) as pipeline:
             outputs.append([a.tokens for a in await answer(pipeline, with_high_ids, params)])
             assert pipeline.drafter is drafter
             assert pipeline.counters.failed_commands == 0
@@ -236,9 +246,9 @@ async def test_a_draft_model_that_computes_nan_is_said_a_few_times_and_costs_onl
     assert 1 <= len(said) <= 10
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize(("mode", "temperature"), [(Mode.MINEDRAFT, 0.0), (Mode.MINEDRAFT, 0.8), (Mode.PEARL, 0.8)])
 async def test_a_verifier_lost_and_replaced_leaves_the_tokens_unchanged(
-    target_dir: Path, draft_dir: Path, prompts: list[tuple[int, ...]], temperature: float
+    target_dir: Path, draft_dir: Path, prompts: list[tuple[int, ...]], mode: Mode, temperature: float
 ) -> None:
     """Twice, in the middle of the answers: each new one recomputes what the last one had."""
     params = SamplingParams(max_new_tokens=NUM_NEW, temperature=temperature, seed=5, ignore_eos=True)
@@ -247,7 +257,7 @@ async def test_a_verifier_lost_and_replaced_leaves_the_tokens_unchanged(
     executor = load_executor(target_dir)
     verifier = InProcessVerifier(executor)
     drafter = InProcessDrafter(load_executor(draft_dir), verifier)
-    async with CountedPipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter, verifier_returns=True) as pipeline:
+    async with CountedPipeline(limits(mode, 4), verifier, drafter, verifier_returns=True) as pipeline:
         answering = asyncio.create_task(answer(pipeline, prompts, params))
         for num_tokens in (len(prompts) * 3, len(prompts) * 8):
             await until(lambda n=num_tokens: pipeline.counters.output_tokens >= n)
@@ -259,13 +269,14 @@ async def test_a_verifier_lost_and_replaced_leaves_the_tokens_unchanged(
         assert pipeline.counters.accepted_drafts > 0
 
 
+@pytest.mark.parametrize("mode", [Mode.MINEDRAFT, Mode.PEARL])
 async def test_preemption_and_aborted_neighbours_leave_the_tokens_unchanged(
-    target_dir: Path, draft_dir: Path, prompts: list[tuple[int, ...]], truth: list[list[int]]
+    mode: Mode, target_dir: Path, draft_dir: Path, prompts: list[tuple[int, ...]], truth: list[list[int]]
 ) -> None:
     # 32 blocks of 4 tokens: about two of the longer requests at a time.
     verifier = InProcessVerifier(load_executor(target_dir, num_blocks=32))
     drafter = InProcessDrafter(load_executor(draft_dir, num_blocks=32), verifier)
-    async with CountedPipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter) as pipeline:
+    async with CountedPipeline(limits(mode, 4), verifier, drafter) as pipeline:
         victims = [Collector() for _ in range(4)]
         ids = [
             pipeline.submit(NewRequest((9, 9, n), SamplingParams(max_new_tokens=90, ignore_eos=True)), victim)
@@ -299,6 +310,8 @@ async def test_a_seeded_request_gives_the_same_tokens_in_every_mode_alone_or_in_
         (Mode.SD, 3, False),
         (Mode.MINEDRAFT, 5, True),
         (Mode.MINEDRAFT, 2, False),
+        (Mode.PEARL, 1, False),
+        (Mode.PEARL, 4, True),
         (Mode.AR, 0, True),
     ]:
         verifier = InProcessVerifier(load_executor(target_dir))

@@ -126,7 +126,7 @@ class InProcessDrafter(_InProcess):
             self.info = _info(Role.DRAFTER, executor)
             self.actor = DrafterActor(EagleProposer(executor), self.info)
         else:
-            self.info = _info(Role.DRAFTER, executor)
+            self.info = replace(_info(Role.DRAFTER, executor), draft_method=DraftMethod.MODEL)
             model = ModelProposer(executor)
             self.actor = DrafterActor(CombinedProposer(model) if lookup else model, self.info)
         self.actor.reset(verifier.info.vocab_size)  # as a handshake does

@@ -248,8 +248,25 @@ class Executor:
             return torch.empty(0, self.num_columns, device=self.device)
         return self._spans.run(spans, self._runner.run)
 
+    @torch.inference_mode()
+    def fork(self, request_id: int, prefix_len: int) -> int:
+        """Return the id of a second continuation of the request's first `prefix_len` cached tokens, to use in spans.
+
+        Raises:
+            BlocksExhausted: no block is free for it; nothing was changed.
+        """
+        return self._tables.fork(request_id, prefix_len)
+
+    def adopt(self, request_id: int, fork: int) -> None:
+        """Make a fork the request, and drop the request's other forks."""
+        self._tables.adopt(request_id, fork)
+
+    def drop_forks(self, request_id: int) -> None:
+        """Free the KV of the request's forks."""
+        self._tables.drop_forks(request_id)
+
     def release(self, request_id: int) -> None:
-        """Free the request's KV; an unknown request is ignored."""
+        """Free the KV of the request and its forks; an unknown request is ignored."""
         self._tables.release(request_id)
 
     def release_all(self) -> None:

@@ -66,6 +66,12 @@ class KVCache(PagedCache[int]):
             for rows in (keys, values):
                 rows.view(-1, shape.num_heads * rows.shape[1]).index_fill_(0, ids, 0)
 
+    def _copy(self, source: int, target: int) -> None:
+        for shape, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            for rows in (keys, values):
+                blocks = rows.view(-1, shape.num_heads * rows.shape[1])
+                blocks[target] = blocks[source]
+
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """Return a copy of a host array on the device, without waiting for the device."""

@@ -21,6 +21,12 @@ class NativeCache(PagedCache[LayerCache]):
         super().__init__(layers, num_blocks, block_size)
         self.layer_caches = [_make_layer_cache(shape, num_blocks, block_size, dtype) for shape in layers]
 
+    def _copy(self, source: int, target: int) -> None:
+        for cache in self.layer_caches:
+            for numbers in (cache.keys, cache.values):
+                blocks = numbers.view(cache.num_blocks, -1)
+                blocks[target] = blocks[source]
+
 
 class NativeLayerKernels(NativeKernels):
     """`NativeKernels` as the layers' kernels: a row's result depends on that row's request alone."""

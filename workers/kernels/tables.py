@@ -37,12 +37,20 @@ class QuerySpan:
 
 
 class BlockTables:
-    """The owners of the blocks, in `pool`, and the number of tokens that each has cached."""
+    """The owners of the blocks, in `pool`, and the number of tokens that each has cached.
+
+    A *fork* is another continuation of a request's first tokens. It reads the request's blocks as far as they are
+    full, and owns the blocks after them: a copy of the one that is not full, and its own. So a block still has one
+    owner. The request may grow while it has forks; before it shrinks, they are dropped or one is adopted.
+    """
 
     def __init__(self, layers: Sequence[LayerShape], num_blocks: int, block_size: int) -> None:
         self.pool = BlockPool(num_blocks, block_size)
         self.layers = tuple(layers)
         self._lengths: dict[int, int] = {}
+        self._borrowed: dict[int, list[int]] = {}  # of each fork, the blocks of its request that it reads
+        self._forks: dict[int, list[int]] = {}  # of each request that has some
+        self._last_fork = 0  # forks are numbered downwards from -1, requests upwards from 1
 
     def length(self, request_id: int) -> int:
         """Return the number of tokens cached for this request; 0 if it is unknown."""
@@ -55,29 +63,74 @@ class BlockTables:
             BlocksExhausted: together they do not fit; nothing was changed.
         """
         pool = self.pool
-        growth = [pool.num_blocks_for(num_tokens) - pool.num_owned(owner) for owner, num_tokens in lengths]
+        own_lengths = [(owner, num_tokens - self._num_borrowed(owner)) for owner, num_tokens in lengths]
+        growth = [pool.num_blocks_for(num_tokens) - pool.num_owned(owner) for owner, num_tokens in own_lengths]
         if sum(growth) > pool.num_free:
             raise BlocksExhausted(lengths[growth.index(max(growth))][0], sum(growth), pool.num_free)
         freed: list[int] = []
-        for (owner, num_tokens), num_more in zip(lengths, growth, strict=True):
+        for (owner, num_tokens), num_more in zip(own_lengths, growth, strict=True):
             if num_more < 0:
                 freed.extend(pool.table(owner)[num_more:])
                 pool.resize(owner, num_tokens)
         self._clear(freed)
-        tables = [pool.resize(owner, num_tokens) for owner, num_tokens in lengths]
+        tables = [
+            [*self._borrowed.get(owner, ()), *pool.resize(owner, num_tokens)] for owner, num_tokens in own_lengths
+        ]
         self._lengths.update(lengths)
         return tables
 
+    def fork(self, request_id: int, num_tokens: int) -> int:
+        """Return the id of a new fork, which has the request's first `num_tokens` tokens cached.
+
+        Raises:
+            BlocksExhausted: no block is free for its copy; nothing was changed.
+        """
+        assert num_tokens <= self.length(request_id), f"{num_tokens} of {self.length(request_id)} tokens"
+        num_full, num_more = divmod(num_tokens, self.pool.block_size)
+        table, fork = self.pool.table(request_id), self._last_fork - 1
+        for block in self.pool.resize(fork, num_more):
+            self._copy(table[num_full], block)
+        self._last_fork = fork
+        self._borrowed[fork] = table[:num_full]
+        self._lengths[fork] = num_tokens
+        self._forks.setdefault(request_id, []).append(fork)
+        return fork
+
+    def adopt(self, request_id: int, fork: int) -> None:
+        """Make one of the request's forks the request, and drop its others."""
+        self._forks[request_id].remove(fork)
+        self.drop_forks(request_id)
+        num_kept = len(self._borrowed.pop(fork)) * self.pool.block_size
+        self._clear(self.pool.table(request_id)[num_kept // self.pool.block_size :])
+        self.pool.resize(request_id, num_kept)
+        self.pool.hand_over(fork, request_id)
+        self._lengths[request_id] = self._lengths.pop(fork)
+
+    def drop_forks(self, request_id: int) -> None:
+        """Free the blocks of all the request's forks; one without forks is ignored."""
+        for fork in self._forks.pop(request_id, ()):
+            self._clear(self.pool.table(fork))
+            self.pool.release(fork)
+            del self._lengths[fork], self._borrowed[fork]
+
     def release(self, request_id: int) -> None:
-        """Free the request's blocks; an unknown request is ignored."""
+        """Free the blocks of the request and its forks; an unknown request is ignored."""
+        self.drop_forks(request_id)
         self._clear(self.pool.table(request_id))
         self.pool.release(request_id)
         self._lengths.pop(request_id, None)
 
     def release_all(self) -> None:
         """Free everything: a new epoch begins."""
-        for request_id in self.pool.owners:
-            self.release(request_id)
+        for owner in self.pool.owners - self._borrowed.keys():
+            self.release(owner)
+
+    def _num_borrowed(self, owner: int) -> int:
+        """Return the number of tokens in the blocks that a fork reads of its request."""
+        return len(self._borrowed.get(owner, ())) * self.pool.block_size
 
     def _clear(self, blocks: Sequence[int]) -> None:
         """Blocks are free now; a cache whose free blocks must be zeros clears them."""
+
+    def _copy(self, source: int, target: int) -> None:
+        """Copy the keys and values of a whole block; what holds them does it."""

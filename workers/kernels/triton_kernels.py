@@ -53,6 +53,11 @@ class TritonCache(PagedCache[TritonLayer]):
             TritonLayer(shape, room(shape, shape.key_dim), room(shape, shape.value_dim)) for shape in self.layers
         ]
 
+    def _copy(self, source: int, target: int) -> None:
+        for cache in self.layer_caches:
+            for blocks in (cache.keys, cache.values):
+                blocks[target] = blocks[source]
+
 
 @dataclass(frozen=True, slots=True)
 class PlanSize:

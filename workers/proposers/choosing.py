@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
+from minedraft.messages import Branch
 from minedraft.types import Acceptance, ScoreKind
 from minedraft_workers.proposers.base import DraftRow
+from minedraft_workers.proposers.branches import likely_branches
 from minedraft_workers.sampling.choose import ChoiceRow
 from minedraft_workers.sampling.sampler import Sampler
 
@@ -49,7 +51,7 @@ class DraftChooser:
         logits = logits[:, : self._num_columns]
         choice = self._sampler.choose_drafts(
             logits,
-            [ChoiceRow(row.state, row.committed_len + len(row.drafts), row.drafts) for row in rows],
+            [_to_choice(row) for row in rows],
             self._ids,
             self._top_m,
         )
@@ -71,6 +73,12 @@ class DraftChooser:
                 row.q_ids.append(ids)
                 row.q_probs.append(probs)
 
+    def choose_branches(self, logits: torch.Tensor, row: DraftRow) -> Sequence[Branch]:
+        """Return the branches of a row that runs ahead; see `likely_branches`."""
+        assert row.ahead is not None, "the row runs ahead"
+        columns = logits[:, : self._num_columns]
+        return likely_branches(columns, row.state, row.in_flight, row.ahead.num_branches, self._ids)
+
     def _score(self, logits: torch.Tensor, rows: Sequence[DraftRow], tokens: Sequence[int | None]) -> None:
         """Add its score to each draft. It is of the logits as they are: temperature and truncation would make most
         drafts look certain."""
@@ -89,3 +97,7 @@ class DraftChooser:
         before, self._num_bad = self._num_bad, self._num_bad + num_rows
         if before.bit_length() < self._num_bad.bit_length():
             logger.warning("the draft model's logits are not finite; rows without a draft so far: %d", self._num_bad)
+
+
+def _to_choice(row: DraftRow) -> ChoiceRow:
+    return ChoiceRow(row.state, row.committed_len + len(row.uncommitted), row.uncommitted, len(row.lead))

@@ -3,6 +3,12 @@
 A round is `draft_len` forwards in a row: the first has the tokens that are not cached yet, each later one
 a single token per request. The last draft is not fed back, so after a round the KV holds the committed
 tokens and all drafts but the last.
+
+A row that runs ahead has tokens in flight: drafts that the verifier checks meanwhile. Its first forward has those
+and the committed token before them, so its logits say at each of them what else could come; from these the
+likeliest ways for the verify to end are chosen (`branches.py`), and each becomes a row of the forwards that follow.
+The first branch continues the request's own KV, each other one a fork of it. This is `draft_len + 1` forwards, as
+many as the first branch alone takes: a forward of few rows is bound by reading the weights.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.choosing import DraftChooser
 from minedraft_workers.sampling.choose import DEFAULT_TOP_M
 from minedraft_workers.sampling.sampler import Sampler
+from minedraft_workers.sequence import HeldBranch
 
 logger = logging.getLogger("minedraft.drafter")
 
@@ -46,32 +53,104 @@ class ModelProposer:
         the KV blocks or the memory run out.
         """
         self._clock.start()
+        for row in rows:
+            self._settle_forks(row)
         logits = self._forward(
-            [ForwardSpan(row.state.request_id, row.prefix_len, row.tokens, 1 if row.draft_len else 0) for row in rows]
+            [ForwardSpan(row.state.request_id, row.prefix_len, row.tokens, _num_logits(row)) for row in rows]
         )
         for row in rows:
-            row.state.replace_from(row.prefix_len, row.tokens)
+            row.state.replace_from(row.prefix_len, row.committed)
+        self._draft(self._start(rows, logits))
+        for row in rows:
+            self._keep_tokens(row)
+        return self._clock.finish()
+
+    def _settle_forks(self, row: DraftRow) -> None:
+        """Let the fork that the row continues become the request, and drop the others."""
+        if row.adopts:
+            self._executor.adopt(row.state.request_id, row.adopts)
+        else:
+            self._executor.drop_forks(row.state.request_id)
+
+    def _start(self, rows: Sequence[DraftRow], logits: torch.Tensor) -> list[DraftRow]:
+        """Return the rows to draft on: those that ask for drafts, each with its first one, and the branches of those
+        that run ahead, which begin with the token of the branch."""
+        plain: list[DraftRow] = []
+        of_plain: list[int] = []
+        branches: list[DraftRow] = []
+        end = 0
+        for row in rows:
+            start, end = end, end + _num_logits(row)
+            if row.ahead is not None:
+                branches += self._branch_off(row, logits[start:end])
             # The KV of draft i (from 1) is at position committed_len + i - 1; the last draft has none.
-            row.draft_len = min(row.draft_len, self._executor.max_model_len - row.committed_len + 1)
-        active = [row for row in rows if row.draft_len]
-        while active:
-            self._chooser.choose(logits, active)
-            active = [row for row in active if not row.is_done]
-            if not active:
+            elif (most := min(row.draft_len, self._room(row))) > 0:
+                row.draft_len = most
+                plain.append(row)
+                of_plain.append(start)
+        if plain:
+            self._chooser.choose(logits if len(plain) == len(logits) else logits[of_plain], plain)
+        return plain + branches
+
+    def _branch_off(self, row: DraftRow, logits: torch.Tensor) -> list[DraftRow]:
+        """Choose the branches of a row that runs ahead. The first one continues the request's own KV."""
+        state = row.state
+        for branch in self._chooser.choose_branches(logits, row):
+            kv_id = state.request_id
+            try:
+                if row.branches:
+                    kv_id = self._executor.fork(state.request_id, row.committed_len + branch.accepted_len)
+            except BlocksExhausted as error:
+                logger.warning("fewer branches prepared: %s", error)
                 break
+            ahead = row.branch_off(branch.accepted_len, branch.token, kv_id, row.draft_len)
+            ahead.draft_len = min(ahead.draft_len, self._room(ahead))
+            if ahead.draft_len > 0:
+                row.branches.append(ahead)
+            elif not row.branches:
+                break
+        return row.branches
+
+    def _draft(self, rows: Sequence[DraftRow]) -> None:
+        """Draft until every row is done, or the memory is at its end."""
+        while active := [row for row in rows if not row.is_done]:
             try:
                 logits = self._forward(
                     [
-                        ForwardSpan(row.state.request_id, row.committed_len + len(row.drafts) - 1, row.drafts[-1:], 1)
+                        ForwardSpan(
+                            row.kv_id or row.state.request_id,
+                            row.committed_len + len(row.uncommitted) - 1,
+                            row.uncommitted[-1:],
+                            1,
+                        )
                         for row in active
                     ]
                 )
             except (BlocksExhausted, torch.OutOfMemoryError) as error:
                 logger.warning("drafting stopped early: %s", error)
                 break
-        for row in rows:
-            row.state.tokens.extend(row.drafts[:-1])
-        return self._clock.finish()
+            self._chooser.choose(logits, active)
+
+    def _keep_tokens(self, row: DraftRow) -> None:
+        """Record whose tokens are cached: of the request, or of its first branch, and of the branches beside it."""
+        state = row.state
+        if row.ahead is None:
+            state.tokens.extend(row.drafts[:-1])
+            return
+        if not row.branches or not row.branches[0].drafts:  # nothing after the request's own KV: no branch at all
+            self._executor.drop_forks(state.request_id)
+            row.branches.clear()
+            state.tokens.extend(row.in_flight)
+            return
+        row.branches = [branch for branch in row.branches if branch.drafts]
+        first, *others = row.branches
+        committed_len = row.committed_len
+        state.branches = [HeldBranch(b.kv_id, committed_len, tuple(b.uncommitted[:-1])) for b in others]
+        state.tokens.extend(first.uncommitted[:-1])
+
+    def _room(self, row: DraftRow) -> int:
+        """Return how many drafts fit in the context after a row's committed tokens and its lead."""
+        return self._executor.max_model_len - row.committed_len - len(row.lead) + 1
 
     def release(self, request_id: int) -> None:
         self._executor.release(request_id)
@@ -83,3 +162,10 @@ class ModelProposer:
     def _forward(self, spans: Sequence[ForwardSpan]) -> torch.Tensor:
         with self._clock.forward():
             return self._executor.forward(spans)
+
+
+def _num_logits(row: DraftRow) -> int:
+    """Return how many of the row's last positions decide what is drafted."""
+    if row.ahead is None or row.ahead.num_branches == 1:
+        return 1 if row.draft_len else 0
+    return row.ahead.num_drafts + 1

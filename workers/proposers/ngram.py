@@ -75,7 +75,7 @@ class PromptLookup:
         index = self._indexes.setdefault(request_id, SuffixIndex())
         known = min(len(index), row.prefix_len)
         # Between the two are drafts that were accepted, which only the state has.
-        index.replace_from(known, [*row.state.tokens[known : row.prefix_len], *row.tokens])
+        index.replace_from(known, [*row.state.tokens[known : row.prefix_len], *row.committed])
         proposed = self._open.get(request_id)
         if proposed is not None and proposed.position < len(index):
             proposed.rate.count(index.token_at(proposed.position) == proposed.draft)
@@ -92,6 +92,15 @@ class PromptLookup:
             row.scores = [rate.value] * len(row.drafts)
         self.note(row, rate)
         return True
+
+    def find_ahead(self, row: DraftRow, least_rate: float) -> tuple[int, ...]:
+        """Return the token that may follow the drafts in flight of a row that runs ahead, and the drafts after it; none
+        if they stand with less than `least_rate`. Call `read` before."""
+        index = self._indexes[row.state.request_id]
+        index.replace_from(row.committed_len, row.in_flight)
+        match = index.find(row.draft_len + 1)
+        index.replace_from(row.committed_len, ())  # they may be rejected
+        return () if match is None or self._rate_of(match, row).value < least_rate else tuple(match.continuation)
 
     def note(self, row: DraftRow, rate: AcceptanceRate) -> None:
         """Let `rate` learn what becomes of the row's drafts."""
@@ -125,11 +134,24 @@ class NgramProposer:
 
     def propose(self, rows: Sequence[DraftRow]) -> int:
         for row in rows:
-            row.state.replace_from(row.prefix_len, row.tokens)
+            row.state.replace_from(row.prefix_len, row.committed)
             self._lookup.read(row)
-            if row.draft_len:
+            if row.ahead is not None:
+                self._run_ahead(row)
+            elif row.draft_len:
                 self._lookup.find(row, LEAST_RATE)
         return 0
+
+    def _run_ahead(self, row: DraftRow) -> None:
+        """Prepare the one branch that the text suggests: all drafts, the token after them, and what followed it."""
+        token, *drafts = self._lookup.find_ahead(row, LEAST_RATE) or (0,)
+        if not drafts:
+            row.state.tokens.extend(row.in_flight)
+            return
+        branch = row.branch_off(len(row.in_flight), token, 0, row.draft_len)
+        branch.drafts = drafts
+        row.branches.append(branch)
+        row.state.tokens.extend(branch.uncommitted[:-1])
 
     def release(self, request_id: int) -> None:
         self._lookup.release(request_id)

@@ -38,12 +38,19 @@ class ChoiceRow:
 
     Attributes:
         position: absolute position (index in prompt + output) of the token to choose.
-        drafts: drafts of this round so far.
+        drafts: tokens between the request's known tokens and this position: drafts of this round so far, after
+            `num_ahead` tokens that are taken as known.
     """
 
     state: SequenceState
     position: int
     drafts: Sequence[int] = ()
+    num_ahead: int = 0
+
+    @property
+    def index(self) -> int:
+        """The number of drafts of this round so far."""
+        return len(self.drafts) - self.num_ahead
 
     @property
     def takes_peak(self) -> bool:
@@ -122,7 +129,7 @@ def _choose(logits: torch.Tensor, row: ChoiceRow, columns: Columns, top_m: int) 
         return _Choice(coupled_choice(processed, columns, state.spec.seed, row.position))
     indices, probs = truncate_q(processed, top_m)
     kept = (indices if processed.columns is None else processed.columns[indices]).tolist()
-    seed = seed_of_draft(state.spec.seed, len(row.drafts))
+    seed = seed_of_draft(state.spec.seed, row.index)
     return _Choice(kept[draw(probs, uniform(seed, row.position, Purpose.DRAFT))], kept, probs)
 
 

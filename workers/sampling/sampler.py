@@ -76,7 +76,7 @@ class Sampler:
         if self._kernels is None or not logits.is_cpu or all(row.takes_peak for row in rows):
             return choose_drafts(logits, rows, draft_vocab_ids, top_m)
         columns = columns_of(logits.shape[-1], logits.device, draft_vocab_ids)
-        spans = [_Span(row.state, row.position, row.drafts, ()) for row in rows]
+        spans = [_Span(row.state, row.position, row.drafts, (), row.index) for row in rows]
         requests = self._requests(logits, spans, columns, ChoiceRule.PROPOSE)
         has_q = any(row.state.spec.acceptance is Acceptance.REJECTION for row in rows)
         choices = self._kernels.choose(requests, columns.noise.hashes, top_m if has_q else 0)
@@ -102,7 +102,7 @@ class Sampler:
                 rows,
                 first_row,
                 rule,
-                seed_of_draft(spec.seed, len(span.known_drafts)) if is_draft else spec.seed,
+                seed_of_draft(spec.seed, span.draft_index) if is_draft else spec.seed,
                 span.position,
                 span.drafts,
                 usable_temperature(sampling.temperature),
@@ -138,13 +138,14 @@ class _Span(NamedTuple):
     """One request's positions in a call.
 
     position: that of the first, for its random numbers. known_drafts: those before it, of this round.
-    drafts: those to decide about.
+    drafts: those to decide about. draft_index: drafts of this round before the first.
     """
 
     state: SequenceState
     position: int
     known_drafts: Sequence[int]
     drafts: Sequence[int]
+    draft_index: int = 0
 
 
 def _q_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 
 from minedraft.core.policy.base import DraftOffer, DraftPolicy, FixedDraftLen, FixedMode, ModeDecision, ModePolicy
 from minedraft.core.request import Request
@@ -63,8 +64,7 @@ class GuardedModePolicy:
         try:
             if (decision := self._policy.wanted(now_s)) is None:
                 return None
-            terms = decision.terms
-            return ModeDecision(LoanTerms.check(terms.mode, terms.max_batch_size, terms.draft_len), decision.why)
+            return ModeDecision(LoanTerms.check(*astuple(decision.terms)), decision.why)
         except Exception as error:
             self._on_failure(f"{type(self._policy).__name__}.wanted: {type(error).__name__}: {error}")
             self._policy = FixedMode()

@@ -3,6 +3,7 @@ own kind, one drafter. The drafter checks every claim of the book against what i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
@@ -13,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from minedraft.core.draft_book import MAX_LAG, DraftBook
 from minedraft.core.ledger import KvLedger
 from minedraft.errors import InvalidRequest, ProtocolError
-from minedraft.messages import DraftCommand, DraftSpan, Proposal
+from minedraft.messages import Branch, DraftCommand, DraftSpan, Proposal, RunAhead
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Acceptance, Batch, DraftMethod, RoundId, SequenceSpec
 from tests.fakes.workers import EPOCH, VOCAB_SIZE, FakeDrafter, next_token
@@ -39,7 +40,7 @@ class BookMachine(RuleBasedStateMachine):
         self.drafter = FakeDrafter(
             num_blocks, BLOCK_SIZE, CONTEXT, lambda n: n % 4 != 0, vocab_size, False, lambda n: n % 5 == 0
         )
-        self.book = DraftBook(KvLedger(num_blocks, BLOCK_SIZE, CONTEXT), vocab_size)
+        self.book = DraftBook(KvLedger(num_blocks, BLOCK_SIZE, CONTEXT), vocab_size, can_run_ahead=True)
         self.live: dict[int, EngineRequest] = {}
         self.num_requests = self.num_rounds = self.num_drafted = 0
         self.will_refuse = False
@@ -50,12 +51,24 @@ class BookMachine(RuleBasedStateMachine):
         self.num_requests += 1
         self.live[self.num_requests] = EngineRequest(self.num_requests, list(prompt))
 
-    @rule(draft_len=st.integers(1, 5), budget=st.integers(1, 30), num_rejected=st.integers(0, 5))
-    def step(self, draft_len: int, budget: int, num_rejected: int) -> None:
-        """One step of the engine: drafts where the book offers some, prompts meanwhile, then its target's say."""
-        drafts, prefills = self._plan(draft_len, budget)
-        proposals = self._ask(drafts, "draft")
-        self._ask(prefills, "prefill")
+    @rule(
+        draft_len=st.integers(1, 5),
+        budget=st.integers(1, 30),
+        num_rejected=st.integers(0, 5),
+        num_branches=st.integers(0, 5),
+    )
+    def step(self, draft_len: int, budget: int, num_rejected: int, num_branches: int) -> None:
+        """One step of the engine: drafts where some are ready or the book offers some, prompts and runs ahead
+        meanwhile, then its target's say."""
+        ready = {r.id: prepared.tokens for r in self.live.values() if (prepared := self.book.ready(r)) is not None}
+        drafts, prefills = self._plan(draft_len, budget, ready)
+        proposals = ready | self._ask(drafts, "draft")
+        runs = []
+        if num_branches:
+            in_prefill = {span.request_id for span in prefills}
+            others = [r for r in self.live.values() if r.id not in in_prefill]
+            runs = [self.book.plan_run(r, proposals.get(r.id, ()), draft_len, num_branches) for r in others]
+        self._ask((*prefills, *[run for run in runs if run is not None]), "prefill")
         for request in self.live.values():
             proposed = proposals.get(request.id, ())
             committed_len, accepted_len = len(request.tokens), 0
@@ -65,7 +78,8 @@ class BookMachine(RuleBasedStateMachine):
                 request.tokens.append(draft)
                 accepted_len += 1
             request.tokens.append(next_token(request.tokens))
-            self.book.accepted(request.id, committed_len, accepted_len)
+            if self.book.judged(request.id, self.num_rounds, accepted_len, request.tokens[-1]) is None:
+                self.book.accepted(request.id, committed_len, accepted_len)
 
     @rule()
     def refuse_the_next_command(self) -> None:
@@ -90,8 +104,9 @@ class BookMachine(RuleBasedStateMachine):
         assert self.book.kv.num_free <= self.drafter.kv.pool.num_free
         for request in self.live.values():
             cached_len = self.book.cached_len(request.id)
-            held = self.drafter.kv.tokens.get(request.id, [])
-            assert cached_len == 0 or list(held[:cached_len]) == request.tokens[:cached_len]
+            assert cached_len == 0 or self._held(request.id)[:cached_len] == request.tokens[:cached_len]
+            if (ready := self.book.ready(request)) is not None:
+                assert self._held(request.id) == [*request.tokens, *ready.tokens[:-1]]
 
     def teardown(self) -> None:
         if hasattr(self, "book"):
@@ -102,9 +117,22 @@ class BookMachine(RuleBasedStateMachine):
             self._ask((), "draft")
             assert self.drafter.kv.pool.num_free == self.drafter.info.num_blocks
 
-    def _plan(self, draft_len: int, budget: int) -> tuple[tuple[DraftSpan, ...], tuple[DraftSpan, ...]]:
+    def _held(self, request_id: int) -> list[int]:
+        """Return the tokens that the drafter has cached, of the branch that the next span will name."""
+        state = self.drafter.kv.requests.find(DraftSpan(request_id, 0, (0,), 0))
+        branch = self.book.branch(request_id)
+        if branch == 0:
+            return list(state.tokens)
+        held = state.branches[branch - 1]
+        return [*state.tokens[: held.committed_len], *held.tokens]
+
+    def _plan(
+        self, draft_len: int, budget: int, ready: Mapping[int, tuple[int, ...]]
+    ) -> tuple[tuple[DraftSpan, ...], tuple[DraftSpan, ...]]:
         drafts, prefills = [], []
         for request in self.live.values():
+            if request.id in ready:
+                continue
             if num_drafts := self.book.draft_len(request, draft_len, budget):
                 assert len(request.tokens) - self.book.cached_len(request.id) <= max(MAX_LAG, self.max_draft_len + 1)
                 self.max_draft_len = max(self.max_draft_len, num_drafts)
@@ -126,7 +154,7 @@ class BookMachine(RuleBasedStateMachine):
             self.book.refused(command, error.request_id)
             return {}
         self.book.executed(command, reply.proposals)
-        return {proposal.request_id: proposal.tokens for proposal in reply.proposals}
+        return {proposal.request_id: proposal.tokens for proposal in reply.proposals if proposal.branch is None}
 
     def _refusal(self, command: DraftCommand) -> None:
         if self.will_refuse:
@@ -177,3 +205,35 @@ def test_drafts_that_were_not_verified_are_cached_no_less() -> None:
     request.tokens += [6, 7, 10]  # two of the four were verified, and accepted
     book.accepted(1, committed_len=1, accepted_len=2)
     assert book.cached_len(1) == 3
+
+
+def test_drafts_are_ready_only_for_the_verdict_that_they_were_prepared_for() -> None:
+    for accepted_len, bonus, number, came_true in [
+        (1, 8, 2, True),
+        (0, 9, 2, True),
+        (0, 8, 2, False),
+        (1, 9, 2, False),
+        (1, 8, 3, None),
+    ]:
+        book, request = DraftBook(KvLedger(32, BLOCK_SIZE, CONTEXT), VOCAB_SIZE, True), EngineRequest(1, [5, 6])
+        assert book.prefill_len(request, 9) == 0, "two tokens are for the run itself"
+        run = book.plan_run(request, (7,), 2, 3)
+        assert run == DraftSpan(1, 0, (5, 6, 7), 2, request.spec, ahead=RunAhead(1, 3))
+        command = book.command(RoundId(1, Batch.A, 2), (run,))
+        first, second = Proposal(1, 4, (20, 21), branch=Branch(1, 8)), Proposal(1, 3, (30, 31), branch=Branch(0, 9))
+        book.executed(command, (first, second))
+        assert book.ready(request) is None
+        assert book.judged(1, number, accepted_len, bonus) is came_true
+        request.tokens += [*(7,) * accepted_len, bonus]
+        ready = book.ready(request)
+        assert (ready is not None) is (came_true is True)
+        if ready is not None:
+            assert ready == (Proposal(1, 4, (20, 21)) if accepted_len else Proposal(1, 3, (30, 31)))
+            assert book.cached_len(1) == len(request.tokens)
+            following = book.plan_run(request, ready.tokens, 2, 3)
+            assert following is not None
+            assert following.branch == (0 if accepted_len else 1), "its place in the reply"
+            request.tokens.append(1)
+            assert book.ready(request) is None, "the request has gone on without them"
+        book.forget(1)
+        assert book.judged(1, number, accepted_len, bonus) is None

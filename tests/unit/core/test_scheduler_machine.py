@@ -1,6 +1,5 @@
-"""Random schedules of adds, aborts, stops, refusals, changes of mode and sizes, loss and return of either
-worker, and rounds of both batches in any order, against workers that check every claim. Thousands of steps, no
-clock, no I/O. What the scheduler says has happened is checked against what has."""
+"""Random schedules of adds, aborts, stops, refusals, changes of mode, loss and return of workers, and rounds of both
+batches in any order, against workers that check every claim, and every event against what has happened."""
 
 from __future__ import annotations
 
@@ -14,6 +13,7 @@ from minedraft.core.limits import SchedulerLimits
 from minedraft.core.policy.tetris import TetrisPolicy
 from minedraft.core.request import NewRequest, RequestUpdate
 from minedraft.core.rounds import RoundPlan
+from minedraft.core.running_ahead import plan_runs
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.drafting import make_book, make_ledger
 from minedraft.errors import InternalError, InvalidRequest, Overloaded, ProtocolError
@@ -78,6 +78,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         drafter_vocab=st.sampled_from([VOCAB_SIZE, VOCAB_SIZE - 7, VOCAB_SIZE + 31]),
         error_period=st.integers(1, 5),
         reads_features=st.booleans(),
+        branches=st.integers(1, 6),
     )
     def start(
         self,
@@ -92,12 +93,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         drafter_vocab: int,
         error_period: int,
         reads_features: bool,
+        branches: int,
     ) -> None:
         self.verifier = FakeVerifier(verifier_blocks, 4, 64)
         self.make_drafter = lambda: FakeDrafter(
             drafter_blocks, 4, drafter_context, lambda n: n % error_period != 0, drafter_vocab, reads_features, is_fifth
         )
-        limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, 6, 64, extra_drafts=extra_drafts)
+        limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, 6, 64, branches, False, extra_drafts)
         policy = TetrisPolicy(AnyDraftPolicy(error_period), extra_drafts)
         self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None, policy)
         self.told = Told()
@@ -339,7 +341,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.verifier_kv.acknowledge(command.released)
 
     def _commit(self, batch: Batch, flight: InFlight) -> None:
-        self._ask_drafter(flight.plan, flight.plan.prefills, "prefill")
+        plan, runs = flight.plan, plan_runs(flight.plan, flight.verify_command.spans)
+        self._ask_drafter(plan, plan.prefills + runs, "prefill")
         verdicts = flight.reply.verdicts if flight.reply else ()
         self.in_flight[batch].pop(0)
         if (refusal := flight.refusal) is not None:

@@ -202,7 +202,7 @@ async def test_whatever_comes_when_everybody_is_answered(seed: int) -> None:
 
 
 async def test_a_mode_policy_switches_as_it_likes_and_is_not_asked_during_a_loan() -> None:
-    policy = RestlessMode(period=11)
+    policy = RestlessMode(period=3)
     pipeline = CountedPipeline(TWO, FakeVerifier(), FakeDrafter(), mode_policy=policy, draft_policy=AnyDraftPolicy(3))
     async with pipeline, asyncio.timeout(20):
         sinks = [submit(pipeline, n)[1] for n in range(1, 40)]

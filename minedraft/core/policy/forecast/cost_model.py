@@ -86,7 +86,7 @@ class CostModel:
         match event:
             case events.RoundPlanned():
                 self._open[event.number] = _OpenRound(event)
-            case events.Drafted() if event.number in self._open:
+            case events.Drafted() if event.number in self._open and not event.is_ahead:
                 if event.is_prefill:
                     self._open[event.number].prefill_s = _busy_s(event.timing)
                 else:

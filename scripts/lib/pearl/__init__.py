@@ -1,0 +1,1 @@
+"""The comparison of mode pearl with others for few requests in flight."""
