@@ -58,7 +58,8 @@ def render_rows(rows: Sequence[BenchRow]) -> Table:
     for row in rows:
         has_drafts = row.config.mode.has_drafts
         in_flight = "+".join([str(row.config.max_batch_size)] * row.config.mode.num_batches)
-        cells = [f"{row.config.mode.value} {in_flight}", f"{row.median('tokens_per_s'):.1f}"]
+        mode = f"auto: {row.config.mode.value}" if row.config.is_auto else row.config.mode.value
+        cells = [f"{mode} {in_flight}", f"{row.median('tokens_per_s'):.1f}"]
         if base is not None:
             cells.append(f"{row.median('tokens_per_s') / base.median('tokens_per_s'):.2f}x")
         cells += [f"{row.median('vsr'):.0%}", f"{row.median('mean_accepted_len'):.2f}"] if has_drafts else ["-", "-"]
@@ -66,13 +67,13 @@ def render_rows(rows: Sequence[BenchRow]) -> Table:
         cells += [_ms(row.median("verify_ms")), _ms(row.median("step_ms"))]
         cells += [f"{row.median('overlap_efficiency'):.2f}", f"{row.median('verifier_busy'):.0%}"]
         table.add_row(*cells)
-    draft_len = max(row.config.draft_len for row in rows)
+    draft_len = max(row.config.draft_len for row in rows if not row.config.is_auto)
     table.caption = (
         f"The number after the mode is requests in flight. k = {draft_len}; median times in ms.\n"
         "VSR: share of drafts accepted; accept: mean accepted length.\n"
         "overlap: max(draft, verify) / step; busy: share of time verifying."
     )
-    overlapped = next((row for row in rows if row.config.mode is Mode.MINEDRAFT), None)
+    overlapped = next((row for row in rows if row.config.mode is Mode.MINEDRAFT and not row.config.is_auto), None)
     if overlapped is not None:
         # From the times of one run: between runs the machine's speed changes by more than this.
         turns_ms = overlapped.median("draft_ms") + overlapped.median("verify_ms")
@@ -107,7 +108,7 @@ def write_report(path: Path, tables: Sequence[BenchTable], status: ServiceStatus
 
 
 def _first_sd(rows: Sequence[BenchRow]) -> BenchRow | None:
-    return next((row for row in rows if row.config.mode is Mode.SD), None)
+    return next((row for row in rows if row.config.mode is Mode.SD and not row.config.is_auto), None)
 
 
 def machine_facts() -> dict[str, Any]:

@@ -25,11 +25,15 @@ from minedraft.types import Mode, Role
 
 @dataclass(frozen=True, slots=True)
 class BenchConfig:
-    """One row of the table: a mode, requests per batch (m) and drafts per round (k)."""
+    """One row of the table: a mode, requests per batch (m) and drafts per round (k).
+
+    is_auto: the service chose mode and k; these are the ones at the end.
+    """
 
     mode: Mode
     max_batch_size: int
     draft_len: int
+    is_auto: bool = False
 
     @property
     def num_in_flight(self) -> int:
@@ -38,7 +42,7 @@ class BenchConfig:
     @property
     def label(self) -> str:
         suffix = f" k={self.draft_len}" if self.mode.has_drafts else ""
-        return f"{self.mode.value} m={self.max_batch_size}{suffix}"
+        return f"{'auto, ' * self.is_auto}{self.mode.value} m={self.max_batch_size}{suffix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,22 @@ async def measure(
 ) -> BenchRun:
     """Measure one run: configure, send all prompts together, wait for all answers, read the counters."""
     await loan.configure(config.mode, config.max_batch_size, config.draft_len)
+    return await _run(client, prompts, sampling)
+
+
+async def measure_auto(
+    client: AsyncClient, prompts: Sequence[BenchPrompt], sampling: SamplingParams, num_repeats: int
+) -> BenchRow:
+    """Measure what the service makes of its own choice of mode, without a loan. The first run is not counted: in it
+    the service gets to know this load."""
+    await _run(client, prompts, sampling)
+    runs = [await _run(client, prompts, sampling) for _ in range(num_repeats)]
+    status = await client.status()
+    config = BenchConfig(Mode(status.mode), status.max_batch_size, status.draft_len, is_auto=True)
+    return BenchRow(config, runs)
+
+
+async def _run(client: AsyncClient, prompts: Sequence[BenchPrompt], sampling: SamplingParams) -> BenchRun:
     before = await client.status()
     started_s = time.monotonic()
     calls: list[Awaitable[Any]] = [

@@ -11,12 +11,12 @@ from rich.console import Console
 from minedraft import AsyncClient, SamplingParams
 from minedraft.bench.prompts import BenchPrompt, load_prompts
 from minedraft.bench.report import render_rows, run_with_progress, write_report
-from minedraft.bench.runner import default_configs
+from minedraft.bench.runner import default_configs, measure_auto
 from minedraft.cli.console import progress_printer, run, say
 from minedraft.errors import StartFailed
 from minedraft.local import LocalService, serve
 from minedraft.models.catalogue import PAIRS, ensure_pair
-from minedraft.types import DraftMethod, Mode
+from minedraft.types import DraftMethod
 
 # The cheaper the draft model is relative to its target, the more drafts pay; small batches keep the run short.
 SHAPES = {"smollm2": (4, 2), "qwen": (2, 3)}  # pair -> m, k
@@ -58,7 +58,6 @@ def tour(pair: str, draft_method: str, max_new_tokens: int, repeats: int, json_p
         folders.draft if method is DraftMethod.MODEL else None,
         draft_method=method.value,
         max_batch_size=size,
-        draft_len=draft_len,
         allow_configure=True,
         on_line=say,
     )
@@ -87,13 +86,14 @@ async def _show(
         params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
         async with client.borrow() as loan:
             rows = await run_with_progress(console, client, loan, configs, prompts[: 2 * size], params, repeats)
+        auto = await measure_auto(client, prompts[: 2 * size], params, repeats)
+        status = await client.status()
+        rows.append(auto)
         console.print(render_rows(rows))
         if json_path is not None:
             write_report(json_path, [(prompts[: 2 * size], params, rows)], await client.status(), repeats)
             console.print(f"written to {json_path}", markup=False)
-        best = max(rows, key=lambda row: row.median("tokens_per_s"))
-        if best.config.mode is not Mode.MINEDRAFT:
-            console.print(f"Fastest here: {best.config.label}. The README says when overlapping pays.")
+        console.print(f"auto runs {status.mode} here: {status.mode_reason}.")
 
 
 async def _stream(console: Console, client: AsyncClient, prompt: BenchPrompt, max_new_tokens: int) -> None:

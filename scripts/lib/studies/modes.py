@@ -1,0 +1,123 @@
+"""scripts/bench/modes: which mode is the fastest at which load, and what the automatic one makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from minedraft import AsyncClient, SamplingParams
+from minedraft.bench.prompts import BenchPrompt, load_prompts
+from minedraft.bench.report import machine_facts
+from minedraft.cli.console import progress_printer, run, say
+from minedraft.local import serve
+from minedraft.models.catalogue import PAIRS, ensure_pair
+from minedraft.types import Mode
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--pair", type=click.Choice(list(PAIRS)), default="smollm2", show_default=True, help="Models to serve.")
+@click.option("--target", type=click.Path(path_type=Path), default=None, help="A target folder, instead of a pair.")
+@click.option("--draft", type=click.Path(path_type=Path), default=None, help="The draft folder beside --target.")
+@click.option("--in-flight", default="1,2,4,8,16,32", show_default=True, help="Requests that are sent together.")
+@click.option("-k", "--draft-lens", default="2,4", show_default=True, help="Draft lengths of sd and minedraft.")
+@click.option("--kind", default=None, help="Only prompts of this kind: chat, code, summarise or tools.")
+@click.option("--max-new-tokens", default=48, show_default=True, type=click.IntRange(1, 1024), help="Tokens an answer.")
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Runs of each way.")
+@click.option(
+    "--json", "path", type=click.Path(path_type=Path), default=Path("scripts/results/modes.json"), help="Result file."
+)
+def modes(
+    pair: str,
+    target: Path | None,
+    draft: Path | None,
+    in_flight: str,
+    draft_lens: str,
+    kind: str | None,
+    max_new_tokens: int,
+    repeats: int,
+    path: Path,
+) -> None:
+    """Measure ar, sd, minedraft and auto at several loads, interleaved, and say which is the fastest.
+
+    Two services run on the same cores, one at a time: the fixed modes are set in one, and the other one chooses
+    by itself and learns from nothing else.
+    """
+    if target is None:
+        folders = ensure_pair(pair, progress_printer())
+        target, draft = folders.target, folders.draft
+    loads = [int(part) for part in in_flight.split(",")]
+    lens = [int(part) for part in draft_lens.split(",")]
+    prompts = [prompt for prompt in load_prompts(None) if kind in (None, prompt.kind)]
+    params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
+    rows = asyncio.run(_measure(target, draft, loads, lens, prompts, params, repeats))
+    _show(rows)
+    content = {"machine": machine_facts(), "models": [target.name, draft.name if draft else None], "rows": rows}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+async def _measure(
+    target: Path,
+    draft: Path | None,
+    loads: Sequence[int],
+    lens: Sequence[int],
+    prompts: Sequence[BenchPrompt],
+    params: SamplingParams,
+    repeats: int,
+) -> list[dict[str, Any]]:
+    """Return a row for each load: tokens per second of each way, and what auto said."""
+    size = -(-max(loads) // 2)
+    ways = [(Mode.AR, 0), *((mode, k) for mode in (Mode.SD, Mode.MINEDRAFT) for k in lens)]
+    rows = []
+    async with (
+        serve(target, draft, max_batch_size=size, allow_configure=True, on_line=say) as fixed,
+        serve(target, draft, max_batch_size=size, on_line=say) as auto,
+    ):
+        for num in loads:
+            rates: dict[str, list[float]] = {}
+            await _rate(auto, num, prompts, params)  # it gets to know the load
+            for _ in range(repeats):
+                async with fixed.borrow() as loan:
+                    for mode, k in ways:
+                        if num < mode.num_batches:
+                            continue
+                        await loan.configure(mode, -(-num // mode.num_batches), k)
+                        name = f"{mode.value} k={k}" if k else mode.value
+                        rates.setdefault(name, []).append(await _rate(fixed, num, prompts, params))
+                rates.setdefault("auto", []).append(await _rate(auto, num, prompts, params))
+            status = await auto.status()
+            row = {"in_flight": num, "tokens_per_s": {name: median(runs) for name, runs in rates.items()}}
+            rows.append(row | {"runs": rates, "auto_mode": status.mode, "why": status.mode_reason})
+            say(f"{num} in flight: {row['tokens_per_s']}, auto runs {status.mode}")
+    return rows
+
+
+async def _rate(client: AsyncClient, num: int, prompts: Sequence[BenchPrompt], params: SamplingParams) -> float:
+    """Return the output tokens per second of `num` requests sent together, prompts included."""
+    calls = [client.complete([{"role": "user", "content": prompts[i % len(prompts)].text}], params) for i in range(num)]
+    started_s = time.monotonic()
+    outputs = await asyncio.gather(*calls)
+    return sum(len(output.token_ids) for output in outputs) / (time.monotonic() - started_s)
+
+
+def _show(rows: Sequence[dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row["tokens_per_s"]))
+    table = Table("in flight", *names, "auto of the best", "auto runs")
+    for row in rows:
+        rates = row["tokens_per_s"]
+        best = max(rate for name, rate in rates.items() if name != "auto")
+        cells = [f"{rates[name]:.0f}" if name in rates else "" for name in names]
+        table.add_row(str(row["in_flight"]), *cells, f"{rates['auto'] / best:.2f}", row["auto_mode"])
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    run(modes, "scripts/bench/modes")
