@@ -93,7 +93,7 @@ async def _show(
         if json_path is not None:
             write_report(json_path, [(prompts[: 2 * size], params, rows)], await client.status(), repeats)
             console.print(f"written to {json_path}", markup=False)
-        console.print(f"auto runs {status.mode} here: {status.mode_reason}.")
+        console.print(f"auto runs {status.mode} here: {status.suspended or status.mode_reason}.")
 
 
 async def _stream(console: Console, client: AsyncClient, prompt: BenchPrompt, max_new_tokens: int) -> None:
