@@ -31,8 +31,11 @@ def wrong_devices(settings: SharedSettings, *fields: str) -> list[ConfigError]:
     """Return an error for each of `fields` that names no device."""
     errors: list[ConfigError] = []
     for field in fields:
+        text = getattr(settings, field)
+        if text is None:
+            continue
         try:
-            Device.parse(getattr(settings, field) or "cpu", field)
+            Device.parse(text, field)
         except ConfigError as error:
             errors.append(error)
     return errors
