@@ -14,7 +14,7 @@ MAX_SYNCS = 1  # of a draft of k = 4
 MIN_OVERLAP = 0.95
 MAX_CONTROL_MS = {16: 0.5, 64: 2.0}
 MIN_OF_GENERATE = 3.0
-MODES = ("ar", "sd", "minedraft")
+MODES = ("ar", "sd", "minedraft", "pearl")
 _M, _K = 16, 4
 
 MAY, NOT_MET, UNMEASURED, NO_GPU = "may be claimed", "not met", "not measured", "not on a GPU"

@@ -66,7 +66,10 @@ async def test_tiny_models_answer_with_the_same_bits_whatever_the_mode(method: s
     target = add_noise(make_tiny_model(tmp_path / "t", **HEADS), 0.05)
     ways = WAYS
     if method == "eagle":
-        draft, ways = make_tiny_head(tmp_path / "d", soften_layers(target, 0.02), is_alike=True), WAYS[-1:]
+        draft, ways = (
+            make_tiny_head(tmp_path / "d", soften_layers(target, 0.02), is_alike=True),
+            [(Mode.MINEDRAFT, 4, 2)],
+        )
     else:
         draft = add_noise(make_tiny_model(tmp_path / "d", layers=1, seed=1, **HEADS), 0.05)
     settings = {"dtype": "bfloat16", "kernels": "native", "num_blocks": 14, "prefill_chunk": 16}

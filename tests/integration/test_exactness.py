@@ -130,7 +130,8 @@ async def test_prompt_lookup_drafts_leave_the_tokens_unchanged(
             assert [a.tokens for a in answers[: len(prompts)]] == truth
             outputs.append([a.tokens for a in answers])
             looked_up = pipeline.counters.sources.get(DraftMethod.NGRAM)
-            assert (looked_up is not None) is lookup
+            # Beside a model that runs ahead, most drafts are there before anything could be looked up.
+            assert looked_up is None if not lookup else looked_up is not None or (has_model and mode.runs_ahead)
             if looked_up is not None:
                 assert 0 < looked_up.accepted < looked_up.verified, "both outcomes must occur"
             assert pipeline.counters.failed_commands == 0

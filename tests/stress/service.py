@@ -91,7 +91,9 @@ async def serving(preset: Preset, mode: Mode, pair: Pair, folder: Path) -> Async
         Broken: it does not become ready, or does not stop well, or what the block raises of it or of an
             error of ours; with the log.
     """
-    settings: dict[str, object] = {"mode": mode.value, "dtype": "float32", **preset.flags}
+    # Drafts in every round: what `auto` would rather not draft would not be stressed.
+    fixed = {"mode": mode.value, "dtype": "float32", "draft_len": 3, "keep_drafting": True}
+    settings: dict[str, object] = fixed | dict(preset.flags)
     if mode.has_drafts and "draft_method" not in settings:
         settings["draft"] = pair.draft
     log = Log()

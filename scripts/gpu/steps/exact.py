@@ -75,7 +75,7 @@ class Exact:
                 self._step.put(kind, found)
                 seeded: Answers | None = None
                 equal = {}
-                for mode, size in (("ar", 4), ("sd", 1), ("minedraft", 4)):
+                for mode, size in (("ar", 4), ("sd", 1), ("minedraft", 4), ("pearl", 2)):
                     await loan.configure(mode, size, _DRAFT_LEN)
                     answers = await ask(client, self._prompts[:2], self._seeded)
                     seeded = seeded or answers
