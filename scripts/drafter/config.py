@@ -103,6 +103,14 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CompareConfig:
+    """The cuts that are compared, each trained for so many tokens."""
+
+    tokens: int
+    cuts: list[list[float]]
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationConfig:
     """What the evaluation measures."""
 
@@ -125,6 +133,7 @@ class Config:
     head: HeadConfig
     model: ModelConfig
     training: dict[str, TrainingConfig]
+    compare: CompareConfig
     evaluation: EvaluationConfig
 
 
@@ -145,6 +154,7 @@ def load_config(path: Path = DEFAULT_CONFIG) -> Config:
             head=HeadConfig(**values["head"]),
             model=ModelConfig(**values["model"]),
             training={kind: TrainingConfig(**values["training"][kind]) for kind in ("head", "model")},
+            compare=CompareConfig(**values["compare"]),
             evaluation=EvaluationConfig(**values["evaluation"]),
         )
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from minedraft.errors import MineDraftError
 from scripts.drafter import exports, stages
 from scripts.drafter.config import DEFAULT_CONFIG, load_config
+from scripts.drafter.model.compare import compare
 from scripts.drafter.stages import HEAD, MODEL, Run
 from scripts.drafter.store import DrafterError
 from scripts.drafter.training.trainer import Progress as Training
@@ -36,7 +37,8 @@ Stages, with their times on one idle core for SmolLM2-135M and 600,000 tokens of
   export      the drafter's folder                                5 s
 
 Each stage can be stopped with Ctrl-C and resumes when it is run again. `answers`, `teacher` and `training` may run at
-the same time: each takes up what the one before has made.
+the same time: each takes up what the one before has made. `compare`, which runs only by name, trains short versions
+of several small models and says what tokens/s each would give (2 min each).
 
 \b
 Prompts:
@@ -76,7 +78,7 @@ class Options:
 
 
 @click.command(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.argument("names", metavar="[STAGE]...", nargs=-1, type=click.Choice(tuple(exports.STAGES)))
+@click.argument("names", metavar="[STAGE]...", nargs=-1, type=click.Choice((*exports.STAGES, "compare")))
 @click.option("--target", type=click.Path(path_type=Path), required=True, help="Folder of the target.")
 @click.option("--prompts", type=click.Path(path_type=Path), default=None, help="File of prompts.")
 @click.option("--kind", type=click.Choice([HEAD, MODEL]), default=HEAD, show_default=True, help="Kind of drafter.")
@@ -236,6 +238,11 @@ def _export(options: Options) -> None:
         options.console.print(line)
 
 
+def _compare(options: Options) -> None:
+    for line in compare(options.run, options.results or options.run.work):
+        options.console.print(line)
+
+
 RUNNERS: dict[str, Callable[[Options], None]] = {
     "prompts": _prompts,
     "answers": _answers,
@@ -243,6 +250,7 @@ RUNNERS: dict[str, Callable[[Options], None]] = {
     "training": _training,
     "evaluation": _evaluation,
     "export": _export,
+    "compare": _compare,
 }
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from scripts.drafter import config as configs
 from scripts.drafter.main import main
+from scripts.drafter.model.compare import speeds
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def config_file(config, tmp_path) -> Path:
     """The constants of the tests, as a file of the command line."""
     lines = [f"seed = {config.seed}", "packages = {}"]
     tables = {name: getattr(config, name) for name in ("prompts", "answers", "draft_vocabulary", "head", "model")}
-    tables |= {"evaluation": config.evaluation}
+    tables |= {"evaluation": config.evaluation, "compare": config.compare}
     tables |= {f"training.{kind}": settings for kind, settings in config.training.items()}
     for name, settings in tables.items():
         lines.append(f"[{name}]")
@@ -29,6 +30,13 @@ def config_file(config, tmp_path) -> Path:
     path.write_text("\n".join(lines))
     assert configs.load_config(path).answers == config.answers
     return path
+
+
+def test_the_pace_of_a_round_is_set_by_the_slower_side_where_batches_overlap():
+    found = speeds([1.5, 1.9], 10.0, [12.0, 13.0], 2)
+    assert found["sequential"] == {"k": 1, "tokens_per_s": round(2 * 1500 / 22, 1)}
+    assert found["overlapped"] == {"k": 1, "tokens_per_s": 2 * 1500 / 12}
+    assert speeds([1.5, 1.9], 1.0, [12.0, 13.0], 2)["overlapped"]["k"] == 2
 
 
 def run(*arguments: object) -> str:
@@ -60,4 +68,6 @@ def test_one_command_makes_a_drafter_of_a_file_of_prompts(kind, target, config_f
     else:
         model = AutoModelForCausalLM.from_pretrained(drafter, local_files_only=True)
         assert model.config.num_hidden_layers == 4
+        compare = ("compare", "--kind", kind, "--target", target, "--work", tmp_path / "run", "--config", config_file)
+        assert "| 2 kept, 1 trained | 3 |" in run(*compare)
         assert (drafter / "tokenizer.json").exists()

@@ -43,9 +43,10 @@ def make_states(model: PreTrainedModel, answers: Path, layers: list[int], report
     for path in paths:
         tensors = load_tensors(path)
         starts = tensors["starts"].tolist()
-        if not set(layers) <= stored_layers(states_path(path)):
+        stored = stored_layers(states_path(path))
+        if len(starts) > 1 and not set(layers) <= stored:
             sequences = [tensors["tokens"][begin:end].long() for begin, end in pairwise(starts)]
-            save_tensors(states_path(path), teacher_states(model, sequences, layers))
+            save_tensors(states_path(path), teacher_states(model, sequences, sorted({*layers, *stored})))
         num_tokens += starts[-1]
         report(num_tokens)
 

@@ -25,7 +25,7 @@ class Progress:
     Attributes:
         num_examples: sequences that this pass is over; later ones belong to the next pass.
         used_batches: batches of this pass that are done.
-        seconds: spent in steps.
+        seconds: of this thread's own time in steps, so that a pause or a busy machine does not count.
     """
 
     num_steps: int = 0
@@ -95,10 +95,10 @@ class Trainer:
             while (used := budget.used(self.progress)) < 1.0:
                 if not batches:
                     batches = self._batches_of_pass()
-                began = time.monotonic()
+                began = time.thread_time()
                 recent = [*recent, self._step(batches.pop(), used)][-REMEMBERED_LOSSES:]
+                self.progress.seconds += time.thread_time() - began
                 now = time.monotonic()
-                self.progress.seconds += now - began
                 report(self.progress, budget.used(self.progress), torch.tensor(recent).mean(0).tolist())
                 if now - validated > self.config.validate_minutes * 60:
                     self._record(validate)
