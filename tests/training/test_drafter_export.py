@@ -116,7 +116,7 @@ def test_trained_layers_that_are_not_of_the_format_are_refused(config, target, t
     assert not (tmp_path / "full").exists()
 
 
-@pytest.mark.parametrize(("name", "limit"), [("smollm2-135m-drafter", 32_000_000)])
+@pytest.mark.parametrize(("name", "limit"), [("smollm2-135m-drafter", 32_000_000), ("smollm2-135m-eagle", 20_000_000)])
 def test_shipped_drafters_are_whole_and_small(name, limit):
     asset = ROOT / "minedraft" / "assets" / name
     verify_asset(asset)
