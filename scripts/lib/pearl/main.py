@@ -19,7 +19,6 @@ from minedraft import AsyncClient, SamplingParams
 from minedraft.bench.prompts import load_prompts
 from minedraft.bench.report import machine_facts
 from minedraft.cli.console import run, say
-from minedraft.device import usable_cores
 from minedraft.loan import AsyncLoan
 from minedraft.local import LocalService, serve
 from minedraft.types import Mode
@@ -86,7 +85,8 @@ def main(
     """Compare pearl, with one branch as in its paper and with several, with sd and ar: greedy, the same prompts, on
     the same processes, runs interleaved. Tokens/s are of decoding, first tokens and prompts not in it.
 
-    The two devices are the first two cores. `ar, both cores` is a service of its own, whose target has them both.
+    The two devices are the first two cores. `ar, both cores` is a service of its own,
+    whose verifier takes the drafter's core in mode ar.
 
     \b
     Examples:
@@ -114,13 +114,12 @@ async def _compare(
 ) -> dict[str, Any]:
     prompts = [prompt.text for prompt in load_prompts(None)[:num_prompts]]
     params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
-    common = {"max_batch_size": max(sizes), "allow_configure": True}
-    cores = usable_cores()[:2]
-    both = f"cpu:{cores[0]}-{cores[-1]}"
+    common = {"max_batch_size": max(sizes), "allow_configure": True, "mode": "sd", "lookup": False}
     tables = []
     async with AsyncExitStack() as stack:
-        pair = await stack.enter_async_context(_service(target, draft, mode="sd", lookup=False, **common))
-        wide = await stack.enter_async_context(_service(target, None, mode="ar", target_device=both, **common))
+        # One of the two rests while the other one answers; only in the second one does ar take the drafter's core.
+        pair = await stack.enter_async_context(_service(target, draft, keep_cores=True, **common))
+        wide = await stack.enter_async_context(_service(target, draft, **common))
         loans = {pair: await stack.enter_async_context(pair.borrow())}
         loans[wide] = await stack.enter_async_context(wide.borrow())
         for size in sizes:
@@ -137,7 +136,7 @@ async def _compare(
     return {**facts, "num_prompts": num_prompts, "max_new_tokens": max_new_tokens, "tables": tables}
 
 
-def _service(target: Path, draft: Path | None, **settings: object) -> LocalService:
+def _service(target: Path, draft: Path, **settings: object) -> LocalService:
     return serve(target, draft, on_line=say, environment=None, **settings)
 
 
