@@ -162,7 +162,7 @@ def test_another_target_is_refused(config, target, tmp_path):
     shutil.copytree(target, other)
     tensors = load_file(other / "model.safetensors")
     save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"] * 1.5}, other / "model.safetensors")
-    with pytest.raises(ModelError, match="not target0, the model that the drafter is made for"):
+    with pytest.raises(ModelError, match=f"not {target.name}, the model that the drafter is made for"):
         assemble_drafter(tmp_path / "asset", other, tmp_path / "full")
 
 

@@ -20,11 +20,17 @@ async def ask(client: AsyncClient, prompts: Prompts, params: SamplingParams) -> 
 
 
 async def count_equal(
-    client: AsyncClient, loan: AsyncLoan, prompts: Prompts, params: SamplingParams, truth: Answers, draft_len: int
+    client: AsyncClient,
+    loan: AsyncLoan,
+    prompts: Prompts,
+    params: SamplingParams,
+    truth: Answers,
+    draft_len: int,
+    modes: Sequence[Mode] = tuple(Mode),
 ) -> dict[str, int]:
     """Return for each mode how many answers equal the truth."""
     found = {}
-    for mode in Mode:
+    for mode in modes:
         await loan.configure(mode, max(len(prompts) // mode.num_batches, 1), draft_len if mode.has_drafts else 0)
         found[mode.value] = num_equal(await ask(client, prompts, params), truth)
     return found

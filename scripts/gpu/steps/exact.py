@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from minedraft import SamplingParams
 from minedraft.local import LocalService, serve
-from minedraft.types import Role
+from minedraft.types import Mode, Role
 from scripts.gpu.controlled.service import WorkerPlan, controlled_workers, scheduler, started
 from scripts.gpu.controlled.shapes import SHAPES
 from scripts.gpu.controlled.token_map import TokenMap
@@ -117,8 +117,11 @@ class Exact:
             scheduler(folder, tokenizer, started(at["verifier"]), started(at["drafter"])) as client,
             client.borrow() as loan,
         ):
-            equal = await count_equal(client, loan, prompts, self._greedy, truth, _DRAFT_LEN)
+            # Running ahead drafts from other places than the map is counted at.
+            in_turn = [mode for mode in Mode if not mode.runs_ahead]
+            equal = await count_equal(client, loan, prompts, self._greedy, truth, _DRAFT_LEN, in_turn)
             status = await client.status()
+            equal |= await count_equal(client, loan, prompts, self._greedy, truth, _DRAFT_LEN, [Mode.PEARL])
         counts = [token_map.count(prompt[-1], scale.exact_new, _DRAFT_LEN) for prompt in prompts]
         predicted = sum(count.accepted for count in counts) / sum(count.drafted for count in counts)
         found = {"prompts": len(prompts), "equal": equal, "vsr": status.vsr, "predicted_vsr": predicted}

@@ -12,7 +12,7 @@ from scripts.gpu.main import LIMITS_S
 from scripts.gpu.scale import FULL
 from scripts.gpu.summary import MAX_LINES, summary_lines
 
-EQUAL = {"ar": 10, "sd": 10, "minedraft": 10}
+EQUAL = {"ar": 10, "sd": 10, "minedraft": 10, "pearl": 10}
 
 
 def bench_row(mode: str, m: int, **median: float) -> dict[str, Any]:
