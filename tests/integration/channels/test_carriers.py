@@ -164,7 +164,7 @@ async def test_a_carrier_that_fails_costs_one_warning_and_no_token(
         assert {rounds.verifier.stats.carrier, rounds.drafter.stats.carrier} == {Carrier.INLINE}
         assert spy.references
         assert spy.num_inline > 0
-    [warning] = [record.message for record in caplog.records]
+    [warning] = [record.message for record in caplog.records if "between the workers" in record.message]
     assert warning.startswith("shm fails between the workers, tensors travel in messages from now on: tensor.reference")
 
 
