@@ -26,7 +26,7 @@ from minedraft.loan import AsyncLoan, Loan
 from minedraft.output import Output, ServiceStatus, join_outputs
 from minedraft.prompts import Prompt, check_request_id, check_timeout, to_call
 from minedraft.rpc.channel import blocking_client_channel, client_channel
-from minedraft.rpc.codec_inference import CLIENT_KEY, generate_to_pb, output_from_pb, status_from_pb
+from minedraft.rpc.codec.inference import CLIENT_KEY, generate_to_pb, output_from_pb, status_from_pb
 from minedraft.rpc.error_status import to_error
 from minedraft.sampling_params import SamplingParams
 from minedraft.v1 import inference_pb2, inference_pb2_grpc

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from minedraft.errors import Unavailable
-from minedraft.rpc.codec_inference import borrow_to_pb
+from minedraft.rpc.codec.inference import borrow_to_pb
 from minedraft.types import LoanTerms, Mode
 
 _ENDED = "the service ended the loan"

@@ -27,8 +27,9 @@ from minedraft.process.notify import READY_LINE
 from minedraft.process.run_folder import RunFolder
 from minedraft.process.watched import OnText, WatchedProcess
 from minedraft.process.with_parent import child_command, child_environment
-from minedraft.settings.config import Settings, load_settings
 from minedraft.settings.flags import to_flags
+from minedraft.settings.loading import load_settings
+from minedraft.settings.service import Settings
 
 _STOP_SLACK_S = 30.0  # beyond drain_timeout_s; the launcher itself gives up earlier
 _FORCED_STOP_S = 5.0  # the second signal stops everything within two seconds
@@ -53,7 +54,7 @@ def serve(
         target, draft: model folders; without a target the default pair, which is fetched if it is missing.
         on_line: takes each line that the service writes, progress and errors; called in another thread.
         environment: variables of the service's processes besides this process's (CUDA_VISIBLE_DEVICES ...).
-        settings: fields of `minedraft.settings.config.Settings` by name. Without `listen`, the service listens on a
+        settings: fields of `minedraft.settings.service.Settings` by name. Without `listen`, the service listens on a
             unix socket in a private folder.
 
     Raises:

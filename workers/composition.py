@@ -15,7 +15,7 @@ from minedraft.models.folder import FolderInfo, check_model_folder
 from minedraft.models.heads.folder import HeadInfo, check_head_folder, is_head_folder
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.sampling_params import SamplingParams
-from minedraft.settings.config import WorkerSettings
+from minedraft.settings.worker import WorkerSettings
 from minedraft.types import PROTOCOL_VERSION, Acceptance, Batch, DraftMethod, Role, RoundId, SequenceSpec
 from minedraft_workers.cores import WorkerCores
 from minedraft_workers.device import enter_thread, pin

@@ -13,8 +13,9 @@ from minedraft.errors import EXIT_OK
 from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import run_logged, takes_parent
 from minedraft.process.parent import exit_with_parent
-from minedraft.settings.config import WorkerSettings, load_worker_settings
 from minedraft.settings.flags import settings_flags
+from minedraft.settings.loading import load_worker_settings
+from minedraft.settings.worker import WorkerSettings
 from minedraft.types import Role
 from minedraft_workers.composition import Plan
 

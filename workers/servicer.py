@@ -22,12 +22,13 @@ from google.protobuf.message import DecodeError
 
 from minedraft.errors import ChannelFailed, MineDraftError, ProtocolError, WorkerInUse
 from minedraft.messages import DraftReply, Timing, VerifyReply
-from minedraft.rpc import codec, error_status
+from minedraft.rpc import error_status
 from minedraft.rpc.channel import EPOCH_KEY
-from minedraft.rpc.codec_channel import channel_command_from_pb, channel_reply_to_pb, freed_from_pb
-from minedraft.rpc.codec_draft import draft_command_from_pb, draft_reply_to_pb
-from minedraft.rpc.codec_link import envelope_to_bytes, refusal_to_pb
-from minedraft.rpc.codec_verify import verify_command_from_pb, verify_reply_to_pb
+from minedraft.rpc.codec import common
+from minedraft.rpc.codec.channel import channel_command_from_pb, channel_reply_to_pb, freed_from_pb
+from minedraft.rpc.codec.draft import draft_command_from_pb, draft_reply_to_pb
+from minedraft.rpc.codec.link import envelope_to_bytes, refusal_to_pb
+from minedraft.rpc.codec.verify import verify_command_from_pb, verify_reply_to_pb
 from minedraft.types import PROTOCOL_VERSION, RoundId
 from minedraft.v1 import worker_pb2
 from minedraft_workers.channels.joined import JoinedChannel
@@ -149,11 +150,11 @@ def _outside_rounds(runtime: WorkerRuntime, channel: JoinedChannel | None) -> di
     """Return the commands that both workers have."""
 
     def submit_release(message: worker_pb2.Command) -> _Submitted:
-        epoch, request_ids = codec.release_from_pb(message.release)
+        epoch, request_ids = common.release_from_pb(message.release)
         return runtime.submit_release(epoch, request_ids), _encode_release
 
     def submit_configure(message: worker_pb2.Command) -> _Submitted:
-        return runtime.submit_configure(codec.configure_from_pb(message.configure)), _encode_configure
+        return runtime.submit_configure(common.configure_from_pb(message.configure)), _encode_configure
 
     submits: dict[str, _Submit] = {"release": submit_release, "configure": submit_configure}
     if channel is not None:
@@ -168,11 +169,11 @@ def _handler(
 
     async def handshake(message: worker_pb2.HandshakeRequest, context: _Context) -> worker_pb2.HandshakeReply:
         try:
-            version = codec.protocol_version_from_pb(message)
+            version = common.protocol_version_from_pb(message)
             if version != PROTOCOL_VERSION:
                 what = f"the scheduler speaks protocol version {version}, this worker {PROTOCOL_VERSION}"
                 raise ProtocolError(what)
-            name, target_vocab_size = codec.handshake_from_pb(message)
+            name, target_vocab_size = common.handshake_from_pb(message)
             runtime.tenancy.check_free()
             info = runtime.start_epoch(target_vocab_size)
             _reset(channel)
@@ -186,7 +187,7 @@ def _handler(
             await error_status.abort(context, error, code)
         runtime.tenancy.announce(name, info.epoch)
         logger.info("epoch %d begins for %s", info.epoch, name)
-        return codec.info_to_pb(info, time.monotonic_ns())
+        return common.info_to_pb(info, time.monotonic_ns())
 
     async def run(requests: AsyncIterator[bytes], context: _Context) -> None:
         try:
@@ -266,8 +267,8 @@ def _encode_verdicts(round_id: RoundId, call: int, done: Executed[Any]) -> worke
 
 
 def _encode_release(call: int, done: Executed[Any]) -> worker_pb2.Reply:
-    return worker_pb2.Reply(call=call, release=codec.release_reply_to_pb(done.num_free_blocks))
+    return worker_pb2.Reply(call=call, release=common.release_reply_to_pb(done.num_free_blocks))
 
 
 def _encode_configure(call: int, done: Executed[Any]) -> worker_pb2.Reply:
-    return worker_pb2.Reply(call=call, configure=codec.configure_reply_to_pb(done.timing))
+    return worker_pb2.Reply(call=call, configure=common.configure_reply_to_pb(done.timing))

@@ -16,8 +16,9 @@ from minedraft.launch.placement import tell_unused_gpus
 from minedraft.launch.preflight import check_machine, settle_draft_method
 from minedraft.models.catalogue import Pair, ensure_pair, find_pair
 from minedraft.process.notify import READY_LINE
-from minedraft.settings.config import Settings, load_settings
 from minedraft.settings.flags import UserPath, settings_flags
+from minedraft.settings.loading import load_settings
+from minedraft.settings.service import Settings
 from minedraft.types import DraftMethod, Role
 
 _EPILOG = """

@@ -23,8 +23,8 @@ from minedraft.process.claim import ListenClaim
 from minedraft.process.notify import Notifier
 from minedraft.process.run_folder import RunFolder
 from minedraft.rpc.health import INFERENCE_SERVICE, LIVE, wait_serving
-from minedraft.settings.config import Settings
 from minedraft.settings.flags import to_flags
+from minedraft.settings.service import Settings
 from minedraft.types import Role
 
 _PROGRESS_S = 2.0

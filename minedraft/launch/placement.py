@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from minedraft.device import GPU_MEMORY_SHARE, Device, count_gpus, usable_cores
-from minedraft.settings.config import Settings
+from minedraft.settings.service import Settings
 from minedraft.types import DraftMethod, Role
 
 # What a worker needs beside its weights, when a GPU is divided: KV cache, and what the driver takes. Without it, a

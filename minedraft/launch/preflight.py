@@ -12,7 +12,7 @@ from minedraft.models.folder import FolderInfo, check_model_folder, check_pair
 from minedraft.models.heads.folder import check_head_folder, is_head_folder
 from minedraft.process.claim import ListenClaim
 from minedraft.process.run_folder import RunFolder
-from minedraft.settings.config import Settings
+from minedraft.settings.service import Settings
 from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import DraftMethod, Role
 

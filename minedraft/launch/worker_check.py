@@ -6,7 +6,7 @@ import subprocess
 
 from minedraft.errors import EXIT_CONFIG, EXIT_OK, ConfigError, ConfigErrors, InternalError
 from minedraft.launch.launcher import WORKER_COMMAND, worker_flags
-from minedraft.settings.config import Settings
+from minedraft.settings.service import Settings
 from minedraft.types import Role
 
 _NOWHERE = "unix:check.sock"  # a check does not listen

@@ -19,7 +19,7 @@ from minedraft.errors import MineDraftError
 from minedraft.messages import LinkStats, WorkerInfo
 from minedraft.output import BatchState, ServiceStatus, SourceState, WorkerState
 from minedraft.settings.choices import AUTO
-from minedraft.settings.config import Settings
+from minedraft.settings.service import Settings
 from minedraft.types import Role
 
 

@@ -45,18 +45,18 @@ from minedraft.messages import (
     VerifyReply,
     WorkerInfo,
 )
-from minedraft.rpc import codec
 from minedraft.rpc.channel import EPOCH_KEY, worker_channel
-from minedraft.rpc.codec_channel import (
+from minedraft.rpc.codec import common
+from minedraft.rpc.codec.channel import (
     MAX_FAILURE_CHARS,
     MAX_FREED,
     channel_command_to_pb,
     channel_reply_from_pb,
 )
-from minedraft.rpc.codec_draft import draft_command_to_pb, draft_reply_from_pb
-from minedraft.rpc.codec_link import encode, envelope_to_bytes, refusal_from_pb
-from minedraft.rpc.codec_tensor import generations_in
-from minedraft.rpc.codec_verify import verify_command_to_pb, verify_reply_from_pb
+from minedraft.rpc.codec.draft import draft_command_to_pb, draft_reply_from_pb
+from minedraft.rpc.codec.link import encode, envelope_to_bytes, refusal_from_pb
+from minedraft.rpc.codec.tensor import generations_in
+from minedraft.rpc.codec.verify import verify_command_to_pb, verify_reply_from_pb
 from minedraft.rpc.leases import LeaseBook
 from minedraft.types import PROTOCOL_VERSION, Role
 from minedraft.v1 import common_pb2, worker_pb2
@@ -154,10 +154,10 @@ class _WorkerLink:
     async def release(self, request_ids: Sequence[int]) -> int:
         """Free KV outside a round. Return the number of free blocks afterwards."""
         reply = await self._call(
-            worker_pb2.Command(release=codec.release_to_pb(self.info.epoch, request_ids)), "release"
+            worker_pb2.Command(release=common.release_to_pb(self.info.epoch, request_ids)), "release"
         )
         try:
-            return codec.release_reply_from_pb(reply.release, self.info)
+            return common.release_reply_from_pb(reply.release, self.info)
         except InvalidRequest as error:
             raise ProtocolError(f"{self.role.value}'s reply: {error}") from error
 
@@ -165,9 +165,9 @@ class _WorkerLink:
         """Have the worker compute on these cores from the next command on. Return the times of the change."""
         self._last_configure += 1
         command = ConfigureCommand(self.info.epoch, self._last_configure, tuple(cores))
-        message = encode(codec.configure_to_pb, command)
+        message = encode(common.configure_to_pb, command)
         reply = await self._call(worker_pb2.Command(configure=message), "configure")
-        return codec.configure_reply_from_pb(reply.configure, self.info)
+        return common.configure_reply_from_pb(reply.configure, self.info)
 
     async def prepare_channel(self, command: ChannelCommand) -> ChannelEnd | None:
         """Take a step to a carrier. Return the worker's end after OPEN, else None. Raise as `release`, and
@@ -258,7 +258,7 @@ class _WorkerLink:
             request_serializer=worker_pb2.HandshakeRequest.SerializeToString,
             response_deserializer=worker_pb2.HandshakeReply.FromString,
         )
-        request = codec.handshake_to_pb(_own_name(), target_vocab_size)
+        request = common.handshake_to_pb(_own_name(), target_vocab_size)
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
         in_use_until_s = loop.time() + min(timeout_s, _IN_USE_WAIT_S)
@@ -275,7 +275,7 @@ class _WorkerLink:
             await asyncio.sleep(_IN_USE_POLL_S)
         self.stats.wire_bytes += request.ByteSize() + message.ByteSize()
         try:
-            info = codec.info_from_pb(message, sent_ns, received_ns)
+            info = common.info_from_pb(message, sent_ns, received_ns)
         except InvalidRequest as error:
             raise ProtocolError(f"{self.role.value}'s handshake: {error}") from error
         if info.protocol_version != PROTOCOL_VERSION:

@@ -36,8 +36,9 @@ from minedraft.server.grpc_door import GrpcDoor
 from minedraft.server.policies import choose_policies, choose_scores
 from minedraft.server.service import InferenceService
 from minedraft.server.watching import watched
-from minedraft.settings.config import Settings, load_settings
 from minedraft.settings.flags import UserPath, settings_flags
+from minedraft.settings.loading import load_settings
+from minedraft.settings.service import Settings
 from minedraft.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("minedraft.server")

@@ -12,7 +12,7 @@ import grpc.aio
 from minedraft.errors import DeadlineExceeded, MineDraftError, Overloaded, RequestAborted
 from minedraft.output import Output
 from minedraft.rpc import error_status
-from minedraft.rpc.codec_inference import CLIENT_KEY, borrow_from_pb, generate_from_pb, output_to_pb, status_to_pb
+from minedraft.rpc.codec.inference import CLIENT_KEY, borrow_from_pb, generate_from_pb, output_to_pb, status_to_pb
 from minedraft.server.service import InferenceService
 from minedraft.v1 import inference_pb2, inference_pb2_grpc
 

@@ -12,7 +12,7 @@ from minedraft.core.policy.forecast.experience import Experience
 from minedraft.core.policy.forecast.mode import ModeForecast
 from minedraft.core.policy.tetris import TetrisPolicy
 from minedraft.settings.choices import AUTO
-from minedraft.settings.config import Settings
+from minedraft.settings.service import Settings
 from minedraft.types import ScoreKind
 
 

@@ -31,7 +31,7 @@ from minedraft.prompts import GenerateCall
 from minedraft.server.intake import Intake
 from minedraft.server.lending import Lending, Lent
 from minedraft.server.live_call import LiveCall
-from minedraft.settings.config import Settings
+from minedraft.settings.service import Settings
 from minedraft.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 from minedraft.core.policy.base import DraftPolicy, ModePolicy
 from minedraft.core.policy.suspended_mode import SuspendedMode
 from minedraft.core.policy.watchdog import Watchdog
-from minedraft.settings.config import Settings
+from minedraft.settings.service import Settings
 
 
 def watched(settings: Settings, draft_policy: DraftPolicy, mode_policy: ModePolicy) -> dict[str, Any]:

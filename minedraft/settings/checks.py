@@ -11,7 +11,8 @@ from minedraft.settings.choices import AUTO
 from minedraft.types import DraftMethod
 
 if TYPE_CHECKING:
-    from minedraft.settings.config import Settings, SharedSettings
+    from minedraft.settings.service import Settings
+    from minedraft.settings.shared import SharedSettings
 
 _TOKENS_BESIDE_DRAFTS = 3  # of the shortest request with one whole round: prompt, first token, bonus token
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from minedraft.settings.config import Positional, SharedSettings, Switch
+from minedraft.settings.shared import Positional, SharedSettings, Switch
 from minedraft.types import Mode
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -10,7 +10,7 @@ import sys
 from enum import Enum
 from pathlib import Path
 
-from minedraft.settings.config import Settings
+from minedraft.settings.service import Settings
 
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"

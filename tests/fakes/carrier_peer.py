@@ -16,13 +16,13 @@ from minedraft.address import Address
 from minedraft.carriers import Carrier, ChannelCommand, ChannelEnd, ChannelStep
 from minedraft.device import Device
 from minedraft.messages import Tensor
-from minedraft.rpc.codec_channel import (
+from minedraft.rpc.codec.channel import (
     channel_command_from_pb,
     channel_command_to_pb,
     channel_reply_from_pb,
     channel_reply_to_pb,
 )
-from minedraft.rpc.codec_tensor import tensor_to_pb
+from minedraft.rpc.codec.tensor import tensor_to_pb
 from minedraft.v1 import worker_pb2
 from minedraft_workers.channels.base import CarrierEnd
 from minedraft_workers.channels.opening import Opener

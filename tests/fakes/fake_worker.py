@@ -21,8 +21,9 @@ from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import takes_parent
 from minedraft.process.parent import exit_with_parent
-from minedraft.settings.config import WorkerSettings, load_worker_settings
 from minedraft.settings.flags import settings_flags
+from minedraft.settings.loading import load_worker_settings
+from minedraft.settings.worker import WorkerSettings
 from minedraft.types import DraftMethod, Role
 from minedraft_workers.rounds.runtime import Work, WorkerRuntime
 from minedraft_workers.server import serve_worker

@@ -11,8 +11,9 @@ import click
 from minedraft.cli.console import say
 from minedraft.cli.launch import announce
 from minedraft.launch.launcher import Launcher
-from minedraft.settings.config import Settings, load_settings
 from minedraft.settings.flags import settings_flags
+from minedraft.settings.loading import load_settings
+from minedraft.settings.service import Settings
 
 
 @click.command()

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from minedraft.errors import MineDraftError, ProtocolError
 from minedraft.messages import DraftCommand, DraftReply, VerifyCommand, VerifyReply, WorkerInfo
-from minedraft.rpc.codec_draft import (
+from minedraft.rpc.codec.draft import (
     draft_command_from_pb,
     draft_command_to_pb,
     draft_reply_from_pb,
     draft_reply_to_pb,
 )
-from minedraft.rpc.codec_link import encode, refusal_from_pb, refusal_to_pb
-from minedraft.rpc.codec_verify import (
+from minedraft.rpc.codec.link import encode, refusal_from_pb, refusal_to_pb
+from minedraft.rpc.codec.verify import (
     verify_command_from_pb,
     verify_command_to_pb,
     verify_reply_from_pb,

@@ -14,7 +14,8 @@ from minedraft.errors import WorkerLost
 from minedraft.messages import WorkerInfo
 from minedraft.rpc.health import INFERENCE_SERVICE, wait_serving
 from minedraft.server.composition import Server
-from minedraft.settings.config import Settings, load_settings
+from minedraft.settings.loading import load_settings
+from minedraft.settings.service import Settings
 from minedraft.text.tokenizer import Tokenizer
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier
 from tests.support.tiny_models import write_tiny_tokenizer

@@ -17,7 +17,7 @@ import torch
 from minedraft.carriers import Carrier
 from minedraft.errors import ChannelFailed
 from minedraft.messages import TensorRef
-from minedraft.rpc.codec_tensor import tensor_from_pb
+from minedraft.rpc.codec.tensor import tensor_from_pb
 from minedraft.v1 import common_pb2
 from minedraft_workers.channels.base import CarrierEnd
 from tests.fakes.carrier_peer import end_from_text, end_to_text, open_end, random_bytes

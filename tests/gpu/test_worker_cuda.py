@@ -15,7 +15,8 @@ from minedraft.device import Device
 from minedraft.errors import MemoryExhausted
 from minedraft.messages import DraftCommand, DraftSpan, VerifyCommand, VerifySpan
 from minedraft.sampling_params import SamplingParams
-from minedraft.settings.config import WorkerSettings, load_worker_settings
+from minedraft.settings.loading import load_worker_settings
+from minedraft.settings.worker import WorkerSettings
 from minedraft.types import Acceptance, Batch, Role, RoundId, SequenceSpec
 from minedraft_workers.clock import clock_for
 from minedraft_workers.composition import Plan, load_actor, prepare_actor

@@ -16,7 +16,7 @@ from minedraft.core.policy.base import FixedDraftLen, FixedMode
 from minedraft.core.request import NewRequest
 from minedraft.sampling_params import SamplingParams
 from minedraft.server.watching import watched
-from minedraft.settings.config import Settings
+from minedraft.settings.service import Settings
 from minedraft.types import Mode
 from scripts.lib.sink import Collector
 from tests.support.counted import CountedPipeline

@@ -9,8 +9,11 @@ from click.testing import CliRunner
 
 from minedraft.cli.launch import command
 from minedraft.errors import EXIT_CONFIG, ConfigErrors
-from minedraft.settings.config import Settings, SharedSettings, WorkerSettings, load_settings, load_worker_settings
 from minedraft.settings.flags import settings_flags, to_flags
+from minedraft.settings.loading import load_settings, load_worker_settings
+from minedraft.settings.service import Settings
+from minedraft.settings.shared import SharedSettings
+from minedraft.settings.worker import WorkerSettings
 from minedraft.types import Mode, Role
 
 

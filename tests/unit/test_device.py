@@ -6,7 +6,7 @@ import pytest
 
 from minedraft.device import Device, count_gpus, format_cores, usable_cores
 from minedraft.errors import ConfigError
-from minedraft.settings.config import load_settings, load_worker_settings
+from minedraft.settings.loading import load_settings, load_worker_settings
 
 CORES = sorted(os.sched_getaffinity(0))
 

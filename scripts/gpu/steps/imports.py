@@ -11,7 +11,7 @@ from scripts.gpu.step import Step
 
 _MODULES = (
     "minedraft.v1.worker_pb2_grpc",
-    "minedraft.settings.config",
+    "minedraft.settings.loading",
     "minedraft.client",
     "minedraft.bench.runner",
     "minedraft.cli.launch",

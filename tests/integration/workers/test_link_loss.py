@@ -14,7 +14,7 @@ import pytest
 from minedraft.errors import ConfigError, ProtocolError, WorkerLost
 from minedraft.messages import DraftCommand, DraftSpan, Proposal, VerifyReply
 from minedraft.rpc.channel import MAX_WORKER_MESSAGE_BYTES
-from minedraft.rpc.codec_verify import verify_command_to_pb
+from minedraft.rpc.codec.verify import verify_command_to_pb
 from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
 from minedraft.types import PROTOCOL_VERSION, Batch, Role, RoundId
 from minedraft.v1 import worker_pb2

@@ -8,7 +8,8 @@ from minedraft.device import Device
 from minedraft.launch import placement
 from minedraft.launch.launcher import worker_flags
 from minedraft.launch.placement import cores_beside, divide_memory, tell_unused_gpus
-from minedraft.settings.config import Settings, load_settings
+from minedraft.settings.loading import load_settings
+from minedraft.settings.service import Settings
 from minedraft.types import Role
 
 CORES = sorted(os.sched_getaffinity(0))

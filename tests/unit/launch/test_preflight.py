@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from minedraft.errors import ConfigErrors
 from minedraft.launch.preflight import check_machine, settle_draft_method
-from minedraft.settings.config import load_settings
+from minedraft.settings.loading import load_settings
 from tests.support.full_disk import full_disk
 from tests.support.tiny_heads import make_tiny_head
 from tests.support.tiny_models import make_tiny_model, write_tiny_tokenizer

@@ -15,7 +15,7 @@ from minedraft.observe.status import StatusBoard
 from minedraft.observe.timeline import Timeline
 from minedraft.output import ServiceStatus
 from minedraft.sampling_params import SamplingParams
-from minedraft.settings.config import Settings
+from minedraft.settings.service import Settings
 from minedraft.types import Mode, Role
 from scripts.lib.sink import Collector
 from tests.fakes import features

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minedraft.errors import InvalidRequest, ProtocolError
 from minedraft.messages import Branch, DraftCommand, DraftReply, DraftSpan, Proposal, RunAhead, Timing, WorkerInfo
-from minedraft.rpc.codec_draft import (
+from minedraft.rpc.codec.draft import (
     draft_command_from_pb,
     draft_command_to_pb,
     draft_reply_from_pb,

@@ -8,7 +8,7 @@ import pytest
 
 from minedraft.carriers import Carrier, ChannelCommand, ChannelEnd, ChannelOffer, ChannelStep
 from minedraft.errors import ChannelFailed, InvalidRequest
-from minedraft.rpc.codec_channel import (
+from minedraft.rpc.codec.channel import (
     MAX_FREED,
     channel_command_from_pb,
     channel_command_to_pb,

@@ -21,9 +21,9 @@ from minedraft.messages import (
     VerifyReply,
     VerifySpan,
 )
-from minedraft.rpc import codec
-from minedraft.rpc.codec_draft import draft_command_from_pb, draft_command_to_pb
-from minedraft.rpc.codec_verify import (
+from minedraft.rpc.codec import common
+from minedraft.rpc.codec.draft import draft_command_from_pb, draft_command_to_pb
+from minedraft.rpc.codec.verify import (
     verify_command_from_pb,
     verify_command_to_pb,
     verify_reply_from_pb,
@@ -114,9 +114,9 @@ def test_a_span_that_follows_wants_no_features() -> None:
 
 def test_a_handshake_says_which_features_there_are() -> None:
     info = replace(INFO, feature_layers=(-1, 0, 1, 2), feature_size=64)
-    assert codec.info_from_pb(codec.info_to_pb(info, 5), 4, 6) == info
+    assert common.info_from_pb(common.info_to_pb(info, 5), 4, 6) == info
     for wrong in (replace(info, feature_size=0), replace(info, feature_size=MAX_FEATURE_SIZE + 1)):
         with pytest.raises(InvalidRequest, match="feature_size"):
-            codec.info_from_pb(codec.info_to_pb(wrong, 5), 4, 6)
+            common.info_from_pb(common.info_to_pb(wrong, 5), 4, 6)
     with pytest.raises(InvalidRequest, match="feature_layers"):
-        codec.info_from_pb(codec.info_to_pb(replace(info, feature_layers=(-2,)), 5), 4, 6)
+        common.info_from_pb(common.info_to_pb(replace(info, feature_layers=(-2,)), 5), 4, 6)

@@ -8,7 +8,7 @@ import pytest
 
 from minedraft.errors import InvalidRequest
 from minedraft.messages import Timing
-from minedraft.rpc import codec
+from minedraft.rpc.codec import common
 from minedraft.types import DraftMethod, Role
 from minedraft.v1 import worker_pb2
 from scripts.lib.null_worker import null_info
@@ -20,8 +20,8 @@ def test_worker_info_survives_the_wire() -> None:
     model = replace(INFO, role=Role.DRAFTER, draft_method=DraftMethod.MODEL, weights_bytes=1 << 40)
     ngram = replace(INFO, role=Role.DRAFTER, draft_method=DraftMethod.NGRAM, num_blocks=0, epoch=(1 << 64) - 1)
     for info in (INFO, model, ngram):
-        wire = codec.info_to_pb(info, 5).SerializeToString()
-        assert codec.info_from_pb(worker_pb2.HandshakeReply.FromString(wire), 4, 6) == info
+        wire = common.info_to_pb(info, 5).SerializeToString()
+        assert common.info_from_pb(worker_pb2.HandshakeReply.FromString(wire), 4, 6) == info
 
 
 @pytest.mark.parametrize(
@@ -29,28 +29,28 @@ def test_worker_info_survives_the_wire() -> None:
     [{"vocab_size": 0}, {"num_blocks": 0}, {"block_size": 0}, {"max_model_len": 0}, {"model_name": "x" * 2000}],
 )
 def test_a_handshake_with_nonsense_in_it_is_refused(changes: dict[str, object]) -> None:
-    message = codec.info_to_pb(replace(INFO, **changes), 5)  # type: ignore[arg-type]
+    message = common.info_to_pb(replace(INFO, **changes), 5)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match=next(iter(changes))):
-        codec.info_from_pb(message, 4, 6)
+        common.info_from_pb(message, 4, 6)
 
 
 @pytest.mark.parametrize("field", ["role", "draft_method"])
 def test_a_worker_of_an_unknown_kind_is_refused(field: str) -> None:
-    message = codec.info_to_pb(INFO, 5)
+    message = common.info_to_pb(INFO, 5)
     setattr(message, field, "oracle")
     with pytest.raises(InvalidRequest, match=f"{field} is 'oracle': must be one of"):
-        codec.info_from_pb(message, 4, 6)
+        common.info_from_pb(message, 4, 6)
 
 
 def test_moments_of_a_worker_are_on_the_schedulers_clock() -> None:
     """Its clock is 1,000 s ahead; the answer was made somewhere between the question and its arrival."""
     ahead_ns = 10**12
-    message = codec.info_to_pb(INFO, clock_ns=ahead_ns + 50_000)
-    info = codec.info_from_pb(message, sent_ns=0, received_ns=90_000)
+    message = common.info_to_pb(INFO, clock_ns=ahead_ns + 50_000)
+    info = common.info_from_pb(message, sent_ns=0, received_ns=90_000)
     assert info.clock_offset_ns == -ahead_ns - 5_000, "within half the round trip"
-    sent = codec.timing_to_pb(Timing(1, 2, 3, 4, start_ns=ahead_ns + 7_000_000))
-    assert codec.timing_from_pb(sent, info) == Timing(1, 2, 3, 4, start_ns=7_000_000 - 5_000)
+    sent = common.timing_to_pb(Timing(1, 2, 3, 4, start_ns=ahead_ns + 7_000_000))
+    assert common.timing_from_pb(sent, info) == Timing(1, 2, 3, 4, start_ns=7_000_000 - 5_000)
 
 
 def test_workers_of_one_host_have_one_clock() -> None:
-    assert codec.clock_offset_ns(worker_ns=60, sent_ns=50, received_ns=90) == 0
+    assert common.clock_offset_ns(worker_ns=60, sent_ns=50, received_ns=90) == 0

@@ -21,7 +21,7 @@ from minedraft.prompts import (
     to_call,
     to_prompt,
 )
-from minedraft.rpc.codec_inference import (
+from minedraft.rpc.codec.inference import (
     borrow_from_pb,
     borrow_to_pb,
     generate_from_pb,

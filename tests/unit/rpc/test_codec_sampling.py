@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minedraft.errors import InvalidRequest
-from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
+from minedraft.rpc.codec.sampling import sampling_from_pb, sampling_to_pb
 from minedraft.sampling_params import SamplingParams
 from minedraft.v1 import common_pb2
 

@@ -8,7 +8,7 @@ import pytest
 
 from minedraft.errors import InvalidRequest, ProtocolError
 from minedraft.messages import DraftCommand, DraftReply, DraftSpan, Proposal, Timing
-from minedraft.rpc.codec_draft import draft_command_from_pb, draft_command_to_pb, draft_reply_from_pb, draft_reply_to_pb
+from minedraft.rpc.codec.draft import draft_command_from_pb, draft_command_to_pb, draft_reply_from_pb, draft_reply_to_pb
 from minedraft.types import Batch, DraftMethod, RoundId, ScoreKind
 from tests.unit.rpc.test_codec_worker import INFO
 

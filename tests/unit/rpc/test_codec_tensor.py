@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from minedraft.carriers import Carrier
 from minedraft.errors import InvalidRequest
 from minedraft.messages import ITEM_BYTES, Tensor, TensorRef, TruncatedQ
-from minedraft.rpc.codec_tensor import (
+from minedraft.rpc.codec.tensor import (
     MAX_SEGMENT_BYTES,
     q_from_pb,
     q_to_pb,

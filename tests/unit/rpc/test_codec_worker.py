@@ -26,13 +26,13 @@ from minedraft.messages import (
     VerifySpan,
     WorkerInfo,
 )
-from minedraft.rpc.codec_draft import (
+from minedraft.rpc.codec.draft import (
     draft_command_from_pb,
     draft_command_to_pb,
     draft_reply_from_pb,
     draft_reply_to_pb,
 )
-from minedraft.rpc.codec_verify import (
+from minedraft.rpc.codec.verify import (
     verify_command_from_pb,
     verify_command_to_pb,
     verify_reply_from_pb,

@@ -9,7 +9,7 @@ from minedraft.core.policy.base import FixedDraftLen, FixedMode
 from minedraft.core.policy.draft_len import AutoDraftLen
 from minedraft.core.policy.tetris import TetrisPolicy
 from minedraft.server.policies import choose_policies, choose_scores
-from minedraft.settings.config import load_settings
+from minedraft.settings.loading import load_settings
 from minedraft.types import ScoreKind
 
 

@@ -23,7 +23,7 @@ from minedraft.errors import (
 )
 from minedraft.prompts import GenerateCall, TokenPrompt
 from minedraft.server.service import InferenceService
-from minedraft.settings.config import load_settings
+from minedraft.settings.loading import load_settings
 from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import FinishReason, LoanTerms, Mode
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation

@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 from minedraft.device import Device
 from minedraft.errors import ConfigError, ModelError
 from minedraft.models.model_config import max_context
-from minedraft.settings.config import load_worker_settings
+from minedraft.settings.loading import load_worker_settings
 from minedraft_workers.composition import Plan, load_actor
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from tests.support.tiny_models import make_tiny_model

@@ -14,7 +14,7 @@ from minedraft.errors import ConfigError, MemoryExhausted, ModelError, ProtocolE
 from minedraft.messages import DraftCommand, DraftSpan, VerifyCommand, VerifySpan
 from minedraft.rpc.worker_link import GrpcVerifier
 from minedraft.sampling_params import SamplingParams
-from minedraft.settings.config import load_worker_settings
+from minedraft.settings.loading import load_worker_settings
 from minedraft.types import Acceptance, Batch, Role, RoundId, SequenceSpec
 from minedraft_workers.composition import Plan, load_actor
 from minedraft_workers.drafter import DrafterActor

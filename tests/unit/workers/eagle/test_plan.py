@@ -8,7 +8,7 @@ import pytest
 
 from minedraft.errors import ConfigError, ModelError
 from minedraft.models.vocabulary import vocab_fingerprint
-from minedraft.settings.config import load_worker_settings
+from minedraft.settings.loading import load_worker_settings
 from minedraft.types import DraftMethod
 from minedraft_workers.composition import Plan, load_actor
 from tests.support.tiny_heads import make_tiny_head

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from minedraft.carriers import ChannelCommand, ChannelEnd, ChannelOffer, ChannelStep
 from minedraft.errors import ChannelFailed, InvalidRequest
-from minedraft.rpc.codec_tensor import CARRIER_TO_PB, MAX_SEGMENT_BYTES, carrier_from_pb
+from minedraft.rpc.codec.tensor import CARRIER_TO_PB, MAX_SEGMENT_BYTES, carrier_from_pb
 from minedraft.types import MAX_SPANS
 from minedraft.v1 import worker_pb2
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from minedraft.errors import InvalidRequest, NumericError, ProtocolError, StaleRound
 from minedraft.messages import Features, TokenLogprobs, Verdict, VerifyCommand, VerifyReply, VerifySpan, WorkerInfo
-from minedraft.rpc import codec
-from minedraft.rpc.codec_tensor import features_from_pb, features_to_pb, layers_from_pb, q_from_pb, q_to_pb
+from minedraft.rpc.codec import common
+from minedraft.rpc.codec.tensor import features_from_pb, features_to_pb, layers_from_pb, q_from_pb, q_to_pb
 from minedraft.sampling_params import MAX_LOGPROBS
 from minedraft.v1 import common_pb2, worker_pb2
 
@@ -16,7 +16,7 @@ _FOLLOWER_ERRORS = _VERDICT_ERRORS | {StaleRound.reason}
 
 def verify_command_to_pb(command: VerifyCommand) -> worker_pb2.VerifyRequest:
     return worker_pb2.VerifyRequest(
-        round=codec.round_to_pb(command.round),
+        round=common.round_to_pb(command.round),
         spans=[_span_to_pb(span) for span in command.spans],
         released=command.released,
         feature_layers=command.feature_layers,
@@ -29,18 +29,18 @@ def verify_command_from_pb(message: worker_pb2.VerifyRequest, info: WorkerInfo) 
     Raises:
         InvalidRequest: a value breaks a limit of `info` or of the protocol.
     """
-    spans = codec.spans_from_pb(message.spans, _span_from_pb, info)
+    spans = common.spans_from_pb(message.spans, _span_from_pb, info)
     layers = layers_from_pb(message.feature_layers, "feature_layers")
     if not layers and any(span.wants_features for span in spans):
         raise InvalidRequest("feature_layers", "empty", "must name the layers of the features that spans want")
-    return VerifyCommand(codec.round_from_pb(message.round), spans, codec.released_from_pb(message.released), layers)
+    return VerifyCommand(common.round_from_pb(message.round), spans, common.released_from_pb(message.released), layers)
 
 
 def verify_reply_to_pb(reply: VerifyReply) -> worker_pb2.VerifyReply:
     return worker_pb2.VerifyReply(
-        round=codec.round_to_pb(reply.round),
+        round=common.round_to_pb(reply.round),
         verdicts=[_verdict_to_pb(verdict) for verdict in reply.verdicts],
-        timing=codec.timing_to_pb(reply.timing),
+        timing=common.timing_to_pb(reply.timing),
         num_free_blocks=reply.num_free_blocks,
     )
 
@@ -53,10 +53,10 @@ def verify_reply_from_pb(message: worker_pb2.VerifyReply, command: VerifyCommand
         ProtocolError: the reply does not answer the command, or a value breaks a limit.
     """
     try:
-        round_id = codec.round_from_pb(message.round)
+        round_id = common.round_from_pb(message.round)
         if round_id != command.round:
             raise StaleRound(f"verifier answered {round_id}, not {command.round}")
-        codec.check_span_count("verdicts", len(message.verdicts))
+        common.check_span_count("verdicts", len(message.verdicts))
         by_id = {verdict.request_id: verdict for verdict in message.verdicts}
         asked = {span.request_id for span in command.spans}
         if len(by_id) != len(message.verdicts) or by_id.keys() != asked:
@@ -64,8 +64,8 @@ def verify_reply_from_pb(message: worker_pb2.VerifyReply, command: VerifyCommand
         return VerifyReply(
             round=round_id,
             verdicts=tuple([_verdict_from_pb(by_id[span.request_id], span, info) for span in command.spans]),
-            timing=codec.timing_from_pb(message.timing, info),
-            num_free_blocks=codec.num_free_blocks_from_pb(message.num_free_blocks, info),
+            timing=common.timing_from_pb(message.timing, info),
+            num_free_blocks=common.num_free_blocks_from_pb(message.num_free_blocks, info),
         )
     except InvalidRequest as error:
         raise ProtocolError(f"verifier's reply: {error}") from error
@@ -84,25 +84,25 @@ def _span_to_pb(span: VerifySpan) -> worker_pb2.VerifySpan:
     if span.q is not None:
         message.q.CopyFrom(q_to_pb(span.q))
     if span.spec is not None:
-        message.spec.CopyFrom(codec.spec_to_pb(span.spec))
+        message.spec.CopyFrom(common.spec_to_pb(span.spec))
     return message
 
 
 def _span_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> VerifySpan:
     request_id, prefix_len, sample = message.request_id, message.prefix_len, message.sample
-    tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, "tokens", request_id)
-    drafts = codec.tokens_from_pb(message.drafts, info.vocab_size, "drafts", request_id)
+    tokens = common.tokens_from_pb(message.tokens, info.vocab_size, "tokens", request_id)
+    drafts = common.tokens_from_pb(message.drafts, info.vocab_size, "drafts", request_id)
     if message.follows:
         return _follower_from_pb(message, info)
-    codec.check_span(request_id, prefix_len, len(tokens), len(drafts), info)
+    common.check_span(request_id, prefix_len, len(tokens), len(drafts), info)
     if drafts and not sample:
-        name = codec.name_of(request_id, "drafts")
+        name = common.name_of(request_id, "drafts")
         raise InvalidRequest(name, f"{len(drafts)} tokens", "must be none in a span that does not sample")
     q = spec = None
     if message.HasField("q"):
-        q = q_from_pb(message.q, len(drafts), codec.name_of(request_id, "q"))
+        q = q_from_pb(message.q, len(drafts), common.name_of(request_id, "q"))
     if message.HasField("spec"):
-        spec = codec.introduction_from_pb(message.spec, request_id, prefix_len, info)
+        spec = common.introduction_from_pb(message.spec, request_id, prefix_len, info)
     wants_features = message.wants_features
     return VerifySpan(request_id, prefix_len, tokens, drafts, q, sample, spec, wants_features=wants_features)
 
@@ -111,9 +111,9 @@ def _follower_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> Verif
     request_id, prefix_len = message.request_id, message.prefix_len
     has_more = message.tokens or message.drafts or message.HasField("spec") or message.HasField("q")
     if has_more or message.wants_features or not message.sample:
-        name = codec.name_of(request_id, "follows")
+        name = common.name_of(request_id, "follows")
         raise InvalidRequest(name, True, "must be false in a span that has more than a prefix length")
-    codec.check_span(request_id, prefix_len, 1, 0, info)
+    common.check_span(request_id, prefix_len, 1, 0, info)
     return VerifySpan(request_id, prefix_len, (), follows=True)
 
 
@@ -135,10 +135,10 @@ def _verdict_to_pb(verdict: Verdict) -> worker_pb2.Verdict:
 def _verdict_from_pb(message: worker_pb2.Verdict, span: VerifySpan, info: WorkerInfo) -> Verdict:
     request_id, committed_len = span.request_id, span.committed_len
     accepted_len, error = message.accepted_len, message.error
-    tokens = codec.tokens_from_pb(message.tokens, info.vocab_size, "verdicts.tokens", request_id)
+    tokens = common.tokens_from_pb(message.tokens, info.vocab_size, "verdicts.tokens", request_id)
 
     def refusal(field: str, value: object, limit: str) -> InvalidRequest:
-        return InvalidRequest(codec.name_of(request_id, f"verdicts.{field}"), value, limit)
+        return InvalidRequest(common.name_of(request_id, f"verdicts.{field}"), value, limit)
 
     if message.committed_len != committed_len:
         raise refusal("committed_len", message.committed_len, f"must be {committed_len}")
@@ -156,7 +156,7 @@ def _verdict_from_pb(message: worker_pb2.Verdict, span: VerifySpan, info: Worker
     if message.logprobs:
         if len(message.logprobs) != len(tokens):
             raise refusal("logprobs", f"{len(message.logprobs)} entries", f"must be {len(tokens)}")
-        name = codec.name_of(request_id, "verdicts.logprobs")
+        name = common.name_of(request_id, "verdicts.logprobs")
         logprobs = tuple(logprobs_from_pb(entry, info.vocab_size, name) for entry in message.logprobs)
     features = _features_from_pb(message, span, info)
     return Verdict(request_id, committed_len, accepted_len, tokens, logprobs, error, features)
@@ -167,15 +167,15 @@ def _features_from_pb(message: worker_pb2.Verdict, span: VerifySpan, info: Worke
     is_expected, name = span.wants_features and not message.error, "verdicts.features"
     if message.HasField("features") is not is_expected:
         value, limit = ("absent", "must be present") if is_expected else ("present", "must be absent")
-        raise InvalidRequest(codec.name_of(span.request_id, name), value, limit)
+        raise InvalidRequest(common.name_of(span.request_id, name), value, limit)
     if not is_expected:
         return None
-    features = features_from_pb(message.features, info.max_model_len, codec.name_of(span.request_id, name))
+    features = features_from_pb(message.features, info.max_model_len, common.name_of(span.request_id, name))
     wanted = (span.prefix_len, span.committed_len + message.accepted_len)
     if (features.start, features.end) != wanted:
         value = f"positions {features.start} to {features.end - 1}"
         limit = f"must be positions {wanted[0]} to {wanted[1] - 1}"
-        raise InvalidRequest(codec.name_of(span.request_id, name), value, limit)
+        raise InvalidRequest(common.name_of(span.request_id, name), value, limit)
     return features
 
 

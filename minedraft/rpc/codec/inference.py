@@ -22,7 +22,7 @@ from minedraft.prompts import (
     too_many_messages,
     too_many_tokens,
 )
-from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
+from minedraft.rpc.codec.sampling import sampling_from_pb, sampling_to_pb
 from minedraft.sampling_params import MAX_TOKEN_ID
 from minedraft.types import FinishReason, LoanTerms
 from minedraft.v1 import common_pb2, inference_pb2

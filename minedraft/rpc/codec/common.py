@@ -1,9 +1,4 @@
-"""The common parts of the worker protocol's messages: rounds, sequence specs, timings, handshake.
-
-The modules named codec* are the only readers and writers of protobuf fields. Decoders check every
-integer before they size or index anything by it. They raise `InvalidRequest` naming field, value and
-limit; `codec_draft` and `codec_verify` turn that into `ProtocolError` if the sender was a worker.
-"""
+"""The common parts of the worker protocol's messages: rounds, sequence specs, timings, handshake, releases."""
 
 from __future__ import annotations
 
@@ -12,9 +7,9 @@ from typing import TypeVar
 
 from minedraft.errors import InvalidRequest
 from minedraft.messages import ConfigureCommand, Timing, WorkerInfo
-from minedraft.rpc.codec_channel import offers_from_pb, offers_to_pb
-from minedraft.rpc.codec_sampling import sampling_from_pb, sampling_to_pb
-from minedraft.rpc.codec_tensor import layers_from_pb
+from minedraft.rpc.codec.channel import offers_from_pb, offers_to_pb
+from minedraft.rpc.codec.sampling import sampling_from_pb, sampling_to_pb
+from minedraft.rpc.codec.tensor import layers_from_pb
 from minedraft.types import (
     MAX_FEATURE_SIZE,
     MAX_SPAN_DRAFTS,

@@ -1,0 +1,191 @@
+"""The settings of the service."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from minedraft.address import Address, default_listen
+from minedraft.device import DEVICE_FORMS, GPU_MEMORY_SHARE, Device, usable_cores
+from minedraft.errors import ConfigError
+from minedraft.sampling_params import MAX_DRAFT_LEN
+from minedraft.settings.checks import cores_of_both
+from minedraft.settings.choices import AUTO, DraftLenChoice, ModeChoice, OptionalFolder, Share
+from minedraft.settings.shared import SharedSettings
+from minedraft.settings.worker import WorkerSettings
+from minedraft.types import MAX_BATCH_SIZE, MAX_BRANCHES, Batch, DraftMethod, Mode, Role
+
+
+def _default_target_device() -> str:
+    cores = usable_cores()
+    return str(Device("cpu", cores[1:2] or cores))
+
+
+def _default_draft_device() -> str:
+    return str(Device("cpu", usable_cores()[:1]))
+
+
+class Settings(SharedSettings):
+    """The settings of the service."""
+
+    target: OptionalFolder = Field(
+        None, description="Target model folder; if omitted, the default pair is used.", examples=["DIR"]
+    )
+    draft: OptionalFolder = Field(
+        None,
+        description="Draft model folder, which must have the target's tokenizer, or the folder of an EAGLE head.",
+        examples=["DIR"],
+    )
+    mode: ModeChoice = Field(
+        AUTO,
+        description="minedraft: two batches, drafting and verifying overlap; sd: one batch, taking turns; "
+        "pearl: one batch, drafted on while it is verified; ar: no drafts; auto: whichever of the others but pearl "
+        "measured costs make the fastest at the present load.",
+    )
+    max_batch_size: int = Field(
+        8, ge=1, le=MAX_BATCH_SIZE, description="Requests per batch (m); minedraft has two; auto seats as many as two."
+    )
+    draft_len: DraftLenChoice = Field(
+        AUTO,
+        description="Draft tokens per request and round (k), ignored in mode ar; auto: as many as measured costs and "
+        "acceptance make the fastest, for each request.",
+    )
+    branches: int = Field(
+        4,
+        ge=1,
+        le=MAX_BRANCHES,
+        description="Ways a verify may end that pearl prepares for; 1: as in its paper.",
+    )
+    draft_policy: Literal["fixed", "tetris", "tetris-exact"] = Field(
+        "fixed",
+        description="Which drafts to verify. fixed: all; tetris: of extra drafts the best of the batch; tetris-exact: "
+        "the same by the paper's rule, which changes the distribution of sampled answers without a seed.",
+    )
+    extra_drafts: int = Field(
+        1, ge=1, le=MAX_DRAFT_LEN, description="Drafts beyond draft_len that tetris chooses from, per request."
+    )
+    verify_capacity: int = Field(
+        0, ge=0, le=65536, description="Drafts that tetris verifies per round; 0: as many as without extra ones."
+    )
+    target_device: str = Field(
+        default_factory=_default_target_device,
+        description=f"Device of the verifier: {DEVICE_FORMS}; default: the second core.",
+        examples=["DEVICE"],
+    )
+    draft_device: str = Field(
+        default_factory=_default_draft_device,
+        description="Device of the drafter, in the same form; default: the first core.",
+        examples=["DEVICE"],
+    )
+    keep_cores: bool = Field(
+        False, description="Leave the drafter's cores idle in mode ar; otherwise the verifier computes on them too."
+    )
+    keep_drafting: bool = Field(
+        False, description="Draft even if no draft is accepted; otherwise drafting is suspended and tried again later."
+    )
+    target_memory_share: Share = Field(
+        None,
+        description="Part of a GPU's memory that the verifier's weights and KV cache may take, or of the free memory "
+        f"of a CPU that its KV cache may take; default: 1/8 on a CPU, {GPU_MEMORY_SHARE:g} on a GPU, which two workers "
+        "on one GPU divide by the sizes of their models.",
+        examples=["SHARE"],
+    )
+    draft_memory_share: Share = Field(None, description="The same for the drafter.", examples=["SHARE"])
+    prefill_chunk: int = Field(
+        256,
+        ge=16,
+        le=8192,
+        description="Prompt tokens per verify round, over all new requests; at most max_model_len.",
+    )
+    max_waiting: int = Field(
+        256, ge=1, le=65536, description="Requests that may wait for a seat; further ones are refused."
+    )
+    listen: str = Field(
+        default_factory=default_listen,
+        description="Address to serve clients on: unix:PATH or HOST:PORT.",
+        examples=["ADDR"],
+    )
+    allow_configure: bool = Field(
+        False, description="Let a client change mode and batch limits temporarily, as `minedraft bench` does."
+    )
+    target_address: str | None = Field(
+        None, description="Use the verifier already running at this address.", examples=["ADDR"]
+    )
+    draft_address: str | None = Field(
+        None, description="Use the drafter already running at this address.", examples=["ADDR"]
+    )
+    channel: Literal["auto", "inline", "shm", "cuda_ipc", "dist"] = Field(
+        "auto",
+        description="What carries large tensors (draft distributions, hidden states) between the workers. inline: "
+        "messages, through the scheduler; shm: shared memory; cuda_ipc: GPU memory of one host; dist: "
+        "torch.distributed. auto: the fastest that both workers have; it falls back to inline.",
+    )
+    load_timeout_s: float = Field(600.0, gt=0, le=86400, description="Seconds within which the workers must be ready.")
+    drain_timeout_s: float = Field(
+        30.0, ge=0, le=3600, description="Seconds that running requests have to finish at shutdown."
+    )
+
+    @property
+    def listen_address(self) -> Address:
+        return Address.parse(self.listen, "listen")
+
+    @property
+    def max_draft_len(self) -> int:
+        """The most drafts that a request can have in a round."""
+        return MAX_DRAFT_LEN if self.draft_len == AUTO else self.draft_len
+
+    @property
+    def first_mode(self) -> Mode:
+        """The mode to begin with; drafts are to be measured before they can be judged."""
+        return Mode.SD if self.mode == AUTO else self.mode
+
+    @property
+    def max_in_flight(self) -> int:
+        """Requests decoding at the same time over all batches."""
+        return self.max_batch_size * (len(Batch) if self.mode == AUTO else self.mode.num_batches)
+
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether both workers belong to this service and run on one GPU."""
+        try:
+            devices = {Device.parse(text) for text in (self.target_device, self.draft_device)}
+        except ConfigError:  # told elsewhere
+            return False
+        return len(self.own_workers) == len(Role) and len(devices) == 1 and devices.pop().kind == "cuda"
+
+    @property
+    def _max_with_kv(self) -> int | None:
+        """Requests that have KV on a worker at once; None where a client may change the limits of the batches."""
+        # Two batches, whatever the mode is now; and a request may come before the KV of the last one is released.
+        return None if self.allow_configure else 4 * self.max_batch_size
+
+    @property
+    def needs_drafter(self) -> bool:
+        return self.mode == AUTO or self.mode.has_drafts
+
+    @property
+    def own_workers(self) -> tuple[Role, ...]:
+        """The workers that belong to this service: those without a given address, where one runs already."""
+        roles = []
+        if self.target_address is None:
+            roles.append(Role.VERIFIER)
+        if self.needs_drafter and self.draft_address is None:
+            roles.append(Role.DRAFTER)
+        return tuple(roles)
+
+    def for_worker(self, role: Role, address: str) -> WorkerSettings:
+        """Return the settings of a worker of this service that listens at `address`. The folders must be set."""
+        is_verifier = role is Role.VERIFIER
+        is_of_target = is_verifier or self.draft_method is DraftMethod.NGRAM
+        own = {
+            "role": role,
+            "model": self.target if is_of_target else self.draft,
+            "target": self.target if not is_verifier and self.draft_method is DraftMethod.EAGLE else None,
+            "listen": address,
+            "device": self.target_device if is_verifier else self.draft_device,
+            "max_device": cores_of_both(self) if is_verifier else None,
+            "memory_share": self.target_memory_share if is_verifier else self.draft_memory_share,
+            "max_requests": self._max_with_kv,
+        }
+        return WorkerSettings.model_validate(own | {name: getattr(self, name) for name in SharedSettings.model_fields})
