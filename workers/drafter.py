@@ -16,7 +16,7 @@ from minedraft_workers.execution.memory import within_memory
 from minedraft_workers.feature_rows import read_features
 from minedraft_workers.proposers.base import DraftRow, Proposer
 from minedraft_workers.request_table import RequestTable
-from minedraft_workers.rounds.runtime import Work
+from minedraft_workers.rounds.actors import Work
 from minedraft_workers.sequence import SequenceState
 
 logger = logging.getLogger("minedraft.drafter")

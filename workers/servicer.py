@@ -32,8 +32,10 @@ from minedraft.rpc.codec.verify import verify_command_from_pb, verify_reply_to_p
 from minedraft.types import PROTOCOL_VERSION, RoundId
 from minedraft.v1 import worker_pb2
 from minedraft_workers.channels.joined import JoinedChannel
+from minedraft_workers.rounds.actors import DraftingActor, Executed, VerifyingActor
+from minedraft_workers.rounds.device_thread import CommandResult
 from minedraft_workers.rounds.following import Follower
-from minedraft_workers.rounds.runtime import CommandResult, DraftingActor, Executed, VerifyingActor, WorkerRuntime
+from minedraft_workers.rounds.runtime import WorkerRuntime
 
 logger = logging.getLogger("minedraft.worker")
 

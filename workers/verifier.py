@@ -17,7 +17,7 @@ from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.execution.memory import within_memory
 from minedraft_workers.feature_rows import pack_features
 from minedraft_workers.request_table import RequestTable
-from minedraft_workers.rounds.runtime import Work
+from minedraft_workers.rounds.actors import Work
 from minedraft_workers.sampling.acceptance import Outcome, VerifyRow
 from minedraft_workers.sampling.sampler import Sampler
 from minedraft_workers.sequence import SequenceState

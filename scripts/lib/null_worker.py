@@ -18,7 +18,8 @@ from minedraft.messages import DraftCommand, Proposal, Verdict, VerifyCommand, W
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.process.claim import ListenClaim
 from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role
-from minedraft_workers.rounds.runtime import Work, WorkerRuntime
+from minedraft_workers.rounds.actors import Work
+from minedraft_workers.rounds.runtime import WorkerRuntime
 from minedraft_workers.server import serve_worker
 from minedraft_workers.servicer import drafter_handler, verifier_handler
 

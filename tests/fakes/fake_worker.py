@@ -25,7 +25,8 @@ from minedraft.settings.flags import settings_flags
 from minedraft.settings.loading import load_worker_settings
 from minedraft.settings.worker import WorkerSettings
 from minedraft.types import DraftMethod, Role
-from minedraft_workers.rounds.runtime import Work, WorkerRuntime
+from minedraft_workers.rounds.actors import Work
+from minedraft_workers.rounds.runtime import WorkerRuntime
 from minedraft_workers.server import serve_worker
 from minedraft_workers.servicer import drafter_handler, verifier_handler
 from tests.fakes.workers import FakeDrafter, FakeVerifier

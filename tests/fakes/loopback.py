@@ -19,7 +19,7 @@ from minedraft.rpc.codec.verify import (
     verify_reply_from_pb,
     verify_reply_to_pb,
 )
-from minedraft_workers.rounds.runtime import REFUSALS
+from minedraft_workers.rounds.actors import REFUSALS
 
 
 def deliver_draft(command: DraftCommand, info: WorkerInfo, run: Callable[[DraftCommand], DraftReply]) -> DraftReply:

@@ -30,9 +30,9 @@ from minedraft.messages import (
 from minedraft.types import PROTOCOL_VERSION, Batch, DraftMethod, Role
 from minedraft_workers.kernels.tables import BlockTables
 from minedraft_workers.request_table import RequestTable
+from minedraft_workers.rounds.actors import Work
 from minedraft_workers.rounds.following import Follower
 from minedraft_workers.rounds.round_log import RoundLog
-from minedraft_workers.rounds.runtime import Work
 from minedraft_workers.sequence import HeldBranch, SequenceState
 from tests.fakes import features
 from tests.fakes.loopback import deliver_draft, deliver_verify

@@ -18,7 +18,8 @@ from minedraft.rpc.channel import EPOCH_KEY
 from minedraft.rpc.worker_link import GrpcVerifier
 from minedraft.types import PROTOCOL_VERSION, Batch, Role, RoundId
 from minedraft.v1 import worker_pb2
-from minedraft_workers.rounds.runtime import Cores, Work, WorkerRuntime
+from minedraft_workers.rounds.actors import Cores, Work
+from minedraft_workers.rounds.runtime import WorkerRuntime
 from minedraft_workers.server import start
 from minedraft_workers.servicer import drafter_handler, verifier_handler
 from scripts.lib.null_worker import NullActor

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from minedraft.errors import StaleRound
 from minedraft.messages import Verdict, VerifyCommand, VerifySpan
-from minedraft_workers.rounds.runtime import Work
+from minedraft_workers.rounds.actors import Work
 
 
 class Follower:

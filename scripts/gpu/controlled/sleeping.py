@@ -10,7 +10,7 @@ from pathlib import Path
 from minedraft.messages import DraftCommand, Proposal, WorkerInfo
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role
-from minedraft_workers.rounds.runtime import Work
+from minedraft_workers.rounds.actors import Work
 from scripts.gpu.controlled.token_map import TokenMap
 
 _BLOCKS, _BLOCK_SIZE = 1 << 20, 16

@@ -16,7 +16,8 @@ from minedraft.address import Address
 from minedraft.device import Device
 from minedraft.process.claim import ListenClaim
 from minedraft.types import Role
-from minedraft_workers.rounds.runtime import Actor, DraftingActor, VerifyingActor, WorkerRuntime
+from minedraft_workers.rounds.actors import Actor, DraftingActor, VerifyingActor
+from minedraft_workers.rounds.runtime import WorkerRuntime
 from scripts.gpu.controlled.shapes import SHAPES
 from scripts.gpu.controlled.sleeping import DraftTimes, SleepingDrafter
 from scripts.gpu.controlled.token_map import TokenMap

@@ -21,7 +21,8 @@ from minedraft.types import Acceptance, Role, SequenceSpec
 from minedraft_workers.channels.base import TensorSpec
 from minedraft_workers.channels.joined import JoinedChannel
 from minedraft_workers.channels.opening import Opener
-from minedraft_workers.rounds.runtime import Work, WorkerRuntime
+from minedraft_workers.rounds.actors import Work
+from minedraft_workers.rounds.runtime import WorkerRuntime
 from minedraft_workers.server import serve_worker
 from minedraft_workers.servicer import drafter_handler, verifier_handler
 from scripts.lib.null_worker import NullActor
