@@ -32,6 +32,7 @@ from minedraft.process.parent import exit_with_parent
 from minedraft.rpc.channel import bind, client_server
 from minedraft.rpc.connector import GrpcConnector
 from minedraft.rpc.health import INFERENCE_SERVICE, SERVING, HealthServicer, add_health
+from minedraft.rpc.reflection import add_reflection
 from minedraft.server.grpc_door import GrpcDoor
 from minedraft.server.policies import choose_policies, choose_scores
 from minedraft.server.service import InferenceService
@@ -92,6 +93,8 @@ class Server:
             self.service = service = InferenceService(settings, Tokenizer.load(settings.target))
             GrpcDoor(service).add_to(self._server)
             health = await add_health(self._server, INFERENCE_SERVICE)
+            if settings.reflection:
+                add_reflection(self._server)
             bind(self._server, settings.listen_address)
             await self._server.start()
             try:

@@ -25,6 +25,7 @@ def contradictions(settings: Settings) -> list[ConfigError]:
         *wrong_devices(settings, "target_device", "draft_device"),
         *wrong_addresses(settings, "listen", "target_address", "draft_address"),
         *_wrong_shares(settings),
+        *_wrong_observing(settings),
     ]
 
 
@@ -63,6 +64,22 @@ def wrong_addresses(settings: SharedSettings, *fields: str) -> list[ConfigError]
             limit = "reachable from other hosts without encryption; pass --insecure-public to allow it"
             errors.append(ConfigError(field, text, limit))
     return errors
+
+
+def _wrong_observing(settings: Settings) -> list[ConfigError]:
+    """Return an error for each way to observe the service that other hosts could use."""
+    if settings.reflection and not _is_local(settings.listen):
+        limit = f"only at an address of this host; listen is {settings.listen}"
+        return [ConfigError("reflection", settings.reflection, limit)]
+    return []
+
+
+def _is_local(text: str) -> bool:
+    """Return whether only this host reaches the address; also if it is none, which is told elsewhere."""
+    try:
+        return Address.parse(text).is_local
+    except ConfigError:
+        return True
 
 
 def _wrong_shares(settings: Settings) -> list[ConfigError]:

@@ -12,6 +12,7 @@ from minedraft.errors import ConfigError
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.settings.checks import cores_of_both
 from minedraft.settings.choices import AUTO, DraftLenChoice, ModeChoice, OptionalFolder, Share
+from minedraft.settings.observing import ObservingSettings
 from minedraft.settings.shared import SharedSettings
 from minedraft.settings.worker import WorkerSettings
 from minedraft.types import MAX_BATCH_SIZE, MAX_BRANCHES, Batch, DraftMethod, Mode, Role
@@ -26,7 +27,7 @@ def _default_draft_device() -> str:
     return str(Device("cpu", usable_cores()[:1]))
 
 
-class Settings(SharedSettings):
+class Settings(ObservingSettings):
     """The settings of the service."""
 
     target: OptionalFolder = Field(

@@ -47,7 +47,7 @@ ROOMS = {
     "local": Room("values settings client process"),
     "core": Room("values", is_pure=True),
     "engine": Room("values core"),
-    "rpc": Room("values places v1", "grpc google grpc_health grpc_status"),
+    "rpc": Room("values places v1", "grpc google grpc_health grpc_reflection grpc_status"),
     "text": Room("values models", "jinja2 tokenizers"),
     "models": Room("values process"),
     "process": Room("values places", "click"),
@@ -286,6 +286,7 @@ def test_every_third_party_import_is_a_declared_dependency():
         "google": "protobuf",
         "grpc": "grpcio",
         "grpc_health": "grpcio-health-checking",
+        "grpc_reflection": "grpcio-reflection",
         "grpc_status": "grpcio-status",
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -1,0 +1,15 @@
+"""The settings of what operators see of a running service."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from minedraft.settings.shared import SharedSettings
+
+
+class ObservingSettings(SharedSettings):
+    """The service's settings of what it shows to operators and their tools."""
+
+    reflection: bool = Field(
+        False, description="Describe the client API to tools such as grpcurl; only at an address of this host."
+    )
