@@ -1,4 +1,4 @@
 """Compares modes on a running service.
 
-May import: values, client.
+May import: values, client, theory.
 """

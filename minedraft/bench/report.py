@@ -17,7 +17,7 @@ from rich.table import Table
 
 from minedraft.bench.machine import find_gpus, find_versions
 from minedraft.bench.prompts import BenchPrompt
-from minedraft.bench.runner import BenchConfig, BenchRow, overlap_bound, run_benchmark
+from minedraft.bench.runner import BenchConfig, BenchRow, bound_of, run_benchmark
 from minedraft.client import AsyncClient
 from minedraft.loan import AsyncLoan
 from minedraft.output import ServiceStatus
@@ -79,7 +79,7 @@ def render_rows(rows: Sequence[BenchRow]) -> Table:
         turns_ms = overlapped.median("draft_ms") + overlapped.median("verify_ms")
         table.caption += (
             f"\n{overlapped.config.label}: step {overlapped.median('step_ms'):.0f} ms, taking turns {turns_ms:.0f} ms:"
-            f" {turns_ms / max(overlapped.median('step_ms'), 1e-9):.2f}x (bound {overlap_bound(overlapped):.2f}x)."
+            f" {turns_ms / max(overlapped.median('step_ms'), 1e-9):.2f}x (bound {bound_of(overlapped):.2f}x)."
         )
     return table
 
@@ -98,7 +98,7 @@ def write_report(path: Path, tables: Sequence[BenchTable], status: ServiceStatus
             {
                 "num_prompts": len(prompts),
                 "sampling": asdict(params),
-                "bound": overlap_bound(base) if (base := _first_sd(rows)) is not None else None,
+                "bound": bound_of(base) if (base := _first_sd(rows)) is not None else None,
                 "rows": [row.to_json() for row in rows],
             }
             for prompts, params, rows in tables

@@ -20,6 +20,7 @@ from minedraft.errors import ConfigError, Unavailable
 from minedraft.loan import AsyncLoan
 from minedraft.output import ServiceStatus
 from minedraft.sampling_params import SamplingParams
+from minedraft.theory.modes import overlap_bound
 from minedraft.types import Mode, Role
 
 
@@ -196,7 +197,6 @@ async def _run(client: AsyncClient, prompts: Sequence[BenchPrompt], sampling: Sa
     )
 
 
-def overlap_bound(row: BenchRow) -> float:
-    """Return the largest gain of overlapping over taking turns with these times: (t_d + t_v) / max(t_d, t_v)."""
-    draft_ms, verify_ms = row.median("draft_ms"), row.median("verify_ms")
-    return (draft_ms + verify_ms) / max(draft_ms, verify_ms, 1e-9)
+def bound_of(row: BenchRow) -> float:
+    """Return the largest gain of overlapping over taking turns with the times of this row."""
+    return overlap_bound(row.median("draft_ms"), row.median("verify_ms"))

@@ -12,7 +12,7 @@ from rich.console import Console
 from minedraft.bench.prompts import BenchPrompt, load_prompts
 from minedraft.bench.report import BenchTable, render_rows, run_with_progress, write_report
 from minedraft.bench.runner import BenchConfig, default_configs
-from minedraft.cli.console import SERVER_HELP, say
+from minedraft.cli.console import SERVER_HELP, parse_ints, say
 from minedraft.client import AsyncClient
 from minedraft.errors import ConfigError
 from minedraft.sampling_params import MAX_DRAFT_LEN, SamplingParams
@@ -81,8 +81,8 @@ def bench(
     params = SamplingParams(temperature=temperature, max_new_tokens=max_new_tokens, ignore_eos=True)
     plan = [
         (m, k)
-        for m in _parse_ints("max-batch-size", sizes, MAX_BATCH_SIZE)
-        for k in _parse_ints("draft-len", draft_lens, MAX_DRAFT_LEN)
+        for m in parse_ints("max-batch-size", sizes, MAX_BATCH_SIZE)
+        for k in parse_ints("draft-len", draft_lens, MAX_DRAFT_LEN)
     ]
     try:
         asyncio.run(_bench(server, plan, _parse_modes(modes), prompts, num_prompts, params, repeats, json_path))
@@ -125,13 +125,3 @@ def _parse_modes(text: str) -> set[Mode]:
         raise ConfigError(
             "modes", text, f"must be one or more of {', '.join(mode.value for mode in Mode)}, separated by commas"
         ) from None
-
-
-def _parse_ints(field: str, text: str, most: int) -> list[int]:
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or min(values) < 1 or max(values) > most:
-        raise ConfigError(field, text, f"must be numbers in [1, {most}], separated by commas")
-    return values

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
+from minedraft.errors import ConfigError
 from minedraft.models.progress import Progress
 from minedraft.process.entry import run_command
 
@@ -97,3 +98,18 @@ def progress_printer(clock: Callable[[], float] = time.monotonic) -> Callable[[P
         say(f"{progress.step}{far}")
 
     return on_progress
+
+
+def parse_ints(field: str, text: str, most: int) -> list[int]:
+    """Return the numbers of a list like "1,2,4".
+
+    Raises:
+        ConfigError: it has other things, or numbers outside [1, most].
+    """
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1 or max(values) > most:
+        raise ConfigError(field, text, f"must be numbers in [1, {most}], separated by commas")
+    return values

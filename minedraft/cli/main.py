@@ -16,6 +16,7 @@ _COMMANDS = {
     "status": "minedraft.cli.status",
     "models": "minedraft.cli.models",
     "bench": "minedraft.cli.bench",
+    "predict": "minedraft.cli.predict",
 }
 
 

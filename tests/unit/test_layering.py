@@ -54,8 +54,9 @@ ROOMS = {
     "launch": Room("values places settings process rpc models text"),
     "server": Room("values places settings core engine rpc v1 text models process observe", "grpc click"),
     "observe": Room("values places settings core engine"),
-    "bench": Room("values client", "rich"),
-    "cli": Room("values places settings client rpc models text process launch bench observe", "click rich"),
+    "theory": Room("values", is_pure=True),
+    "bench": Room("values client theory", "rich"),
+    "cli": Room("values places settings client rpc models text process launch bench observe theory", "click rich"),
     "v1": Room(packages="grpc google"),
     # A worker knows its settings, the wire, model folders and how to be a process; of the core only blocks of KV.
     "workers": Room(

@@ -24,7 +24,7 @@ import numpy as np
 
 from minedraft import AsyncClient, SamplingParams
 from minedraft.bench.prompts import BenchPrompt
-from minedraft.bench.runner import BenchConfig, BenchRow, default_configs, overlap_bound, run_benchmark
+from minedraft.bench.runner import BenchConfig, BenchRow, bound_of, default_configs, run_benchmark
 from minedraft.device import Device, usable_cores
 from minedraft.errors import StartFailed
 from minedraft.types import Mode, Role
@@ -245,7 +245,7 @@ def rows_to_json(rows: list[BenchRow]) -> list[dict[str, Any]]:
         return []
     by_mode = {(row.config.mode, row.config.max_batch_size): row for row in rows}
     m = min(row.config.max_batch_size for row in rows)
-    bound = overlap_bound(by_mode[Mode.SD, m])
+    bound = bound_of(by_mode[Mode.SD, m])
     found = []
     for row in rows:
         entry = row.to_json()

@@ -1,0 +1,129 @@
+"""Step time and throughput of each mode, at requests in flight or per batch, and when overlapping can win.
+
+In `sd` a round is a draft and then a verify of all requests. In `minedraft` the requests are halved; while one half is
+verified the other is drafted, so that both halves have a round in twice the longer time. At equal requests *per batch*
+that is up to twice as fast. At equal requests *in flight* it wins only if halving a batch shortens its forwards, or if
+drafting takes about as long as verifying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minedraft.theory.costs import Costs, tokens_per_round
+from minedraft.types import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a mode gives. Times in seconds.
+
+    Attributes:
+        num_in_flight: requests over all batches.
+        draft_s, verify_s: of one batch's round.
+        period_s: in which every request in flight has one round: the time between a request's rounds.
+        tokens_per_s: of all requests in flight, while they decode.
+    """
+
+    mode: Mode
+    num_in_flight: float
+    draft_len: int
+    draft_s: float
+    verify_s: float
+    period_s: float
+    tokens_per_s: float
+
+    @property
+    def step_s(self) -> float:
+        """From one committed round to the next."""
+        return self.period_s / self.mode.num_batches
+
+    @property
+    def verifier_busy(self) -> float:
+        """Share of the time that the verifier works."""
+        return self.verify_s * self.mode.num_batches / self.period_s
+
+    @property
+    def drafter_busy(self) -> float:
+        """Share of the time that the drafter works."""
+        return self.draft_s * self.mode.num_batches / self.period_s
+
+    @property
+    def bound(self) -> str:
+        """What the speed depends on most: "drafting", "verifying" or "both in turn"."""
+        if self.mode is Mode.SD:
+            return "both in turn"
+        return "drafting" if self.draft_s > self.verify_s else "verifying"
+
+
+def predict_mode(
+    costs: Costs, mode: Mode, num_in_flight: float, rates: Sequence[float] = (), hit_rate: float | None = None
+) -> Prediction:
+    """Return what a mode gives with this many requests in flight.
+
+    Args:
+        rates: acceptance of draft 1, 2 ... once those before it are accepted; as many as there are drafts. None in ar.
+        hit_rate: in pearl, the share of rounds whose drafts were ready when the verify before ended; default: that of
+            one prepared way, all drafts accepted and the token after them guessed, too.
+    """
+    rates = () if mode is Mode.AR else rates
+    draft_len, per_batch = len(rates), num_in_flight / mode.num_batches
+    is_overlapped = mode in (Mode.MINEDRAFT, Mode.PEARL)
+    draft_s = costs.draft_s(per_batch, draft_len, is_overlapped=is_overlapped)
+    verify_s = costs.verify_s(per_batch, draft_len, is_overlapped=is_overlapped)
+    if mode is Mode.AR and costs.verify_wide is not None:
+        verify_s = costs.verify_wide.at(num_in_flight)
+    overhead_s = (costs.turns_overhead if mode is Mode.SD else costs.queued_overhead).at(per_batch)
+    if mode is Mode.MINEDRAFT:
+        period_s = 2 * (max(draft_s, verify_s) + overhead_s)
+    elif mode is Mode.PEARL:
+        hit_rate = _all_guessed(rates) if hit_rate is None else hit_rate
+        missed_s = (1 - hit_rate) * costs.draft_s(per_batch, draft_len)
+        period_s = max(draft_s, verify_s) + missed_s + overhead_s
+    else:
+        period_s = draft_s + verify_s + overhead_s
+    tokens_per_s = num_in_flight * tokens_per_round(rates) / period_s
+    return Prediction(mode, num_in_flight, draft_len, draft_s, verify_s, period_s, tokens_per_s)
+
+
+def best_draft_len(
+    costs: Costs, mode: Mode, num_in_flight: float, rates: Sequence[float], hit_rate: float | None = None
+) -> Prediction:
+    """Return the prediction with the number of drafts, from 1 to the number of `rates`, that gives the most."""
+    lens = range(1, len(rates) + 1) if mode.has_drafts else (0,)
+    predictions = [predict_mode(costs, mode, num_in_flight, rates[:k], hit_rate) for k in lens]
+    return max(predictions, key=lambda prediction: prediction.tokens_per_s)
+
+
+def overlap_gain(costs: Costs, num_in_flight: float, draft_len: int) -> float:
+    """Return how much faster `minedraft` is than `sd` with as many requests in flight and as many drafts.
+
+    Above 1 if and only if 2 max(k d(n/2), V(n/2)) < k d(n) + V(n), overheads and contention aside.
+    """
+    rates = [0.0] * draft_len  # both have the same tokens per round, whatever it is
+    turns, overlapped = (predict_mode(costs, mode, num_in_flight, rates) for mode in (Mode.SD, Mode.MINEDRAFT))
+    return turns.period_s / overlapped.period_s
+
+
+def same_batch_gain(costs: Costs, max_batch_size: float, draft_len: int) -> float:
+    """Return how much faster `minedraft` with two batches of m is than `sd` with one: the paper's comparison.
+
+    It has twice the requests in flight. At most 2 (without contention), where drafting takes as long as verifying.
+    """
+    rates = [0.0] * draft_len
+    turns = predict_mode(costs, Mode.SD, max_batch_size, rates)
+    overlapped = predict_mode(costs, Mode.MINEDRAFT, 2 * max_batch_size, rates)
+    return overlapped.tokens_per_s / turns.tokens_per_s
+
+
+def overlap_bound(draft_s: float, verify_s: float) -> float:
+    """Return the largest gain of overlapping over taking turns with these times: (t_d + t_v) / max(t_d, t_v)."""
+    return (draft_s + verify_s) / max(draft_s, verify_s, 1e-12)
+
+
+def _all_guessed(rates: Sequence[float]) -> float:
+    product = rates[-1] if rates else 1.0
+    for rate in rates:
+        product *= rate
+    return product
