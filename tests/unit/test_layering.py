@@ -63,13 +63,16 @@ ROOMS = {
         "values places settings rpc v1 models process rounds proposers execution sampling channels",
         "click grpc google torch numpy",
     ),
-    "rounds": Room("values core.blocks"),
-    "proposers": Room("values core.blocks execution sampling workers.sequence workers.clock", "torch numpy"),
+    "rounds": Room("values core.blocks core.liveness workers.pulse"),
+    "proposers": Room(
+        "values core.blocks execution sampling workers.sequence workers.clock workers.pulse", "torch numpy"
+    ),
     "execution": Room(
-        "values places core.blocks models workers.device kernels", "torch numpy transformers safetensors accelerate"
+        "values places core.blocks models workers.device workers.pulse kernels",
+        "torch numpy transformers safetensors accelerate",
     ),
     "kernels": Room("values core.blocks native", "torch numpy triton"),
-    "native": Room("values models.cache", "torch numpy"),
+    "native": Room("values models.cache workers.pulse", "torch numpy"),
     "sampling": Room("values workers.sequence native", "torch numpy"),
     "channels": Room("values places", "torch numpy"),
 }

@@ -9,6 +9,7 @@ from torch import nn
 
 from minedraft_workers.kernels.paged_attention import attend_paged
 from minedraft_workers.kernels.tables import LayerShape
+from minedraft_workers.pulse import PULSE
 
 # The name under which transformers' models find `attend`. No mask function is registered for it, so that
 # the models build no mask: `attend` knows which tokens are visible.
@@ -43,6 +44,7 @@ def attend(
     It stores keys and values first, then attends each request's queries to its own cached tokens. query is
     [1, num_heads, T, dim], key and value are [1, num_kv_heads, T, dim], the result [1, T, num_heads, value_dim].
     """
+    PULSE.beat()
     context = kwargs[CONTEXT_KEYWORD]
     layer_id: int = module.layer_idx  # type: ignore[assignment]
     if attention_mask is not None or s_aux is not None:

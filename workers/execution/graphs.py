@@ -19,6 +19,7 @@ from minedraft_workers.execution.runner import PackedRows
 from minedraft_workers.kernels.kvcache import to_device
 from minedraft_workers.kernels.tables import BlockTables
 from minedraft_workers.kernels.triton_kernels import PiecePlan, PlanSize, fill_plan
+from minedraft_workers.pulse import PULSE
 
 logger = logging.getLogger("minedraft.worker")
 
@@ -141,6 +142,7 @@ class _Graph:
         """Return the logits, float32 [rows, columns], and features of all rows, valid until the next replay."""
         if self._graph is None or self._output is None:
             return self._compute()
+        PULSE.beat()
         self._graph.replay()
         return self._output
 

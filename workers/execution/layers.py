@@ -11,6 +11,7 @@ from torch import nn
 
 from minedraft_workers.execution.features import AFTER_FINAL_NORM
 from minedraft_workers.kernels.base import LayerCacheT, LayerKernels, NotFused, PagedCache, PlanT, WeightT
+from minedraft_workers.pulse import PULSE
 
 _MAX_FIRST_ANGLES = 2048  # positions whose angles are computed at load; more when a request reaches them
 
@@ -110,6 +111,7 @@ class LayerStack(Generic[WeightT, LayerCacheT, PlanT]):
         self, index: int, normed: torch.Tensor, residual: torch.Tensor, inputs: LayerInputs[PlanT]
     ) -> torch.Tensor:
         """Add the attention's output to `residual` and return the MLP's output; all are [rows, hidden size]."""
+        PULSE.beat()
         ops, layer, cache, plan = self._ops, self._layers[index], self._cache.layer_caches[index], inputs.plan
         qkv = ops.linear(normed, layer.qkv)
         num_rotated = qkv.shape[1] - layer.num_value_columns
@@ -170,6 +172,7 @@ def pack_layer(
     has_input_norm: bool = True,
 ) -> LayerWeights[WeightT]:
     """Pack a layer whose parts have the names that transformers gives those of a Llama layer."""
+    PULSE.beat()
     attention, mlp = layer.self_attn, layer.mlp
     return LayerWeights(
         input_norm=layer.input_layernorm.weight.detach() if has_input_norm else None,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from minedraft.errors import ConfigError
 from minedraft_workers.native.build import ISA_FLAGS, find_library, library_key
+from minedraft_workers.pulse import PULSE
 
 _P, _L, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _CACHE = (_P, _P, _L, _L, _L, _L, _I)
@@ -16,6 +17,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "has": (_I, (_I,)),
     "open": (_P, (_I, _I)),
     "resize": (_I, (_P, _I)),
+    "beats": (_L, ()),
     "close": (None, (_P,)),
     "packed_bytes": (_L, (_L, _L, _I)),
     "pack": (None, (_P, _I, _L, _L, _P)),
@@ -47,6 +49,7 @@ class Library:
             function = getattr(loaded, f"minedraft_{name}")
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
+        PULSE.add_source(str(path), self.beats)
 
     def __getattr__(self, name: str) -> ctypes._NamedFuncPointer:
         raise AttributeError(name)  # all are set above; this tells the type checker what they are

@@ -16,15 +16,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from minedraft.core.liveness.stall import Stall
 from minedraft.errors import InternalError, MineDraftError, Overloaded, ProtocolError
 from minedraft.messages import Timing
+from minedraft_workers.pulse import PULSE
 from minedraft_workers.rounds.actors import REFUSALS, Actor, Executed, Work
 
 logger = logging.getLogger("minedraft.worker")
 
 # Each of the two lanes has at most a draft, a prefill and a release; the rest is room for repeats.
 MAILBOX_SIZE = 32
-_LEAST_PROGRESS_S = 1e-3  # CPU time
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProgress:
+    """What tells a slow worker from one that hangs.
+
+    Attributes:
+        is_idle: there is no command: nothing has to move.
+        count: differs from look to look while a command really proceeds, at least once a layer.
+    """
+
+    is_idle: bool
+    count: int
+
 
 CommandResult = Executed[Any] | MineDraftError
 
@@ -52,9 +67,9 @@ class DeviceThread:
         self.num_open = 0  # tasks offered and not answered
         self._loop = asyncio.get_running_loop()
         self._crash: InternalError | None = None
-        self._current: _Item | None = None  # written by the device thread, like `_cpu_clock`
-        self._cpu_clock: int | None = None
-        self._last_look = (0.0, 0.0, 0.0)  # monotonic time, the thread's CPU time, seconds without progress
+        self._current: _Item | None = None  # written by the device thread, like `_num_taken`
+        self._num_taken = 0
+        self._stall: Stall | None = None
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
@@ -84,29 +99,24 @@ class DeviceThread:
                 self._answer(item, error)
 
     def end_if_hung(self, hang_s: float) -> bool:
-        """Fail all tasks if the thread has been inside one for `hang_s` seconds without using CPU time. Call
-        it several times within `hang_s`. A long computation keeps using CPU time, even while it waits for a GPU.
+        """Fail all tasks if the thread has been inside one for `hang_s` seconds without progress. Call it several
+        times within `hang_s`.
 
         Returns:
             Whether the thread has failed, by a hang or otherwise, now or before.
         """
-        if self._crash is not None or self._cpu_clock is None:
-            return self._crash is not None
-        now_s = time.monotonic()
-        try:
-            cpu_s = time.clock_gettime(self._cpu_clock)
-        except OSError:  # the thread has ended
-            return False
-        last_look_s, cpu_before_s, stalled_s = self._last_look
-        item = self._current
-        if item is None or cpu_s - cpu_before_s > _LEAST_PROGRESS_S:
-            stalled_s, cpu_before_s = 0.0, cpu_s
-        else:  # bounded, because a process that was stopped (a debugger, SIGSTOP) could not compute
-            stalled_s += min(now_s - last_look_s, hang_s / 4)
-        self._last_look = (now_s, cpu_before_s, stalled_s)
-        if item is not None and stalled_s >= hang_s:
-            self._fail(item, TimeoutError(f"no CPU time used for {stalled_s:.0f} s: the device hangs"))
+        if self._stall is None:
+            self._stall = Stall(longest_gap_s=hang_s / 4)
+        item, progress = self._current, self.progress
+        stalled_s = self._stall.look(time.monotonic(), progress.count, is_idle=item is None)
+        if self._crash is None and item is not None and stalled_s >= hang_s:
+            self._fail(item, TimeoutError(f"no progress for {stalled_s:.0f} s: the device hangs"))
         return self._crash is not None
+
+    @property
+    def progress(self) -> WorkerProgress:
+        """Whether there is anything to do, and how far the thread has got with it."""
+        return WorkerProgress(self.num_open == 0, self._num_taken + PULSE.count)
 
     def stop(self, timeout_s: float) -> bool:
         """Drop queued tasks and end the thread. Return False if it is still inside a task after `timeout_s`."""
@@ -116,11 +126,11 @@ class DeviceThread:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
         idle_since_ns = time.monotonic_ns()
         while (item := self._mailbox.get()) is not None:
             taken_ns = time.monotonic_ns()
             self._current = item
+            self._num_taken += 1
             outcome: CommandResult
             try:
                 work = item.task()

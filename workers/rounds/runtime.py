@@ -12,12 +12,14 @@ from minedraft.errors import MineDraftError, StaleRound
 from minedraft.messages import ConfigureCommand, WorkerInfo
 from minedraft.types import Batch, RoundId
 from minedraft_workers.rounds.actors import Actor, Cores, OwnCores, Work
-from minedraft_workers.rounds.device_thread import MAILBOX_SIZE, CommandResult, DeviceThread
+from minedraft_workers.rounds.device_thread import MAILBOX_SIZE, CommandResult, DeviceThread, WorkerProgress
 from minedraft_workers.rounds.round_log import RoundLog
 from minedraft_workers.rounds.tenancy import Tenancy
 
-# A forward has no time limit, but a thread that is inside one and uses no CPU time for this long hangs.
-HANG_S = 120.0
+# A forward has no time limit, but a thread that is inside one and computes nothing for this long hangs: whether it
+# waits for ever or spins.
+HANG_S = 30.0
+_LOOKS = 8  # per HANG_S
 
 
 class WorkerRuntime:
@@ -113,10 +115,15 @@ class WorkerRuntime:
         """Commands submitted and not answered yet."""
         return self._device.num_open
 
+    @property
+    def progress(self) -> WorkerProgress:
+        """How far the worker has got, for those who watch it: it hangs if it is not idle and the count stands still."""
+        return self._device.progress
+
     async def watch(self, hang_s: float = HANG_S) -> None:
         """Set `crashed` if the device thread hangs, then return. See `DeviceThread.end_if_hung`."""
         while not self._device.end_if_hung(hang_s):  # noqa: ASYNC110 - a hang is the absence of events
-            await asyncio.sleep(hang_s / 8)
+            await asyncio.sleep(hang_s / _LOOKS)
 
     def stop(self, timeout_s: float) -> bool:
         """End the device thread. Return False if it is still inside a forward after `timeout_s`."""

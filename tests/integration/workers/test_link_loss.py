@@ -18,6 +18,7 @@ from minedraft.rpc.codec.verify import verify_command_to_pb
 from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
 from minedraft.types import PROTOCOL_VERSION, Batch, Role, RoundId
 from minedraft.v1 import worker_pb2
+from minedraft_workers.pulse import PULSE
 from tests.support.served_worker import Served, command, open_stream, raw_channel, served, shake_hands
 
 
@@ -75,9 +76,21 @@ async def test_a_device_thread_that_neither_answers_nor_computes_ends_the_worker
         assert "the device hangs" in str(error)
 
 
-async def test_a_device_thread_that_computes_for_long_is_left_alone(worker: Served, verifier: GrpcVerifier) -> None:
+async def test_a_device_thread_that_spins_ends_the_worker(worker: Served, verifier: GrpcVerifier) -> None:
     done = threading.Event()
     worker.actor.work = lambda: [None for _ in iter(done.is_set, True)]
+    call = asyncio.create_task(verifier.verify(command(verifier, 1)))
+    await worker.entered()
+    assert not worker.runtime.progress.is_idle
+    await worker.runtime.watch(hang_s=0.1)
+    done.set()
+    with pytest.raises(WorkerLost, match="no progress"):
+        await call
+
+
+async def test_a_device_thread_that_computes_for_long_is_left_alone(worker: Served, verifier: GrpcVerifier) -> None:
+    done = threading.Event()
+    worker.actor.work = lambda: [PULSE.beat() for _ in iter(done.is_set, True)]
     call = asyncio.create_task(verifier.verify(command(verifier, 1)))
     await worker.entered()
     with pytest.raises(TimeoutError):

@@ -111,6 +111,9 @@ EXPORT int minedraft_resize(void* handle, int num_threads) {
     h.pool.leave();
     return status;
 }
+// Grows while any call of this library gets on, in whatever thread.
+EXPORT int64_t minedraft_beats() { return num_beats.load(std::memory_order_relaxed); }
+
 EXPORT void minedraft_close(void* handle) { delete static_cast<Handle*>(handle); }
 
 EXPORT int64_t minedraft_packed_bytes(int64_t out, int64_t in, int dtype) {
@@ -217,8 +220,10 @@ EXPORT int minedraft_choose(void* handle, const void* requests, int64_t num_requ
             if (!memory.get(scratch_bytes)) return kNoMemory;
         std::atomic<int64_t> next{0};
         const auto work = [&](Member member) {
-            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < num_requests;)
+            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < num_requests;) {
                 kernels.choose(call, i, pool.scratch[member.thread].get(scratch_bytes));
+                beat();
+            }
         };
         if (num_requests == 1 || num_rows * columns < kSmall)
             work(Member{0, 1, nullptr});

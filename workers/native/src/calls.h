@@ -16,6 +16,10 @@ namespace minedraft {
 
 using Call = std::variant<Linear, Norm, Rope, SiluMul, Store, Attention>;
 
+// How far the calls of this library have got, ever: whoever watches a long forward sees that it still moves.
+inline std::atomic<int64_t> num_beats{0};
+inline void beat() { num_beats.fetch_add(1, std::memory_order_relaxed); }
+
 // What differs from forward to forward.
 struct Batch {
     int64_t rows;
@@ -137,6 +141,7 @@ class Caller {
                 [&](const auto& a) {
                     using Args = std::decay_t<decltype(a)>;
                     if (i && !(is_by_rows && kByRows<Args>)) member.wait();
+                    if (member.thread == 0) beat();
                     is_by_rows = kByRows<Args>;
                     if constexpr (std::is_same_v<Args, Attention>)
                         attend(member, a, num_attentions++);
@@ -167,6 +172,7 @@ class Caller {
         for (Task task, after;;) {
             const int64_t number = next.fetch_add(1, std::memory_order_relaxed);
             if (!tasks.find(number, task)) return;
+            beat();
             const bool has_more = Tasks(tasks).find(number + member.count, after);
             kernels_.attention(a, task, has_more ? &after : nullptr, scratch);
         }
