@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -24,12 +26,16 @@ from minedraft.address import Address, default_listen
 from minedraft.errors import InvalidRequest, MineDraftError, RequestAborted, Unavailable
 from minedraft.loan import AsyncLoan, Loan
 from minedraft.output import Output, ServiceStatus, join_outputs
-from minedraft.prompts import Prompt, check_request_id, check_timeout, to_call
+from minedraft.prompts import GenerateCall, Prompt, check_patience, check_request_id, check_timeout, to_call
+from minedraft.retrying import Patience
 from minedraft.rpc.channel import blocking_client_channel, client_channel
 from minedraft.rpc.codec.inference import CLIENT_KEY, generate_to_pb, output_from_pb, status_from_pb
 from minedraft.rpc.error_status import to_error
 from minedraft.sampling_params import SamplingParams
 from minedraft.v1 import inference_pb2, inference_pb2_grpc
+
+_RECONNECT_S = 0.1  # until a service that is not there is looked for again
+_LAST_WORDS_S = 0.5  # beyond a deadline, for the service's own answer to it to arrive
 
 DETAILS_KEY = "grpc-status-details-bin"
 _CLOSED = "the client was closed during the call"
@@ -44,14 +50,23 @@ class AsyncClient:
         address: `unix:PATH`, `host:port`, or a path object for a unix socket; None for the default
             address of `minedraft-launch`.
         timeout_s: deadline of every call that does not give its own, in seconds; None for none.
+        patience_s: for so many seconds, a generation that is refused with a hint when to try again, or for which no
+            service is there, is sent again; never once its first piece has arrived.
 
     Raises:
-        ConfigError: `address` is malformed. InvalidRequest: `timeout_s` is negative or not a number.
+        ConfigError: `address` is malformed. InvalidRequest: `timeout_s` or `patience_s` is negative or not a number.
     """
 
-    def __init__(self, address: str | os.PathLike[str] | None = None, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        address: str | os.PathLike[str] | None = None,
+        *,
+        timeout_s: float | None = None,
+        patience_s: float = 0.0,
+    ) -> None:
         self.address = Address.parse(default_listen() if address is None else address, "server")
         self._timeout_s = check_timeout(timeout_s)
+        self._patience_s = check_patience(patience_s)
         self._metadata = ((CLIENT_KEY, uuid.uuid4().hex),)
         self._channels: dict[asyncio.AbstractEventLoop, grpc.aio.Channel] = {}
 
@@ -85,20 +100,29 @@ class AsyncClient:
         Args:
             prompt: text, token ids, or chat messages (rendered with the model's own template).
             request_id: a name for `abort`, at most 64 printable characters; by default a random one.
-            timeout_s: the deadline of this call, in seconds.
+            timeout_s: the deadline of this call, in seconds: the service ends the answer then.
 
         Raises:
-            MineDraftError: the subclass says why.
+            MineDraftError: the subclass says why; `retry_after_s` when to try again, if that may help. The pieces
+                before it are the tokens so far.
         """
-        message = generate_to_pb(to_call(prompt, params, request_id))
-        call = self._stub.Generate(message, timeout=self._deadline_s(timeout_s), metadata=self._metadata)
-        try:
-            async with self._typed_errors():
-                # Not `async for`: if left early, its iterator would keep the connection open after `close`.
-                while (reply := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-                    yield output_from_pb(reply)
-        finally:
-            call.cancel()
+        call, patience = to_call(prompt, params, request_id), self._patience(timeout_s)
+        delay_s: float | None = 0.0
+        while delay_s is not None:
+            await asyncio.sleep(delay_s)
+            stream = self._send(call, patience.timeout_s())
+            try:
+                async with self._typed_errors():
+                    # Not `async for`: if left early, its iterator would keep the connection open after `close`.
+                    while (reply := await stream.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+                        patience.end()
+                        yield output_from_pb(reply)
+                return
+            except MineDraftError as error:
+                if (delay_s := patience.delay_s(error)) is None:
+                    raise
+            finally:
+                stream.cancel()
 
     async def complete(
         self,
@@ -149,8 +173,12 @@ class AsyncClient:
         """
         return AsyncLoan(lambda: self._stub.Borrow(), self._typed_errors)
 
-    def _deadline_s(self, timeout_s: float | None) -> float | None:
-        return self._timeout_s if timeout_s is None else check_timeout(timeout_s)
+    def _patience(self, timeout_s: float | None) -> Patience:
+        return Patience(self._patience_s, self._timeout_s if timeout_s is None else check_timeout(timeout_s))
+
+    def _send(self, call: GenerateCall, timeout_s: float | None) -> Any:  # noqa: ANN401 - the stub is untyped
+        message = generate_to_pb(replace(call, timeout_s=timeout_s))
+        return self._stub.Generate(message, timeout=_given_up_after(timeout_s), metadata=self._metadata)
 
     @property
     def _stub(self) -> Any:  # noqa: ANN401 - the generated stub is untyped
@@ -178,9 +206,16 @@ class AsyncClient:
 class Client:
     """`AsyncClient` without async: the same methods, blocking. It starts no threads."""
 
-    def __init__(self, address: str | os.PathLike[str] | None = None, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        address: str | os.PathLike[str] | None = None,
+        *,
+        timeout_s: float | None = None,
+        patience_s: float = 0.0,
+    ) -> None:
         self.address = Address.parse(default_listen() if address is None else address, "server")
         self._timeout_s = check_timeout(timeout_s)
+        self._patience_s = check_patience(patience_s)
         self._metadata = ((CLIENT_KEY, uuid.uuid4().hex),)
         self._channel: grpc.Channel | None = None
         self._num_closes = 0
@@ -209,15 +244,23 @@ class Client:
         timeout_s: float | None = None,
     ) -> Iterator[Output]:
         """Stream the answer; see `AsyncClient.generate`. Closing the iterator aborts the request."""
-        message = generate_to_pb(to_call(prompt, params, request_id))
-        deadline_s = self._deadline_s(timeout_s)
-        with self._typed_errors():
-            call = self._stub.Generate(message, timeout=deadline_s, metadata=self._metadata)
+        call, patience = to_call(prompt, params, request_id), self._patience(timeout_s)
+        delay_s: float | None = 0.0
+        while delay_s is not None:
+            time.sleep(delay_s)
             try:
-                for reply in call:
-                    yield output_from_pb(reply)
-            finally:
-                call.cancel()
+                with self._typed_errors():
+                    stream = self._send(call, patience.timeout_s())
+                    try:
+                        for reply in stream:
+                            patience.end()
+                            yield output_from_pb(reply)
+                    finally:
+                        stream.cancel()
+                return
+            except MineDraftError as error:
+                if (delay_s := patience.delay_s(error)) is None:
+                    raise
 
     def complete(
         self,
@@ -259,8 +302,12 @@ class Client:
         """Return a loan of the service; see `AsyncClient.borrow`."""
         return Loan(lambda requests: self._stub.Borrow(requests), self._typed_errors)
 
-    def _deadline_s(self, timeout_s: float | None) -> float | None:
-        return self._timeout_s if timeout_s is None else check_timeout(timeout_s)
+    def _patience(self, timeout_s: float | None) -> Patience:
+        return Patience(self._patience_s, self._timeout_s if timeout_s is None else check_timeout(timeout_s))
+
+    def _send(self, call: GenerateCall, timeout_s: float | None) -> Any:  # noqa: ANN401 - the stub is untyped
+        message = generate_to_pb(replace(call, timeout_s=timeout_s))
+        return self._stub.Generate(message, timeout=_given_up_after(timeout_s), metadata=self._metadata)
 
     @property
     def _stub(self) -> Any:  # noqa: ANN401
@@ -292,7 +339,11 @@ def _typed(error: grpc.RpcError, address: Address) -> MineDraftError:
         details = "nothing listens there; minedraft-launch starts the service"
     elif type(typed) is RequestAborted:  # gRPC's answer for a server that stops before it has looked at the call
         details = "the service has stopped"
-    return Unavailable(f"no answer from {address}: {details}")
+    return Unavailable(f"no answer from {address}: {details}", _RECONNECT_S)
+
+
+def _given_up_after(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else timeout_s + _LAST_WORDS_S
 
 
 def _has_details(call: grpc.aio.AioRpcError) -> bool:

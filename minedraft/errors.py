@@ -10,7 +10,7 @@
     ├── Overloaded                      RESOURCE_EXHAUSTED   429    yes, after `retry_after_s`
     ├── DeadlineExceeded                DEADLINE_EXCEEDED    504    no
     ├── RequestAborted                  CANCELLED            499    no       (no standard: what proxies write)
-    ├── Unavailable                     UNAVAILABLE          503    yes
+    ├── Unavailable                     UNAVAILABLE          503    yes, after `retry_after_s`
     │   ├── WorkerLost                  UNAVAILABLE          503    yes      70
     │   ├── WorkerInUse                 UNAVAILABLE          503    yes      70   (another scheduler has the worker)
     │   └── Draining                    UNAVAILABLE          503    yes
@@ -41,6 +41,7 @@ class MineDraftError(Exception):
     """Base of every error that this package raises on purpose. It can be copied and pickled.
 
     Attributes:
+        retry_after_s: seconds after which the request can be sent again; None if that would be of no use.
         request_id: in a worker's refusal of a command, the request at fault; None if no single one is.
     """
 
@@ -48,6 +49,7 @@ class MineDraftError(Exception):
     grpc_code = "INTERNAL"
     http_status = 500
     retryable = False
+    retry_after_s: float | None = None
     exit_code = EXIT_INTERNAL
     request_id: int | None = None
 
@@ -107,6 +109,16 @@ class StartFailed(MineDraftError):
         super().__init__(message)
 
 
+class _RetryableError(MineDraftError):
+    """Nothing is wrong with the request: try again after `retry_after_s` seconds."""
+
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
 class InvalidRequest(_FieldError):
     """A client's request breaks a limit; other requests are unaffected."""
 
@@ -123,17 +135,12 @@ class DuplicateRequest(MineDraftError):
     http_status = 409
 
 
-class Overloaded(MineDraftError):
-    """A bounded queue is full; try again after `retry_after_s` seconds."""
+class Overloaded(_RetryableError):
+    """A bounded queue is full, or a client is too slow to read its answer."""
 
     reason = "OVERLOADED"
     grpc_code = "RESOURCE_EXHAUSTED"
     http_status = 429
-    retryable = True
-
-    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
-        self.retry_after_s = retry_after_s
-        super().__init__(message)
 
 
 class DeadlineExceeded(MineDraftError):
@@ -152,13 +159,12 @@ class RequestAborted(MineDraftError):
     http_status = 499
 
 
-class Unavailable(MineDraftError):
-    """The service cannot answer now; the request can be sent again."""
+class Unavailable(_RetryableError):
+    """The service cannot answer now."""
 
     reason = "UNAVAILABLE"
     grpc_code = "UNAVAILABLE"
     http_status = 503
-    retryable = True
 
 
 class WorkerLost(Unavailable):

@@ -46,11 +46,13 @@ AnyPrompt = TextPrompt | TokenPrompt | ChatPrompt
 
 @dataclass(frozen=True, slots=True)
 class GenerateCall:
-    """One Generate request; with an empty `request_id` the server chooses one."""
+    """One Generate request; with an empty `request_id` the server chooses one. timeout_s: seconds from its arrival
+    after which the service ends the answer; None for no deadline."""
 
     prompt: AnyPrompt
     sampling: SamplingParams
     request_id: str = ""
+    timeout_s: float | None = None
 
 
 def to_call(prompt: Prompt, params: SamplingParams | None, request_id: str | None) -> GenerateCall:
@@ -92,6 +94,13 @@ def check_timeout(timeout_s: float | None) -> float | None:
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, Real) or not timeout_s >= 0:
         raise InvalidRequest("timeout_s", timeout_s, "must be a number of seconds, 0 or more, or None for no deadline")
     return float(min(timeout_s, MAX_TIMEOUT_S))
+
+
+def check_patience(patience_s: float) -> float:
+    """Return the seconds. Raise InvalidRequest unless they are a number of 0 or more."""
+    if isinstance(patience_s, bool) or not isinstance(patience_s, Real) or not patience_s >= 0:
+        raise InvalidRequest("patience_s", patience_s, "must be a number of seconds, 0 or more")
+    return float(patience_s)
 
 
 def to_prompt(prompt: Prompt) -> AnyPrompt:

@@ -31,8 +31,10 @@ class _Piece:
 
 @dataclass(slots=True)
 class _End:
+    """The last message. reason, usage: None if an error follows it."""
+
     reason: FinishReason | None
-    usage: RequestUsage
+    usage: RequestUsage | None
     text: str
 
 
@@ -42,6 +44,9 @@ class Answer:
     Args:
         index: the sample's number, 0..n-1.
         notify: called when there is something to send; with True at the end.
+
+    Attributes:
+        error: the error that the sample ended with. num_tokens: output tokens so far.
     """
 
     def __init__(
@@ -63,15 +68,17 @@ class Answer:
         self._min_new_tokens = sampling.min_new_tokens
         self._notify = notify
         self._pieces: deque[_Piece] = deque()
-        self._num_tokens = 0
+        self.num_tokens = 0
         self._end: _End | None = None
         self._has_ended = False
         self._has_stopped = False
 
     def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
         """Take new tokens. Return True once a stop string has ended the text; later tokens are dropped."""
+        if self._has_ended:
+            return False
         if self._is_lazy:
-            self._num_tokens += len(token_ids)
+            self.num_tokens += len(token_ids)
             self._pieces.append(_Piece(None, token_ids, logprobs))
         elif not self._has_stopped:
             self._pieces.append(self._look_for_stop(token_ids, logprobs))
@@ -82,17 +89,19 @@ class Answer:
 
     def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
         """Take the end. Text that was held back is sent, unless it completes a stop string."""
-        text = ""
-        if not self._is_lazy and not self._has_stopped:
-            text, self._has_stopped = self._stop.push(self._decoder.flush())
-            text += self._stop.flush()
-        if reason is FinishReason.LENGTH and self._has_stopped:
-            reason = FinishReason.STOP
-        self.error = error
-        if error is None:
-            self._end = _End(reason, replace(usage, output_tokens=self._num_tokens), text)
-        self._has_ended = True
-        self._notify(True)
+        if error is not None:
+            self.fail(error)
+        elif not self._has_ended:
+            text = self._held_back()
+            if reason is FinishReason.LENGTH and self._has_stopped:
+                reason = FinishReason.STOP
+            self._finish(_End(reason, replace(usage, output_tokens=self.num_tokens), text))
+
+    def fail(self, error: MineDraftError) -> None:
+        """End the sample with an error, after its tokens so far; what the pipeline may still deliver is dropped."""
+        if not self._has_ended:
+            self.error = error
+            self._finish(_End(None, None, self._held_back()))
 
     @property
     def is_sent(self) -> bool:
@@ -102,15 +111,29 @@ class Answer:
     def take(self) -> Iterator[Output]:
         """Yield everything that waits, in as few messages as MAX_MESSAGE_TOKENS allows; the end is in the last one."""
         while self._pieces or self._end is not None:
-            yield self._next_message()
+            output = self._next_message()
+            if output.token_ids or output.text or output.finish_reason is not None:
+                yield output
+
+    def _held_back(self) -> str:
+        """Return the text that only more tokens would have completed, up to a stop string in it."""
+        if self._is_lazy or self._has_stopped:
+            return ""
+        text, self._has_stopped = self._stop.push(self._decoder.flush())
+        return text + self._stop.flush()
+
+    def _finish(self, end: _End) -> None:
+        self._end = end
+        self._has_ended = True
+        self._notify(True)
 
     def _look_for_stop(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> _Piece:
         """Return the tokens up to the one that completes a stop string, with their text."""
         shown: list[str] = []
         for num_taken, token_id in enumerate(token_ids, start=1):
             text = self._decoder.push((token_id,))
-            self._num_tokens += 1
-            if self._num_tokens <= self._min_new_tokens:
+            self.num_tokens += 1
+            if self.num_tokens <= self._min_new_tokens:
                 shown.append(text)
                 continue
             text, self._has_stopped = self._stop.push(text)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import grpc.aio
 
 from minedraft.errors import DeadlineExceeded, MineDraftError, Overloaded, RequestAborted
 from minedraft.output import Output
+from minedraft.prompts import MAX_REQUEST_ID_CHARS
 from minedraft.rpc import error_status
 from minedraft.rpc.codec.inference import CLIENT_KEY, borrow_from_pb, generate_from_pb, output_to_pb, status_to_pb
 from minedraft.server.service import InferenceService
@@ -32,8 +35,11 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
 
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:
         # Written to the context, not yielded: a cancelled generator would be closed only later.
-        async with self._typed(context, lambda: _why_cancelled(context)):
-            outputs = self._service.generate(generate_from_pb(request), _client_of(context))
+        name = request.request_id[:MAX_REQUEST_ID_CHARS] or uuid.uuid4().hex
+        async with self._typed(context, f"request {name!r}", lambda: _why_cancelled(context)):
+            call = generate_from_pb(request)
+            timeout_s = _earlier(call.timeout_s, context.time_remaining())
+            outputs = self._service.generate(replace(call, request_id=name, timeout_s=timeout_s), _client_of(context))
             async with aclosing(outputs):
                 async for output in outputs:
                     await _send(context, output)
@@ -47,7 +53,7 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
         return status_to_pb(self._service.status())
 
     async def Borrow(self, requests: AsyncIterator[inference_pb2.BorrowRequest], context: Context) -> None:
-        async with self._typed(context), self._service.lend() as lent:
+        async with self._typed(context, "a loan"), self._service.lend() as lent:
             await context.write(inference_pb2.BorrowReply())
             async for request in requests:
                 await lent.apply(borrow_from_pb(request))
@@ -55,14 +61,14 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
 
     @asynccontextmanager
     async def _typed(
-        self, context: Context, describe_cancel: Callable[[], MineDraftError] | None = None
+        self, context: Context, name: str, describe_cancel: Callable[[], MineDraftError] | None = None
     ) -> AsyncIterator[None]:
         """Wrap a whole call: count its failure and send it as a gRPC status."""
         try:
-            with self._service.counted(describe_cancel):
+            with self._service.counted(name, describe_cancel):
                 yield
         except MineDraftError as error:
-            await error_status.abort(context, error)
+            await error_status.abort(context, error_status.for_client(error))
 
 
 async def _send(context: Context, output: Output) -> None:
@@ -71,6 +77,11 @@ async def _send(context: Context, output: Output) -> None:
             await context.write(output_to_pb(output))
     except TimeoutError:
         raise Overloaded(f"the client has read no message for {SEND_TIMEOUT_S:g} s") from None
+
+
+def _earlier(timeout_s: float | None, remaining_s: float | None) -> float | None:
+    """Return the nearer of two deadlines; None if there is none."""
+    return min((seconds for seconds in (timeout_s, remaining_s) if seconds is not None), default=None)
 
 
 def _why_cancelled(context: Context) -> MineDraftError:

@@ -33,7 +33,7 @@ class Intake:
             client: the client's name; long prompts of different clients take turns.
 
         Raises:
-            MineDraftError: the call cannot be answered, or `live` was ended while the prompt was tokenised.
+            MineDraftError: the call cannot be answered.
         """
         _check_num_samples(call.sampling.n, pipeline.scheduler.limits)
         tokenizer, is_chat = self._tokenizer, isinstance(call.prompt, ChatPrompt)
@@ -43,8 +43,6 @@ class Intake:
             stop_ids += tokenizer.stop_ids(call.sampling.stop)
         context_len = _context_len(pipeline.scheduler)
         prompt_ids = await self._prompts.encode(call.prompt, client, context_len - 1)
-        if live.error is not None:
-            raise live.error
         default = DEFAULT_CHAT_TOKENS if is_chat else DEFAULT_NEW_TOKENS
         sampling = call.sampling.fit(context_len - len(prompt_ids), default)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed

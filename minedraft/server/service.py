@@ -12,6 +12,7 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from traceback import format_tb
 
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import (
@@ -102,10 +103,12 @@ class InferenceService:
             call.fail(error)
 
     @contextmanager
-    def counted(self, describe_cancel: Callable[[], MineDraftError] | None = None) -> Iterator[None]:
-        """Wrap a whole call, so that its failure is counted once, wherever it happens.
+    def counted(self, name: str, describe_cancel: Callable[[], MineDraftError] | None = None) -> Iterator[None]:
+        """Wrap a whole call, so that its failure is counted once, wherever it happens. The log names failures that are
+        the service's own, and no prompt.
 
         Args:
+            name: what the log calls it.
             describe_cancel: returns the error that a cancellation counts as; if None, it is not a failure.
 
         Raises:
@@ -118,11 +121,15 @@ class InferenceService:
                 self.board.count_error(describe_cancel())
             raise
         except MineDraftError as error:
+            if isinstance(error, InternalError):
+                logger.error("%s failed: %s", name, error)
             self.board.count_error(error)
             raise
-        except Exception:
-            logger.exception("a request failed")
-            internal = InternalError("the request failed inside the service; see the service's log")
+        except Exception as error:
+            # Not the error's own words, which may quote the prompt.
+            cause, where = type(error).__name__, "".join(format_tb(error.__traceback__))
+            logger.error("%s failed: %s at\n%s", name, cause, where)
+            internal = InternalError(f"{name} failed inside the service")
             self.board.count_error(internal)
             raise internal from None
 
@@ -145,7 +152,7 @@ class InferenceService:
         if call is None or self._pipeline is None:
             return False
         if not call.pipeline_ids:  # still being tokenised
-            call.fail(RequestAborted(f"request {request_id!r} was aborted"))
+            call.fail(RequestAborted(f"request {request_id!r} was aborted before its first token"))
         for pipeline_id in call.pipeline_ids:
             self._pipeline.abort(pipeline_id)
         return True
@@ -193,22 +200,19 @@ class InferenceService:
         limit = self._settings.max_waiting + self._settings.max_in_flight
         if len(self._live) >= limit:  # before tokenising: refusing must stay cheap
             raise Overloaded(f"{len(self._live)} requests are live or waiting, the limit is {limit}")
-        live = self._live[name] = LiveCall()
+        live = self._live[name] = LiveCall(pipeline, call.timeout_s)
         self._idle.clear()
         try:
-            await self._intake.submit(pipeline, call, live, name, client)
+            await live.prepare(self._intake.submit(pipeline, call, live, name, client))
             while True:
                 await live.wait()
-                for answer in live.answers:
-                    for output in answer.take():
-                        yield output
-                    if (error := answer.error or live.error) is not None:
-                        raise error
-                if all(answer.is_sent for answer in live.answers):
+                for output in live.take():
+                    yield output
+                if (error := live.error) is not None:
+                    raise error
+                if live.is_sent:
                     return
         finally:
-            for pipeline_id in live.pipeline_ids:
-                pipeline.abort(pipeline_id)
             del self._live[name]
             live.close()
             if not self._live:

@@ -36,7 +36,7 @@ class Room:
 TOP = {
     "values": "types messages carriers errors sampling_params prompts output",
     "places": "address device",
-    "client": "__init__ client loan",
+    "client": "__init__ client loan retrying",
     "local": "local",
 }
 ROOMS = {

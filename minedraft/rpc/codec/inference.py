@@ -19,6 +19,7 @@ from minedraft.prompts import (
     check_chat,
     check_request_id,
     check_text,
+    check_timeout,
     too_many_messages,
     too_many_tokens,
 )
@@ -48,6 +49,8 @@ def generate_to_pb(call: GenerateCall) -> inference_pb2.GenerateRequest:
         case ChatPrompt(messages):
             for entry in messages:
                 message.chat.messages.add(role=entry["role"], content=entry["content"])
+    if call.timeout_s is not None:
+        message.timeout_s = call.timeout_s
     return message
 
 
@@ -71,7 +74,12 @@ def generate_from_pb(message: inference_pb2.GenerateRequest) -> GenerateCall:
             prompt = check_chat(ChatPrompt(entries))
         case _:
             raise InvalidRequest("prompt", None, "must be text, token_ids or chat")
-    return GenerateCall(prompt=prompt, sampling=sampling_from_pb(message.sampling), request_id=request_id)
+    return GenerateCall(
+        prompt=prompt,
+        sampling=sampling_from_pb(message.sampling),
+        request_id=request_id,
+        timeout_s=check_timeout(message.timeout_s if message.HasField("timeout_s") else None),
+    )
 
 
 def output_to_pb(output: Output) -> inference_pb2.GenerateReply:

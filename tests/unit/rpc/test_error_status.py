@@ -8,13 +8,19 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from google.rpc import error_details_pb2
 from grpc.aio import AioRpcError, Metadata
+from grpc_status import rpc_status
 
+from minedraft import errors
 from minedraft.errors import (
+    ConfigError,
+    ConfigErrors,
     Draining,
     DuplicateRequest,
     InternalError,
     InvalidRequest,
+    MemoryExhausted,
     MineDraftError,
     Overloaded,
     ProtocolError,
@@ -22,7 +28,16 @@ from minedraft.errors import (
     Unavailable,
     WorkerLost,
 )
-from minedraft.rpc.error_status import abort, to_error, to_status
+from minedraft.rpc.error_status import MAX_RETRY_AFTER_S, REASONS, abort, for_client, to_error, to_status
+
+ON_THE_WIRE = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type)
+    and issubclass(kind, MineDraftError)
+    and not kind.__name__.startswith("_")
+    and kind is not ConfigErrors  # one message of several
+]
 
 
 def as_seen_by_the_client(error: MineDraftError, code: grpc.StatusCode | None = None) -> AioRpcError:
@@ -54,10 +69,56 @@ def test_an_invalid_request_keeps_field_value_and_limit() -> None:
     assert (again.field, again.value, again.limit) == ("top_p", "2.0", "must be in (0, 1]")
 
 
-def test_overload_keeps_its_retry_hint() -> None:
-    again = to_error(as_seen_by_the_client(Overloaded("9 requests wait, limit 8", retry_after_s=2.5)))
-    assert isinstance(again, Overloaded)
+@pytest.mark.parametrize("kind", [Overloaded, Unavailable, WorkerLost, Draining])
+def test_what_may_be_tried_again_keeps_its_hint(kind: type[Overloaded | Unavailable]) -> None:
+    again = to_error(as_seen_by_the_client(kind("9 requests wait, limit 8", 2.5)))
+    assert type(again) is kind
     assert again.retry_after_s == 2.5
+
+
+@pytest.mark.parametrize("kind", ON_THE_WIRE)
+def test_every_class_has_a_reason_of_the_closed_list_and_comes_back_by_it(kind: type[MineDraftError]) -> None:
+    is_about_a_field = issubclass(kind, InvalidRequest | ConfigError)
+    error = kind("n", 0, "at least 1") if is_about_a_field else kind("it is so")
+    again = to_error(as_seen_by_the_client(error))
+    assert error.reason in REASONS
+    assert again.reason == error.reason
+    assert (again.retry_after_s is not None) is error.retryable
+
+
+def test_a_status_has_the_standard_details() -> None:
+    status = rpc_status.from_call(as_seen_by_the_client(InvalidRequest("top_p", 2.0, "must be in (0, 1]")))
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    assert status.details[0].Unpack(info)
+    assert status.details[1].Unpack(bad)
+    assert (info.domain, info.reason) == ("minedraft", "INVALID_REQUEST")
+    assert [(v.field, v.description) for v in bad.field_violations] == [("top_p", "must be in (0, 1]")]
+
+
+@pytest.mark.parametrize("hint_s", [-5.0, 1e12, float("inf")])
+def test_a_hint_is_bounded_whoever_sent_it(hint_s: float) -> None:
+    again = to_error(as_seen_by_the_client(Overloaded("full", hint_s)))
+    assert 0.0 <= (again.retry_after_s or 0.0) <= MAX_RETRY_AFTER_S
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "hides"),
+    [
+        (ProtocolError("verifier at unix:/run/x/v.sock: nonsense"), "see the service's log", "/run"),
+        (MemoryExhausted("no room in /dev/shm/minedraft-1"), "see the service's log", "/dev"),
+        (WorkerLost("verifier at unix:/run/x/v.sock is lost: killed"), "is lost: killed", "/run"),
+        (Unavailable("no verifier: File '/opt/a.py', line 3"), "no verifier", "/opt"),
+        (InvalidRequest("request_id", "/mine/1", "is in use"), "/mine/1", "never there"),
+        (Overloaded("the client has read 3/4 of 8 MB at 2 MB/s"), "3/4 of 8 MB at 2 MB/s", "never there"),
+    ],
+)
+def test_a_client_sees_neither_the_inside_nor_the_disk_of_the_service(
+    error: MineDraftError, says: str, hides: str
+) -> None:
+    shown = for_client(error)
+    assert says in str(shown)
+    assert hides not in str(shown)
+    assert (shown.grpc_code, shown.retry_after_s) == (error.grpc_code, error.retry_after_s)
 
 
 def test_a_given_code_overrides_the_class_s_own() -> None:

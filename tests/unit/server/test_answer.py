@@ -2,6 +2,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from minedraft.errors import InternalError
 from minedraft.messages import TokenLogprobs
 from minedraft.output import RequestUsage, join_outputs
 from minedraft.sampling_params import SamplingParams
@@ -113,3 +114,24 @@ def test_samples_have_seeds_of_their_own_that_follow_from_the_first():
     assert len(set(seeds)) == 64
     assert seeds == [derive_seed(42, index) for index in range(64)]
     assert all(0 <= seed < 1 << 63 for seed in seeds)
+
+
+@pytest.mark.parametrize("params", [{}, {"stop": ("a long stop string",)}])
+def test_what_was_held_back_is_sent_before_an_error_and_nothing_after_it(params):
+    answer = answer_for(**params)
+    feed(answer, "ab a longC")
+    answer.fail(InternalError("broken"))
+    feed(answer, "late")
+    answer.on_finish(FinishReason.ABORT, None, USAGE)
+    outputs = list(answer.take())
+    assert "".join(output.text for output in outputs) == "ab a longC"
+    assert [output.finish_reason for output in outputs] == [None] * len(outputs)
+    assert isinstance(answer.error, InternalError)
+    assert answer.num_tokens == 10
+    assert not answer.is_sent
+
+
+def test_an_error_without_anything_to_send_sends_nothing():
+    answer = answer_for()
+    answer.fail(InternalError("broken"))
+    assert list(answer.take()) == []

@@ -100,15 +100,15 @@ async def test_it_is_lent_with_terms_that_hold_until_the_end(service: InferenceS
     ],
 )
 def test_a_failure_is_counted_once_and_a_foreign_one_is_an_internal_error(closed, raised, seen, reason) -> None:
-    with pytest.raises(seen), closed.counted():
+    with pytest.raises(seen), closed.counted("a call"):
         raise raised
     assert closed.status().errors == {reason: 1}
 
 
 def test_a_cancellation_counts_as_what_the_door_says_it_means(closed: InferenceService) -> None:
-    with pytest.raises(asyncio.CancelledError), closed.counted():
+    with pytest.raises(asyncio.CancelledError), closed.counted("a call"):
         raise asyncio.CancelledError
     assert closed.status().errors == {}
-    with pytest.raises(asyncio.CancelledError), closed.counted(DeadlineExceeded):
+    with pytest.raises(asyncio.CancelledError), closed.counted("a call", DeadlineExceeded):
         raise asyncio.CancelledError
     assert closed.status().errors == {"DEADLINE_EXCEEDED": 1}
