@@ -178,11 +178,13 @@ class LinkStats:
 
     wire_bytes: serialised messages, both ways. num_stale: commands and replies dropped because they
     belong to another round or epoch. carrier: what large tensors from and to the worker travel by at present.
+    num_open: commands that are sent and not answered.
     """
 
     wire_bytes: int = 0
     num_stale: int = 0
     carrier: Carrier = Carrier.INLINE
+    num_open: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,11 +51,16 @@ class BatchState:
         name: "A" or "B".
         num_requests: requests that have a seat in it now.
         rounds: rounds committed since the start of the service.
+        num_tokens: committed tokens of these requests, prompts and output.
+        vsr, mean_accepted_len: as those of the service, of this batch alone.
     """
 
     name: str
     num_requests: int = 0
     rounds: int = 0
+    num_tokens: int = 0
+    vsr: float = 0.0
+    mean_accepted_len: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class WorkerState:
             and seeded tokens are the same alone and in a crowd, in bfloat16 too.
         cores: numbers of the cores that it computes on now, as "0-1"; "" on a GPU.
         carrier: what large tensors from and to it travel by: "inline" (messages), "shm", "cuda_ipc" or "dist".
+        num_queued: commands that it has been sent and has not answered. restarts: times that it came back after a loss.
     """
 
     role: str
@@ -93,6 +99,16 @@ class WorkerState:
     is_batch_invariant: bool = False
     cores: str = ""
     carrier: str = ""
+    num_queued: int = 0
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FaultState:
+    """A fault of the service. cause: one of `minedraft.observe.faults.FaultLog`. age_s: seconds ago."""
+
+    cause: str
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +153,8 @@ class ServiceStatus:
         num_suspended: live requests that decode without drafts because theirs were useless.
         is_mode_auto, is_draft_len_auto: whether the service chooses mode and k; then draft_len is the most.
         mode_reason: why it chose the present mode, "" while nothing is known.
+        faults: number of faults by cause. recent_faults: the last ones, oldest first.
+        exposed_drafting_s: seconds since the start in which the verifier was idle while the drafter drafted.
     """
 
     state: str
@@ -175,6 +193,9 @@ class ServiceStatus:
     is_mode_auto: bool = False
     is_draft_len_auto: bool = False
     mode_reason: str = ""
+    faults: dict[str, int] = field(default_factory=dict)
+    recent_faults: tuple[FaultState, ...] = ()
+    exposed_drafting_s: float = 0.0
 
 
 def join_outputs(pieces: Sequence[Output]) -> Output:

@@ -107,6 +107,7 @@ class RoundCommitted:
         is_prefill: whether the round carried prompt tokens, for either worker.
         num_active: batches that have requests after the round.
         sources: what made the drafts, for each entry of `accepted`.
+        grown: (request id, number of new output tokens) of each request that got some.
         runs: for each request ahead of which the drafter ran, whether one of the branches came true.
     """
 
@@ -119,6 +120,7 @@ class RoundCommitted:
     num_active: int
     sources: tuple[DraftMethod, ...] = ()
     runs: tuple[bool, ...] = ()
+    grown: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean, median
 
@@ -96,6 +96,10 @@ class RoundStats:
     def summary(self) -> RoundSummary:
         return summarise(self.samples)
 
+    def acceptance(self, batch: Batch) -> RoundSummary:
+        """Return the acceptance of a batch's rounds; the times are zeros."""
+        return _acceptance([sample for sample in self.samples if sample.batch is batch])
+
     def tokens_per_s(self, now_s: float, window_s: float = 10.0) -> float:
         """Return the output tokens per second over the last `window_s` seconds."""
         recent = [s for s in self.samples if s.finished_s >= now_s - window_s]
@@ -135,17 +139,16 @@ def summarise(samples: Iterable[RoundSample]) -> RoundSummary:
     """Return the summary of the steady decode rounds among `samples`. Rounds with a prompt chunk, and rounds
     while fewer batches had requests, are left out: their times are not comparable."""
     samples = list(samples)
-    num_drafts, num_accepted = sum(s.num_drafts for s in samples), sum(s.num_accepted for s in samples)
-    vsr = num_accepted / max(num_drafts, 1)
-    mean_accepted_len = num_accepted / max(sum(s.num_drafted_rows for s in samples), 1)
+    acceptance = _acceptance(samples)
     steady = [s for s in samples if s.is_steady and not s.is_prefill]
     most_active = max((s.num_active for s in steady), default=0)
     steady = [s for s in steady if s.num_active == most_active]
     if not steady:
-        return RoundSummary(vsr=vsr, mean_accepted_len=mean_accepted_len)
+        return acceptance
     draft_s, verify_s = fmean(s.draft_s for s in steady), fmean(s.verify_s for s in steady)
     step_s = fmean(s.step_s for s in steady)
-    return RoundSummary(
+    return replace(
+        acceptance,
         num_rounds=len(steady),
         draft_ms=median(s.draft_s for s in steady) * 1e3,
         verify_ms=median(s.verify_s for s in steady) * 1e3,
@@ -154,9 +157,14 @@ def summarise(samples: Iterable[RoundSample]) -> RoundSummary:
         control_overhead_ms=_control_overhead_s(steady) * 1e3,
         verifier_busy=verify_s / max(verify_s + fmean(s.verifier_idle_s for s in steady), 1e-9),
         drafter_busy=min(draft_s / max(step_s, 1e-9), 1.0),
-        vsr=vsr,
-        mean_accepted_len=mean_accepted_len,
     )
+
+
+def _acceptance(samples: Sequence[RoundSample]) -> RoundSummary:
+    """Return the acceptance of all `samples`; the times are zeros."""
+    num_drafts, num_accepted = sum(s.num_drafts for s in samples), sum(s.num_accepted for s in samples)
+    num_rows = sum(s.num_drafted_rows for s in samples)
+    return RoundSummary(vsr=num_accepted / max(num_drafts, 1), mean_accepted_len=num_accepted / max(num_rows, 1))
 
 
 def _control_overhead_s(steady: Sequence[RoundSample]) -> float:

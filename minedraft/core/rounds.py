@@ -135,16 +135,18 @@ class RoundTally:
 
     def event(self, updates: Sequence[RequestUpdate], num_active: int) -> RoundCommitted:
         """Return the event of the round, with what it did to its requests. num_active: batches that have requests."""
+        grown = tuple([(update.request.id, len(update.token_ids)) for update in updates if update.token_ids])
         return RoundCommitted(
             self._plan.batch,
             self._plan.number,
             num_requests=len(self._plan.spans),
-            num_output_tokens=sum([len(update.token_ids) for update in updates]),
+            num_output_tokens=sum([num_tokens for _, num_tokens in grown]),
             accepted=tuple(self._accepted),
             is_prefill=self._plan.is_prefill,
             num_active=num_active,
             sources=tuple(self._sources),
             runs=tuple(self._runs),
+            grown=grown,
         )
 
 

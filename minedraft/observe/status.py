@@ -17,10 +17,12 @@ from minedraft.device import format_cores
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import MineDraftError
 from minedraft.messages import LinkStats, WorkerInfo
-from minedraft.output import BatchState, ServiceStatus, SourceState, WorkerState
+from minedraft.observe.exposed import ExposedDrafting
+from minedraft.observe.faults import FaultLog
+from minedraft.output import BatchState, FaultState, ServiceStatus, SourceState, WorkerState
 from minedraft.settings.choices import AUTO
 from minedraft.settings.service import Settings
-from minedraft.types import Role
+from minedraft.types import Batch, Role
 
 
 class StatusBoard:
@@ -37,6 +39,9 @@ class StatusBoard:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self.counters = Counters()
         self.rounds = RoundStats()
+        self._faults = FaultLog()
+        self._exposed = ExposedDrafting()
+        self._joins: Counter[Role] = Counter()
         self._settings = settings
         self._clock = clock
         self._started_s = clock()
@@ -52,9 +57,12 @@ class StatusBoard:
         """Take an event; see `minedraft.core.events.Observer`."""
         self.counters.observe(event, now_s)
         self.rounds.observe(event, now_s)
+        self._faults.observe(event, now_s)
+        self._exposed.observe(event, now_s)
         match event:
             case events.WorkerJoined():
                 self._workers[event.info.role] = event.info
+                self._joins[event.info.role] += 1
                 self._lost.discard(event.info.role)
                 self._cores[event.info.role] = event.info.cores
                 if event.info.role is Role.DRAFTER:
@@ -124,10 +132,28 @@ class StatusBoard:
             is_mode_auto=self._settings.mode == AUTO and not scheduler.limits.is_lent,
             is_draft_len_auto=self._settings.draft_len == AUTO and not scheduler.limits.is_lent,
             mode_reason="" if scheduler.limits.is_lent else self.explain_mode(),
+            faults=dict(self._faults.counts),
+            recent_faults=self._fault_states(),
+            exposed_drafting_s=self._exposed.seconds,
         )
 
     def _batch_states(self, batches: BatchManager) -> tuple[BatchState, ...]:
-        return tuple([BatchState(b.name, batches.size(b), self.counters.rounds[b]) for b in batches.batches])
+        return tuple([self._batch_state(batches, batch) for batch in batches.batches])
+
+    def _batch_state(self, batches: BatchManager, batch: Batch) -> BatchState:
+        members, acceptance = batches.members(batch), self.rounds.acceptance(batch)
+        return BatchState(
+            batch.name,
+            len(members),
+            self.counters.rounds[batch],
+            num_tokens=sum([len(request.tokens) for request in members]),
+            vsr=acceptance.vsr,
+            mean_accepted_len=acceptance.mean_accepted_len,
+        )
+
+    def _fault_states(self) -> tuple[FaultState, ...]:
+        now_s = self._clock()
+        return tuple([FaultState(fault.cause, now_s - fault.at_s) for fault in self._faults.recent])
 
     def _source_states(self) -> tuple[SourceState, ...]:
         return tuple(
@@ -144,6 +170,7 @@ class StatusBoard:
             max_batch_size=settings.max_in_flight // settings.first_mode.num_batches,
             uptime_s=uptime_s,
             errors=dict(self._errors),
+            faults=dict(self._faults.counts),
             is_mode_auto=settings.mode == AUTO,
             is_draft_len_auto=settings.draft_len == AUTO,
         )
@@ -161,12 +188,17 @@ class StatusBoard:
             Role.VERIFIER: (scheduler.verifier_kv, summary.verifier_busy, summary.verify_ms),
         }
         carrier = pipeline.drafter.stats.carrier if pipeline.drafter is not None else Carrier.INLINE  # of both
+        num_open = {Role.VERIFIER: pipeline.verifier.stats.num_open, Role.DRAFTER: 0}
+        if pipeline.drafter is not None:
+            num_open[Role.DRAFTER] = pipeline.drafter.stats.num_open
         lost = self._lost | ({Role.VERIFIER} if pipeline.failure is not None else set())
         return tuple(
             replace(
                 _worker_state(self._workers[role], role not in lost, *figures[role]),
                 cores=format_cores(self._cores[role]),
                 carrier=carrier.value,
+                num_queued=num_open[role] if role not in lost else 0,
+                restarts=self._joins[role] - 1,
             )
             for role in figures
             if role in self._workers

@@ -190,6 +190,7 @@ class _WorkerLink:
         self.stats.wire_bytes += len(data)
         waiter: asyncio.Future[worker_pb2.Reply] = asyncio.get_running_loop().create_future()
         self._pending[call] = waiter
+        self.stats.num_open += 1
         self._outbox.append(data)
         self._has_mail.set()
         slow = asyncio.get_running_loop().call_later(_SLOW_COMMAND_S, self._tell_slow, reply_kind)
@@ -198,6 +199,7 @@ class _WorkerLink:
         finally:
             slow.cancel()
             self._pending.pop(call, None)
+            self.stats.num_open -= 1
         kind = reply.WhichOneof("kind")
         if kind == "refusal":
             raise self._to_error(refusal_from_pb(reply.refusal))

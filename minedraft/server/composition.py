@@ -36,6 +36,7 @@ from minedraft.rpc.reflection import add_reflection
 from minedraft.server.grpc_door import GrpcDoor
 from minedraft.server.policies import choose_policies, choose_scores
 from minedraft.server.service import InferenceService
+from minedraft.server.views import Views
 from minedraft.server.watching import watched
 from minedraft.settings.flags import UserPath, settings_flags
 from minedraft.settings.loading import load_settings
@@ -64,6 +65,7 @@ class Server:
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
         self._server = client_server()
+        self._views = Views(settings)
         self.service: InferenceService | None = None
         self.pipeline: Pipeline | None = None
 
@@ -98,7 +100,7 @@ class Server:
             bind(self._server, settings.listen_address)
             await self._server.start()
             try:
-                async with AsyncExitStack() as stack:
+                async with self._views.shown(service.status), AsyncExitStack() as stack:
                     await self._serve(service, health, stack)
             finally:
                 service.end_all(Draining("the service has stopped"))
@@ -137,7 +139,7 @@ class Server:
             _limits(settings, verifier.info),
             verifier,
             drafter,
-            observers=[service.board.observe, policies.experience.observe],
+            observers=[service.board.observe, policies.experience.observe, *self._views.observers],
             **watched(settings, policies.draft, policies.mode),
         )
         watchers = [asyncio.create_task(fail_when_lost(pipeline, verifier))]

@@ -23,7 +23,7 @@ def contradictions(settings: Settings) -> list[ConfigError]:
         *_wrong_models(settings),
         *_wrong_lengths(settings),
         *wrong_devices(settings, "target_device", "draft_device"),
-        *wrong_addresses(settings, "listen", "target_address", "draft_address"),
+        *wrong_addresses(settings, "listen", "target_address", "draft_address", "metrics"),
         *_wrong_shares(settings),
         *_wrong_observing(settings),
     ]
@@ -68,10 +68,16 @@ def wrong_addresses(settings: SharedSettings, *fields: str) -> list[ConfigError]
 
 def _wrong_observing(settings: Settings) -> list[ConfigError]:
     """Return an error for each way to observe the service that other hosts could use."""
+    errors: list[ConfigError] = []
     if settings.reflection and not _is_local(settings.listen):
         limit = f"only at an address of this host; listen is {settings.listen}"
-        return [ConfigError("reflection", settings.reflection, limit)]
-    return []
+        errors.append(ConfigError("reflection", settings.reflection, limit))
+    if settings.metrics is not None and settings.metrics.startswith("unix:"):
+        errors.append(ConfigError("metrics", settings.metrics, "must be HOST:PORT"))
+    elif settings.metrics is not None and not _is_local(settings.metrics) and not settings.insecure_public:
+        limit = "reachable from other hosts without encryption; pass --insecure-public to allow it"
+        errors.append(ConfigError("metrics", settings.metrics, limit))
+    return errors
 
 
 def _is_local(text: str) -> bool:

@@ -13,3 +13,8 @@ class ObservingSettings(SharedSettings):
     reflection: bool = Field(
         False, description="Describe the client API to tools such as grpcurl; only at an address of this host."
     )
+    metrics: str | None = Field(
+        None,
+        description="Serve metrics for Prometheus at HOST:PORT, over plain HTTP: an address of this host.",
+        examples=["HOST:PORT"],
+    )

@@ -126,17 +126,23 @@ class BorrowReply(_message.Message):
     def __init__(self) -> None: ...
 
 class BatchStatus(_message.Message):
-    __slots__ = ("name", "num_requests", "rounds")
+    __slots__ = ("name", "num_requests", "rounds", "num_tokens", "vsr", "mean_accepted_len")
     NAME_FIELD_NUMBER: _ClassVar[int]
     NUM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    VSR_FIELD_NUMBER: _ClassVar[int]
+    MEAN_ACCEPTED_LEN_FIELD_NUMBER: _ClassVar[int]
     name: str
     num_requests: int
     rounds: int
-    def __init__(self, name: _Optional[str] = ..., num_requests: _Optional[int] = ..., rounds: _Optional[int] = ...) -> None: ...
+    num_tokens: int
+    vsr: float
+    mean_accepted_len: float
+    def __init__(self, name: _Optional[str] = ..., num_requests: _Optional[int] = ..., rounds: _Optional[int] = ..., num_tokens: _Optional[int] = ..., vsr: _Optional[float] = ..., mean_accepted_len: _Optional[float] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("role", "state", "model", "device", "dtype", "epoch", "num_blocks", "num_free_blocks", "block_size", "busy", "step_ms", "draft_method", "kernels", "is_batch_invariant", "cores", "carrier")
+    __slots__ = ("role", "state", "model", "device", "dtype", "epoch", "num_blocks", "num_free_blocks", "block_size", "busy", "step_ms", "draft_method", "kernels", "is_batch_invariant", "cores", "carrier", "num_queued", "restarts")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +159,8 @@ class WorkerStatus(_message.Message):
     IS_BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
     CORES_FIELD_NUMBER: _ClassVar[int]
     CARRIER_FIELD_NUMBER: _ClassVar[int]
+    NUM_QUEUED_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
     role: str
     state: str
     model: str
@@ -169,7 +177,17 @@ class WorkerStatus(_message.Message):
     is_batch_invariant: bool
     cores: str
     carrier: str
-    def __init__(self, role: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., epoch: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., busy: _Optional[float] = ..., step_ms: _Optional[float] = ..., draft_method: _Optional[str] = ..., kernels: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., cores: _Optional[str] = ..., carrier: _Optional[str] = ...) -> None: ...
+    num_queued: int
+    restarts: int
+    def __init__(self, role: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., epoch: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., busy: _Optional[float] = ..., step_ms: _Optional[float] = ..., draft_method: _Optional[str] = ..., kernels: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., cores: _Optional[str] = ..., carrier: _Optional[str] = ..., num_queued: _Optional[int] = ..., restarts: _Optional[int] = ...) -> None: ...
+
+class FaultStatus(_message.Message):
+    __slots__ = ("cause", "age_s")
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    cause: str
+    age_s: float
+    def __init__(self, cause: _Optional[str] = ..., age_s: _Optional[float] = ...) -> None: ...
 
 class SourceStatus(_message.Message):
     __slots__ = ("name", "rows", "verified_drafts", "accepted_drafts")
@@ -184,8 +202,15 @@ class SourceStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., verified_drafts: _Optional[int] = ..., accepted_drafts: _Optional[int] = ...) -> None: ...
 
 class GetStatusReply(_message.Message):
-    __slots__ = ("state", "mode", "draft_len", "max_batch_size", "num_waiting", "num_running", "batches", "workers", "vsr", "mean_accepted_len", "overlap_efficiency", "control_overhead_ms", "tokens_per_s", "output_tokens", "finished_requests", "preemptions", "stale_replies", "wire_bytes", "steps", "uptime_s", "verify_ms", "draft_ms", "step_ms", "errors", "verified_drafts", "accepted_drafts", "sources", "feature_bytes", "suspended", "num_suspended", "is_mode_auto", "is_draft_len_auto", "mode_reason", "branches", "runs_ahead", "used_runs")
+    __slots__ = ("state", "mode", "draft_len", "max_batch_size", "num_waiting", "num_running", "batches", "workers", "vsr", "mean_accepted_len", "overlap_efficiency", "control_overhead_ms", "tokens_per_s", "output_tokens", "finished_requests", "preemptions", "stale_replies", "wire_bytes", "steps", "uptime_s", "verify_ms", "draft_ms", "step_ms", "errors", "verified_drafts", "accepted_drafts", "sources", "feature_bytes", "suspended", "num_suspended", "is_mode_auto", "is_draft_len_auto", "mode_reason", "branches", "runs_ahead", "used_runs", "faults", "recent_faults", "exposed_drafting_s")
     class ErrorsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class FaultsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +253,9 @@ class GetStatusReply(_message.Message):
     BRANCHES_FIELD_NUMBER: _ClassVar[int]
     RUNS_AHEAD_FIELD_NUMBER: _ClassVar[int]
     USED_RUNS_FIELD_NUMBER: _ClassVar[int]
+    FAULTS_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FAULTS_FIELD_NUMBER: _ClassVar[int]
+    EXPOSED_DRAFTING_S_FIELD_NUMBER: _ClassVar[int]
     state: str
     mode: str
     draft_len: int
@@ -264,4 +292,7 @@ class GetStatusReply(_message.Message):
     branches: int
     runs_ahead: int
     used_runs: int
-    def __init__(self, state: _Optional[str] = ..., mode: _Optional[str] = ..., draft_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., batches: _Optional[_Iterable[_Union[BatchStatus, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., vsr: _Optional[float] = ..., mean_accepted_len: _Optional[float] = ..., overlap_efficiency: _Optional[float] = ..., control_overhead_ms: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., output_tokens: _Optional[int] = ..., finished_requests: _Optional[int] = ..., preemptions: _Optional[int] = ..., stale_replies: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., uptime_s: _Optional[float] = ..., verify_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., step_ms: _Optional[float] = ..., errors: _Optional[_Mapping[str, int]] = ..., verified_drafts: _Optional[int] = ..., accepted_drafts: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[SourceStatus, _Mapping]]] = ..., feature_bytes: _Optional[int] = ..., suspended: _Optional[str] = ..., num_suspended: _Optional[int] = ..., is_mode_auto: _Optional[bool] = ..., is_draft_len_auto: _Optional[bool] = ..., mode_reason: _Optional[str] = ..., branches: _Optional[int] = ..., runs_ahead: _Optional[int] = ..., used_runs: _Optional[int] = ...) -> None: ...
+    faults: _containers.ScalarMap[str, int]
+    recent_faults: _containers.RepeatedCompositeFieldContainer[FaultStatus]
+    exposed_drafting_s: float
+    def __init__(self, state: _Optional[str] = ..., mode: _Optional[str] = ..., draft_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., batches: _Optional[_Iterable[_Union[BatchStatus, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., vsr: _Optional[float] = ..., mean_accepted_len: _Optional[float] = ..., overlap_efficiency: _Optional[float] = ..., control_overhead_ms: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., output_tokens: _Optional[int] = ..., finished_requests: _Optional[int] = ..., preemptions: _Optional[int] = ..., stale_replies: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., uptime_s: _Optional[float] = ..., verify_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., step_ms: _Optional[float] = ..., errors: _Optional[_Mapping[str, int]] = ..., verified_drafts: _Optional[int] = ..., accepted_drafts: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[SourceStatus, _Mapping]]] = ..., feature_bytes: _Optional[int] = ..., suspended: _Optional[str] = ..., num_suspended: _Optional[int] = ..., is_mode_auto: _Optional[bool] = ..., is_draft_len_auto: _Optional[bool] = ..., mode_reason: _Optional[str] = ..., branches: _Optional[int] = ..., runs_ahead: _Optional[int] = ..., used_runs: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., recent_faults: _Optional[_Iterable[_Union[FaultStatus, _Mapping]]] = ..., exposed_drafting_s: _Optional[float] = ...) -> None: ...

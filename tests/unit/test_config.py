@@ -268,3 +268,19 @@ def test_a_bad_start_ends_with_78_and_a_reason_before_torch_is_imported(case, tm
     assert case.message in " ".join(done.stderr.split())
     assert done.stdout.strip() == ""
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "limit"),
+    [
+        ("0.0.0.0:9090", "--insecure-public"),
+        ("unix:/run/m.sock", "must be HOST:PORT"),
+        ("9090", "must be unix:PATH or host:port"),
+    ],
+)
+def test_metrics_are_served_to_this_host_alone(metrics, limit):
+    error = rejected({"metrics": metrics})
+    assert fields_of(error) == ["metrics"]
+    assert limit in str(error)
+    load_settings({"metrics": "127.0.0.1:9090"})
+    load_settings({"metrics": "0.0.0.0:9090", "insecure_public": True})

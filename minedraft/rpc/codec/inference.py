@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from minedraft.errors import InvalidRequest
 from minedraft.messages import TokenLogprobs
-from minedraft.output import BatchState, Output, RequestUsage, ServiceStatus, SourceState, WorkerState
+from minedraft.output import BatchState, FaultState, Output, RequestUsage, ServiceStatus, SourceState, WorkerState
 from minedraft.prompts import (
     MAX_CHAT_MESSAGES,
     MAX_PROMPT_TOKENS,
@@ -29,6 +29,8 @@ from minedraft.types import FinishReason, LoanTerms
 from minedraft.v1 import common_pb2, inference_pb2
 
 CLIENT_KEY = "minedraft-client"  # metadata key of a call: the random name of a client object
+
+_PARTS = {"batches", "workers", "sources", "recent_faults"}  # of a status, each a message of its own
 
 _FINISH_TO_PB = {
     FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
@@ -115,7 +117,7 @@ def output_from_pb(message: inference_pb2.GenerateReply) -> Output:
 
 
 def status_to_pb(status: ServiceStatus) -> inference_pb2.GetStatusReply:
-    scalars = {name: getattr(status, name) for name in _names(ServiceStatus) - {"batches", "workers", "sources"}}
+    scalars = {name: getattr(status, name) for name in _names(ServiceStatus) - _PARTS}
     return inference_pb2.GetStatusReply(
         **scalars,
         batches=[
@@ -130,15 +132,19 @@ def status_to_pb(status: ServiceStatus) -> inference_pb2.GetStatusReply:
             inference_pb2.SourceStatus(**{name: getattr(source, name) for name in _names(SourceState)})
             for source in status.sources
         ],
+        recent_faults=[
+            inference_pb2.FaultStatus(**{name: getattr(fault, name) for name in _names(FaultState)})
+            for fault in status.recent_faults
+        ],
     )
 
 
 def status_from_pb(message: inference_pb2.GetStatusReply) -> ServiceStatus:
-    of_parts = {"batches", "workers", "errors", "sources"}
-    scalars = {name: getattr(message, name) for name in _names(ServiceStatus) - of_parts}
+    scalars = {name: getattr(message, name) for name in _names(ServiceStatus) - _PARTS - {"errors", "faults"}}
     return ServiceStatus(
         **scalars,
         errors=dict(message.errors),
+        faults=dict(message.faults),
         batches=tuple(
             BatchState(**{name: getattr(batch, name) for name in _names(BatchState)}) for batch in message.batches
         ),
@@ -147,6 +153,9 @@ def status_from_pb(message: inference_pb2.GetStatusReply) -> ServiceStatus:
         ),
         sources=tuple(
             SourceState(**{name: getattr(source, name) for name in _names(SourceState)}) for source in message.sources
+        ),
+        recent_faults=tuple(
+            FaultState(**{name: getattr(fault, name) for name in _names(FaultState)}) for fault in message.recent_faults
         ),
     )
 
@@ -165,7 +174,7 @@ def borrow_from_pb(message: inference_pb2.BorrowRequest) -> LoanTerms:
     return LoanTerms.check(message.mode, message.max_batch_size, message.draft_len, message.branches)
 
 
-def _names(kind: type[RequestUsage | BatchState | WorkerState | SourceState | ServiceStatus]) -> set[str]:
+def _names(kind: type[RequestUsage | BatchState | WorkerState | SourceState | FaultState | ServiceStatus]) -> set[str]:
     return {field.name for field in fields(kind)}
 
 

@@ -1,0 +1,46 @@
+"""What the settings ask the service to show to operators beside its status."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from minedraft.address import Address
+from minedraft.core.events import Observer
+from minedraft.output import ServiceStatus
+from minedraft.settings.service import Settings
+
+
+class Views:
+    """The views of one service.
+
+    Attributes:
+        observers: take the events of its pipeline.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.observers: list[Observer] = []
+
+    @asynccontextmanager
+    async def shown(self, status: Callable[[], ServiceStatus]) -> AsyncIterator[None]:
+        """Show them while the block runs.
+
+        Raises:
+            ConfigError: one of them cannot be shown.
+        """
+        async with AsyncExitStack() as stack:
+            if self._settings.metrics is not None:
+                await self._show_metrics(Address.parse(self._settings.metrics, "metrics"), status, stack)
+            yield
+
+    async def _show_metrics(self, address: Address, status: Callable[[], ServiceStatus], stack: AsyncExitStack) -> None:
+        # Loaded only when asked for.
+        from minedraft.observe.exposition import Page
+        from minedraft.observe.metrics import Meter
+        from minedraft.observe.metrics_server import serve_metrics
+
+        meter = Meter()
+        self.observers.append(meter.observe)
+        page = Page(self._settings.target.name if self._settings.target is not None else "")
+        await stack.enter_async_context(serve_metrics(address, lambda: page.metrics(status(), meter)))

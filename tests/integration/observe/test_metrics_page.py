@@ -1,0 +1,143 @@
+"""The metrics page of a real service with tiny models, and what the dashboard asks of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from minedraft import Client, SamplingParams
+from minedraft.local import serve
+from tests.fakes.service import fake_service
+from tests.support.tiny_models import make_tiny_model
+
+DASHBOARD = Path(__file__).parents[3] / "scripts/grafana/minedraft.json"
+ANSWERS = 3
+NEW_TOKENS = 12
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def fetch(port: int) -> dict[str, Metric]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+        assert reply.headers["Content-Type"].startswith("text/plain")
+        return {family.name: family for family in text_string_to_metric_families(reply.read().decode())}
+
+
+def value(page: dict[str, Metric], name: str, **labels: str) -> float:
+    found = [
+        sample.value
+        for family in page.values()
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    ]
+    assert len(found) == 1, (name, labels, found)
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Metric]]:
+    """The page of a service that has answered some prompts and is idle."""
+    model = make_tiny_model(tmp_path_factory.mktemp("models") / "tiny", vocab_size=70, seed=3)
+    port = free_port()
+    settings = {"mode": "minedraft", "draft_len": 3, "num_blocks": 64, "dtype": "float32"}
+    with serve(model, model, metrics=f"127.0.0.1:{port}", **settings) as client:
+        assert isinstance(client, Client)
+        for n in range(ANSWERS):
+            client.complete([5 + n, 6, 7], SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True))
+        yield fetch(port)
+
+
+@pytest.mark.slow
+def test_the_page_of_a_real_service_counts_its_answers(page: dict[str, Metric]) -> None:
+    # The service itself has made an answer before it was ready.
+    assert value(page, "vllm:request_success_total", finished_reason="length") == ANSWERS + 1
+    assert value(page, "vllm:time_to_first_token_seconds_count") == ANSWERS + 1
+    assert value(page, "vllm:generation_tokens_total") >= ANSWERS * NEW_TOKENS
+    assert value(page, "vllm:num_requests_running") == value(page, "vllm:num_requests_waiting") == 0
+    accepted = value(page, "vllm:spec_decode_num_accepted_tokens_total")
+    assert accepted > 0, "the drafter is the target itself"
+    positions = page["vllm:spec_decode_num_accepted_tokens_per_pos"].samples
+    assert sum(sample.value for sample in positions) == accepted
+    assert {sample.labels["position"] for sample in positions} == {"0", "1", "2"}
+    assert value(page, "minedraft:mode", mode="minedraft") == 1
+    assert value(page, "minedraft:command_seconds_sum", role="verifier") > 0
+    assert value(page, "process_resident_memory_bytes") > 0
+    assert {sample.labels.get("model_name", "tiny") for family in page.values() for sample in family.samples} == {
+        "tiny"
+    }
+
+
+@pytest.mark.slow
+def test_every_query_of_the_dashboard_asks_for_exported_metrics(page: dict[str, Metric]) -> None:
+    exported = {sample.name for family in page.values() for sample in family.samples}
+    # A counter with labels has no sample before the first event.
+    exported |= {f"{name}_total" for name, family in page.items() if family.type == "counter"}
+    dashboard = json.loads(DASHBOARD.read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    assert len(queries) > 15
+    for query in queries:
+        names = set(re.findall(r"\b(?:vllm:|minedraft:|process_)\w+", query))
+        assert names, query
+        assert names <= exported, query
+
+
+def test_the_dashboard_is_one_that_grafana_can_place_and_draw() -> None:
+    """What Grafana's importer and its grid demand: unique ids, panels inside 24 columns that do not overlap, known
+    kinds, the data source as a variable, a letter for each query."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    assert {"title", "uid", "schemaVersion", "panels", "templating", "time", "refresh"} <= dashboard.keys()
+    assert dashboard["schemaVersion"] >= 36
+    assert dashboard["templating"]["list"][0]["type"] == "datasource"
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        assert panel["type"] in {"row", "timeseries", "stat", "gauge", "state-timeline", "heatmap"}, panel["title"]
+        place = panel["gridPos"]
+        assert 0 <= place["x"] <= 24 - place["w"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        if panel["type"] != "row":
+            assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+            letters = [target["refId"] for target in panel["targets"]]
+            assert len(set(letters)) == len(letters) > 0
+
+
+async def test_a_stuck_reader_of_the_page_costs_the_service_nothing(tmp_path: Path) -> None:
+    from minedraft import AsyncClient
+
+    port = free_port()
+    async with fake_service(tmp_path, metrics=f"127.0.0.1:{port}") as service, AsyncClient(service.address) as client:
+        with socket.create_connection(("127.0.0.1", port)) as stuck:
+            stuck.sendall(b"GET /metrics HTT")  # and no more
+            answer = await client.complete([1, 2, 3], SamplingParams(max_new_tokens=5))
+            assert len(answer.token_ids) == 5
+
+
+async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    from minedraft.errors import ConfigError
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        async with fake_service(tmp_path, metrics=f"127.0.0.1:{port}") as service:
+            with pytest.raises(ConfigError, match=rf"metrics is '127\.0\.0\.1:{port}': cannot listen there"):
+                await service.task
