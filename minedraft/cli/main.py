@@ -17,6 +17,7 @@ _COMMANDS = {
     "models": "minedraft.cli.models",
     "bench": "minedraft.cli.bench",
     "predict": "minedraft.cli.predict",
+    "simulate": "minedraft.cli.simulate",
 }
 
 
