@@ -32,6 +32,8 @@ class Output:
         finish_reason, usage: None until the end.
         logprobs: one per token id, if the request asked for them.
         index: which of the n samples, 0..n-1.
+        round_lens: tokens of each verify round, in order; they add up to those in `token_ids`. All of a round but
+            the last are accepted drafts, and so is the last where the answer's end cut the round short.
     """
 
     text: str = ""
@@ -41,6 +43,7 @@ class Output:
     logprobs: tuple[TokenLogprobs, ...] = ()
     index: int = 0
     request_id: str = ""
+    round_lens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,4 +212,5 @@ def join_outputs(pieces: Sequence[Output]) -> Output:
         logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
         index=last.index,
         request_id=last.request_id,
+        round_lens=tuple(length for piece in pieces for length in piece.round_lens),
     )

@@ -147,10 +147,12 @@ class Answer:
         texts: list[str] = []
         token_ids: list[int] = []
         logprobs: list[TokenLogprobs] = []
+        round_lens: list[int] = []
         while self._pieces and len(token_ids) < MAX_MESSAGE_TOKENS:
             piece = self._pieces.popleft()
             texts.append(self._decoder.push(piece.token_ids) if piece.text is None else piece.text)
             token_ids += piece.token_ids
+            round_lens.append(len(piece.token_ids))
             logprobs += piece.logprobs
         reason = usage = None
         if self._end is not None and not self._pieces:
@@ -158,4 +160,5 @@ class Answer:
             texts.append(self._decoder.flush() if self._is_lazy else end.text)
             reason, usage = end.reason, end.usage
         text = "".join(texts)
-        return Output(text, tuple(token_ids), reason, usage, tuple(logprobs), self._index, self._request_id)
+        parts = tuple(token_ids), reason, usage, tuple(logprobs), self._index, self._request_id, tuple(round_lens)
+        return Output(text, *parts)

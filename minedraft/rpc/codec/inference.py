@@ -86,7 +86,11 @@ def generate_from_pb(message: inference_pb2.GenerateRequest) -> GenerateCall:
 
 def output_to_pb(output: Output) -> inference_pb2.GenerateReply:
     message = inference_pb2.GenerateReply(
-        request_id=output.request_id, index=output.index, text=output.text, token_ids=output.token_ids
+        request_id=output.request_id,
+        index=output.index,
+        text=output.text,
+        token_ids=output.token_ids,
+        round_lens=output.round_lens,
     )
     for entry in output.logprobs:
         message.logprobs.append(
@@ -113,6 +117,7 @@ def output_from_pb(message: inference_pb2.GenerateReply) -> Output:
         ),
         index=message.index,
         request_id=message.request_id,
+        round_lens=tuple(message.round_lens),
     )
 
 

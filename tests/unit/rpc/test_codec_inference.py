@@ -226,6 +226,11 @@ def test_random_bytes_decode_or_are_refused(data):
         generate_from_pb(message)
 
 
+def test_the_rounds_of_an_output_arrive():
+    output = Output("abc", (1, 2, 3), request_id="r", round_lens=(2, 1))
+    assert output_from_pb(output_to_pb(output)) == output
+
+
 def test_pieces_join_into_the_whole():
     end = Output("c", (3,), FinishReason.STOP, RequestUsage(1, 3, 2, 1, 1, 0, 0, 0), index=2, request_id="r")
     whole = join_outputs([Output("a", (1,), index=2), Output("b", (2,), index=2), end])

@@ -135,3 +135,15 @@ def test_an_error_without_anything_to_send_sends_nothing():
     answer = answer_for()
     answer.fail(InternalError("broken"))
     assert list(answer.take()) == []
+
+
+@pytest.mark.parametrize("params", [{}, {"stop": "de"}])
+def test_the_rounds_of_the_tokens_are_told(params):
+    answer = answer_for(**params)
+    for text in ("ab", "c", "xdefg"):
+        feed(answer, text)
+    answer.on_finish(FinishReason.STOP, None, USAGE)
+    pieces = list(answer.take())
+    whole = join_outputs(pieces)
+    assert whole.round_lens == ((2, 1, 3) if params else (2, 1, 5))
+    assert sum(whole.round_lens) == len(whole.token_ids)
