@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self, TypedDict
 
@@ -15,6 +16,7 @@ from minedraft.models.folder import FolderInfo, check_model_folder
 from minedraft.models.heads.folder import HeadInfo, check_head_folder, is_head_folder
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.sampling_params import SamplingParams
+from minedraft.settings.shared import MIN_BLOCKS
 from minedraft.settings.worker import WorkerSettings
 from minedraft.types import PROTOCOL_VERSION, Acceptance, Batch, DraftMethod, Role, RoundId, SequenceSpec
 from minedraft_workers.cores import WorkerCores
@@ -59,6 +61,7 @@ class Plan:
             ModelError: the folder cannot be used. ConfigError: the device or the context cannot be used.
         """
         head = _find_head(settings)
+        _check_sessions(settings)
         folder = check_model_folder(settings.model, "model") if head is None else head[0]
         device = Device.parse(settings.device).here()
         most: tuple[int, ...] = ()
@@ -103,15 +106,26 @@ class Plan:
         from minedraft_workers.channels.opening import Opener
 
         logger.info("torch imported on %s in %.1f s", self.device, time.monotonic() - start_s)
-        opener = Opener(self.device, self.settings.listen_address)
-        channel = JoinedChannel(opener.open)
-        actor = load_actor(self, channel)
-        actor.info = replace(actor.info, channels=opener.offers())
-        return asyncio.run(_serve(self, actor, channel, start_s))
+        # One opener for each session: what an opener allocates once, its ends fill from the start.
+        openers = [Opener(self.device, self.settings.listen_address) for _ in range(self.settings.sessions)]
+        channels = [JoinedChannel(opener.open) for opener in openers]
+        actors = load_actors(self, channels)
+        for actor, opener in zip(actors, openers, strict=True):
+            actor.info = replace(actor.info, channels=opener.offers())
+        return asyncio.run(_serve(self, actors, channels, start_s))
 
 
 def load_actor(plan: Plan, channel: TokenChannel | None = None) -> DrafterActor | VerifierActor:
-    """Return the actor of the worker's role, with its model loaded if it has one.
+    """Return the actor of a worker with one session. Raise as `load_actors`."""
+    (actor,) = load_actors(plan, [channel])
+    return actor
+
+
+def load_actors(plan: Plan, channels: Sequence[TokenChannel | None]) -> Sequence[DrafterActor | VerifierActor]:
+    """Return the actors of the worker's role, one for each session, with the model loaded if there is one.
+
+    Args:
+        channels: of each session.
 
     Raises:
         ModelError: the model cannot run here. ConfigError: model or KV cache do not fit in the memory.
@@ -122,11 +136,11 @@ def load_actor(plan: Plan, channel: TokenChannel | None = None) -> DrafterActor 
     if not settings.has_model:
         from minedraft_workers.proposers.ngram import NgramProposer
 
-        return DrafterActor(NgramProposer(), _make_info(plan, None), channel)
+        return [DrafterActor(NgramProposer(), _make_info(plan, None), channel) for channel in channels]
     import torch
 
     from minedraft_workers.execution.eagle.head import EagleHead
-    from minedraft_workers.execution.memory import first_sentence
+    from minedraft_workers.execution.memory import check_context, first_sentence
     from minedraft_workers.verifier import VerifierActor
 
     start_s = time.monotonic()
@@ -143,12 +157,16 @@ def load_actor(plan: Plan, channel: TokenChannel | None = None) -> DrafterActor 
         model.kernels,
         model.kernels_reason,
     )
-    sampler, info = _make_sampler(plan), _make_info(plan, model)
+    sampler = _make_sampler(plan)
     if settings.role is Role.VERIFIER:
         assert not isinstance(model, EagleHead), "a head drafts"
-        _check_kv_memory(plan, model)
-        return VerifierActor(model, info, sampler, channel)
-    return DrafterActor(_make_proposer(plan, model, sampler), info, channel)
+        check_context(plan.max_model_len, plan.folder.max_context, model.num_blocks * model.block_size)
+        return [VerifierActor(model, _make_info(plan, model), sampler, channels[0])]
+    parts = [model] if len(channels) == 1 else model.divide(len(channels))
+    return [
+        DrafterActor(_make_proposer(plan, part, sampler), _make_info(plan, part), channel)
+        for part, channel in zip(parts, channels, strict=True)
+    ]
 
 
 def _load_model(plan: Plan) -> Executor | EagleHead:
@@ -194,31 +212,39 @@ def _make_proposer(plan: Plan, model: Executor | EagleHead, sampler: Sampler) ->
     return CombinedProposer(proposer) if plan.settings.lookup else proposer
 
 
-async def _serve(plan: Plan, actor: DrafterActor | VerifierActor, channel: JoinedChannel, start_s: float) -> int:
+async def _serve(
+    plan: Plan,
+    actors: Sequence[DrafterActor | VerifierActor],
+    channels: Sequence[JoinedChannel],
+    start_s: float,
+) -> int:
     from minedraft_workers.drafter import DrafterActor
     from minedraft_workers.rounds.runtime import WorkerRuntime
     from minedraft_workers.server import serve_worker
     from minedraft_workers.servicer import drafter_handler, verifier_handler
 
-    runtime = WorkerRuntime(actor, cores=_make_cores(actor))
+    actor = actors[0]
+    runtime = WorkerRuntime(actor, cores=_make_cores(actor), others=actors[1:])
     if plan.device.kind == "cuda":
         try:
             await runtime.prepare(lambda: prepare_actor(plan.device, actor))
         except MemoryExhausted as error:
             raise _no_memory(plan, str(error)) from error
     if isinstance(actor, DrafterActor):
-        handler = drafter_handler(actor, runtime, channel)
+        others = [each for each in actors[1:] if isinstance(each, DrafterActor)]
+        handler = drafter_handler(actor, runtime, channels[0], list(zip(others, channels[1:], strict=True)))
     else:
-        handler = verifier_handler(actor, runtime, channel)
+        handler = verifier_handler(actor, runtime, channels[0])
     address, info = plan.settings.listen_address, actor.info
 
     def on_ready() -> None:
         logger.info(
-            "ready on %s after %.1f s: %s, %s, %d KV blocks of %d tokens, context %d",
+            "ready on %s after %.1f s: %s, %s, %s%d KV blocks of %d tokens, context %d",
             address,
             time.monotonic() - start_s,
             info.model_name,
             info.device,
+            f"for each of {len(actors)} schedulers " if len(actors) > 1 else "",
             info.num_blocks,
             info.block_size,
             info.max_model_len,
@@ -341,6 +367,16 @@ def _find_head(settings: WorkerSettings) -> tuple[FolderInfo, HeadInfo] | None:
     return replace(folder, name=head.name, max_context=head.max_context), head
 
 
+def _check_sessions(settings: WorkerSettings) -> None:
+    """Raise ConfigError for more sessions than one where they cannot be."""
+    sessions, num_blocks = settings.sessions, settings.num_blocks
+    if sessions > 1 and settings.role is not Role.DRAFTER:
+        raise ConfigError("sessions", sessions, "a verifier serves one scheduler; a drafter can serve several")
+    if num_blocks is not None and num_blocks < sessions * MIN_BLOCKS:
+        limit = f"each session needs {MIN_BLOCKS} KV blocks, and num_blocks is {num_blocks}"
+        raise ConfigError("sessions", sessions, limit)
+
+
 def _cap_context(settings: WorkerSettings, folder: FolderInfo) -> int | None:
     """Return the worker's maximum of tokens per sequence, None for the model's limit.
 
@@ -349,25 +385,12 @@ def _cap_context(settings: WorkerSettings, folder: FolderInfo) -> int | None:
     """
     max_model_len = settings.max_model_len
     limit, why = folder.max_context, f"the context of {folder.name} is {folder.max_context} tokens"
-    if settings.num_blocks is not None and settings.num_blocks * settings.block_size < limit:
-        limit = settings.num_blocks * settings.block_size
-        why = f"num_blocks {settings.num_blocks} of block_size {settings.block_size} hold {limit} tokens"
+    num_blocks = None if settings.num_blocks is None else settings.num_blocks // settings.sessions
+    if num_blocks is not None and num_blocks * settings.block_size < limit:
+        limit = num_blocks * settings.block_size
+        why = f"num_blocks {num_blocks} of block_size {settings.block_size} hold {limit} tokens"
     if max_model_len is None or max_model_len <= limit:
         return max_model_len
     if settings.role is Role.DRAFTER:
         return limit
     raise ConfigError("max_model_len", max_model_len, why)
-
-
-def _check_kv_memory(plan: Plan, executor: Executor) -> None:
-    """Raise ConfigError if a requested context exceeds the KV cache; log a warning if the model's own does."""
-    holds = f"the KV cache holds {executor.num_blocks * executor.block_size} tokens"
-    if plan.max_model_len is not None and executor.max_model_len < plan.max_model_len:
-        raise ConfigError("max_model_len", plan.max_model_len, holds)
-    if plan.max_model_len is None and executor.max_model_len < plan.folder.max_context:
-        logger.warning(
-            "the context is %d tokens, less than the model's %d: %s",
-            executor.max_model_len,
-            plan.folder.max_context,
-            holds,
-        )

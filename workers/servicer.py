@@ -11,8 +11,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,7 @@ from minedraft_workers.rounds.actors import DraftingActor, Executed, VerifyingAc
 from minedraft_workers.rounds.device_thread import CommandResult
 from minedraft_workers.rounds.following import Follower
 from minedraft_workers.rounds.runtime import WorkerRuntime
+from minedraft_workers.rounds.session import Session
 
 logger = logging.getLogger("minedraft.worker")
 
@@ -48,40 +50,64 @@ _Submitted = tuple[asyncio.Future[CommandResult], _Encode]
 _Submit = Callable[[worker_pb2.Command], _Submitted]
 
 
-def drafter_handler(
-    actor: DraftingActor, runtime: WorkerRuntime, channel: JoinedChannel | None = None
-) -> grpc.GenericRpcHandler[Any, Any]:
-    """Return the Drafter service. channel: the actor's; without one, all its tensors travel in messages."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A session with the commands that it takes, and the channel of its actor."""
 
+    session: Session
+    submits: dict[str, _Submit]
+    channel: JoinedChannel | None
+
+
+def drafter_handler(
+    actor: DraftingActor,
+    runtime: WorkerRuntime,
+    channel: JoinedChannel | None = None,
+    others: Sequence[tuple[DraftingActor, JoinedChannel]] = (),
+) -> grpc.GenericRpcHandler[Any, Any]:
+    """Return the Drafter service.
+
+    Args:
+        channel: the actor's; without one, all its tensors travel in messages.
+        others: actor and channel of each further session of the runtime.
+    """
+    owners = zip(runtime.sessions, ((actor, channel), *others), strict=True)
+    places = [_Place(session, _drafter_submits(each, session, its), its) for session, (each, its) in owners]
+    return _handler(DRAFTER_SERVICE, runtime, places)
+
+
+def _drafter_submits(actor: DraftingActor, session: Session, channel: JoinedChannel | None) -> dict[str, _Submit]:
     def submit_draft(message: worker_pb2.Command) -> _Submitted:
-        command = draft_command_from_pb(message.draft, runtime.info)
+        command = draft_command_from_pb(message.draft, session.info)
         _free(channel, message.draft)
-        reply = runtime.submit("draft", command.round, lambda: actor.draft(command))
+        reply = session.submit("draft", command.round, lambda: actor.draft(command))
         return reply, partial(_encode_drafts, command.round)
 
     def submit_prefill(message: worker_pb2.Command) -> _Submitted:
-        command = draft_command_from_pb(message.prefill, runtime.info)
+        command = draft_command_from_pb(message.prefill, session.info)
         _free(channel, message.prefill)
-        reply = runtime.submit("prefill", command.round, lambda: actor.prefill(command))
+        reply = session.submit("prefill", command.round, lambda: actor.prefill(command))
         return reply, partial(_encode_drafts, command.round)
 
-    return _handler(DRAFTER_SERVICE, runtime, {"draft": submit_draft, "prefill": submit_prefill}, channel)
+    return {"draft": submit_draft, "prefill": submit_prefill} | _outside_rounds(session, channel)
 
 
 def verifier_handler(
     actor: VerifyingActor, runtime: WorkerRuntime, channel: JoinedChannel | None = None
 ) -> grpc.GenericRpcHandler[Any, Any]:
-    """Return the Verifier service. channel: as for the Drafter."""
+    """Return the Verifier service, of a runtime with one session. channel: as for the Drafter."""
 
     follower = Follower(actor.verify, actor.release)
+    (session,) = runtime.sessions
 
     def submit_verify(message: worker_pb2.Command) -> _Submitted:
-        command = verify_command_from_pb(message.verify, runtime.info)
+        command = verify_command_from_pb(message.verify, session.info)
         _free(channel, message.verify)
-        reply = runtime.submit("verify", command.round, lambda: follower.verify(command))
+        reply = session.submit("verify", command.round, lambda: follower.verify(command))
         return reply, partial(_encode_verdicts, command.round)
 
-    return _handler(VERIFIER_SERVICE, runtime, {"verify": submit_verify}, channel)
+    submits = {"verify": submit_verify} | _outside_rounds(session, channel)
+    return _handler(VERIFIER_SERVICE, runtime, [_Place(session, submits, channel)])
 
 
 class _CommandStream:
@@ -148,15 +174,15 @@ class _CommandStream:
                 await context.write(self._outbox.popleft())
 
 
-def _outside_rounds(runtime: WorkerRuntime, channel: JoinedChannel | None) -> dict[str, _Submit]:
+def _outside_rounds(session: Session, channel: JoinedChannel | None) -> dict[str, _Submit]:
     """Return the commands that both workers have."""
 
     def submit_release(message: worker_pb2.Command) -> _Submitted:
         epoch, request_ids = common.release_from_pb(message.release)
-        return runtime.submit_release(epoch, request_ids), _encode_release
+        return session.submit_release(epoch, request_ids), _encode_release
 
     def submit_configure(message: worker_pb2.Command) -> _Submitted:
-        return runtime.submit_configure(common.configure_from_pb(message.configure)), _encode_configure
+        return session.submit_configure(common.configure_from_pb(message.configure)), _encode_configure
 
     submits: dict[str, _Submit] = {"release": submit_release, "configure": submit_configure}
     if channel is not None:
@@ -164,9 +190,7 @@ def _outside_rounds(runtime: WorkerRuntime, channel: JoinedChannel | None) -> di
     return submits
 
 
-def _handler(
-    service: str, runtime: WorkerRuntime, submits: dict[str, _Submit], channel: JoinedChannel | None
-) -> grpc.GenericRpcHandler[Any, Any]:
+def _handler(service: str, runtime: WorkerRuntime, places: Sequence[_Place]) -> grpc.GenericRpcHandler[Any, Any]:
     last_refusal = ""
 
     async def handshake(message: worker_pb2.HandshakeRequest, context: _Context) -> worker_pb2.HandshakeReply:
@@ -176,9 +200,9 @@ def _handler(
                 what = f"the scheduler speaks protocol version {version}, this worker {PROTOCOL_VERSION}"
                 raise ProtocolError(what)
             name, target_vocab_size = common.handshake_from_pb(message)
-            runtime.tenancy.check_free()
-            info = runtime.start_epoch(target_vocab_size)
-            _reset(channel)
+            number = runtime.tenancy.find_free()
+            info = places[number].session.start_epoch(target_vocab_size)
+            _reset(places[number].channel)
         except MineDraftError as error:
             nonlocal last_refusal
             if str(error) != last_refusal:  # a scheduler that waits for the worker asks five times a second
@@ -187,21 +211,23 @@ def _handler(
             is_in_use = isinstance(error, WorkerInUse)
             code = grpc.StatusCode.ABORTED if is_in_use else grpc.StatusCode.FAILED_PRECONDITION
             await error_status.abort(context, error, code)
-        runtime.tenancy.announce(name, info.epoch)
+        runtime.tenancy.announce(number, name, info.epoch)
         logger.info("epoch %d begins for %s", info.epoch, name)
         return common.info_to_pb(info, time.monotonic_ns())
 
     async def run(requests: AsyncIterator[bytes], context: _Context) -> None:
         try:
-            runtime.tenancy.move_in(_epoch_of(context))
+            number = runtime.tenancy.move_in(_epoch_of(context))
         except MineDraftError as error:
             logger.warning("stream refused: %s", error)
             await error_status.abort(context, error, grpc.StatusCode.ABORTED)
+        place = places[number]
         try:
-            await _CommandStream(submits | _outside_rounds(runtime, channel), channel).run(requests, context)
+            await _CommandStream(place.submits, place.channel).run(requests, context)
         finally:
-            _reset(channel)
-            runtime.tenancy.move_out()
+            _reset(place.channel)
+            place.session.end()
+            runtime.tenancy.move_out(number)
 
     return grpc.method_handlers_generic_handler(
         service,

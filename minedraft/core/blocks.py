@@ -19,14 +19,15 @@ class BlocksExhausted(InternalError):
 
 
 class BlockPool:
-    """A fixed set of equal blocks, each holding the KV of `block_size` tokens."""
+    """A fixed set of equal blocks, each holding the KV of `block_size` tokens. Their ids begin with `first_block`."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, first_block: int = 0) -> None:
         assert num_blocks > 0, num_blocks
         assert block_size > 0, block_size
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._num_untouched = num_blocks  # ids below num_blocks never handed out yet, highest first
+        self.first_block = first_block
+        self._num_untouched = num_blocks  # the last so many ids, never handed out yet
         self._free: list[int] = []  # a stack: the block freed last is the likeliest to be in the CPU's cache
         self._tables: dict[int, list[int]] = {}
 
@@ -78,4 +79,4 @@ class BlockPool:
         if self._free:
             return self._free.pop()
         self._num_untouched -= 1
-        return self.num_blocks - 1 - self._num_untouched
+        return self.first_block + self.num_blocks - 1 - self._num_untouched

@@ -12,6 +12,9 @@ from pydantic.fields import FieldInfo
 
 from minedraft.types import DraftMethod
 
+MIN_BLOCKS = 8
+"""KV blocks that a scheduler needs at least."""
+
 
 class Positional:
     """Marks a setting that is a positional argument of the command line."""
@@ -49,7 +52,7 @@ class SharedSettings(BaseModel):
     )
     num_blocks: int | None = Field(
         None,
-        ge=8,
+        ge=MIN_BLOCKS,
         le=1 << 24,
         description="KV cache blocks per worker; default: what fits in its share of the memory.",
     )

@@ -42,6 +42,14 @@ class WorkerSettings(SharedSettings):
         None, ge=1, description="Requests that can have KV at once; on a GPU the cache gets no more than they can use."
     )
 
+    sessions: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Schedulers that a drafter serves at once, each with an equal part of the KV blocks.",
+        examples=["N"],
+    )
+
     @property
     def listen_address(self) -> Address:
         return Address.parse(self.listen, "listen")

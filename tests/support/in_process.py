@@ -41,7 +41,7 @@ def _one_core() -> Device:
     return Device("cpu", usable_cores()[:1])
 
 
-def _info(role: Role, executor: Executor | EagleHead) -> WorkerInfo:
+def make_info(role: Role, executor: Executor | EagleHead) -> WorkerInfo:
     if isinstance(executor, EagleHead):
         layers, size = executor.feature_layers, executor.feature_size
     else:
@@ -93,7 +93,7 @@ class InProcessVerifier(_InProcess):
 
     def __init__(self, executor: Executor) -> None:
         super().__init__()
-        self.info = _info(Role.VERIFIER, executor)
+        self.info = make_info(Role.VERIFIER, executor)
         self.actor = VerifierActor(executor, self.info)
         self._follower = Follower(self.actor.verify, self.actor.release)
         self.executor = executor
@@ -123,10 +123,10 @@ class InProcessDrafter(_InProcess):
             self.info = replace(verifier.info, role=Role.DRAFTER, **no_model)
             self.actor = DrafterActor(NgramProposer(), self.info)
         elif isinstance(executor, EagleHead):
-            self.info = _info(Role.DRAFTER, executor)
+            self.info = make_info(Role.DRAFTER, executor)
             self.actor = DrafterActor(EagleProposer(executor), self.info)
         else:
-            self.info = replace(_info(Role.DRAFTER, executor), draft_method=DraftMethod.MODEL)
+            self.info = replace(make_info(Role.DRAFTER, executor), draft_method=DraftMethod.MODEL)
             model = ModelProposer(executor)
             self.actor = DrafterActor(CombinedProposer(model) if lookup else model, self.info)
         self.actor.reset(verifier.info.vocab_size)  # as a handshake does

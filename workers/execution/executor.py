@@ -28,20 +28,17 @@ from minedraft_workers.execution.programs import ProgramRunner
 from minedraft_workers.execution.runner import PackedRows, Runner
 from minedraft_workers.execution.selfcheck import check_layers, check_packed_forward
 from minedraft_workers.execution.spans import ForwardSpan as ForwardSpan
-from minedraft_workers.execution.spans import SpanRunner
+from minedraft_workers.execution.spans import PagedModel
 from minedraft_workers.kernels.base import NotFused
 from minedraft_workers.kernels.kvcache import to_device
 from minedraft_workers.kernels.tables import LayerShape
 
 
-class Executor:
+class Executor(PagedModel):
     """One model on one device with its KV cache. Not thread-safe: one device thread calls it.
 
     Attributes:
         device: torch's device, on which the logits are.
-        num_blocks, block_size: size of the KV cache, in blocks and in tokens per block.
-        max_model_len: longest sequence, in tokens.
-        vocab_size: token ids given to `forward` are below it.
         kernels, kernels_reason: what computes ("native avx512_bf16", "torch", "transformers"), and why.
         is_batch_invariant: whether a row's logits are the same, bit for bit, whatever else is in the forward.
         draft_vocab_ids: int64 [n]; column j of the logits is token draft_vocab_ids[j]. None: it is token j.
@@ -63,15 +60,9 @@ class Executor:
         device: Device,
         kernels_reason: str,
     ) -> None:
+        super().__init__(runner.tables, config.get_text_config().vocab_size, context)
         self._runner = runner
-        self._tables = runner.tables
         self.device = torch_device(device)
-        self.num_blocks = self._tables.pool.num_blocks
-        self.block_size = self._tables.pool.block_size
-        capacity = self.num_blocks * self.block_size
-        self.max_model_len = capacity if context is None else min(context, capacity)
-        self.vocab_size: int = config.get_text_config().vocab_size
-        self._spans = SpanRunner(self._tables, self.vocab_size, self.max_model_len)
         self.model_name = model_name
         self.device_name = str(device)
         self.dtype_name = str(loaded.model.dtype).removeprefix("torch.")
@@ -170,17 +161,9 @@ class Executor:
         return self._runner.resize if isinstance(self._runner, ProgramRunner) else None
 
     @property
-    def num_free_blocks(self) -> int:
-        return self._tables.pool.num_free
-
-    @property
     def kv_layers(self) -> tuple[LayerShape, ...]:
         """What each layer caches per token."""
         return self._tables.layers
-
-    def cached_len(self, request_id: int) -> int:
-        """Return the number of tokens whose KV is cached for this request; 0 if it is unknown."""
-        return self._tables.length(request_id)
 
     def want_features(self, layers: tuple[int, ...]) -> None:
         """From now on `forward_with_features` gives the outputs of these layers; () for none.
@@ -264,14 +247,6 @@ class Executor:
     def drop_forks(self, request_id: int) -> None:
         """Free the KV of the request's forks."""
         self._tables.drop_forks(request_id)
-
-    def release(self, request_id: int) -> None:
-        """Free the KV of the request and its forks; an unknown request is ignored."""
-        self._tables.release(request_id)
-
-    def release_all(self) -> None:
-        """Free everything: a new epoch begins."""
-        self._tables.release_all()
 
     @property
     def num_columns(self) -> int:

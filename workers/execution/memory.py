@@ -3,6 +3,7 @@ the part of it that a KV cache gets."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +17,8 @@ import torch
 from minedraft.device import GPU_MEMORY_SHARE
 from minedraft.errors import ConfigError, MemoryExhausted
 from minedraft.messages import DraftCommand, VerifyCommand
+
+logger = logging.getLogger("minedraft.worker")
 
 _ActorT = TypeVar("_ActorT")
 _CommandT = TypeVar("_CommandT", DraftCommand, VerifyCommand)
@@ -155,3 +158,17 @@ def _room(group: Path, limit: str, use: str, reclaimable: str) -> int:
     stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     used = int((group / use).read_text()) - int(stat.get(reclaimable, 0))
     return max(int((group / limit).read_text()) - used, 0)
+
+
+def check_context(wanted: int | None, of_model: int, num_cached: int) -> None:
+    """Raise ConfigError if a requested context exceeds the KV cache; log a warning if the model's own does.
+
+    Args:
+        wanted: tokens per sequence; None for the model's own limit, `of_model`.
+        num_cached: tokens that the cache holds.
+    """
+    holds = f"the KV cache holds {num_cached} tokens"
+    if wanted is not None and num_cached < wanted:
+        raise ConfigError("max_model_len", wanted, holds)
+    if wanted is None and num_cached < of_model:
+        logger.warning("the context is %d tokens, less than the model's %d: %s", num_cached, of_model, holds)

@@ -1,10 +1,11 @@
-"""The spans of a forward: checked, given their blocks, and packed into rows."""
+"""The spans of a forward: checked, given their blocks, and packed into rows; and models whose blocks are shared out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -83,3 +84,55 @@ class SpanRunner:
                 raise ProtocolError(f"{name} has a token id outside 0..{self._vocab_size - 1}")
             tokens.append(ids)
         return tokens
+
+
+class PagedModel:
+    """A model and the blocks of its requests.
+
+    Attributes:
+        vocab_size: token ids given to a forward are below it.
+        num_blocks, block_size: size of the KV cache, in blocks and in tokens per block.
+        max_model_len: longest sequence, in tokens.
+    """
+
+    def __init__(self, tables: BlockTables, vocab_size: int, context: int | None) -> None:
+        """Take the tables of the cache, and the most tokens of a sequence; None if the model has no limit."""
+        self.vocab_size = vocab_size
+        self._context = context
+        self._use(tables)
+
+    def _use(self, tables: BlockTables) -> None:
+        self._tables = tables
+        self.num_blocks, self.block_size = tables.pool.num_blocks, tables.pool.block_size
+        capacity = self.num_blocks * self.block_size
+        self.max_model_len = capacity if self._context is None else min(self._context, capacity)
+        self._spans = SpanRunner(tables, self.vocab_size, self.max_model_len)
+
+    def divide(self, num_parts: int) -> list[Self]:
+        """Return the model with as many equal parts of its KV blocks, each for requests of its own: the ids in one
+        mean nothing in another. Call it before the first forward, and use only the parts then, in one thread.
+
+        The weights, and the memory of a forward in progress, are those of the model.
+        """
+        parts = []
+        for tables in self._tables.divide(num_parts):
+            part = copy(self)
+            part._use(tables)
+            parts.append(part)
+        return parts
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self._tables.pool.num_free
+
+    def cached_len(self, request_id: int) -> int:
+        """Return the number of tokens whose KV is cached for this request; 0 if it is unknown."""
+        return self._tables.length(request_id)
+
+    def release(self, request_id: int) -> None:
+        """Free the KV of the request and its forks; an unknown request is ignored."""
+        self._tables.release(request_id)
+
+    def release_all(self) -> None:
+        """Free everything: a new epoch begins."""
+        self._tables.release_all()

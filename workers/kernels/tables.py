@@ -44,8 +44,8 @@ class BlockTables:
     owner. The request may grow while it has forks; before it shrinks, they are dropped or one is adopted.
     """
 
-    def __init__(self, layers: Sequence[LayerShape], num_blocks: int, block_size: int) -> None:
-        self.pool = BlockPool(num_blocks, block_size)
+    def __init__(self, layers: Sequence[LayerShape], num_blocks: int, block_size: int, first_block: int = 0) -> None:
+        self.pool = BlockPool(num_blocks, block_size, first_block)
         self.layers = tuple(layers)
         self._lengths: dict[int, int] = {}
         self._borrowed: dict[int, list[int]] = {}  # of each fork, the blocks of its request that it reads
@@ -125,6 +125,13 @@ class BlockTables:
         for owner in self.pool.owners - self._borrowed.keys():
             self.release(owner)
 
+    def divide(self, num_parts: int) -> list[BlockTables]:
+        """Return tables of as many equal parts of the blocks, with owners of their own. Nobody may have a block yet,
+        and these tables are not used for any from now on."""
+        assert not self.pool.owners, "nobody has a block yet"
+        size = self.pool.num_blocks // num_parts
+        return [_Part(self, part * size, size) for part in range(num_parts)]
+
     def _num_borrowed(self, owner: int) -> int:
         """Return the number of tokens in the blocks that a fork reads of its request."""
         return len(self._borrowed.get(owner, ())) * self.pool.block_size
@@ -134,3 +141,17 @@ class BlockTables:
 
     def _copy(self, source: int, target: int) -> None:
         """Copy the keys and values of a whole block; what holds them does it."""
+
+
+class _Part(BlockTables):
+    """A part of the blocks of other tables, which hold the keys and values."""
+
+    def __init__(self, whole: BlockTables, first_block: int, num_blocks: int) -> None:
+        super().__init__(whole.layers, num_blocks, whole.pool.block_size, first_block)
+        self._whole = whole
+
+    def _clear(self, blocks: Sequence[int]) -> None:
+        self._whole._clear(blocks)
+
+    def _copy(self, source: int, target: int) -> None:
+        self._whole._copy(source, target)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from minedraft.errors import InternalError, MineDraftError, Overloaded, Protocol
 from minedraft.messages import Timing
 from minedraft_workers.pulse import PULSE
 from minedraft_workers.rounds.actors import REFUSALS, Actor, Executed, Work
+from minedraft_workers.rounds.mailbox import FairMailbox
 
 logger = logging.getLogger("minedraft.worker")
 
@@ -46,25 +46,28 @@ CommandResult = Executed[Any] | MineDraftError
 
 @dataclass(frozen=True, slots=True)
 class _Item:
+    session: int
     task: Callable[[], Work[Any]]
     reply: asyncio.Future[CommandResult]
     received_ns: int
 
 
 class DeviceThread:
-    """Runs tasks one after another. Call its methods in the event loop that made it.
+    """Runs tasks one after another, those of several sessions in turn. Call its methods in the event loop that made it.
 
     Args:
+        actors: of the sessions, one each.
         on_crash: called in the event loop when a task raised anything but a refusal. The thread has
             ended then, and the process must end too, because the state of the device is unknown.
+        mailbox_size: tasks of one session that may be offered and not answered.
     """
 
-    def __init__(self, actor: Actor, on_crash: Callable[[], None], mailbox_size: int = MAILBOX_SIZE) -> None:
-        self._actor = actor
+    def __init__(self, actors: Sequence[Actor], on_crash: Callable[[], None], mailbox_size: int = MAILBOX_SIZE) -> None:
+        self._actors = actors
         self._on_crash = on_crash
         self._mailbox_size = mailbox_size
-        self._mailbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self.num_open = 0  # tasks offered and not answered
+        self._mailbox: FairMailbox[_Item] = FairMailbox(len(actors))
+        self._num_open = [0] * len(actors)  # of each session, tasks offered and not answered
         self._loop = asyncio.get_running_loop()
         self._crash: InternalError | None = None
         self._current: _Item | None = None  # written by the device thread, like `_num_taken`
@@ -73,30 +76,34 @@ class DeviceThread:
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
-    def offer(self, task: Callable[[], Work[Any]]) -> asyncio.Future[CommandResult]:
+    @property
+    def num_open(self) -> int:
+        """Tasks offered and not answered."""
+        return sum(self._num_open)
+
+    def offer(self, task: Callable[[], Work[Any]], session: int = 0) -> asyncio.Future[CommandResult]:
         """Put a task into the mailbox and return the future of its result.
 
         Raises:
-            Overloaded: the mailbox is full. InternalError: the thread has crashed.
+            Overloaded: the session's part of the mailbox is full. InternalError: the thread has crashed.
         """
         if self._crash is not None:
             raise self._crash
-        if self.num_open >= self._mailbox_size:
-            raise Overloaded(f"{self.num_open} commands are in the mailbox, the limit is {self._mailbox_size}")
+        if (num_open := self._num_open[session]) >= self._mailbox_size:
+            raise Overloaded(f"{num_open} commands are in the mailbox, the limit is {self._mailbox_size}")
         reply: asyncio.Future[CommandResult] = self._loop.create_future()
-        self.num_open += 1
-        self._mailbox.put(_Item(task, reply, time.monotonic_ns()))
+        self._num_open[session] += 1
+        self._mailbox.put(session, _Item(session, task, reply, time.monotonic_ns()))
         return reply
 
-    def drop_queued(self, error: MineDraftError) -> None:
-        """Answer every task that has not started with `error`."""
-        while True:
-            try:
-                item = self._mailbox.get_nowait()
-            except queue.Empty:
-                return
-            if item is not None:
-                self._answer(item, error)
+    def drop_queued(self, error: MineDraftError, session: int) -> None:
+        """Answer every task of a session that has not started with `error`."""
+        for item in self._mailbox.take_back(session):
+            self._answer(item, error)
+
+    def _drop_all(self, error: MineDraftError) -> None:
+        for session in range(len(self._actors)):
+            self.drop_queued(error, session)
 
     def end_if_hung(self, hang_s: float) -> bool:
         """Fail all tasks if the thread has been inside one for `hang_s` seconds without progress. Call it several
@@ -120,8 +127,8 @@ class DeviceThread:
 
     def stop(self, timeout_s: float) -> bool:
         """Drop queued tasks and end the thread. Return False if it is still inside a task after `timeout_s`."""
-        self.drop_queued(ProtocolError("the worker is stopping"))
-        self._mailbox.put(None)
+        self._drop_all(ProtocolError("the worker is stopping"))
+        self._mailbox.close()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -142,7 +149,7 @@ class DeviceThread:
                     idle_ns=taken_ns - idle_since_ns,
                     start_ns=taken_ns,
                 )
-                outcome = Executed(work.rows, timing, self._actor.num_free_blocks)
+                outcome = Executed(work.rows, timing, self._actors[item.session].num_free_blocks)
             except REFUSALS as error:
                 ready_ns, outcome = time.monotonic_ns(), error
             except BaseException as error:  # the process ends with it, see `_fail`
@@ -160,7 +167,7 @@ class DeviceThread:
                 raise
 
     def _answer(self, item: _Item, outcome: CommandResult) -> None:
-        self.num_open -= 1
+        self._num_open[item.session] -= 1
         if not item.reply.done():
             item.reply.set_result(outcome)
 
@@ -171,5 +178,5 @@ class DeviceThread:
         logger.critical("the device thread failed, exiting: %s%s", what, where)
         self._crash = InternalError(what)
         self._answer(item, self._crash)
-        self.drop_queued(self._crash)
+        self._drop_all(self._crash)
         self._on_crash()

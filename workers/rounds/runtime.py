@@ -1,19 +1,16 @@
-"""The runtime of both workers: one thread that owns the device, and rounds that run at most once."""
+"""The runtime of both workers: one thread that owns the device, and the sessions of the schedulers that it serves."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
-from minedraft.errors import MineDraftError, StaleRound
-from minedraft.messages import ConfigureCommand, WorkerInfo
-from minedraft.types import Batch, RoundId
+from minedraft.errors import MineDraftError
+from minedraft.messages import WorkerInfo
 from minedraft_workers.rounds.actors import Actor, Cores, OwnCores, Work
-from minedraft_workers.rounds.device_thread import MAILBOX_SIZE, CommandResult, DeviceThread, WorkerProgress
-from minedraft_workers.rounds.round_log import RoundLog
+from minedraft_workers.rounds.device_thread import MAILBOX_SIZE, DeviceThread, WorkerProgress
+from minedraft_workers.rounds.session import Session
 from minedraft_workers.rounds.tenancy import Tenancy
 
 # A forward has no time limit, but a thread that is inside one and computes nothing for this long hangs: whether it
@@ -23,28 +20,42 @@ _LOOKS = 8  # per HANG_S
 
 
 class WorkerRuntime:
-    """Executes each round of the present epoch at most once, and answers a repeat with the stored result.
+    """Owns the sessions of a worker over one device thread, which takes their commands in turn.
 
     Call its methods in the event loop.
 
+    Args:
+        actor: of the first session.
+        mailbox_size: commands of a session that may wait.
+        cores: what the worker computes on; they change for the scheduler of a worker with one session only.
+        others: the actors of further sessions. They share the model with the first, and nothing else.
+
     Attributes:
         crashed: set when the process must exit with 70.
-        tenancy: the scheduler that uses the worker.
+        sessions: one for each scheduler that the worker can serve at once.
+        tenancy: the schedulers that use the worker.
     """
 
-    def __init__(self, actor: Actor, mailbox_size: int = MAILBOX_SIZE, cores: Cores | None = None) -> None:
+    def __init__(
+        self,
+        actor: Actor,
+        mailbox_size: int = MAILBOX_SIZE,
+        cores: Cores | None = None,
+        others: Sequence[Actor] = (),
+    ) -> None:
+        assert cores is None or not others, "the cores of a shared worker do not change"
+        actors = (actor, *others)
         self.crashed = asyncio.Event()
-        self.info = actor.info
-        self.tenancy = Tenancy()
-        self._actor = actor
-        self._cores = cores or OwnCores()
-        self._device = DeviceThread(actor, self.crashed.set, mailbox_size)
-        # Random high bits, so that no earlier process has used the same epoch.
-        self._log: RoundLog[asyncio.Future[CommandResult]] = RoundLog((secrets.randbits(43) + 1) << 20)
+        self._device = DeviceThread(actors, self.crashed.set, mailbox_size)
+        self.sessions = tuple(
+            Session(number, each, self._device, cores or OwnCores()) for number, each in enumerate(actors)
+        )
+        self.tenancy = Tenancy(len(actors))
 
     @property
-    def epoch(self) -> int:
-        return self._log.epoch
+    def info(self) -> WorkerInfo:
+        """The worker as the first session sees it."""
+        return self.sessions[0].info
 
     async def prepare(self, task: Callable[[], None]) -> None:
         """Run a task in the device thread, before the first command.
@@ -61,54 +72,6 @@ class WorkerRuntime:
         outcome = await self._device.offer(prepare)
         if isinstance(outcome, MineDraftError):
             raise outcome
-
-    def start_epoch(self, target_vocab_size: int = 0) -> WorkerInfo:
-        """Begin a new epoch, even during a forward: queued commands are dropped, and the actor is reset before
-        any command of the new epoch. Return the info with the new epoch."""
-        self._log.begin_epoch()
-        self._device.drop_queued(StaleRound(f"epoch {self.epoch} has begun"))
-
-        def reset() -> Work[Any]:
-            self._cores.reset()
-            self._actor.reset(target_vocab_size)
-            return Work(())
-
-        self._device.offer(reset)
-        return replace(self.info, epoch=self.epoch)
-
-    def submit(self, method: str, round_id: RoundId, task: Callable[[], Work[Any]]) -> asyncio.Future[CommandResult]:
-        """Run a command's task, unless the same round has run or is running. Return the future of the result,
-        which may be an error. Never cancel the future: a repeat may need it.
-
-        Raises:
-            StaleRound: the round is of another epoch, or before the last one; nothing is executed.
-            Overloaded: the mailbox is full. InternalError: the device thread has crashed.
-        """
-        reply = self._log.find(method, round_id)
-        if reply is None:
-            reply = self._device.offer(task)
-            self._log.store(method, round_id, reply)
-        return reply
-
-    def submit_release(self, epoch: int, request_ids: Sequence[int]) -> asyncio.Future[CommandResult]:
-        """Free KV outside a round. Raise as `submit`."""
-        self._log.check_epoch(epoch)
-
-        def task() -> Work[Any]:
-            self._actor.release(request_ids)
-            return Work(())
-
-        return self._device.offer(task)
-
-    def submit_configure(self, command: ConfigureCommand) -> asyncio.Future[CommandResult]:
-        """Change the cores between two rounds, at most once per number. Return and raise as `submit`."""
-
-        def task() -> Work[Any]:
-            self._cores.change(command.cores)
-            return Work(())
-
-        # The log knows these commands as rounds of a method of their own.
-        return self.submit("configure", RoundId(command.epoch, Batch.A, command.number), task)
 
     @property
     def num_open(self) -> int:

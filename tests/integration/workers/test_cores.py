@@ -98,15 +98,15 @@ async def test_a_change_is_executed_once_between_the_rounds_around_it(tmp_path: 
         served(Role.VERIFIER, tmp_path, cores=changes) as place,
         await GrpcVerifier.connect(place.address) as link,
     ):
-        runtime, epoch = place.runtime, link.info.epoch
-        replies = [runtime.submit_configure(ConfigureCommand(epoch, number, (number,))) for number in (1, 1, 2, 2)]
+        (session,), epoch = place.runtime.sessions, link.info.epoch
+        replies = [session.submit_configure(ConfigureCommand(epoch, number, (number,))) for number in (1, 1, 2, 2)]
         results = [await reply for reply in replies]
         assert changes.made == [(), (1,), (2,)], "the handshake gives the worker its own cores back first"
         assert results[0] is results[1]
         with pytest.raises(ProtocolError, match="configure of batch A is at round 2, not 1"):
-            runtime.submit_configure(ConfigureCommand(epoch, 1, (5,)))
+            session.submit_configure(ConfigureCommand(epoch, 1, (5,)))
         with pytest.raises(ProtocolError, match="the epoch is"):
-            runtime.submit_configure(ConfigureCommand(epoch + 1, 1, (5,)))
+            session.submit_configure(ConfigureCommand(epoch + 1, 1, (5,)))
 
 
 def test_threads_that_cannot_be_had_leave_everything_as_it_was() -> None:

@@ -100,7 +100,7 @@ async def test_a_scheduler_that_waits_gets_the_worker_when_the_first_one_goes(
     worker: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = await GrpcVerifier.connect(worker.address)
-    await until(lambda: worker.runtime.tenancy.tenant is not None)  # before that, a later handshake would win
+    await until(lambda: worker.runtime.tenancy.tenants)  # before that, a later handshake would win
     second = asyncio.create_task(GrpcVerifier.connect(worker.address))
     await until(lambda: "handshake refused: in use by" in caplog.text)
     await first.close()
@@ -118,7 +118,7 @@ async def test_of_two_handshakes_the_later_one_has_the_worker_and_the_other_hear
             await link.verify(command(link, 1))
             with pytest.raises(grpc.aio.AioRpcError, match=f"in use by the scheduler with process id {os.getpid()}"):
                 await open_stream(channel, early.epoch).read()
-        await until(lambda: worker.runtime.tenancy.tenant is None)
+        await until(lambda: not worker.runtime.tenancy.tenants)
         with pytest.raises(grpc.aio.AioRpcError, match=f"process id {os.getpid()} .* has taken this worker"):
             await open_stream(channel, early.epoch).read()
 

@@ -20,7 +20,7 @@ from minedraft_workers.execution.eagle.decoder import HeadDecoder
 from minedraft_workers.execution.eagle.program import HeadProgram
 from minedraft_workers.execution.programs import MAX_ROWS
 from minedraft_workers.execution.runner import PackedRows
-from minedraft_workers.execution.spans import ForwardSpan, SpanRunner
+from minedraft_workers.execution.spans import ForwardSpan, PagedModel
 from minedraft_workers.kernels.base import LayerKernels
 from minedraft_workers.kernels.kvcache import bring, to_device
 from minedraft_workers.kernels.native_kernels import NativeLayerKernels
@@ -41,11 +41,11 @@ class HeadOutput:
         return self.states.index_select(0, bring(torch.tensor(rows), self.states.device))
 
 
-class EagleHead:
+class EagleHead(PagedModel):
     """One drafting head on one device with its KV cache. Not thread-safe: one device thread calls it.
 
     Attributes:
-        device, num_blocks, block_size, vocab_size, kernels, kernels_reason, is_batch_invariant, draft_vocab_ids,
+        device, kernels, kernels_reason, is_batch_invariant, draft_vocab_ids,
         weights_bytes, read_bytes: as of `Executor`; vocab_size is the target's, read_bytes of one draft token.
         max_model_len: tokens of the longest request that it drafts for.
         feature_layers: the target's layers whose outputs it is given. feature_size: numbers of a row of them.
@@ -66,13 +66,9 @@ class EagleHead:
         weights_bytes: int,
         kernels_reason: str,
     ) -> None:
+        super().__init__(decoder.cache, info.vocab_size, max_model_len)
         self._decoder = decoder
         self._ops = kernels
-        self._tables = decoder.cache
-        pool = decoder.cache.pool
-        self.num_blocks, self.block_size = pool.num_blocks, pool.block_size
-        self.max_model_len = min(max_model_len, self.num_blocks * self.block_size)
-        self.vocab_size = info.vocab_size
         self.feature_layers, self.feature_size = info.feature_layers, info.feature_size
         self.draft_vocab_ids = draft_vocab_ids
         self.device = decoder.device
@@ -82,17 +78,12 @@ class EagleHead:
         self.kernels, self.is_batch_invariant = kernels.name, kernels.is_batch_invariant
         self.kernels_reason = kernels_reason
         self.weights_bytes, self.read_bytes = weights_bytes, decoder.read_bytes
-        self._spans = SpanRunner(self._tables, self.vocab_size, self.max_model_len)
         decoder.angles.prepare(self.max_model_len)
         self._program: HeadProgram | None = None
         if isinstance(kernels, NativeLayerKernels):
             self._program = HeadProgram(decoder, kernels)
             # As in `ProgramRunner`: OpenMP's threads would go on spinning on the kernels' own cores.
             torch.set_num_threads(1)
-
-    @property
-    def num_free_blocks(self) -> int:
-        return self._tables.pool.num_free
 
     @property
     def num_columns(self) -> int:
@@ -126,14 +117,6 @@ class EagleHead:
         given = bring(given, self.device).to(self._decoder.dtype)
         return self._spans.run(spans, lambda rows: self._run(rows, given, are_states))
 
-    def release(self, request_id: int) -> None:
-        """Free the request's KV; an unknown request is ignored."""
-        self._tables.release(request_id)
-
-    def release_all(self) -> None:
-        """Free everything: a new epoch begins."""
-        self._tables.release_all()
-
     def _run(self, rows: PackedRows, given: torch.Tensor, are_states: bool) -> HeadOutput:
         decoder, device, num_rows = self._decoder, self.device, len(rows.ids)
         decoder.angles.reserve(int(rows.positions.max()) + 1)
@@ -142,7 +125,7 @@ class EagleHead:
             given = given.index_select(0, to_device(np.argsort(rows.rows_as_given()), device))
         embedded = decoder.embed(to_device(rows.ids, device))
         states = decoder.mix(embedded, given, are_states=are_states)
-        plan = self._ops.plan(self._tables, rows.spans)
+        plan = self._ops.plan(self._decoder.cache, rows.spans)
         if self._program is not None and num_rows <= MAX_ROWS:
             normed, states = self._program.run(embedded, states, cos, sin, plan)
         else:
