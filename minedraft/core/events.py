@@ -46,6 +46,20 @@ class RequestPreempted:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestPaused:
+    """A request wants no seat now: its client does not read. It keeps its KV while nobody needs it."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestResumed:
+    """A paused request waits for a seat again."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class RequestEnded:
     """A request ended; its last event. reason: None if it ended with an error. error: that error's reason, else ""."""
 
@@ -226,6 +240,8 @@ Event: TypeAlias = (
     | RequestSeated
     | RequestMoved
     | RequestPreempted
+    | RequestPaused
+    | RequestResumed
     | RequestEnded
     | LaneIdle
     | RoundPlanned
@@ -245,7 +261,7 @@ Event: TypeAlias = (
 )
 
 # Within a round: RoundPlanned, Drafted, Verified, then what the round does to its requests (RequestEnded,
-# RequestPreempted, RequestMoved), and RoundCommitted or RoundAbandoned as its last event.
+# RequestPreempted, RequestPaused, RequestMoved), and RoundCommitted or RoundAbandoned as its last event.
 Observer: TypeAlias = Callable[[Event, float], None]
 """Takes an event and the scheduler's monotonic time in seconds. It must not block, raise, or change anything but
 itself."""

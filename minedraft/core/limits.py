@@ -22,6 +22,7 @@ class SchedulerLimits:
         branches: maximum branches of a request that are prepared while its drafts are verified; in `pearl` only.
         prefill_chunk: maximum prompt tokens per round and worker.
         max_waiting: maximum requests that wait, beyond the seats.
+        max_waiting_tokens: maximum tokens of the requests that wait; one that waits alone may have more.
         max_model_len: maximum tokens of a request, prompt and answer together.
         is_lent: whether a borrower of the service sets mode and sizes, and no policy may deviate from them.
         extra_drafts: tokens proposed beyond `draft_len`, for the draft policy to choose from.
@@ -38,6 +39,7 @@ class SchedulerLimits:
     is_lent: bool = False
     extra_drafts: int = 0
     scores: ScoreKind = ScoreKind.NONE
+    max_waiting_tokens: int = 1 << 18
 
     def __post_init__(self) -> None:
         if not self.mode.has_drafts:

@@ -44,6 +44,7 @@ class Request:
         batch: the batch it has a seat in; None while it waits.
         num_open_rounds: rounds that it is part of and that are planned and not ended; two if one follows the other.
         must_leave: whether it is preempted when its round ends.
+        is_paused: whether it wants no seat; one that it has, it leaves when its round ends.
         seniority: which one it was to be seated for the first time; 0 before that. The youngest is preempted.
     """
 
@@ -56,6 +57,7 @@ class Request:
     seniority: int = 0
     verifier_len: int = 0
     is_aborted: bool = False
+    is_paused: bool = False
     num_rounds: int = 0
     num_drafted: int = 0
     num_accepted: int = 0

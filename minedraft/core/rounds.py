@@ -159,7 +159,8 @@ def following_spans(plan: RoundPlan, members: Sequence[Request]) -> list[Planned
     for span in live:
         if span.committed_len != len(span.request.tokens):  # the round that it follows was given up
             return []
-        if not span.sample or span.draft is not None or span.request.is_aborted or span.request.must_leave:
+        request = span.request
+        if not span.sample or span.draft is not None or request.is_aborted or request.must_leave or request.is_paused:
             return []
     going_on = [span for span in live if span.request.remaining_len > 1]
     return [PlannedSpan(span.request, span.committed_len + 1, 1, sample=True, follows=True) for span in going_on]

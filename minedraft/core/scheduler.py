@@ -7,7 +7,6 @@ other round changes them until it is committed, but one that follows it. `take_e
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
@@ -18,6 +17,8 @@ from minedraft.core.ledger import KvLedger
 from minedraft.core.limits import SchedulerLimits, check_request, check_successor_memory
 from minedraft.core.policy.base import DraftOffer, DraftPolicy, FixedDraftLen
 from minedraft.core.policy.guarded import GuardedDraftPolicy
+from minedraft.core.queueing.seating import Seating
+from minedraft.core.queueing.waiting_room import WaitingRoom
 from minedraft.core.request import NewRequest, Request, RequestUpdate
 from minedraft.core.rounds import (
     PlannedSpan,
@@ -30,7 +31,7 @@ from minedraft.core.rounds import (
     to_verify_span,
 )
 from minedraft.core.span_planner import SpanPlanner, wanted_drafts
-from minedraft.errors import MineDraftError, NumericError, Overloaded, ProtocolError, StaleRound
+from minedraft.errors import MineDraftError, NumericError, ProtocolError, StaleRound
 from minedraft.messages import Proposal, Verdict, VerifySpan
 from minedraft.types import Batch, FinishReason
 
@@ -54,7 +55,8 @@ class Scheduler:
         self.has_verifier = True
         self.book = book
         self.batches = BatchManager(limits.num_batches, limits.max_batch_size)
-        self.waiting: deque[Request] = deque()
+        self.room = WaitingRoom()
+        self._seating = Seating(self, self.batches, self.room, lambda event: self._events.append(event))
         self.requests: dict[int, Request] = {}
         self._policy = GuardedDraftPolicy(
             policy or FixedDraftLen(), lambda cause: self._events.append(events.PolicyReplaced(cause))
@@ -63,7 +65,6 @@ class Scheduler:
         self._events: list[events.Event] = []
         self._next_id = 1
         self._round_number = 0
-        self._num_admitted = 0
         self._change: str | None = None  # why limits change, until they are in force
 
     def take_events(self) -> Sequence[events.Event]:
@@ -78,16 +79,14 @@ class Scheduler:
 
         Raises:
             InvalidRequest: the request could never run (empty, longer than the context or the KV cache).
-            Overloaded: the waiting queue is full.
+            Overloaded: too many requests or tokens are waiting.
         """
         check_request(new, self.limits, self.verifier_kv)
-        # Seats count as room: a burst that fits the batches is not a queue.
-        if len(self.waiting) >= (limit := self.limits.max_waiting + self.batches.num_free_seats):
-            raise Overloaded(f"{len(self.waiting)} requests are waiting, the limit is {limit}")
+        self.room.check_room(new, self.limits, self.batches.num_free_seats)
         request = Request.create(self._next_id, new)
         self._next_id += 1
         self.requests[request.id] = request
-        self.waiting.append(request)
+        self.room.enter(request, is_first=False)
         self._events.append(events.RequestQueued(request.id, request.spec.prompt_len))
         return request
 
@@ -98,6 +97,16 @@ class Scheduler:
             return None
         request.is_aborted = True
         return None if request.in_round else self.finish(request, FinishReason.ABORT)
+
+    def pause(self, request_id: int) -> None:
+        """Give a request's place in rounds to others until `resume`, from the end of its round on."""
+        if (request := self.requests.get(request_id)) is not None:
+            self._seating.pause(request)
+
+    def resume(self, request_id: int) -> None:
+        """Let a paused request go on, before those that wait."""
+        if (request := self.requests.get(request_id)) is not None:
+            self._seating.resume(request)
 
     def finish(self, request: Request, reason: FinishReason) -> RequestUpdate:
         """Forget a request that is in no round and free its KV on both workers."""
@@ -166,11 +175,11 @@ class Scheduler:
         """Begin the batch's next round: admit, reserve KV, preempt. Return None if it has nothing to do now."""
         if not self.has_verifier:
             return None
-        self._admit(batch)
+        self._seating.admit(batch)
         if self._change is not None:  # members of a closed batch need not wait for its next round
             self._move_from(batch)
         members = list(self.batches.members(batch))
-        planner = SpanPlanner(self.limits, self.verifier_kv, self.book, self._policy, self._make_room, members)
+        planner = SpanPlanner(self.limits, self.verifier_kv, self.book, self._policy, self._seating.make_room, members)
         spans: list[PlannedSpan] = []
         for request in members:
             if request.batch is not batch:  # preempted just now, for another member
@@ -187,7 +196,7 @@ class Scheduler:
         if self.limits.num_batches > 1 or self._change is not None or not self.is_current(plan):
             return None
         spans = following_spans(plan, self.batches.members(plan.batch))
-        is_seat_wanted = self.waiting and (self.batches.has_seat() or len(spans) < self.batches.size(plan.batch))
+        is_seat_wanted = self.room.queue and (self.batches.has_seat() or len(spans) < self.batches.size(plan.batch))
         if not spans or is_seat_wanted or self._wants_drafts(spans):
             return None
         for span in spans:
@@ -281,11 +290,15 @@ class Scheduler:
         return updates
 
     def _end_round(self, plan: RoundPlan) -> None:
-        """Preempt the requests that must leave, and rebalance the batches."""
+        """Unseat the requests that must leave or are paused, and rebalance the batches."""
         self._in_flight.pop(plan.number, None)
         for span in plan.spans:
-            if span.request.must_leave and span.request.batch is not None and not span.request.in_round:
-                self._preempt(span.request)
+            if span.request.batch is None or span.request.in_round:
+                continue
+            if span.request.must_leave:
+                self._seating.preempt(span.request)
+            elif span.request.is_paused:
+                self._seating.unseat(span.request)
         self._move_from(plan.batch)
 
     def _wants_drafts(self, spans: Sequence[PlannedSpan]) -> bool:
@@ -306,54 +319,6 @@ class Scheduler:
             why, self._change = self._change, None
             self._events.append(self.limits.changed(why))
 
-    def _admit(self, next_drafted: Batch) -> None:
-        while self.waiting and self.batches.has_seat():
-            request = self.waiting[0]
-            if self.verifier_kv.is_leaving(request.id):
-                return
-            # Admit only if the whole prompt fits now and every running request can still grow by one round;
-            # otherwise the newcomer would be preempted and readmitted in a loop.
-            kv, num_more = self.verifier_kv, self.limits.max_draft_len + 1
-            headroom = sum([kv.num_to_come(r.id, len(r.tokens), num_more) for r in self.batches.seated])
-            if not self.verifier_kv.can_reserve(request.id, len(request.tokens), headroom):
-                return
-            self.waiting.popleft()
-            self.verifier_kv.reserve(request.id, len(request.tokens))
-            batch = self.batches.join(request, next_drafted)
-            if not request.seniority:
-                self._num_admitted += 1
-                request.seniority = self._num_admitted
-            self._events.append(events.RequestSeated(request.id, batch))
-
-    def _make_room(self, request: Request, num_tokens: int) -> bool:
-        """Preempt the youngest requests until `num_tokens` will fit. Return whether they fit now.
-
-        Released blocks count as room, but can be used only once the worker has acknowledged, so the
-        request mostly sits this round out. A victim in a round of the other batch leaves when that ends.
-        """
-        seated = self.batches.seated
-        while not self.verifier_kv.will_fit(request.id, num_tokens, [r.id for r in seated if r.must_leave]):
-            victim = max((r for r in seated if not r.must_leave), key=lambda r: r.seniority)
-            if victim.in_round:
-                victim.must_leave = True
-            else:
-                self._preempt(victim)
-                seated.remove(victim)
-            if victim is request:
-                return False
-        return self.verifier_kv.can_reserve(request.id, num_tokens)
-
-    def _preempt(self, request: Request) -> None:
-        self.batches.leave(request)
-        self.verifier_kv.release(request.id)
-        if self.book is not None:
-            self.book.release(request.id)
-        request.must_leave = False
-        request.verifier_len = 0
-        request.num_preemptions += 1
-        self.waiting.appendleft(request)
-        self._events.append(events.RequestPreempted(request.id))
-
     def _end_if_too_long(self, request: Request) -> RequestUpdate | None:
         error = check_successor_memory(request, self.verifier_kv)
         return None if error is None else self._fail(request, error)
@@ -373,10 +338,7 @@ class Scheduler:
         return RequestUpdate(request, error=error)
 
     def _remove(self, request: Request, reason: FinishReason | None, error: MineDraftError | None = None) -> None:
-        if request.batch is None:
-            self.waiting.remove(request)
-        else:
-            self.batches.leave(request)
+        self._seating.remove(request)
         self.verifier_kv.release(request.id)
         if self.book is not None:
             self.book.forget(request.id)

@@ -184,6 +184,18 @@ class Pipeline:
         self._wake_lanes()
         return True
 
+    def pause(self, request_id: int) -> None:
+        """Give a request's place in rounds to others until `resume`; it keeps its KV while nobody needs it."""
+        self.scheduler.pause(request_id)
+        self._publish_events()
+        self._wake_lanes()
+
+    def resume(self, request_id: int) -> None:
+        """Let a paused request go on."""
+        self.scheduler.resume(request_id)
+        self._publish_events()
+        self._wake_lanes()
+
     async def drain(self) -> None:
         """Refuse new requests and return when the live ones have ended."""
         self.is_draining = True

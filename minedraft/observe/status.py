@@ -100,7 +100,7 @@ class StatusBoard:
             mode=scheduler.limits.mode.value,
             draft_len=scheduler.limits.draft_len,
             max_batch_size=scheduler.limits.max_batch_size,
-            num_waiting=len(scheduler.waiting),
+            num_waiting=len(scheduler.room.queue) + len(scheduler.room.paused),
             num_running=scheduler.batches.num_requests,
             batches=self._batch_states(scheduler.batches),
             workers=self._worker_states(pipeline, summary),

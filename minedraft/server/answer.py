@@ -1,13 +1,15 @@
 """One sample of one request on its way to the client: tokens become text, and text waits to be sent.
 
-Waiting text is merged into the next message, so a slow client delays only its own answer.
+Waiting text is merged into the next message, so a slow client delays only its own answer. What waits is bounded: beyond
+MAX_UNSENT_TOKENS the sample is paused until all of it was taken.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from minedraft.errors import MineDraftError
 from minedraft.messages import TokenLogprobs
@@ -18,6 +20,10 @@ from minedraft.types import FinishReason
 
 MAX_MESSAGE_TOKENS = 512
 """Tokens in one message; with 20 alternatives each, about 100 KB."""
+MAX_MESSAGE_CHARS = 1 << 15
+"""Characters after which a message gets no more tokens; four bytes each are half of what a message may have."""
+MAX_UNSENT_TOKENS = 2 * MAX_MESSAGE_TOKENS
+"""Tokens that wait for a client, but for those of a last round."""
 
 
 @dataclass(slots=True)
@@ -38,12 +44,21 @@ class _End:
     text: str
 
 
+class Listener(Protocol):
+    """What is told of a sample's progress."""
+
+    def notify(self, is_end: bool) -> None:
+        """There is something to send; the end, with True."""
+
+    def hold(self, index: int, is_full: bool) -> None:
+        """Sample `index` is full of what its client does not read, or with False can go on."""
+
+
 class Answer:
     """The pipeline's sink for one sample.
 
     Args:
         index: the sample's number, 0..n-1.
-        notify: called when there is something to send; with True at the end.
 
     Attributes:
         error: the error that the sample ended with. num_tokens: output tokens so far.
@@ -54,7 +69,7 @@ class Answer:
         index: int,
         decoder: StreamDecoder,
         sampling: SamplingParams,
-        notify: Callable[[bool], None],
+        listener: Listener,
         request_id: str,
     ) -> None:
         self.error: MineDraftError | None = None
@@ -66,8 +81,10 @@ class Answer:
         # called between two rounds, while the verifier waits.
         self._is_lazy = not sampling.stop
         self._min_new_tokens = sampling.min_new_tokens
-        self._notify = notify
+        self._listener = listener
+        self._is_full = False
         self._pieces: deque[_Piece] = deque()
+        self._num_unsent = 0
         self.num_tokens = 0
         self._end: _End | None = None
         self._has_ended = False
@@ -77,14 +94,19 @@ class Answer:
         """Take new tokens. Return True once a stop string has ended the text; later tokens are dropped."""
         if self._has_ended:
             return False
+        if self._has_stopped:
+            return True
         if self._is_lazy:
             self.num_tokens += len(token_ids)
-            self._pieces.append(_Piece(None, token_ids, logprobs))
-        elif not self._has_stopped:
-            self._pieces.append(self._look_for_stop(token_ids, logprobs))
+            piece = _Piece(None, token_ids, logprobs)
         else:
-            return True
-        self._notify(False)
+            piece = self._look_for_stop(token_ids, logprobs)
+        self._pieces.append(piece)
+        self._num_unsent += len(piece.token_ids)
+        if not self._is_full and self._num_unsent >= MAX_UNSENT_TOKENS:
+            self._is_full = True
+            self._listener.hold(self._index, True)
+        self._listener.notify(False)
         return self._has_stopped
 
     def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
@@ -114,6 +136,9 @@ class Answer:
             output = self._next_message()
             if output.token_ids or output.text or output.finish_reason is not None:
                 yield output
+        if self._is_full:
+            self._is_full = False
+            self._listener.hold(self._index, False)
 
     def _held_back(self) -> str:
         """Return the text that only more tokens would have completed, up to a stop string in it."""
@@ -125,7 +150,7 @@ class Answer:
     def _finish(self, end: _End) -> None:
         self._end = end
         self._has_ended = True
-        self._notify(True)
+        self._listener.notify(True)
 
     def _look_for_stop(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> _Piece:
         """Return the tokens up to the one that completes a stop string, with their text."""
@@ -145,12 +170,15 @@ class Answer:
 
     def _next_message(self) -> Output:
         texts: list[str] = []
+        num_chars = 0
         token_ids: list[int] = []
         logprobs: list[TokenLogprobs] = []
         round_lens: list[int] = []
-        while self._pieces and len(token_ids) < MAX_MESSAGE_TOKENS:
+        while self._pieces and len(token_ids) < MAX_MESSAGE_TOKENS and num_chars < MAX_MESSAGE_CHARS:
             piece = self._pieces.popleft()
+            self._num_unsent -= len(piece.token_ids)
             texts.append(self._decoder.push(piece.token_ids) if piece.text is None else piece.text)
+            num_chars += len(texts[-1])
             token_ids += piece.token_ids
             round_lens.append(len(piece.token_ids))
             logprobs += piece.logprobs

@@ -93,7 +93,7 @@ class Server:
             raise ConfigError("target", None, "must be given: the scheduler needs the tokenizer in the target folder")
         with ListenClaim(settings.listen_address):
             self.service = service = InferenceService(settings, Tokenizer.load(settings.target))
-            GrpcDoor(service).add_to(self._server)
+            GrpcDoor(service, settings.slow_client_timeout_s).add_to(self._server)
             health = await add_health(self._server, INFERENCE_SERVICE)
             if settings.reflection:
                 add_reflection(self._server)
@@ -139,7 +139,12 @@ class Server:
             _limits(settings, verifier.info),
             verifier,
             drafter,
-            observers=[service.board.observe, policies.experience.observe, *self._views.observers],
+            observers=[
+                service.board.observe,
+                service.pace.observe,
+                policies.experience.observe,
+                *self._views.observers,
+            ],
             **watched(settings, policies.draft, policies.mode),
         )
         watchers = [asyncio.create_task(fail_when_lost(pipeline, verifier))]
@@ -205,6 +210,7 @@ def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:
         scores=choose_scores(settings),
         prefill_chunk=settings.prefill_chunk,
         max_waiting=settings.max_waiting,
+        max_waiting_tokens=settings.max_waiting_tokens,
         max_model_len=max_model_len,
         branches=settings.branches,
     )

@@ -19,16 +19,19 @@ from minedraft.rpc.codec.inference import CLIENT_KEY, borrow_from_pb, generate_f
 from minedraft.server.service import InferenceService
 from minedraft.v1 import inference_pb2, inference_pb2_grpc
 
-SEND_TIMEOUT_S = 60.0  # a client that reads nothing for this long is aborted
-
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class GrpcDoor(inference_pb2_grpc.InferenceServicer):
-    """Serves Generate, Abort, GetStatus and Borrow of one service."""
+    """Serves Generate, Abort, GetStatus and Borrow of one service.
 
-    def __init__(self, service: InferenceService) -> None:
+    Args:
+        slow_client_timeout_s: seconds after which a client that reads nothing of its answer loses it.
+    """
+
+    def __init__(self, service: InferenceService, slow_client_timeout_s: float) -> None:
         self._service = service
+        self._slow_client_timeout_s = slow_client_timeout_s
 
     def add_to(self, server: grpc.aio.Server) -> None:
         inference_pb2_grpc.add_InferenceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
@@ -42,7 +45,7 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
             outputs = self._service.generate(replace(call, request_id=name, timeout_s=timeout_s), _client_of(context))
             async with aclosing(outputs):
                 async for output in outputs:
-                    await _send(context, output)
+                    await self._send(context, output)
 
     async def Abort(self, request: inference_pb2.AbortRequest, context: Context) -> inference_pb2.AbortReply:
         return inference_pb2.AbortReply(found=self._service.abort(request.request_id))
@@ -59,6 +62,14 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
                 await lent.apply(borrow_from_pb(request))
                 await context.write(inference_pb2.BorrowReply())
 
+    async def _send(self, context: Context, output: Output) -> None:
+        timeout_s = self._slow_client_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await context.write(output_to_pb(output))
+        except TimeoutError:
+            raise Overloaded(f"the client has read nothing for {timeout_s:g} s (slow_client_timeout_s)") from None
+
     @asynccontextmanager
     async def _typed(
         self, context: Context, name: str, describe_cancel: Callable[[], MineDraftError] | None = None
@@ -69,14 +80,6 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
                 yield
         except MineDraftError as error:
             await error_status.abort(context, error_status.for_client(error))
-
-
-async def _send(context: Context, output: Output) -> None:
-    try:
-        async with asyncio.timeout(SEND_TIMEOUT_S):
-            await context.write(output_to_pb(output))
-    except TimeoutError:
-        raise Overloaded(f"the client has read no message for {SEND_TIMEOUT_S:g} s") from None
 
 
 def _earlier(timeout_s: float | None, remaining_s: float | None) -> float | None:

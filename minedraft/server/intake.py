@@ -50,7 +50,7 @@ class Intake:
             new = NewRequest(prompt_ids, sampling, derive_seed(seed, index), tuple(dict.fromkeys(stop_ids)))
             # A chat answer is a separate message; any other answer continues the prompt's text.
             decoder = tokenizer.stream_decoder(sampling.skip_special_tokens, () if is_chat else prompt_ids)
-            answer = Answer(index, decoder, sampling, live.notify, name)
+            answer = Answer(index, decoder, sampling, live, name)
             live.answers.append(answer)
             live.pipeline_ids.append(pipeline.submit(new, answer))
 

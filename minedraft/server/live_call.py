@@ -81,6 +81,12 @@ class LiveCall:
         else:
             self._timer = self._loop.call_soon(self._wake)
 
+    def hold(self, index: int, is_full: bool) -> None:
+        """Pause a sample whose client does not read, or let it go on."""
+        # Not now: the pipeline may be delivering the sample's tokens.
+        change = self._pipeline.pause if is_full else self._pipeline.resume
+        self._loop.call_soon(change, self.pipeline_ids[index])
+
     def fail(self, error: MineDraftError) -> None:
         """End the call from outside the pipeline: its samples leave the pipeline, and what they have so far is sent."""
         if self._error is not None:

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from traceback import format_tb
 
+from minedraft.core.queueing.pace import Pace
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import (
     Draining,
@@ -41,10 +42,20 @@ _REUSE_S = 0.2
 
 
 class InferenceService:
-    """Answers calls; refuses them before `open` and after `drain`."""
+    """Answers calls; refuses them before `open` and after `drain`.
+
+    Everything that can wait here is bounded: calls in all (max_waiting and the seats), prompts that wait to be
+    tokenised (`tokenizing.py`, by characters), requests that wait for a seat (by number and by tokens), and the tokens
+    of a sample that wait for its client (`answer.py`), which then takes part in no round. A call beyond a bound is
+    refused at once, with a hint when to try again.
+
+    Attributes:
+        board, pace: observers of the pipeline's events.
+    """
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer) -> None:
         self.board = StatusBoard(settings)
+        self.pace = Pace()
         self._settings = settings
         self.tokenizer = tokenizer
         self._intake = Intake(tokenizer)
@@ -190,20 +201,13 @@ class InferenceService:
     async def _answer(
         self, pipeline: Pipeline, call: GenerateCall, name: str, client: str
     ) -> AsyncGenerator[Output, None]:
-        if (namesake := self._live.get(name)) is not None:
-            # Its client may have dropped that call: gRPC can report this after the client's next call.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_REUSE_S):
-                    await namesake.gone.wait()
-        if name in self._live:
-            raise DuplicateRequest(f"request_id {name!r} is in use by a live request")
-        limit = self._settings.max_waiting + self._settings.max_in_flight
-        if len(self._live) >= limit:  # before tokenising: refusing must stay cheap
-            raise Overloaded(f"{len(self._live)} requests are live or waiting, the limit is {limit}")
+        await self._check_name(name)
+        self._check_room()
         live = self._live[name] = LiveCall(pipeline, call.timeout_s)
         self._idle.clear()
         try:
-            await live.prepare(self._intake.submit(pipeline, call, live, name, client))
+            with self._hinted():
+                await live.prepare(self._intake.submit(pipeline, call, live, name, client))
             while True:
                 await live.wait()
                 for output in live.take():
@@ -217,3 +221,28 @@ class InferenceService:
             live.close()
             if not self._live:
                 self._idle.set()
+
+    async def _check_name(self, name: str) -> None:
+        if (namesake := self._live.get(name)) is not None:
+            # Its client may have dropped that call: gRPC can report this after the client's next call.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REUSE_S):
+                    await namesake.gone.wait()
+        if name in self._live:
+            raise DuplicateRequest(f"request_id {name!r} is in use by a live request")
+
+    def _check_room(self) -> None:
+        """Raise Overloaded if there are too many calls; before tokenising, because refusing must stay cheap."""
+        limit = self._settings.max_waiting + self._settings.max_in_flight
+        with self._hinted():
+            if len(self._live) >= limit:
+                raise Overloaded(f"{len(self._live)} requests are live or waiting, the limit is {limit}")
+
+    @contextmanager
+    def _hinted(self) -> Iterator[None]:
+        """Tell a call that is refused in the block when to try again."""
+        try:
+            yield
+        except Overloaded as error:
+            error.retry_after_s = self.pace.refuse(asyncio.get_running_loop().time())
+            raise

@@ -21,7 +21,8 @@ from minedraft.errors import InvalidRequest, Overloaded
 from minedraft.prompts import AnyPrompt, ChatPrompt, TextPrompt, TokenPrompt
 from minedraft.text.tokenizer import Tokenizer
 
-MAX_WAITING_CHARS = 4 << 20  # per client: four prompts of the largest size, or hundreds of ordinary ones
+MAX_WAITING_CHARS = 4 << 20  # per client: some prompts of the largest size, or hundreds of ordinary ones
+MAX_ALL_WAITING_CHARS = 16 * MAX_WAITING_CHARS  # of all clients
 _INLINE_CHARS = 1024  # tokenised within about a millisecond
 _MESSAGE_CHARS = 64  # the cost of rendering a chat message besides its content, in characters
 _NICENESS = 5
@@ -66,7 +67,7 @@ class PromptTokenizer:
 
         Raises:
             InvalidRequest: the prompt has more than `max_tokens` tokens, or none.
-            Overloaded: too many characters of this client's prompts are waiting.
+            Overloaded: too many characters of this client's prompts, or of all prompts, are waiting.
         """
         if isinstance(prompt, TokenPrompt):
             _check_len(len(prompt.token_ids), max_tokens)
@@ -81,11 +82,15 @@ class PromptTokenizer:
         return tuple(ids)
 
     async def _encode_in_turn(self, job: _Job, client: Hashable) -> list[int]:
-        waiting = sum(other.num_chars for other in self._waiting.get(client, ()) if other.is_wanted())
-        if waiting + job.num_chars > MAX_WAITING_CHARS:
-            raise Overloaded(
-                f"{waiting} characters of this client's prompts are waiting, the limit is {MAX_WAITING_CHARS}"
-            )
+        own = list(self._waiting.get(client, ()))
+        everybody = [other for jobs in self._waiting.values() for other in jobs]
+        for jobs, whose, limit in (
+            (own, "this client's", MAX_WAITING_CHARS),
+            (everybody, "all clients'", MAX_ALL_WAITING_CHARS),
+        ):
+            num_chars = sum(other.num_chars for other in jobs if other.is_wanted())
+            if num_chars + job.num_chars > limit:
+                raise Overloaded(f"{num_chars} characters of {whose} prompts are waiting, the limit is {limit}")
         self._waiting.setdefault(client, deque()).append(job)
         self._start_next()
         return await job.ids

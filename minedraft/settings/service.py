@@ -102,6 +102,18 @@ class Settings(ObservingSettings):
     max_waiting: int = Field(
         256, ge=1, le=65536, description="Requests that may wait for a seat; further ones are refused."
     )
+    max_waiting_tokens: int = Field(
+        1 << 18,
+        ge=1,
+        le=1 << 30,
+        description="Tokens that the waiting requests may have together, if there are several.",
+    )
+    slow_client_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Seconds that a client may read nothing of its answer, which is paused meanwhile and then ended.",
+    )
     listen: str = Field(
         default_factory=default_listen,
         description="Address to serve clients on: unix:PATH or HOST:PORT.",

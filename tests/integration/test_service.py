@@ -246,20 +246,6 @@ async def test_a_slow_reader_gets_everything_and_holds_up_nobody(client):
     assert tokens == list(fast.token_ids) == continuation(PROMPT, 1500)
 
 
-async def test_a_client_that_reads_nothing_loses_its_place(service, monkeypatch):
-    monkeypatch.setattr("minedraft.server.grpc_door.SEND_TIMEOUT_S", 0.2)
-    message = inference_pb2.GenerateRequest(
-        token_ids={"ids": PROMPT}, sampling={"max_new_tokens": 2000, "ignore_eos": True}
-    )
-    options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
-    async with grpc.aio.insecure_channel(service.address, options=options) as channel:
-        call = inference_pb2_grpc.InferenceStub(channel).Generate(message)
-        await call.wait_for_connection()
-        board = service.server.service.board
-        await service.until(lambda: board.status("", None).errors == {"OVERLOADED": 1})
-        await service.blocks_free()
-
-
 async def test_the_client_without_async_does_the_same(service):
     def talk() -> None:
         with Client(service.address, timeout_s=20) as client:

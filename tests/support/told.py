@@ -7,11 +7,12 @@ from minedraft.types import Batch
 
 
 class Told:
-    """The requests that wait, have a seat or have ended; asserts that no event contradicts an earlier one."""
+    """The requests that wait, are paused, have a seat or have ended. No event may contradict an earlier one."""
 
     def __init__(self) -> None:
         self.seats: dict[int, Batch] = {}
         self.waiting: set[int] = set()
+        self.paused: set[int] = set()
         self.ended: dict[int, events.RequestEnded] = {}
         self.in_flight: set[int] = set()
         self.num_tokens = 0
@@ -29,10 +30,18 @@ class Told:
             case events.RequestPreempted():
                 del self.seats[event.request_id]
                 self.waiting.add(event.request_id)
+            case events.RequestPaused():
+                self.seats.pop(event.request_id, None)
+                self.waiting.discard(event.request_id)
+                self.paused.add(event.request_id)
+            case events.RequestResumed():
+                self.paused.remove(event.request_id)
+                self.waiting.add(event.request_id)
             case events.RequestEnded():
                 assert event.request_id not in self.ended
                 self.seats.pop(event.request_id, None)
                 self.waiting.discard(event.request_id)
+                self.paused.discard(event.request_id)
                 self.ended[event.request_id] = event
             case events.RoundPlanned():
                 self.in_flight.add(event.number)

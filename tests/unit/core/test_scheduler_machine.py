@@ -17,44 +17,13 @@ from minedraft.core.running_ahead import plan_runs
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.drafting import make_book, make_ledger
 from minedraft.errors import InternalError, InvalidRequest, Overloaded, ProtocolError
-from minedraft.messages import DraftCommand, DraftSpan, Proposal, VerifyCommand, VerifyReply
+from minedraft.messages import DraftSpan, Proposal, VerifyCommand
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Batch, FinishReason, LoanTerms, Mode, RoundId
 from tests.fakes.policies import AnyDraftPolicy
 from tests.fakes.workers import EPOCH, VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation, is_fifth
 from tests.support.told import Told
-
-
-class InFlight:
-    """A round of one batch, at the point it has reached."""
-
-    def __init__(self, plan: RoundPlan) -> None:
-        self.plan = plan
-        self.proposals: tuple[Proposal, ...] | None = None
-        self.verify_command: VerifyCommand | None = None
-        self.reply: VerifyReply | None = None
-        self.refusal: ProtocolError | None = None
-
-    @property
-    def is_executed(self) -> bool:
-        is_asked = self.verify_command is not None
-        return is_asked and (not self.verify_command.spans or self.reply is not None or self.refusal is not None)
-
-
-class Refusal:
-    """Makes a worker refuse its next command, naming one of its requests or none."""
-
-    def __init__(self, names_a_request: bool) -> None:
-        self.names_a_request = names_a_request
-        self.is_spent = False
-
-    def __call__(self, command: DraftCommand | VerifyCommand) -> None:
-        if not self.is_spent:
-            self.is_spent = True
-            error = InvalidRequest("tokens", "odd", "refused for the test")
-            error.request_id = command.spans[-1].request_id if self.names_a_request else None
-            raise error
-
+from tests.unit.core.flights import InFlight, Refusal
 
 RARELY = st.integers(0, 9).map(lambda n: n == 9)
 # Prompts of one and two tokens, and answers of one, use one worker's budget and not the other's.
@@ -126,6 +95,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         live = sorted(self.scheduler.requests)
         if live:
             self._take([p] if (p := self.scheduler.abort(live[choice % len(live)])) else [])
+
+    @rule(choice=st.integers(0, 10), is_reading=st.booleans())
+    def read(self, choice: int, is_reading: bool) -> None:
+        """A client stops to read, or goes on."""
+        live = sorted(self.scheduler.requests)
+        if live:
+            (self.scheduler.resume if is_reading else self.scheduler.pause)(live[choice % len(live)])
 
     # What happens to workers
 
@@ -213,6 +189,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def run_until_idle(self) -> None:
         if not self.scheduler.has_verifier:
             self.gain_verifier(40)
+        for request_id in list(self.scheduler.requests):
+            self.scheduler.resume(request_id)
         for _ in range(4000):
             if not self.scheduler.requests and not any(self.in_flight.values()):
                 break
@@ -238,7 +216,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         seated = [r for b in self.scheduler.batches.batches for r in self.scheduler.batches.members(b)]
         assert len({r.id for r in seated}) == len(seated)
-        assert {r.id for r in seated} | {r.id for r in self.scheduler.waiting} == set(self.scheduler.requests)
+        assert {r.id for r in seated} | self._unseated == set(self.scheduler.requests)
         if self.scheduler.is_settled:
             limits = self.scheduler.limits
             assert all(self.scheduler.batches.size(b) <= limits.max_batch_size for b in Batch)
@@ -252,7 +230,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.told.observe(event)
         seats = {r.id: b for b in Batch for r in self.scheduler.batches.members(b)}
         assert self.told.seats == seats
-        assert self.told.waiting == {r.id for r in self.scheduler.waiting}
+        assert self.told.waiting == {r.id for r in self.scheduler.room.queue}
+        assert self.told.paused == set(self.scheduler.room.paused)
         assert self.told.ended.keys() == self.ended.keys()
         assert all(self.told.ended[i].reason is update.finish_reason for i, update in self.ended.items())
         assert all((self.told.ended[i].error == "") is (update.error is None) for i, update in self.ended.items())
@@ -273,12 +252,16 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # Inside
 
+    @property
+    def _unseated(self) -> set[int]:
+        return {r.id for r in self.scheduler.room.queue} | set(self.scheduler.room.paused)
+
     def _add(self, prompt: tuple[int, ...], sampling: SamplingParams) -> None:
         new = NewRequest(prompt, sampling, stop_ids=(0, VOCAB_SIZE - 1))
         try:
             request = self.scheduler.add(new)
         except Overloaded:
-            assert len(self.scheduler.waiting) >= self.scheduler.limits.max_waiting
+            assert len(self._unseated) >= self.scheduler.limits.max_waiting
             return
         except InvalidRequest:
             assert not self.scheduler.verifier_kv.fits(len(prompt) + sampling.output_limit), "refused though it fits"

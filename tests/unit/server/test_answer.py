@@ -6,7 +6,7 @@ from minedraft.errors import InternalError
 from minedraft.messages import TokenLogprobs
 from minedraft.output import RequestUsage, join_outputs
 from minedraft.sampling_params import SamplingParams
-from minedraft.server.answer import MAX_MESSAGE_TOKENS, Answer
+from minedraft.server.answer import MAX_MESSAGE_CHARS, MAX_MESSAGE_TOKENS, MAX_UNSENT_TOKENS, Answer
 from minedraft.server.intake import derive_seed
 from minedraft.types import FinishReason
 
@@ -29,8 +29,21 @@ class Letters:
         return text
 
 
-def answer_for(**params: object) -> Answer:
-    return Answer(0, Letters(), SamplingParams(**params), lambda is_end: None, "r")
+class Holds:
+    """A listener that remembers when the sample was to be held, and when not."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, bool]] = []
+
+    def notify(self, is_end: bool) -> None:
+        pass
+
+    def hold(self, index: int, is_full: bool) -> None:
+        self.told.append((index, is_full))
+
+
+def answer_for(listener: Holds | None = None, **params: object) -> Answer:
+    return Answer(0, Letters(), SamplingParams(**params), listener or Holds(), "r")
 
 
 def feed(answer: Answer, text: str) -> bool:
@@ -60,7 +73,7 @@ def test_a_message_has_a_bounded_number_of_tokens():
 
 @pytest.mark.parametrize("pieces", [["abENDcd"], ["abE", "NDcd"], list("abENDcd")])
 def test_a_stop_string_cuts_text_and_tokens_wherever_it_is_split(pieces):
-    answer = Answer(0, LettersPlain(), SamplingParams(stop=("END",)), lambda is_end: None, "r")
+    answer = Answer(0, LettersPlain(), SamplingParams(stop=("END",)), Holds(), "r")
     stops = [feed(answer, piece) for piece in pieces]
     assert stops[-1]
     answer.on_finish(FinishReason.STOP, None, USAGE)
@@ -77,7 +90,7 @@ class LettersPlain(Letters):
 
 
 def test_the_logprobs_are_cut_with_the_tokens():
-    answer = Answer(0, LettersPlain(), SamplingParams(stop=("b",), logprobs=0), lambda is_end: None, "r")
+    answer = Answer(0, LettersPlain(), SamplingParams(stop=("b",), logprobs=0), Holds(), "r")
     assert answer.on_tokens((97, 98, 99), tuple(TokenLogprobs(-float(i)) for i in range(3)))
     (output,) = answer.take()
     assert [entry.logprob for entry in output.logprobs] == [0.0, -1.0]
@@ -102,7 +115,7 @@ def test_a_stop_string_that_only_the_flush_completes_still_stops():
 
 
 def test_stop_strings_wait_for_the_minimum_length():
-    answer = Answer(0, LettersPlain(), SamplingParams(stop=("a",), min_new_tokens=3), lambda is_end: None, "r")
+    answer = Answer(0, LettersPlain(), SamplingParams(stop=("a",), min_new_tokens=3), Holds(), "r")
     assert not feed(answer, "aaa")
     assert feed(answer, "ba")
     assert join_outputs(list(answer.take())).text == "aaab"
@@ -147,3 +160,33 @@ def test_the_rounds_of_the_tokens_are_told(params):
     whole = join_outputs(pieces)
     assert whole.round_lens == ((2, 1, 3) if params else (2, 1, 5))
     assert sum(whole.round_lens) == len(whole.token_ids)
+
+
+@pytest.mark.parametrize("params", [{}, {"stop": ("never",)}])
+def test_what_waits_is_bounded_and_goes_on_once_all_of_it_was_taken(params):
+    holds = Holds()
+    answer = answer_for(holds, max_new_tokens=4 * MAX_UNSENT_TOKENS, **params)
+    for _ in range(MAX_UNSENT_TOKENS // 8 + 1):
+        feed(answer, "abcdefgh")
+    assert holds.told == [(0, True)]
+    outputs = answer.take()
+    next(outputs)
+    assert holds.told == [(0, True)], "half of it waits still"
+    assert len(list(outputs)) == 2
+    assert holds.told == [(0, True), (0, False)]
+    for _ in range(MAX_UNSENT_TOKENS // 8):
+        feed(answer, "abcdefgh")
+    assert holds.told[2:] == [(0, True)]
+
+
+def test_a_message_has_a_bounded_number_of_characters():
+    class LongWords(Letters):
+        def push(self, ids: Iterable[int]) -> str:
+            return "🎉" * 1000 * len(list(ids))
+
+    answer = Answer(0, LongWords(), SamplingParams(max_new_tokens=900), Holds(), "r")
+    for _ in range(100):
+        feed(answer, "a")
+    outputs = list(answer.take())
+    assert sum(len(output.token_ids) for output in outputs) == 100
+    assert max(len(output.text) for output in outputs) <= MAX_MESSAGE_CHARS + 1000

@@ -3,74 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minedraft import SamplingParams
-from minedraft.core.limits import SchedulerLimits
-from minedraft.engine.pipeline import Pipeline
-from minedraft.errors import DeadlineExceeded, Draining, MineDraftError, RequestAborted
-from minedraft.prompts import GenerateCall, TextPrompt, TokenPrompt
-from minedraft.server.service import InferenceService
-from minedraft.settings.loading import load_settings
-from minedraft.text.tokenizer import Tokenizer
-from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
+from minedraft.errors import DeadlineExceeded, Draining, RequestAborted
+from minedraft.prompts import TextPrompt, TokenPrompt
+from tests.fakes.timed_service import PROMPT, ROUND_S, TimedService, timed_service
+from tests.fakes.workers import continuation
 from tests.simulated.virtual_time import run_virtual
-from tests.support.tiny_models import write_tiny_tokenizer
-
-PROMPT = [5, 6, 7]
-CONTEXT = 4096
-ROUND_S = 0.010
-
-
-class Bench:
-    """A service on virtual time whose verifier takes ROUND_S for each command."""
-
-    def __init__(self, service: InferenceService, pipeline: Pipeline, verifier: FakeVerifier) -> None:
-        self.service, self.pipeline, self.verifier = service, pipeline, verifier
-
-    async def answer(self, num_tokens: int, **call: Any) -> tuple[list[int], MineDraftError | None]:
-        tokens: list[int] = []
-        sampling = SamplingParams(max_new_tokens=num_tokens, **call.pop("sampling", {}))
-        request = GenerateCall(call.pop("prompt", TokenPrompt(tuple(PROMPT))), sampling, **call)
-        try:
-            async with aclosing(self.service.generate(request, "me")) as outputs:
-                async for output in outputs:
-                    assert output.finish_reason is None or output.usage is not None
-                    tokens += output.token_ids
-        except MineDraftError as error:
-            return tokens, error
-        return tokens, None
-
-    def is_free(self) -> bool:
-        pool = self.verifier.kv.pool
-        return pool.num_free == pool.num_blocks
-
-
-@asynccontextmanager
-async def bench(folder: Path, **limits: Any) -> AsyncIterator[Bench]:
-    write_tiny_tokenizer(folder, vocab_size=VOCAB_SIZE, eos=None)
-    settings = load_settings({"target": folder, "draft_method": "ngram"})
-    service = InferenceService(settings, Tokenizer.load(folder))
-    verifier = FakeVerifier(num_blocks=CONTEXT, max_model_len=CONTEXT)
-    verifier.hold = lambda: asyncio.sleep(ROUND_S)
-    loop = asyncio.get_running_loop()
-    limits = {"max_model_len": CONTEXT, "max_batch_size": 1} | limits
-    async with Pipeline(SchedulerLimits(**limits), verifier, FakeDrafter(), clock=loop.time) as pipeline:
-        await service.open(pipeline)
-        verifier.commands.clear()
-        yield Bench(service, pipeline, verifier)
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[[Callable[[Bench], Coroutine[Any, Any, None]]], None]:
-    def run(test: Callable[[Bench], Coroutine[Any, Any, None]]) -> None:
+def run(tmp_path: Path) -> Callable[[Callable[[TimedService], Coroutine[Any, Any, None]]], None]:
+    def run(test: Callable[[TimedService], Coroutine[Any, Any, None]]) -> None:
         async def main() -> None:
-            async with bench(tmp_path) as here:
+            async with timed_service(tmp_path) as here:
                 await test(here)
 
         run_virtual(main())
@@ -79,7 +29,7 @@ def run(tmp_path: Path) -> Callable[[Callable[[Bench], Coroutine[Any, Any, None]
 
 
 def test_a_deadline_while_running_ends_the_answer_after_its_tokens_and_frees_the_kv_within_a_round(run) -> None:
-    async def test(here: Bench) -> None:
+    async def test(here: TimedService) -> None:
         tokens, error = await here.answer(2000, timeout_s=0.5)
         assert isinstance(error, DeadlineExceeded)
         assert len(tokens) > 20
@@ -94,7 +44,7 @@ def test_a_deadline_while_running_ends_the_answer_after_its_tokens_and_frees_the
 
 
 def test_a_deadline_in_the_queue_ends_the_request_before_it_is_ever_scheduled(run) -> None:
-    async def test(here: Bench) -> None:
+    async def test(here: TimedService) -> None:
         running = [asyncio.create_task(here.answer(2000)) for _ in range(2)]
         await asyncio.sleep(5 * ROUND_S)
         tokens, error = await here.answer(5, timeout_s=0.1, prompt=TokenPrompt((9, 9, 9, 9)))
@@ -110,7 +60,7 @@ def test_a_deadline_in_the_queue_ends_the_request_before_it_is_ever_scheduled(ru
 
 
 def test_a_deadline_of_nothing_and_one_while_a_prompt_is_tokenised_are_kept(run, monkeypatch) -> None:
-    async def test(here: Bench) -> None:
+    async def test(here: TimedService) -> None:
         _, error = await here.answer(5, timeout_s=0.0)
         assert isinstance(error, DeadlineExceeded)
         waiting = asyncio.get_running_loop().create_future()
@@ -124,7 +74,7 @@ def test_a_deadline_of_nothing_and_one_while_a_prompt_is_tokenised_are_kept(run,
 
 
 def test_an_abort_while_a_prompt_is_tokenised_ends_the_call_at_once(run, monkeypatch) -> None:
-    async def test(here: Bench) -> None:
+    async def test(here: TimedService) -> None:
         waiting = asyncio.get_running_loop().create_future()
         monkeypatch.setattr(here.service._intake._prompts, "encode", lambda *args: waiting)
         call = asyncio.create_task(here.answer(5, request_id="mine"))
@@ -136,7 +86,7 @@ def test_an_abort_while_a_prompt_is_tokenised_ends_the_call_at_once(run, monkeyp
 
 
 def test_all_samples_and_held_back_text_come_before_the_error(run) -> None:
-    async def test(here: Bench) -> None:
+    async def test(here: TimedService) -> None:
         sampling = {"n": 2, "stop": ("a stop string that never comes " * 3,)}
         tokens, error = await here.answer(2000, timeout_s=0.5, sampling=sampling)
         assert isinstance(error, DeadlineExceeded)
@@ -146,7 +96,7 @@ def test_all_samples_and_held_back_text_come_before_the_error(run) -> None:
 
 
 def test_a_drain_that_takes_too_long_gives_what_there_is_and_says_so(run) -> None:
-    async def test(here: Bench) -> None:
+    async def test(here: TimedService) -> None:
         live = asyncio.create_task(here.answer(3000))
         await asyncio.sleep(20 * ROUND_S)
         await here.service.drain(0.2)
