@@ -1,4 +1,4 @@
 """The commands that users type.
 
-May import: values, places, settings, client, rpc, models, text, process, launch, bench, observe, theory, sim.
+May import: values, places, settings, client, rpc, models, text, process, launch, bench, observe, theory.
 """

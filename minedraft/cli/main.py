@@ -17,7 +17,6 @@ _COMMANDS = {
     "models": "minedraft.cli.models",
     "bench": "minedraft.cli.bench",
     "predict": "minedraft.cli.predict",
-    "simulate": "minedraft.cli.simulate",
 }
 
 

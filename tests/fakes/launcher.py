@@ -1,8 +1,12 @@
-"""`minedraft-launch` as a process, with workers that have no model: `python -m tests.fakes.launcher FLAGS`."""
+"""`minedraft-launch` as a process, with workers that have no model: `python -m tests.fakes.launcher FLAGS`.
+
+`--worker "MODULE ARGUMENT ..."` names other workers; role and flags follow their arguments.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from typing import Any
 
@@ -18,13 +22,14 @@ from minedraft.settings.service import Settings
 
 @click.command()
 @settings_flags(Settings)
-def main(**flags: Any) -> None:
+@click.option("--worker", default="tests.fakes.fake_worker")
+def main(worker: str, **flags: Any) -> None:
     settings = load_settings(flags)
     launcher = Launcher(
         settings,
         say,
         lambda seconds: announce(settings, seconds),
-        worker_command=(sys.executable, "-m", "tests.fakes.fake_worker"),
+        worker_command=(sys.executable, "-m", *shlex.split(worker)),
     )
     sys.exit(asyncio.run(launcher.run()))
 

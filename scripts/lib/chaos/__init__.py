@@ -1,0 +1,1 @@
+"""Load, faults and checks for `scripts/chaos` and `scripts/soak`."""

@@ -1,0 +1,79 @@
+"""The service that the faults are made in, and what must be left of a test: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.faults.load import Answers, ask_all
+from tests.faults.stack import Stack, running
+from tests.stress.models import Pair, PairKind, make_pair
+from tests.support.processes import until
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return make_pair(tmp_path_factory.mktemp("pair"), PairKind.EVEN)
+
+
+_SERVICES: set[int] = set()  # process ids of launchers that outlive a test
+
+
+class Service:
+    """A service for one test after another, and the answers that it gives undisturbed. One that a test has broken is
+    replaced."""
+
+    def __init__(self, pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> None:
+        self._pair = pair
+        self._tmp_path_factory = tmp_path_factory
+        self._running = None
+        self._stack: Stack | None = None
+        self.truth: Answers = []
+
+    def get(self) -> Stack:
+        if self._stack is None:
+            self._running = running(self._pair, self._tmp_path_factory.mktemp("service"))
+            self._stack = self._running.__enter__()
+            _SERVICES.add(self._stack.process.pid)
+            self.truth = asyncio.run(ask_all(self._stack.address))
+            assert all(isinstance(tokens, tuple) for tokens in self.truth), self.truth
+        return self._stack
+
+    def stop(self) -> None:
+        running, self._running, self._stack = self._running, None, None
+        if running is not None:
+            running.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def service(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = Service(pair, tmp_path_factory)
+    yield service
+    service.stop()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """Compare this process's children and connections before and after each test."""
+    before = _held()
+    yield
+
+    def has_more() -> bool:
+        if _held() <= before:
+            return False
+        gc.collect()  # errors refer to their calls, and those keep their connections open
+        return not _held() <= before
+
+    until(lambda: not has_more(), 10, f"nothing new of {_held() - before}")
+
+
+def _held() -> frozenset[str]:
+    me = psutil.Process()
+    children = [child for child in me.children() if child.pid not in _SERVICES]
+    held = [f"child {child.pid}" for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    held += [f"connection {c.laddr} {c.raddr}" for c in me.net_connections("all") if c.status == "ESTABLISHED"]
+    return frozenset(held)

@@ -1,0 +1,179 @@
+"""The rows of the fault matrix about the two workers: most of them are made in the running service."""
+
+from __future__ import annotations
+
+from minedraft.types import Role
+from tests.faults.case import Case, Live
+from tests.faults.gate import Action, Point
+
+LAUNCH = "tests/integration/test_launch.py::"
+LINK = "tests/integration/workers/test_link.py::"
+LOSS = "tests/integration/workers/test_link_loss.py::"
+BAD = "tests/integration/test_bad_drafters.py::"
+ACCEPTANCE = "tests/unit/workers/test_acceptance_verify.py::"
+MEMORY = "tests/unit/workers/cuda/test_out_of_memory.py::"
+
+D, V = Role.DRAFTER, Role.VERIFIER
+NO_DRAFTS = ("degraded", "serving")
+_LOST = "drafter lost, continuing without drafts"
+
+WORKER_ROWS = (
+    Case(
+        1,
+        "drafter killed",
+        "nothing but speed",
+        "noticed within 1 s; the round goes on without drafts",
+        when="in_draft",
+        proofs=(f"{LAUNCH}test_a_killed_drafter_is_reported_and_no_answer_fails",),
+    ),
+    Case(
+        2,
+        "verifier killed",
+        "UNAVAILABLE at once",
+        "noticed within 1 s",
+        when="in_verify",
+        proofs=(f"{LAUNCH}test_a_killed_verifier_fails_waiters_at_once_and_the_service_ends_with_70",),
+    ),
+    Case(
+        3,
+        "a worker dies while loading",
+        "",
+        "named with its exit code and last lines; the others are stopped",
+        when="loading",
+        proofs=(f"{LAUNCH}test_a_worker_that_dies_while_loading_is_named_and_its_reason_told_once",),
+    ),
+    Case(
+        7,
+        "a worker's device hangs or spins",
+        "as row 1 or 2",
+        "the worker ends itself; a slow forward is left alone",
+        when="in_verify",
+        proofs=(
+            f"{LOSS}test_a_device_thread_that_neither_answers_nor_computes_ends_the_worker",
+            f"{LOSS}test_a_device_thread_that_computes_for_long_is_left_alone",
+        ),
+    ),
+    Case(8, "the scheduler's event loop is blocked", "", "systemd restarts it", skipped="no watchdog yet"),
+    Case(
+        23,
+        "the kernel kills a process for want of memory",
+        "as row 1, 2 or 4",
+        "as row 1, 2 or 4",
+        proofs=(f"{LAUNCH}test_a_killed_drafter_is_reported_and_no_answer_fails",),
+    ),
+    Case(
+        40, "a worker dies again and again", "", "backoff, then exit code 70", skipped="nothing restarts a worker yet"
+    ),
+    Case(
+        6,
+        "SIGSTOP of a worker",
+        "as if it had been killed",
+        "noticed by pings within 5 s; SIGKILL, or taken back if it goes on before",
+        when="in_draft",
+        live=(Live(D, Point.IN_DRAFT, Action.STOP, 4, NO_DRAFTS, _LOST, resume_after_s=8),),
+        proofs=(f"{LOSS}test_a_process_that_was_stopped_inside_a_forward_is_not_taken_to_hang",),
+    ),
+    Case(
+        9,
+        "a reply is lost after execution",
+        "nothing but speed",
+        "a repeat gets the stored reply; a new connection starts from the committed tokens",
+        when="after_draft_before_reply",
+        live=(Live(D, Point.REPLY, Action.CUT, 4, NO_DRAFTS, _LOST),),
+        proofs=(
+            f"{LINK}test_a_repeated_round_gets_the_stored_reply_and_is_executed_once",
+            f"{LINK}test_a_repeat_during_the_first_run_waits_for_it",
+        ),
+    ),
+    Case(
+        10,
+        "a reply comes twice, late or out of order",
+        "nothing",
+        "dropped and counted",
+        when="after_draft_before_reply, after_verify_before_reply",
+        live=(
+            Live(D, Point.REPLY, Action.TWICE, 4, is_lost=False),
+            Live(V, Point.REPLY, Action.TWICE, 4, is_lost=False),
+            Live(D, Point.REPLY, Action.LATE, 4, is_lost=False),
+            Live(V, Point.REPLY, Action.LATE, 4, is_lost=False),
+        ),
+    ),
+    Case(
+        16,
+        "bytes on a worker's connection that are no message",
+        "nothing but speed",
+        "the connection is closed and another one made",
+        live=(Live(D, Point.REPLY, Action.GARBAGE, 4, NO_DRAFTS, _LOST),),
+    ),
+    Case(
+        17,
+        "a well-formed reply with wrong numbers",
+        "nothing but speed",
+        "refused before anything uses it",
+        live=(Live(D, Point.REPLY, Action.WRONG, 4, (), "token ids must be below the vocabulary", is_lost=False),),
+        proofs=(
+            "tests/unit/rpc/test_codec_worker.py::test_a_verifier_s_reply_that_breaks_the_contract_is_refused",
+            "tests/unit/engine/test_pipeline.py::"
+            "test_a_drafter_that_refuses_whatever_comes_is_given_up_and_its_link_with_it",
+        ),
+    ),
+    Case(
+        22,
+        "a GPU has no memory for a step",
+        "that request ends; the others go on",
+        "the longest request is named",
+        proofs=(
+            f"{MEMORY}test_the_longest_request_is_named_and_the_others_go_on_as_if_nothing_had_been",
+            f"{MEMORY}test_a_worker_lives_on_and_the_refusal_names_the_request",
+        ),
+        skipped="on a GPU; the logic is tested with errors that a test raises",
+    ),
+    Case(
+        31,
+        "the draft model's context is shorter than the target's",
+        "nothing but speed",
+        "drafts end where it ends",
+        proofs=(f"{BAD}test_a_draft_model_with_a_shorter_context_drafts_as_far_as_it_reaches",),
+    ),
+    Case(
+        32,
+        "NaN or Inf in the target's logits of one request",
+        "that one: INTERNAL, NUMERIC; the others the same bits",
+        "",
+        when="in_verify",
+        live=(Live(V, Point.IN_VERIFY, Action.NAN, 4, num_failed=1, fails_with="NUMERIC", is_lost=False),),
+        proofs=(f"{ACCEPTANCE}test_a_bad_row_fails_its_request_alone",),
+    ),
+    Case(
+        33,
+        "NaN in the draft model's logits",
+        "nothing but speed",
+        "",
+        when="in_draft",
+        live=(Live(D, Point.IN_DRAFT, Action.NAN, 4, is_lost=False),),
+        proofs=(
+            f"{BAD}test_a_drafter_that_is_no_help_is_left_out_and_the_answers_are_the_targets_own",
+            "tests/integration/test_exactness.py::"
+            "test_a_draft_model_that_computes_nan_is_said_a_few_times_and_costs_only_drafts",
+        ),
+    ),
+    Case(
+        34,
+        "adversarial drafts: all wrong, q = 0 on the token drawn, one token for ever",
+        "nothing but speed",
+        "suspended by name",
+        proofs=(
+            f"{BAD}test_a_drafter_that_is_no_help_is_left_out_and_the_answers_are_the_targets_own",
+            f"{ACCEPTANCE}test_a_q_that_lies_neither_crashes_nor_yields_a_token_outside_the_support",
+            "tests/unit/engine/test_watching.py::test_useless_drafting_becomes_ar_and_is_tried_again_later",
+        ),
+    ),
+    Case(
+        41,
+        "a GPU is lost",
+        "as row 1 or 2",
+        "the worker exits with 70",
+        proofs=(f"{LOSS}test_an_unexpected_failure_in_the_device_thread_ends_the_worker",),
+        skipped="on a GPU; any error of the device thread ends the worker, which is tested",
+    ),
+)
