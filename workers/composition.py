@@ -15,6 +15,8 @@ from minedraft.messages import DraftCommand, DraftSpan, Features, Tensor, Verify
 from minedraft.models.folder import FolderInfo, check_model_folder
 from minedraft.models.heads.folder import HeadInfo, check_head_folder, is_head_folder
 from minedraft.models.vocabulary import vocab_fingerprint
+from minedraft.process.notify import Notifier
+from minedraft.process.start_extension import StartExtension
 from minedraft.sampling_params import SamplingParams
 from minedraft.settings.shared import MIN_BLOCKS
 from minedraft.settings.worker import WorkerSettings
@@ -94,25 +96,27 @@ class Plan:
 
         return foresee_kernels(self.folder.path, dtype=settings.dtype, kernels=settings.kernels, device=self.device)
 
-    def run(self) -> int:
-        """Load the model and serve until a signal. Return the exit code.
+    def run(self, notifier: Notifier) -> int:
+        """Load the model and serve until a signal, and tell the supervisor. Return the exit code.
 
         Raises:
             ConfigError: device, model, memory or address cannot be used.
         """
         start_s = time.monotonic()
-        pin(self.device)
-        from minedraft_workers.channels.joined import JoinedChannel
-        from minedraft_workers.channels.opening import Opener
+        with StartExtension(notifier, "loading torch"):
+            pin(self.device)
+            from minedraft_workers.channels.joined import JoinedChannel
+            from minedraft_workers.channels.opening import Opener
 
-        logger.info("torch imported on %s in %.1f s", self.device, time.monotonic() - start_s)
-        # One opener for each session: what an opener allocates once, its ends fill from the start.
-        openers = [Opener(self.device, self.settings.listen_address) for _ in range(self.settings.sessions)]
-        channels = [JoinedChannel(opener.open) for opener in openers]
-        actors = load_actors(self, channels)
-        for actor, opener in zip(actors, openers, strict=True):
-            actor.info = replace(actor.info, channels=opener.offers())
-        return asyncio.run(_serve(self, actors, channels, start_s))
+            logger.info("torch imported on %s in %.1f s", self.device, time.monotonic() - start_s)
+            notifier.status(f"loading {self.folder.name}")
+            # One opener for each session: what an opener allocates once, its ends fill from the start.
+            openers = [Opener(self.device, self.settings.listen_address) for _ in range(self.settings.sessions)]
+            channels = [JoinedChannel(opener.open) for opener in openers]
+            actors = load_actors(self, channels)
+            for actor, opener in zip(actors, openers, strict=True):
+                actor.info = replace(actor.info, channels=opener.offers())
+        return asyncio.run(_serve(self, actors, channels, notifier, start_s))
 
 
 def load_actor(plan: Plan, channel: TokenChannel | None = None) -> DrafterActor | VerifierActor:
@@ -216,6 +220,7 @@ async def _serve(
     plan: Plan,
     actors: Sequence[DrafterActor | VerifierActor],
     channels: Sequence[JoinedChannel],
+    notifier: Notifier,
     start_s: float,
 ) -> int:
     from minedraft_workers.drafter import DrafterActor
@@ -225,9 +230,10 @@ async def _serve(
 
     actor = actors[0]
     runtime = WorkerRuntime(actor, cores=_make_cores(actor), others=actors[1:])
-    if plan.device.kind == "cuda":
+    if plan.settings.has_model:
         try:
-            await runtime.prepare(lambda: prepare_actor(plan.device, actor))
+            with StartExtension(notifier, "warming up"):
+                await runtime.prepare(lambda: prepare_actor(plan.device, actor))
         except MemoryExhausted as error:
             raise _no_memory(plan, str(error)) from error
     if isinstance(actor, DrafterActor):
@@ -250,7 +256,7 @@ async def _serve(
             info.max_model_len,
         )
 
-    return await serve_worker(runtime, handler, address, on_ready=on_ready)
+    return await serve_worker(runtime, handler, address, on_ready=on_ready, notifier=notifier)
 
 
 def _make_cores(actor: DrafterActor | VerifierActor) -> WorkerCores | None:
@@ -300,11 +306,7 @@ def _make_sampler(plan: Plan) -> Sampler:
 
     if plan.settings.kernels in ("torch", "transformers") or plan.device.kind != "cpu":
         return Sampler()
-    try:
-        return Sampler.native(max(len(plan.device.cores), 1))
-    except ConfigError as error:
-        logger.info("tokens are chosen with torch: %s", error.limit)
-        return Sampler()
+    return Sampler.best(max(len(plan.device.cores), 1))
 
 
 def _make_info(plan: Plan, executor: Executor | EagleHead | None) -> WorkerInfo:

@@ -12,6 +12,7 @@ import click
 from minedraft.errors import EXIT_OK
 from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import run_logged, takes_parent
+from minedraft.process.notify import Notifier
 from minedraft.process.parent import exit_with_parent
 from minedraft.settings.flags import settings_flags
 from minedraft.settings.loading import load_worker_settings
@@ -41,6 +42,7 @@ def command(check: bool, parent_pid: int | None, **flags: object) -> int:
     minedraft-launch starts both workers itself. Start one alone to run it on another host or under its
     own supervisor.
     """
+    notifier = Notifier()
     if parent_pid is not None:
         exit_with_parent(parent_pid)
     plan = Plan.make(load_worker_settings(flags))
@@ -48,7 +50,7 @@ def command(check: bool, parent_pid: int | None, **flags: object) -> int:
         click.echo(plan.check_model())
         return EXIT_OK
     with ListenClaim(plan.settings.listen_address):
-        return plan.run()
+        return plan.run(notifier)
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ import grpc.aio
 
 from minedraft.address import Address
 from minedraft.errors import EXIT_INTERNAL, EXIT_OK
+from minedraft.process.heartbeat import feed_watchdog
+from minedraft.process.notify import Notifier
 from minedraft.rpc.channel import bind, worker_server
 from minedraft.rpc.health import HealthServicer, add_health
 from minedraft_workers.rounds.runtime import WorkerRuntime
@@ -45,6 +47,7 @@ async def serve_worker(
     address: Address,
     *,
     on_ready: Callable[[], None] = lambda: None,
+    notifier: Notifier | None = None,
 ) -> int:
     """Serve until SIGTERM, SIGINT or a crash of the device thread. Return the exit code.
 
@@ -55,12 +58,19 @@ async def serve_worker(
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, _on_signal, signum, stop)
+    notifier = notifier or Notifier()
     server, health = await start(handler, address)
     on_ready()
+    notifier.ready()
+    notifier.status(f"ready: {runtime.info.model_name}")
     ends = [asyncio.create_task(stop.wait()), asyncio.create_task(runtime.crashed.wait())]
-    watch = asyncio.create_task(runtime.watch())
+    watches = [
+        asyncio.create_task(runtime.watch()),
+        asyncio.create_task(feed_watchdog(notifier, lambda: runtime.progress)),
+    ]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    for task in (*ends, watch):
+    notifier.stopping()
+    for task in (*ends, *watches):
         task.cancel()
     has_crashed = runtime.crashed.is_set()
     await health.enter_graceful_shutdown()

@@ -152,6 +152,15 @@ class Pipeline:
         """The present drafter; None while there is none, and nothing is drafted."""
         return self._drafting.drafter
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is live."""
+        return not self._sinks
+
+    def look_again(self) -> None:
+        """Have the lanes without a round check for work."""
+        self._wake_lanes()
+
     # Requests
 
     def submit(self, new: NewRequest, sink: Sink) -> int:

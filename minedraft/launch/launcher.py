@@ -1,6 +1,10 @@
-"""The supervisor: starts drafter, verifier and scheduler, reports when they are ready, stops them in order.
+"""The supervisor: starts drafter, verifier and scheduler, reports when they are ready, keeps them running, stops them
+in order.
 
-However it ends, it leaves nothing behind: the kernel ends the children with it, and the sockets are in a
+A process that dies or hangs is started again (`restart.py`), the scheduler too: the workers stay loaded, and the new
+one takes its predecessor's address. Calls that were open then fail, and can be sent again.
+
+However the launcher ends, it leaves nothing behind: the kernel ends the children with it, and the sockets are in a
 private folder that it removes or, if it is killed, the scheduler.
 """
 
@@ -17,8 +21,9 @@ from typing import Any
 
 from minedraft.address import Address
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError
-from minedraft.launch.child import Child
 from minedraft.launch.placement import cores_beside, divide_memory
+from minedraft.launch.restart import ESSENTIAL, OPTIONAL, GiveUp
+from minedraft.launch.supervised import Report, Supervised
 from minedraft.process.claim import ListenClaim
 from minedraft.process.notify import Notifier
 from minedraft.process.run_folder import RunFolder
@@ -38,18 +43,12 @@ _INFO_LINE = " INFO minedraft."
 PYTHON = (sys.executable, "-P", "-m")
 WORKER_COMMAND = (*PYTHON, "minedraft_workers.main")
 
-Report = Callable[[str], None]
 
+class _GivenUp(Exception):
+    """A process that the service needs has ended and is not started again."""
 
-class _ChildFailed(Exception):
-    """A child has ended unexpectedly."""
-
-    def __init__(self, child: Child) -> None:
-        self.child = child
-
-    @property
-    def exit_code(self) -> int:
-        return EXIT_CONFIG if self.child.returncode == EXIT_CONFIG else EXIT_INTERNAL
+    def __init__(self, process: Supervised) -> None:
+        self.exit_code = EXIT_CONFIG if process.exit_code == EXIT_CONFIG else EXIT_INTERNAL
 
 
 class Launcher:
@@ -79,10 +78,11 @@ class Launcher:
         self._is_verbose = is_verbose
         self._notifier = Notifier()
         self._signals: asyncio.Queue[int] = asyncio.Queue()
-        self._children: dict[str, Child] = {}
-        self._ends: dict[str, asyncio.Task[int]] = {}
+        self._processes: dict[str, Supervised] = {}
+        self._ends: dict[str, asyncio.Task[GiveUp | None]] = {}
         self._peers: dict[str, tuple[Address, str]] = {}  # name -> address and name of its health service
         self._reported: set[str] = set()
+        self._is_serving = False
         self._started_s = time.monotonic()
         self._next_progress_s = _PROGRESS_S
 
@@ -103,22 +103,21 @@ class Launcher:
     async def _run(self, folder: RunFolder) -> int:
         signum = asyncio.create_task(self._signals.get())
         try:
-            await self._start(folder)
+            self._start(folder)
             await self._wait_ready(signum)
             if signum.done():
                 self._report("stopped while loading")
                 return _EXIT_OF_SIGNAL + signum.result()
             self._announce(self._elapsed_s)
+            self._is_serving = True
             self._notifier.ready()
-            self._notifier.status("serving")
+            self._tell_status()
             while not signum.done():
                 await asyncio.wait({signum, *self._ends.values()}, return_when=asyncio.FIRST_COMPLETED)
-                self._drop_ended_drafter()
-                self._check_children()
+                self._drop_drafter()
+                self._check_processes()
             return await self._stop()
-        except _ChildFailed as failed:
-            self._report(failed.child.describe_end())
-            await self._let_scheduler_end()
+        except _GivenUp as failed:
             return failed.exit_code
         except TimeoutError as error:
             self._report(f"not ready within load_timeout_s {self._settings.load_timeout_s:g}: {error}")
@@ -130,23 +129,31 @@ class Launcher:
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._started_s
 
-    def _check_children(self) -> None:
+    def _check_processes(self) -> None:
         for name, end in self._ends.items():
             if end.done():
-                raise _ChildFailed(self._children[name])
+                end.result()
+                raise _GivenUp(self._processes[name])
 
-    def _drop_ended_drafter(self) -> None:
-        """Go on without the drafter if it has ended: it is an accelerator, not a dependency."""
+    def _drop_drafter(self) -> None:
+        """Go on without the drafter if it cannot be started again: it is an accelerator, not a dependency."""
         end = self._ends.get("drafter")
         if end is not None and end.done():
+            end.result()
             del self._ends["drafter"]
-            self._report(f"{self._children.pop('drafter').describe_end()}")
-            self._report("continuing without drafts")
-            self._notifier.status("degraded: no drafter")
+
+    def _tell_status(self) -> None:
+        """Tell systemd what the state of the processes means for the service."""
+        if not self._is_serving:
+            return
+        missing = [name for name, process in self._processes.items() if not process.is_ready]
+        num_restarts = sum(process.num_restarts for process in self._processes.values())
+        state = f"degraded: no {' and no '.join(missing)}" if missing else "serving"
+        self._notifier.status(state + (f"; restarts: {num_restarts}" if num_restarts else ""))
 
     # Start
 
-    async def _start(self, folder: RunFolder) -> None:
+    def _start(self, folder: RunFolder) -> None:
         settings = divide_memory(self._settings)
         verifier = settings.target_address or f"unix:{folder.path / 'verifier.sock'}"
         drafter = settings.draft_address or f"unix:{folder.path / 'drafter.sock'}"
@@ -156,20 +163,33 @@ class Launcher:
         }
         if settings.needs_drafter:
             self._peers["drafter"] = (Address.parse(drafter, "draft_address"), LIVE)
-        for role in settings.own_workers:
-            address = verifier if role is Role.VERIFIER else drafter
-            argv = [*self._worker_command, *worker_flags(settings, role, address)]
-            await self._start_child(role.value, argv, cores_beside(settings, role))
         addresses: dict[str, Any] = {"target_address": verifier}
         if settings.needs_drafter:
             addresses |= {"draft_address": drafter, "draft": None}
         argv = [*PYTHON, "minedraft.server", *to_flags(settings.model_copy(update=addresses))]
-        await self._start_child("scheduler", [*argv, "--run-folder", str(folder.path), *_parent_flag()])
+        # The scheduler is the first: if the launcher is killed, it removes the folder.
+        self._supervise("scheduler", [*argv, "--run-folder", str(folder.path), *_parent_flag()], folder)
+        for role in settings.own_workers:
+            address = verifier if role is Role.VERIFIER else drafter
+            argv = [*self._worker_command, *worker_flags(settings, role, address)]
+            self._supervise(role.value, argv, folder, cores_beside(settings, role))
 
-    async def _start_child(self, name: str, argv: list[str], cores: Collection[int] = ()) -> None:
-        child = await Child.start(name, argv, self._pass_on, cores)
-        self._children[name] = child
-        self._ends[name] = asyncio.create_task(child.run(), name=f"wait-{name}")
+    def _supervise(self, name: str, argv: list[str], folder: RunFolder, cores: Collection[int] = ()) -> None:
+        is_drafter = name == Role.DRAFTER.value
+        process = Supervised(
+            name,
+            argv,
+            folder.path,
+            report=self._report,
+            on_line=self._pass_on,
+            on_change=self._tell_status,
+            cores=cores,
+            hang_timeout_s=self._settings.hang_timeout_s,
+            rules=OPTIONAL if is_drafter else ESSENTIAL,
+            meanwhile="continuing without drafts" if is_drafter else "",
+        )
+        self._processes[name] = process
+        self._ends[name] = asyncio.create_task(process.run(), name=f"supervise-{name}")
 
     def _pass_on(self, name: str, line: str) -> bool:
         is_shown = self._is_verbose or _INFO_LINE not in line
@@ -181,7 +201,7 @@ class Launcher:
         """Wait for a signal, or for the scheduler to serve: a generation has then gone through both workers.
 
         Raises:
-            _ChildFailed: a child ended. TimeoutError: load_timeout_s has passed; it names what is not ready.
+            _GivenUp: a process ended too often. TimeoutError: load_timeout_s has passed; it names what is not ready.
         """
         waits = {
             name: asyncio.create_task(wait_serving(address, service), name=f"{name}-ready")
@@ -203,7 +223,7 @@ class Launcher:
                         timeout=_PROGRESS_S,
                         return_when=asyncio.FIRST_COMPLETED,
                     )
-                    self._check_children()
+                    self._check_processes()
                     self._show_progress(missing())
                 for task in waits.values():
                     if task.done():
@@ -220,7 +240,7 @@ class Launcher:
         for name in sorted(self._peers.keys() - set(missing) - self._reported):
             self._reported.add(name)
             if name != "scheduler":
-                what = "loaded" if name in self._children else "answered"
+                what = "loaded" if name in self._processes else "answered"
                 self._report(f"{name}: {what} after {elapsed_s:.1f} s")
         if missing and elapsed_s >= self._next_progress_s:
             self._next_progress_s = elapsed_s + _PROGRESS_S + min(elapsed_s / 4, 8.0)
@@ -232,9 +252,9 @@ class Launcher:
     def _describe_wait(self, missing: list[str]) -> str:
         """Say what the missing peers are doing, as far as the launcher can tell."""
         workers = [name for name in missing if name != "scheduler"]
-        loading = [name for name in workers if name in self._children]
+        loading = [name for name in workers if name in self._processes]
         waits = [f"{' and '.join(loading)}: loading weights"] if loading else []
-        waits += [f"{name}: no answer at {self._peers[name][0]} yet" for name in workers if name not in self._children]
+        waits += [f"{name}: no answer at {self._peers[name][0]} yet" for name in workers if name not in self._processes]
         return "; ".join(waits) or "scheduler: first generation"
 
     # Stop
@@ -246,16 +266,16 @@ class Launcher:
         drain_s = f"{settings.drain_timeout_s:g} s"
         self._report(f"stopping: running requests have up to {drain_s} (Ctrl-C again to stop now)")
         forced = asyncio.create_task(self._signals.get())
+        scheduler = self._processes["scheduler"]
         try:
-            self._children["scheduler"].signal(signal.SIGTERM)
-            end = self._ends["scheduler"]
+            scheduler.let_end(signal.SIGTERM)
             await asyncio.wait(
-                {end, forced},
+                {self._ends["scheduler"], forced},
                 timeout=settings.drain_timeout_s + _STOP_SLACK_S,
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if forced.done():
-                self._children["scheduler"].signal(signal.SIGTERM)
+                scheduler.signal(signal.SIGTERM)
                 return _EXIT_OF_SIGNAL + forced.result()
             await self._stop_workers(forced)
             return EXIT_OK
@@ -264,28 +284,25 @@ class Launcher:
 
     async def _stop_workers(self, forced: asyncio.Task[int]) -> None:
         workers = {end for name, end in self._ends.items() if name != "scheduler"}
-        for name, child in self._children.items():
+        for name, process in self._processes.items():
             if name != "scheduler":
-                child.signal(signal.SIGTERM)
+                process.let_end(signal.SIGTERM)
         if workers:
             ended = asyncio.create_task(asyncio.wait(workers, timeout=_WORKER_STOP_S))
             await asyncio.wait({ended, forced}, return_when=asyncio.FIRST_COMPLETED)
             ended.cancel()
 
-    async def _let_scheduler_end(self) -> None:
-        """After the end of a worker, give the scheduler time to tell every waiting client and to end by itself."""
-        end = self._ends.get("scheduler")
-        if end is not None and not end.done():
-            await asyncio.wait({end}, timeout=_FORCED_STOP_S)
-
     async def _end_all(self) -> None:
-        """Kill the children. The scheduler first has a moment to remove its socket; a worker's is in the run folder."""
-        end = self._ends.get("scheduler")
-        if end is not None and not end.done():
-            self._children["scheduler"].signal(signal.SIGTERM)
-            await asyncio.wait({end}, timeout=_FORCED_STOP_S)
-        for child in self._children.values():
-            child.signal(signal.SIGKILL)
+        """Kill all. The scheduler first has a moment to tell its clients and to remove its socket; a worker's is in the
+        run folder."""
+        for process in self._processes.values():
+            process.let_end()
+        if (scheduler := self._processes.get("scheduler")) is not None:
+            scheduler.signal(signal.SIGTERM)
+            scheduler.signal(signal.SIGINT)  # the second signal: without waiting for live requests
+            await asyncio.wait({self._ends["scheduler"]}, timeout=_FORCED_STOP_S)
+        for process in self._processes.values():
+            process.signal(signal.SIGKILL)
         if self._ends:
             await asyncio.wait(self._ends.values())
 

@@ -1,4 +1,4 @@
-"""Reports the state of the service to systemd (sd_notify), if there is one. Never raises."""
+"""Reports the state of the process to its supervisor (sd_notify): systemd, or the launcher. Never raises."""
 
 from __future__ import annotations
 
@@ -15,14 +15,22 @@ READY_LINE = "ready on "
 class Notifier:
     """Sends to the socket in NOTIFY_SOCKET; does nothing without one.
 
-    The variable is removed from the environment: children must not notify for the service.
+    Its variables are removed from the environment: children must not notify for this process.
+
+    Attributes:
+        watchdog_s: seconds within which the supervisor expects a ping; None if it expects none.
     """
 
     def __init__(self) -> None:
         self._path = os.environ.pop("NOTIFY_SOCKET", "")
+        self.watchdog_s = _take_watchdog() if self._path else None
 
     def ready(self) -> None:
         self._send("READY=1")
+
+    def ping(self) -> None:
+        """Say that the process gets on; see `feed_watchdog`."""
+        self._send("WATCHDOG=1")
 
     def status(self, text: str) -> None:
         """Send one line for `systemctl status`."""
@@ -45,4 +53,11 @@ class Notifier:
                 sender.setblocking(False)
                 sender.sendto(line.encode(), address)
         except OSError as error:
-            logger.warning("systemd could not be notified: %s", error)
+            logger.warning("the supervisor could not be notified: %s", error)
+
+
+def _take_watchdog() -> float | None:
+    """Return the seconds in WATCHDOG_USEC, if they are for this process."""
+    text, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
+    is_for_us = pid in ("", str(os.getpid()))
+    return int(text) / 1e6 if is_for_us and text.isascii() and text.isdigit() and int(text) > 0 else None

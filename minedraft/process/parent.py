@@ -5,14 +5,19 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Callable
 
 from minedraft.errors import EXIT_INTERNAL
 
 _PR_SET_PDEATHSIG = 1
 
 
-def exit_with_parent(parent_pid: int, signum: int = signal.SIGKILL) -> None:
+def exit_with_parent(
+    parent_pid: int, signum: int = signal.SIGKILL, before_exit: Callable[[], None] = lambda: None
+) -> None:
     """Ask the kernel to send this process `signum` when its parent ends. A child calls it first.
+
+    If the parent has ended already, this process exits, after `before_exit`.
 
     Must run in the main thread. The parent must start the child from a thread that lives as long as the
     parent: the kernel watches that thread.
@@ -21,4 +26,5 @@ def exit_with_parent(parent_pid: int, signum: int = signal.SIGKILL) -> None:
     if libc.prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:  # the parent ended before the call above
+        before_exit()
         os._exit(EXIT_INTERNAL)

@@ -1,52 +1,41 @@
-"""The scheduler process: connects to both workers, runs the pipeline, serves clients. No torch.
-
-    python -m minedraft.server --target DIR --target-address unix:... --draft-address unix:...
-
-`minedraft-launch` starts this program. It can also be started alone, with workers that already run.
-"""
+"""The scheduler process: connects to both workers, runs the pipeline, serves clients. No torch."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shutil
-import signal
-import sys
 from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import Any, NoReturn
-
-import click
+from typing import Any
 
 from minedraft.address import Address
 from minedraft.core.limits import SchedulerLimits
 from minedraft.engine.pairing import PairingConnector
 from minedraft.engine.pipeline import Pipeline
 from minedraft.engine.slots import Connector, check_drafter, drafter_slot, fail_when_lost
-from minedraft.errors import ConfigError, Draining, InternalError, ModelError
+from minedraft.errors import ConfigError, Draining, ModelError
 from minedraft.messages import WorkerInfo
 from minedraft.process.claim import ListenClaim
-from minedraft.process.entry import run_logged, takes_parent
-from minedraft.process.parent import exit_with_parent
+from minedraft.process.heartbeat import feed_watchdog
+from minedraft.process.notify import Notifier
 from minedraft.rpc.channel import bind, client_server
 from minedraft.rpc.connector import GrpcConnector
 from minedraft.rpc.health import INFERENCE_SERVICE, SERVING, HealthServicer, add_health
 from minedraft.rpc.reflection import add_reflection
 from minedraft.server.grpc_door import GrpcDoor
 from minedraft.server.policies import choose_policies, choose_scores
+from minedraft.server.progress import SchedulerProgress
 from minedraft.server.service import InferenceService
 from minedraft.server.views import Views
 from minedraft.server.watching import watched
-from minedraft.settings.flags import UserPath, settings_flags
-from minedraft.settings.loading import load_settings
 from minedraft.settings.service import Settings
 from minedraft.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("minedraft.server")
 
 _FLUSH_S = 1.0  # after the drain, for written replies to reach their clients
-_ORPHAN_CHECK_S = 0.2
+_EXTEND_PERIOD_S = 2.0
+_EXTENSION_S = 30.0  # asked of the supervisor while the workers load
+_STATE_PERIOD_S = 0.5
 
 
 class Server:
@@ -54,13 +43,18 @@ class Server:
 
     Args:
         connector: makes the links to the workers (a parameter for tests).
+        notifier: tells the supervisor of this process.
 
     Attributes:
         service, pipeline: None until they are made.
     """
 
-    def __init__(self, settings: Settings, connector: Connector | None = None) -> None:
+    def __init__(
+        self, settings: Settings, connector: Connector | None = None, notifier: Notifier | None = None
+    ) -> None:
         self._settings = settings
+        self._notifier = notifier or Notifier()
+        self._progress = SchedulerProgress()
         self._connector = PairingConnector(connector or _grpc_connector(settings), settings.channel)
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
@@ -108,14 +102,20 @@ class Server:
                 await self._server.stop(_FLUSH_S)
 
     async def _serve(self, service: InferenceService, health: HealthServicer, stack: AsyncExitStack) -> None:
+        telling = asyncio.create_task(self._tell_supervisor(service))
+        stack.push_async_callback(_cancel, telling)
         opening = asyncio.create_task(self._open(service, stack))
         if not await self._is_done_before(self._stop, opening):
             return
         pipeline = opening.result()
+        self._notifier.ready()  # before health: the launcher then knows both
+        feeding = asyncio.create_task(feed_watchdog(self._notifier, self._progress.look))
+        stack.push_async_callback(_cancel, feeding)
         await health.set(INFERENCE_SERVICE, SERVING)
         logger.info("serving on %s", self._settings.listen)
         failed = asyncio.create_task(pipeline.failed.wait())
         if not await self._is_done_before(self._stop, failed):
+            self._notifier.stopping()
             await health.enter_graceful_shutdown()
             draining = asyncio.create_task(service.drain(self._settings.drain_timeout_s))
             failed = asyncio.create_task(pipeline.failed.wait())
@@ -143,10 +143,12 @@ class Server:
                 service.board.observe,
                 service.pace.observe,
                 policies.experience.observe,
+                self._progress.observe,
                 *self._views.observers,
             ],
             **watched(settings, policies.draft, policies.mode),
         )
+        self._progress.watch(pipeline)
         watchers = [asyncio.create_task(fail_when_lost(pipeline, verifier))]
         if drafter is not None:
             watchers.append(asyncio.create_task(drafter_slot(pipeline, self._connector).run(drafter)))
@@ -155,6 +157,18 @@ class Server:
         await stack.enter_async_context(pipeline)
         await service.open(pipeline)
         return pipeline
+
+    async def _tell_supervisor(self, service: InferenceService) -> None:
+        """Say each new state and, until the first generation, that the start takes longer."""
+        loop, last_state, extend_at_s = asyncio.get_running_loop(), "", 0.0
+        while True:
+            if (state := service.state) != last_state:
+                self._notifier.status(state)
+                last_state = state
+            if state == "starting" and loop.time() >= extend_at_s:
+                self._notifier.extend_timeout(_EXTENSION_S)
+                extend_at_s = loop.time() + _EXTEND_PERIOD_S
+            await asyncio.sleep(_STATE_PERIOD_S)
 
     async def _is_done_before(self, event: asyncio.Event, *tasks: asyncio.Task[Any]) -> bool:
         """Wait for the event or one of the tasks and cancel the others. Return whether a task is done."""
@@ -214,72 +228,3 @@ def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:
         max_model_len=max_model_len,
         branches=settings.branches,
     )
-
-
-async def _main(settings: Settings, parent_pid: int | None, run_folder: Path | None) -> None:
-    server = Server(settings)
-    loop = asyncio.get_running_loop()
-
-    def on_term() -> None:
-        server.on_signal()
-        # SIGTERM may be the parent-death signal, which can arrive just before getppid() changes: check again shortly.
-        end_if_orphaned()
-        loop.call_later(_ORPHAN_CHECK_S, end_if_orphaned)
-
-    def end_if_orphaned() -> None:
-        if parent_pid is not None and os.getppid() != parent_pid:
-            server.end_now()  # the launcher was killed, and the workers with it: no request can finish
-
-    loop.add_signal_handler(signal.SIGTERM, on_term)
-    loop.add_signal_handler(signal.SIGINT, server.on_signal)
-    try:
-        await server.run()
-    except TimeoutError:
-        limit = f"load_timeout_s {settings.load_timeout_s:g}"
-        raise InternalError(f"the workers were not ready within {limit}") from None
-    finally:
-        if run_folder is not None:
-            # The launcher, which owns the folder, may have been killed. Done while the signal handlers are
-            # installed: the kernel sends one signal for each thread of a dying parent.
-            shutil.rmtree(run_folder, ignore_errors=True)
-
-
-_EPILOG = """
-\b
-Examples:
-  python -m minedraft.server --target DIR --target-address unix:/run/v.sock --draft-address unix:/run/d.sock
-  python -m minedraft.server --target DIR --target-address unix:/run/v.sock --mode ar
-\b
-minedraft-launch starts the scheduler and the workers together.
-"""
-
-
-@click.command(epilog=_EPILOG, context_settings={"max_content_width": 120})
-@settings_flags(Settings)
-@click.option(
-    "--config",
-    type=UserPath(),
-    default=None,
-    metavar="FILE.toml",
-    help="TOML file with the same settings; flags take precedence.",
-)
-@takes_parent
-@click.option("--run-folder", type=click.Path(path_type=Path), default=None, hidden=True)
-def command(config: Path | None, parent_pid: int | None, run_folder: Path | None, **flags: object) -> None:
-    """Run the scheduler alone, with workers that already run.
-
-    It needs the target folder, for its tokenizer, and the addresses of the workers.
-    """
-    if parent_pid is not None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        exit_with_parent(parent_pid, signal.SIGTERM)
-    asyncio.run(_main(load_settings(flags, config), parent_pid, run_folder))
-
-
-def main() -> NoReturn:
-    """Run the command and exit with 0 (stopped by a signal), 70 (internal error) or 78 (configuration)."""
-    sys.exit(run_logged(command, "python -m minedraft.server", "scheduler"))
-
-
-if __name__ == "__main__":
-    main()

@@ -139,6 +139,14 @@ class Settings(ObservingSettings):
         30.0, ge=0, le=3600, description="Seconds that running requests have to finish at shutdown."
     )
 
+    hang_timeout_s: float = Field(
+        5.0,
+        ge=0,
+        le=86400,
+        description="Seconds without progress after which minedraft-launch kills a process and starts it again; a long "
+        "forward makes progress with each layer; 0: never, for a debugger.",
+    )
+
     @property
     def listen_address(self) -> Address:
         return Address.parse(self.listen, "listen")

@@ -51,7 +51,7 @@ ROOMS = {
     "text": Room("values models", "jinja2 tokenizers"),
     "models": Room("values process"),
     "process": Room("values places", "click"),
-    "launch": Room("values places settings process rpc models text"),
+    "launch": Room("values places settings core.liveness process rpc models text"),
     "server": Room("values places settings core engine rpc v1 text models process observe", "grpc click"),
     "observe": Room("values places settings core engine", "prometheus_client"),
     "theory": Room("values", is_pure=True),

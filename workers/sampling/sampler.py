@@ -6,12 +6,13 @@ rounding of a float32 decides. The functions of `acceptance` and `choose` are th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
 
-from minedraft.errors import NumericError
+from minedraft.errors import ConfigError, NumericError
 from minedraft.types import Acceptance
 from minedraft_workers.native.choosing import ChoiceRequest, ChoiceRule, Choices, ChoosingKernels, LogitRows
 from minedraft_workers.sampling.acceptance import Outcome, VerifyRow, to_outcome, verify
@@ -20,6 +21,8 @@ from minedraft_workers.sampling.processors import adjust_in_place, is_greedy, ne
 from minedraft_workers.sampling.randomness import seed_of_draft
 from minedraft_workers.sampling.vocab_columns import Columns, columns_of
 from minedraft_workers.sequence import SequenceState
+
+logger = logging.getLogger("minedraft.worker")
 
 
 class Sampler:
@@ -38,6 +41,15 @@ class Sampler:
             ConfigError: there are none on this machine.
         """
         return cls(ChoosingKernels(num_threads=num_threads))
+
+    @classmethod
+    def best(cls, num_threads: int) -> Self:
+        """Return a sampler with native kernels if this machine has them, otherwise one with torch's operators."""
+        try:
+            return cls.native(num_threads)
+        except ConfigError as error:
+            logger.info("tokens are chosen with torch: %s", error.limit)
+            return cls()
 
     def resize(self, num_threads: int) -> None:
         """Choose on so many threads from now on, if the kernels are native."""

@@ -22,13 +22,15 @@ async def test_a_childs_last_words_and_exit_code_are_told():
     lines: list[str] = []
     child = await run_child("import sys; print('a\\nb', file=sys.stderr); sys.exit(7)", lines)
     assert lines == ["a", "b"]
-    assert child.describe_end() == "worker: exit code 7; its last lines:\n  a\n  b"
+    assert child.describe_end() == "worker: exit code 7"
+    assert child.describe_last_lines() == "; its last lines:\n  a\n  b"
 
 
 @pytest.mark.slow
 async def test_what_a_child_said_is_not_repeated():
     child = await run_child("import sys; print('a\\nb', file=sys.stderr); sys.exit(7)", [], shown="a")
     assert child.describe_end() == "worker: exit code 7"
+    assert child.describe_last_lines() == ""
 
 
 @pytest.mark.slow

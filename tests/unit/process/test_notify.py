@@ -7,7 +7,7 @@ from minedraft.process.notify import Notifier
 
 
 @pytest.mark.parametrize("name", ["{tmp}/notify", "@minedraft-test-{pid}"])
-def test_systemd_hears_every_state_on_paths_and_abstract_sockets(tmp_path, monkeypatch, name):
+def test_the_supervisor_hears_every_state_on_paths_and_abstract_sockets(tmp_path, monkeypatch, name):
     path = name.format(tmp=tmp_path, pid=os.getpid())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind("\0" + path[1:] if path.startswith("@") else path)
@@ -18,9 +18,23 @@ def test_systemd_hears_every_state_on_paths_and_abstract_sockets(tmp_path, monke
         notifier.status("loading")
         notifier.extend_timeout(2.5)
         notifier.ready()
+        notifier.ping()
         notifier.stopping()
-        messages = [receiver.recv(100).decode() for _ in range(4)]
-    assert messages == ["STATUS=loading", "EXTEND_TIMEOUT_USEC=2500000", "READY=1", "STOPPING=1"]
+        messages = [receiver.recv(100).decode() for _ in range(5)]
+    assert messages == ["STATUS=loading", "EXTEND_TIMEOUT_USEC=2500000", "READY=1", "WATCHDOG=1", "STOPPING=1"]
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "watchdog_s"),
+    [("5000000", None, 5.0), ("5000000", "{own}", 5.0), ("5000000", "1", None), ("0", None, None), ("x", None, None)],
+)
+def test_the_watchdog_is_taken_from_the_environment_once(monkeypatch, tmp_path, usec, pid, watchdog_s):
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    if pid is not None:
+        monkeypatch.setenv("WATCHDOG_PID", pid.format(own=os.getpid()))
+    assert Notifier().watchdog_s == watchdog_s
+    assert not os.environ.keys() & {"WATCHDOG_USEC", "WATCHDOG_PID", "NOTIFY_SOCKET"}
 
 
 def test_without_systemd_nothing_happens(monkeypatch):
