@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from minedraft.address import Address
 from minedraft.core.events import Observer
+from minedraft.observe.trace import Tracer
 from minedraft.output import ServiceStatus
 from minedraft.settings.service import Settings
 
@@ -32,7 +35,18 @@ class Views:
         async with AsyncExitStack() as stack:
             if self._settings.metrics is not None:
                 await self._show_metrics(Address.parse(self._settings.metrics, "metrics"), status, stack)
+            if self._settings.trace is not None:
+                self._write_trace(self._settings.trace, stack)
             yield
+
+    @property
+    def _model_name(self) -> str:
+        return self._settings.target.name if self._settings.target is not None else ""
+
+    def _write_trace(self, path: Path, stack: AsyncExitStack) -> None:
+        tracer = Tracer(path, f"MineDraft, {self._model_name}")
+        self.observers.append(tracer.observe)
+        stack.push_async_callback(asyncio.to_thread, tracer.close)
 
     async def _show_metrics(self, address: Address, status: Callable[[], ServiceStatus], stack: AsyncExitStack) -> None:
         # Loaded only when asked for.
@@ -42,5 +56,5 @@ class Views:
 
         meter = Meter()
         self.observers.append(meter.observe)
-        page = Page(self._settings.target.name if self._settings.target is not None else "")
+        page = Page(self._model_name)
         await stack.enter_async_context(serve_metrics(address, lambda: page.metrics(status(), meter)))

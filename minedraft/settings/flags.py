@@ -99,7 +99,7 @@ def _option(field: FieldInfo) -> dict[str, Any]:
     elif isinstance(kind, type) and issubclass(kind, Enum):
         option["type"] = click.Choice([member.value for member in kind])
     elif kind is Path:
-        option |= {"type": click.Path(path_type=Path), "metavar": "DIR"}
+        option |= {"type": click.Path(path_type=Path), "metavar": str(field.examples[0]) if field.examples else "DIR"}
     elif kind in (int, float):
         # Ranges are checked with all other settings, so that all problems are reported together.
         option["type"] = kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from minedraft.settings.choices import OptionalFolder
 from minedraft.settings.shared import SharedSettings
 
 
@@ -17,4 +18,10 @@ class ObservingSettings(SharedSettings):
         None,
         description="Serve metrics for Prometheus at HOST:PORT, over plain HTTP: an address of this host.",
         examples=["HOST:PORT"],
+    )
+    trace: OptionalFolder = Field(
+        None,
+        description="Write a trace of both workers to this file, for Perfetto and `minedraft timeline`. A full file is "
+        "renamed to FILE.1.",
+        examples=["FILE"],
     )

@@ -53,7 +53,7 @@ ROOMS = {
     "process": Room("values places", "click"),
     "launch": Room("values places settings core.liveness process rpc models text"),
     "server": Room("values places settings core engine rpc v1 text models process observe", "grpc click"),
-    "observe": Room("values places settings core engine", "prometheus_client"),
+    "observe": Room("values places settings core engine", "prometheus_client matplotlib"),
     "theory": Room("values", is_pure=True),
     "bench": Room("values client theory", "rich"),
     "cli": Room("values places settings client rpc models text process launch bench observe theory", "click rich"),

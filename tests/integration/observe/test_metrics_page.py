@@ -5,34 +5,18 @@ from __future__ import annotations
 import json
 import re
 import socket
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from minedraft import Client, SamplingParams
-from minedraft.local import serve
+from minedraft import AsyncClient, SamplingParams
+from minedraft.errors import ConfigError
 from tests.fakes.service import fake_service
-from tests.support.tiny_models import make_tiny_model
+from tests.integration.observe.conftest import ANSWERS, NEW_TOKENS, Observed, free_port
 
 DASHBOARD = Path(__file__).parents[3] / "scripts/grafana/minedraft.json"
-ANSWERS = 3
-NEW_TOKENS = 12
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def fetch(port: int) -> dict[str, Metric]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
-        assert reply.headers["Content-Type"].startswith("text/plain")
-        return {family.name: family for family in text_string_to_metric_families(reply.read().decode())}
 
 
 def value(page: dict[str, Metric], name: str, **labels: str) -> float:
@@ -46,17 +30,9 @@ def value(page: dict[str, Metric], name: str, **labels: str) -> float:
     return found[0]
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Metric]]:
-    """The page of a service that has answered some prompts and is idle."""
-    model = make_tiny_model(tmp_path_factory.mktemp("models") / "tiny", vocab_size=70, seed=3)
-    port = free_port()
-    settings = {"mode": "minedraft", "draft_len": 3, "num_blocks": 64, "dtype": "float32"}
-    with serve(model, model, metrics=f"127.0.0.1:{port}", **settings) as client:
-        assert isinstance(client, Client)
-        for n in range(ANSWERS):
-            client.complete([5 + n, 6, 7], SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True))
-        yield fetch(port)
+@pytest.fixture(scope="session")
+def page(observed: Observed) -> dict[str, Metric]:
+    return {family.name: family for family in text_string_to_metric_families(observed.page)}
 
 
 @pytest.mark.slow
@@ -121,8 +97,6 @@ def test_the_dashboard_is_one_that_grafana_can_place_and_draw() -> None:
 
 
 async def test_a_stuck_reader_of_the_page_costs_the_service_nothing(tmp_path: Path) -> None:
-    from minedraft import AsyncClient
-
     port = free_port()
     async with fake_service(tmp_path, metrics=f"127.0.0.1:{port}") as service, AsyncClient(service.address) as client:
         with socket.create_connection(("127.0.0.1", port)) as stuck:
@@ -132,8 +106,6 @@ async def test_a_stuck_reader_of_the_page_costs_the_service_nothing(tmp_path: Pa
 
 
 async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
-    from minedraft.errors import ConfigError
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
