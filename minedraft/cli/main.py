@@ -15,6 +15,7 @@ _COMMANDS = {
     "chat": "minedraft.cli.chat",
     "status": "minedraft.cli.status",
     "models": "minedraft.cli.models",
+    "top": "minedraft.cli.top",
     "timeline": "minedraft.cli.timeline",
     "bench": "minedraft.cli.bench",
     "predict": "minedraft.cli.predict",
