@@ -27,6 +27,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 EXIT_OK = 0
@@ -167,10 +168,24 @@ class Unavailable(_RetryableError):
     http_status = 503
 
 
+class LossCause(str, Enum):
+    """How a worker was lost."""
+
+    DEAD = "dead"  # its process or its connection has ended, or it does not answer at all
+    FAILED = "failed"  # it said that its device failed; its process ends
+    SILENT = "hung_silent"  # it owed an answer and gave no sign of life
+    NO_PROGRESS = "hung_no_progress"  # it gave signs of life, but its device stood still
+    PROTOCOL = "protocol"  # what it sent breaks the contract
+
+
 class WorkerLost(Unavailable):
-    """A worker process died, hung or dropped its connection."""
+    """A worker process died, hung, dropped its connection or cannot be trusted."""
 
     reason = "WORKER_LOST"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0, *, cause: LossCause = LossCause.DEAD) -> None:
+        self.cause = cause
+        super().__init__(message, retry_after_s)
 
 
 class WorkerInUse(Unavailable):

@@ -151,6 +151,9 @@ class ServiceStatus:
         feature_bytes: of the target's features for the drafter, whatever carried them between the workers.
         verify_ms, draft_ms, step_ms: median milliseconds of a verify, a draft and a step, recent.
         errors: number of failed calls by the error's reason.
+        worker_losses: times that a worker was lost, by "ROLE:CAUSE"; causes are those of `LossCause`.
+        worker_rejoins: times that a lost worker came back. replays: times that a request was recomputed after the
+            loss of the verifier.
         sources: what made the drafts, each source that had any.
         suspended: why the whole service decodes without drafts at present although it has a drafter; "" if it does not.
         num_suspended: live requests that decode without drafts because theirs were useless.
@@ -199,6 +202,9 @@ class ServiceStatus:
     faults: dict[str, int] = field(default_factory=dict)
     recent_faults: tuple[FaultState, ...] = ()
     exposed_drafting_s: float = 0.0
+    worker_losses: dict[str, int] = field(default_factory=dict)
+    worker_rejoins: int = 0
+    replays: int = 0
 
 
 def join_outputs(pieces: Sequence[Output]) -> Output:

@@ -31,7 +31,7 @@ from enum import Enum, IntEnum
 from minedraft.errors import InvalidRequest
 from minedraft.sampling_params import MAX_DRAFT_LEN, SamplingParams
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 MAX_SPANS = 1024  # requests in one worker command
 MAX_SPAN_DRAFTS = 64  # draft tokens that one span of a worker command can carry
 MAX_TOP_M = 1024  # entries of a truncated draft distribution

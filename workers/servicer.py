@@ -28,7 +28,7 @@ from minedraft.rpc.channel import EPOCH_KEY
 from minedraft.rpc.codec import common
 from minedraft.rpc.codec.channel import channel_command_from_pb, channel_reply_to_pb, freed_from_pb
 from minedraft.rpc.codec.draft import draft_command_from_pb, draft_reply_to_pb
-from minedraft.rpc.codec.link import envelope_to_bytes, refusal_to_pb
+from minedraft.rpc.codec.link import envelope_to_bytes, heartbeat_to_pb, refusal_to_pb
 from minedraft.rpc.codec.verify import verify_command_from_pb, verify_reply_to_pb
 from minedraft.types import PROTOCOL_VERSION, RoundId
 from minedraft.v1 import worker_pb2
@@ -43,6 +43,8 @@ logger = logging.getLogger("minedraft.worker")
 
 DRAFTER_SERVICE = "minedraft.v1.Drafter"
 VERIFIER_SERVICE = "minedraft.v1.Verifier"
+
+HEARTBEAT_S = 0.5
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Encode = Callable[[int, Executed[Any]], worker_pb2.Reply]
@@ -113,8 +115,10 @@ def verifier_handler(
 class _CommandStream:
     """One scheduler's stream of commands."""
 
-    def __init__(self, submits: dict[str, _Submit], channel: JoinedChannel | None) -> None:
+    def __init__(self, submits: dict[str, _Submit], channel: JoinedChannel | None, runtime: WorkerRuntime) -> None:
         self._submits = submits
+        self._runtime = runtime
+        self._num_owed = 0  # answers
         self._channel = channel
         self._outbox: deque[bytes] = deque()
         self._has_mail = asyncio.Event()
@@ -124,12 +128,14 @@ class _CommandStream:
         error: ProtocolError | None = None
         async with asyncio.TaskGroup() as group:
             writer = group.create_task(self._write(context))
+            heart = group.create_task(self._beat())
             try:
                 async for data in requests:
                     self._take(worker_pb2.Command.FromString(data))
             except DecodeError as cause:
                 error = ProtocolError(f"the stream has bytes that are not a command: {cause}")
             writer.cancel()
+            heart.cancel()
         if error is not None:
             logger.error("stream closed: %s", error)
             await error_status.abort(context, error, grpc.StatusCode.INVALID_ARGUMENT)
@@ -144,9 +150,11 @@ class _CommandStream:
         except MineDraftError as error:
             self._refuse(message.call, error)
             return
+        self._num_owed += 1
         reply.add_done_callback(partial(self._answer, message.call, encode))
 
     def _answer(self, call: int, encode: _Encode, reply: asyncio.Future[CommandResult]) -> None:
+        self._num_owed -= 1
         outcome = reply.result()
         if isinstance(outcome, MineDraftError):
             self._refuse(call, outcome)
@@ -165,6 +173,13 @@ class _CommandStream:
             message.channel_failure = failure
         self._outbox.append(envelope_to_bytes(message))
         self._has_mail.set()
+
+    async def _beat(self) -> None:
+        """Tell the scheduler while it waits that the worker lives, and how far its device has got."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            if self._num_owed:
+                self._send(heartbeat_to_pb(self._runtime.progress.count))
 
     async def _write(self, context: _Context) -> None:
         while True:
@@ -223,7 +238,7 @@ def _handler(service: str, runtime: WorkerRuntime, places: Sequence[_Place]) -> 
             await error_status.abort(context, error, grpc.StatusCode.ABORTED)
         place = places[number]
         try:
-            await _CommandStream(place.submits, place.channel).run(requests, context)
+            await _CommandStream(place.submits, place.channel, runtime).run(requests, context)
         finally:
             _reset(place.channel)
             place.session.end()

@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from minedraft.core import events
+from minedraft.errors import LossCause
 from minedraft.messages import LinkStats
-from minedraft.types import Batch, DraftMethod
+from minedraft.types import Batch, DraftMethod, Role
 
 
 @dataclass(slots=True)
@@ -37,6 +38,7 @@ class Counters:
         failed_commands: commands that a worker refused, or answered against the contract.
         past_links: traffic of lost links.
         sources: the same of each source of drafts that had any.
+        losses: lost workers, by role and cause. rejoins: workers that came back.
         causes: requests that ended with an error, by the error's reason.
     """
 
@@ -55,6 +57,9 @@ class Counters:
     rounds: dict[Batch, int] = field(default_factory=lambda: dict.fromkeys(Batch, 0))
     past_links: LinkStats = field(default_factory=LinkStats)
     sources: dict[DraftMethod, SourceCounts] = field(default_factory=dict)
+    losses: Counter[tuple[Role, LossCause]] = field(default_factory=Counter)
+    rejoins: int = 0
+    _away: set[Role] = field(default_factory=set)
     causes: Counter[str] = field(default_factory=Counter)
 
     def observe(self, event: events.Event, now_s: float) -> None:
@@ -79,11 +84,16 @@ class Counters:
                     self.causes[event.error] += 1
             case events.RequestPreempted():
                 self.preemptions += 1
+            case events.WorkerJoined():
+                self.rejoins += event.info.role in self._away
+                self._away.discard(event.info.role)
             case events.ProposalsDropped():
                 self.stale_proposals += event.num_proposals
             case events.CommandFailed():
                 self.failed_commands += 1
             case events.WorkerLeft():
                 self.lost_workers += 1
+                self.losses[event.role, event.kind] += 1
+                self._away.add(event.role)
                 self.past_links.wire_bytes += event.stats.wire_bytes
                 self.past_links.num_stale += event.stats.num_stale

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from minedraft.errors import LossCause
 from minedraft.messages import LinkStats, Timing, WorkerInfo
 from minedraft.types import Batch, DraftMethod, FinishReason, Mode, Role
 
@@ -176,11 +177,12 @@ class WorkerJoined:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLeft:
-    """A worker was lost. stats: the traffic of its link."""
+    """A worker was lost. cause: in words. stats: the traffic of its link."""
 
     role: Role
     cause: str
     stats: LinkStats
+    kind: LossCause = LossCause.DEAD
 
 
 @dataclass(frozen=True, slots=True)

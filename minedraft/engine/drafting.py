@@ -18,7 +18,7 @@ from minedraft.core.rounds import RoundPlan
 from minedraft.core.running_ahead import plan_runs
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.workers import Drafter
-from minedraft.errors import ChannelFailed, MineDraftError, WorkerLost
+from minedraft.errors import ChannelFailed, LossCause, MineDraftError, WorkerLost
 from minedraft.messages import DraftReply, DraftSpan, Proposal, VerifySpan, WorkerInfo
 from minedraft.types import Role, RoundId
 
@@ -95,7 +95,7 @@ class Drafting:
         """Go on without drafts."""
         if self.drafter is not None:
             logger.warning("drafter lost, continuing without drafts: %s", error)
-            self._publish(events.WorkerLeft(Role.DRAFTER, str(error), replace(self.drafter.stats)))
+            self._publish(events.WorkerLeft(Role.DRAFTER, str(error), replace(self.drafter.stats), loss_cause(error)))
             self.drafter = None
             self._scheduler.detach_drafter()
             self._wake()
@@ -144,6 +144,11 @@ class Drafting:
         if self._num_failures >= MAX_FAILURES:
             drafter.give_up(f"{MAX_FAILURES} commands failed in a row, the last: {error}")
             self.lose(error)
+
+
+def loss_cause(error: MineDraftError) -> LossCause:
+    """Return how a worker was lost: a worker of which no error of another kind is left broke the contract."""
+    return error.cause if isinstance(error, WorkerLost) else LossCause.PROTOCOL
 
 
 def failed_command(role: Role, plan: RoundPlan | None, error: MineDraftError) -> events.CommandFailed:

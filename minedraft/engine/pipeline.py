@@ -256,7 +256,7 @@ class Pipeline:
                     lane.cancel()
             self._deliver(self.scheduler.fail_all(error))
             if isinstance(error, WorkerLost) and self.has_verifier:
-                self._publish(events.WorkerLeft(Role.VERIFIER, str(error), replace(self.verifier.stats)))
+                self._publish(events.WorkerLeft(Role.VERIFIER, str(error), replace(self.verifier.stats), error.cause))
             self.failed.set()
             self._settled.set()  # wakes `settled`, which then raises
 

@@ -11,7 +11,7 @@ from minedraft.core.ledger import KvLedger
 from minedraft.core.request import RequestUpdate
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
-from minedraft.engine.drafting import MAX_FAILURES, check_balance, failed_command, make_ledger
+from minedraft.engine.drafting import MAX_FAILURES, check_balance, failed_command, loss_cause, make_ledger
 from minedraft.engine.workers import Verifier
 from minedraft.errors import InternalError, MineDraftError, WorkerLost
 from minedraft.messages import Verdict, VerifyCommand, VerifySpan
@@ -127,7 +127,7 @@ class Verifying:
             logger.warning("verifier lost, requests wait until it is back: %s", error)
             self.is_lost = True
             self._scheduler.detach_verifier()
-            self._publish(events.WorkerLeft(Role.VERIFIER, str(error), replace(self.verifier.stats)))
+            self._publish(events.WorkerLeft(Role.VERIFIER, str(error), replace(self.verifier.stats), loss_cause(error)))
             self._wake()
 
     def gain(self, verifier: Verifier) -> None:

@@ -126,6 +126,8 @@ class StatusBoard:
             runs_ahead=counters.runs_ahead,
             used_runs=counters.used_runs,
             errors=dict(self._errors),
+            worker_losses={f"{role.value}:{kind.value}": count for (role, kind), count in counters.losses.items()},
+            worker_rejoins=counters.rejoins,
             sources=self._source_states(),
             suspended=self.suspended,
             num_suspended=len(self._suspended_requests),

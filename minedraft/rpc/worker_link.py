@@ -1,18 +1,15 @@
 """The scheduler's end of the worker links: drafter and verifier over gRPC.
 
-A link dies as a whole. When the worker's process ends, its connection drops or it fails, every pending
+A link dies as a whole. When the worker's process ends, its connection drops, it fails or it hangs, every pending
 and every later call raises `WorkerLost` immediately; only a new link (handshake, new epoch) helps then.
 A reply that breaks the contract raises `ProtocolError`. Commands have no deadline, because a forward may
-take long: pings detect a silent host, and a worker whose device hangs exits.
+take long: a worker that owes an answer sends heartbeats, by which one that is slow differs from one that hangs
+(`link_watch.py`), and pings detect a silent host also while it owes none.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import socket
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,9 +23,9 @@ from google.protobuf.message import DecodeError
 from minedraft.address import Address
 from minedraft.carriers import ChannelCommand, ChannelEnd
 from minedraft.errors import (
-    ConfigError,
     InternalError,
     InvalidRequest,
+    LossCause,
     MineDraftError,
     ProtocolError,
     StaleRound,
@@ -57,15 +54,14 @@ from minedraft.rpc.codec.draft import draft_command_to_pb, draft_reply_from_pb
 from minedraft.rpc.codec.link import encode, envelope_to_bytes, refusal_from_pb
 from minedraft.rpc.codec.tensor import generations_in
 from minedraft.rpc.codec.verify import verify_command_to_pb, verify_reply_from_pb
+from minedraft.rpc.handshake import WorkerCall
 from minedraft.rpc.leases import LeaseBook
-from minedraft.types import PROTOCOL_VERSION, Role
+from minedraft.rpc.link_watch import LinkWatch
+from minedraft.types import Role
 from minedraft.v1 import common_pb2, worker_pb2
 
-logger = logging.getLogger("minedraft.rpc.worker_link")
-
-_SLOW_COMMAND_S = 60.0  # a command that takes longer is logged, once
-_IN_USE_POLL_S = 0.2
-_IN_USE_WAIT_S = 3.0  # after a restart, the previous scheduler may still be exiting
+# What gRPC says when a ping was not answered: the process is stopped, or its host is gone.
+_SILENT = ("ping timeout", "keepalive")
 
 _Stream: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
 
@@ -95,9 +91,11 @@ class _WorkerLink:
         self._stream: _Stream | None = None
         self._reader: asyncio.Task[None]
         self._writer: asyncio.Task[None]
+        self._watcher: asyncio.Task[None]
         self._last_call = 0
         self._last_configure = 0
-        self._pending: dict[int, asyncio.Future[worker_pb2.Reply]] = {}
+        self._callee = WorkerCall(self.role, self._service, address)
+        self._watch = LinkWatch(self._callee.name, self._lose)
         self._outbox: deque[bytes] = deque()
         self._has_mail = asyncio.Event()
 
@@ -118,29 +116,32 @@ class _WorkerLink:
         """
         link = cls(Address.parse(address) if isinstance(address, str) else address)
         try:
-            link.info = await link._shake_hands(target_vocab_size, connect_timeout_s)
+            link.info, num_bytes = await link._callee.shake_hands(link._channel, target_vocab_size, connect_timeout_s)
         except BaseException:
             await link.close()
             raise
+        link.stats.wire_bytes += num_bytes
         metadata = ((EPOCH_KEY, str(link.info.epoch)),)
         run = link._channel.stream_stream(f"/minedraft.v1.{cls._service}/Run", None, None)
         link._stream = stream = run(None, metadata=metadata)
         link._reader = asyncio.create_task(link._read_replies(stream), name=f"{cls.role.value}-replies")
         link._writer = asyncio.create_task(link._write_commands(stream), name=f"{cls.role.value}-commands")
+        link._watcher = asyncio.create_task(link._watch.run(), name=f"{cls.role.value}-watch")
         return link
 
     def give_up(self, cause: str) -> None:
         """Declare the link dead although the worker lives: it is of no use."""
-        self._lose(cause)
+        self._lose(cause, LossCause.PROTOCOL)
 
     async def close(self) -> None:
         """Drop the connection; pending calls raise WorkerLost. Safe to call twice."""
-        self._lose("its link was closed here")
+        self._lose("its link was closed here", LossCause.DEAD)
         if self._stream is not None:
             # The reader is not cancelled: an event of its stream could then arrive after the event loop has closed.
             self._stream.cancel()
             self._writer.cancel()
-            await asyncio.gather(self._reader, self._writer, return_exceptions=True)
+            self._watcher.cancel()
+            await asyncio.gather(self._reader, self._writer, self._watcher, return_exceptions=True)
         await self._channel.close(None)
 
     async def __aenter__(self) -> Self:
@@ -183,22 +184,19 @@ class _WorkerLink:
             command, or its reply is of another kind. StaleRound: the command's round or epoch has passed.
         """
         if self.lost_error is not None:
-            raise WorkerLost(str(self.lost_error))
+            raise self._repeat_loss()
         self._last_call += 1
         command.call = call = self._last_call
         data = envelope_to_bytes(command)
         self.stats.wire_bytes += len(data)
-        waiter: asyncio.Future[worker_pb2.Reply] = asyncio.get_running_loop().create_future()
-        self._pending[call] = waiter
+        answer = self._watch.begin(call, reply_kind)
         self.stats.num_open += 1
         self._outbox.append(data)
         self._has_mail.set()
-        slow = asyncio.get_running_loop().call_later(_SLOW_COMMAND_S, self._tell_slow, reply_kind)
         try:
-            reply = await waiter
+            reply = await answer
         finally:
-            slow.cancel()
-            self._pending.pop(call, None)
+            self._watch.end(call)
             self.stats.num_open -= 1
         kind = reply.WhichOneof("kind")
         if kind == "refusal":
@@ -215,17 +213,18 @@ class _WorkerLink:
                 reply = worker_pb2.Reply.FromString(data)
                 if reply.channel_failure:
                     self.on_channel_failure(reply.channel_failure[:MAX_FAILURE_CHARS])
-                waiter = self._pending.get(reply.call)
-                if waiter is None:
+                if not reply.call and reply.WhichOneof("kind") == "heartbeat":
+                    self._watch.hear(reply.heartbeat.progress)
+                elif not self._watch.answer(reply.call, reply):
                     self.stats.num_stale += 1
                     self._leases.free(generations_in(_tensors_in(reply)))
-                elif not waiter.done():
-                    waiter.set_result(reply)
-            self._lose("it ended the stream")
+            self._lose("it ended the stream", LossCause.DEAD)
         except grpc.aio.AioRpcError as error:
-            self._lose(f"{error.code().name}: {error.details()}")
+            details = str(error.details())
+            is_silent = any(words in details.lower() for words in _SILENT)
+            self._lose(f"{error.code().name}: {details}", LossCause.SILENT if is_silent else LossCause.DEAD)
         except DecodeError as error:
-            self._lose(f"it sent bytes that are not a message: {error}")
+            self._lose(f"it sent bytes that are not a message: {error}", LossCause.PROTOCOL)
 
     async def _write_commands(self, stream: _Stream) -> None:
         # A separate task: cancelling a caller inside `write` would end the stream for all callers.
@@ -246,58 +245,10 @@ class _WorkerLink:
             self._leases.free(generations_in(_tensors_in(reply)))
             raise
 
-    def _watch(self, tensors: Iterable[Tensor]) -> None:
+    def _hold(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             if tensor.reference is not None:
                 self._leases.watch(tensor.reference)
-
-    def _tell_slow(self, kind: str) -> None:
-        logger.warning("%s has not answered a %s command for %.0f s; still waiting", self._name, kind, _SLOW_COMMAND_S)
-
-    async def _shake_hands(self, target_vocab_size: int, timeout_s: float) -> WorkerInfo:
-        handshake = self._channel.unary_unary(
-            f"/minedraft.v1.{self._service}/Handshake",
-            request_serializer=worker_pb2.HandshakeRequest.SerializeToString,
-            response_deserializer=worker_pb2.HandshakeReply.FromString,
-        )
-        request = common.handshake_to_pb(_own_name(), target_vocab_size)
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + timeout_s
-        in_use_until_s = loop.time() + min(timeout_s, _IN_USE_WAIT_S)
-        while True:
-            try:
-                sent_ns = time.monotonic_ns()
-                message = await handshake(request, timeout=deadline_s - loop.time(), wait_for_ready=True)
-                received_ns = time.monotonic_ns()
-                break
-            except grpc.aio.AioRpcError as error:
-                is_in_use = error.code() is grpc.StatusCode.ABORTED
-                if not is_in_use or loop.time() + _IN_USE_POLL_S >= in_use_until_s:
-                    raise self._handshake_error(error, timeout_s) from None
-            await asyncio.sleep(_IN_USE_POLL_S)
-        self.stats.wire_bytes += request.ByteSize() + message.ByteSize()
-        try:
-            info = common.info_from_pb(message, sent_ns, received_ns)
-        except InvalidRequest as error:
-            raise ProtocolError(f"{self.role.value}'s handshake: {error}") from error
-        if info.protocol_version != PROTOCOL_VERSION:
-            limit = f"this scheduler speaks protocol version {PROTOCOL_VERSION}, the worker {info.protocol_version}"
-            raise ConfigError(f"{self.role.value} address", str(self.address), limit)
-        if info.role is not self.role:
-            limit = f"a {info.role.value} answers there, not a {self.role.value}"
-            raise ConfigError(f"{self.role.value} address", str(self.address), limit)
-        return info
-
-    def _handshake_error(self, error: grpc.aio.AioRpcError, timeout_s: float) -> MineDraftError:
-        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            other = Role.DRAFTER if self.role is Role.VERIFIER else Role.VERIFIER
-            limit = f"a {other.value} or another service answers there, not a {self.role.value}"
-            return ConfigError(f"{self.role.value} address", str(self.address), limit)
-        if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED):
-            return ConfigError(f"{self.role.value} address", str(self.address), str(error.details()))
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return WorkerLost(f"{self._name} did not answer within {timeout_s:g} s")
-        return WorkerLost(f"{self._name}: {error.details()}")
 
     def _to_error(self, refusal: InternalError) -> MineDraftError:
         error: MineDraftError
@@ -307,23 +258,26 @@ class _WorkerLink:
         elif isinstance(refusal, ProtocolError):
             error = type(refusal)(f"{self._name} {refusal}")
         else:
-            return self._lose(str(refusal))
+            return self._lose(str(refusal), LossCause.FAILED)
         error.request_id = refusal.request_id
         return error
 
-    def _lose(self, cause: str) -> WorkerLost:
+    def _lose(self, words: str, cause: LossCause) -> WorkerLost:
         """Mark the link as dead, fail every pending call, and return the error."""
         if self.lost_error is None:
-            self.lost_error = WorkerLost(f"{self._name} is lost: {cause}")
+            self.lost_error = WorkerLost(f"{self._name} is lost: {words}", cause=cause)
             self.lost.set()
-            for waiter in self._pending.values():
-                if not waiter.done():
-                    waiter.set_exception(WorkerLost(str(self.lost_error)))
-        return WorkerLost(str(self.lost_error))
+            self._watch.fail_all(self._repeat_loss)
+        return self._repeat_loss()
+
+    def _repeat_loss(self) -> WorkerLost:
+        """Return the error of the loss, a new one for each who is told: an exception keeps where it was raised."""
+        assert self.lost_error is not None, "the link is dead"
+        return WorkerLost(str(self.lost_error), cause=self.lost_error.cause)
 
     @property
     def _name(self) -> str:
-        return f"{self.role.value} at {self.address}"
+        return self._callee.name
 
 
 class GrpcDrafter(_WorkerLink):
@@ -346,7 +300,7 @@ class GrpcDrafter(_WorkerLink):
     def _decode(self, message: worker_pb2.Reply, command: DraftCommand) -> DraftReply:
         with self._decoding(message):
             reply = draft_reply_from_pb(message.draft, command, self.info)
-        self._watch(side for row in reply.proposals if row.q is not None for side in (row.q.ids, row.q.probs))
+        self._hold(side for row in reply.proposals if row.q is not None for side in (row.q.ids, row.q.probs))
         return reply
 
 
@@ -362,7 +316,7 @@ class GrpcVerifier(_WorkerLink):
         reply = await self._call(worker_pb2.Command(verify=message), "verify")
         with self._decoding(reply):
             checked = verify_reply_from_pb(reply.verify, command, self.info)
-        self._watch(row.features.states for row in checked.verdicts if row.features is not None)
+        self._hold(row.features.states for row in checked.verdicts if row.features is not None)
         return checked
 
 
@@ -377,8 +331,3 @@ def _tensors_in(reply: worker_pb2.Reply) -> Iterator[common_pb2.Tensor]:
 
 def _ignore(cause: str) -> None:
     """Leave a failure unheard: nobody has joined the worker with another one."""
-
-
-def _own_name() -> str:
-    """Return the name of this scheduler, as shown to another one that wants the same worker."""
-    return f"the scheduler with process id {os.getpid()} on {socket.gethostname()}"

@@ -204,7 +204,7 @@ class SourceStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., verified_drafts: _Optional[int] = ..., accepted_drafts: _Optional[int] = ...) -> None: ...
 
 class GetStatusReply(_message.Message):
-    __slots__ = ("state", "mode", "draft_len", "max_batch_size", "num_waiting", "num_running", "batches", "workers", "vsr", "mean_accepted_len", "overlap_efficiency", "control_overhead_ms", "tokens_per_s", "output_tokens", "finished_requests", "preemptions", "stale_replies", "wire_bytes", "steps", "uptime_s", "verify_ms", "draft_ms", "step_ms", "errors", "verified_drafts", "accepted_drafts", "sources", "feature_bytes", "suspended", "num_suspended", "is_mode_auto", "is_draft_len_auto", "mode_reason", "branches", "runs_ahead", "used_runs", "faults", "recent_faults", "exposed_drafting_s")
+    __slots__ = ("state", "mode", "draft_len", "max_batch_size", "num_waiting", "num_running", "batches", "workers", "vsr", "mean_accepted_len", "overlap_efficiency", "control_overhead_ms", "tokens_per_s", "output_tokens", "finished_requests", "preemptions", "stale_replies", "wire_bytes", "steps", "uptime_s", "verify_ms", "draft_ms", "step_ms", "errors", "verified_drafts", "accepted_drafts", "sources", "feature_bytes", "suspended", "num_suspended", "is_mode_auto", "is_draft_len_auto", "mode_reason", "branches", "runs_ahead", "used_runs", "faults", "recent_faults", "exposed_drafting_s", "worker_losses", "worker_rejoins", "replays")
     class ErrorsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +213,13 @@ class GetStatusReply(_message.Message):
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     class FaultsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class WorkerLossesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +265,9 @@ class GetStatusReply(_message.Message):
     FAULTS_FIELD_NUMBER: _ClassVar[int]
     RECENT_FAULTS_FIELD_NUMBER: _ClassVar[int]
     EXPOSED_DRAFTING_S_FIELD_NUMBER: _ClassVar[int]
+    WORKER_LOSSES_FIELD_NUMBER: _ClassVar[int]
+    WORKER_REJOINS_FIELD_NUMBER: _ClassVar[int]
+    REPLAYS_FIELD_NUMBER: _ClassVar[int]
     state: str
     mode: str
     draft_len: int
@@ -297,4 +307,7 @@ class GetStatusReply(_message.Message):
     faults: _containers.ScalarMap[str, int]
     recent_faults: _containers.RepeatedCompositeFieldContainer[FaultStatus]
     exposed_drafting_s: float
-    def __init__(self, state: _Optional[str] = ..., mode: _Optional[str] = ..., draft_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., batches: _Optional[_Iterable[_Union[BatchStatus, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., vsr: _Optional[float] = ..., mean_accepted_len: _Optional[float] = ..., overlap_efficiency: _Optional[float] = ..., control_overhead_ms: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., output_tokens: _Optional[int] = ..., finished_requests: _Optional[int] = ..., preemptions: _Optional[int] = ..., stale_replies: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., uptime_s: _Optional[float] = ..., verify_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., step_ms: _Optional[float] = ..., errors: _Optional[_Mapping[str, int]] = ..., verified_drafts: _Optional[int] = ..., accepted_drafts: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[SourceStatus, _Mapping]]] = ..., feature_bytes: _Optional[int] = ..., suspended: _Optional[str] = ..., num_suspended: _Optional[int] = ..., is_mode_auto: _Optional[bool] = ..., is_draft_len_auto: _Optional[bool] = ..., mode_reason: _Optional[str] = ..., branches: _Optional[int] = ..., runs_ahead: _Optional[int] = ..., used_runs: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., recent_faults: _Optional[_Iterable[_Union[FaultStatus, _Mapping]]] = ..., exposed_drafting_s: _Optional[float] = ...) -> None: ...
+    worker_losses: _containers.ScalarMap[str, int]
+    worker_rejoins: int
+    replays: int
+    def __init__(self, state: _Optional[str] = ..., mode: _Optional[str] = ..., draft_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., batches: _Optional[_Iterable[_Union[BatchStatus, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., vsr: _Optional[float] = ..., mean_accepted_len: _Optional[float] = ..., overlap_efficiency: _Optional[float] = ..., control_overhead_ms: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., output_tokens: _Optional[int] = ..., finished_requests: _Optional[int] = ..., preemptions: _Optional[int] = ..., stale_replies: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., uptime_s: _Optional[float] = ..., verify_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., step_ms: _Optional[float] = ..., errors: _Optional[_Mapping[str, int]] = ..., verified_drafts: _Optional[int] = ..., accepted_drafts: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[SourceStatus, _Mapping]]] = ..., feature_bytes: _Optional[int] = ..., suspended: _Optional[str] = ..., num_suspended: _Optional[int] = ..., is_mode_auto: _Optional[bool] = ..., is_draft_len_auto: _Optional[bool] = ..., mode_reason: _Optional[str] = ..., branches: _Optional[int] = ..., runs_ahead: _Optional[int] = ..., used_runs: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., recent_faults: _Optional[_Iterable[_Union[FaultStatus, _Mapping]]] = ..., exposed_drafting_s: _Optional[float] = ..., worker_losses: _Optional[_Mapping[str, int]] = ..., worker_rejoins: _Optional[int] = ..., replays: _Optional[int] = ...) -> None: ...

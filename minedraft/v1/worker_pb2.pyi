@@ -65,7 +65,7 @@ class Command(_message.Message):
     def __init__(self, call: _Optional[int] = ..., draft: _Optional[_Union[DraftRequest, _Mapping]] = ..., prefill: _Optional[_Union[DraftRequest, _Mapping]] = ..., verify: _Optional[_Union[VerifyRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ..., configure: _Optional[_Union[ConfigureRequest, _Mapping]] = ..., channel: _Optional[_Union[ChannelRequest, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("call", "draft", "verify", "release", "refusal", "configure", "channel", "channel_failure")
+    __slots__ = ("call", "draft", "verify", "release", "refusal", "configure", "channel", "heartbeat", "channel_failure")
     CALL_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     VERIFY_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,7 @@ class Reply(_message.Message):
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     CONFIGURE_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FAILURE_FIELD_NUMBER: _ClassVar[int]
     call: int
     draft: DraftReply
@@ -81,8 +82,15 @@ class Reply(_message.Message):
     refusal: Refusal
     configure: ConfigureReply
     channel: ChannelReply
+    heartbeat: Heartbeat
     channel_failure: str
-    def __init__(self, call: _Optional[int] = ..., draft: _Optional[_Union[DraftReply, _Mapping]] = ..., verify: _Optional[_Union[VerifyReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., configure: _Optional[_Union[ConfigureReply, _Mapping]] = ..., channel: _Optional[_Union[ChannelReply, _Mapping]] = ..., channel_failure: _Optional[str] = ...) -> None: ...
+    def __init__(self, call: _Optional[int] = ..., draft: _Optional[_Union[DraftReply, _Mapping]] = ..., verify: _Optional[_Union[VerifyReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., configure: _Optional[_Union[ConfigureReply, _Mapping]] = ..., channel: _Optional[_Union[ChannelReply, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., channel_failure: _Optional[str] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("progress",)
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    progress: int
+    def __init__(self, progress: _Optional[int] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("reason", "message", "request_id")

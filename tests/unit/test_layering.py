@@ -47,7 +47,7 @@ ROOMS = {
     "local": Room("values settings client process"),
     "core": Room("values", is_pure=True),
     "engine": Room("values core"),
-    "rpc": Room("values places v1", "grpc google grpc_health grpc_reflection grpc_status"),
+    "rpc": Room("values places core.liveness v1", "grpc google grpc_health grpc_reflection grpc_status"),
     "text": Room("values models", "jinja2 tokenizers"),
     "models": Room("values process"),
     "process": Room("values places", "click"),

@@ -145,11 +145,13 @@ def status_to_pb(status: ServiceStatus) -> inference_pb2.GetStatusReply:
 
 
 def status_from_pb(message: inference_pb2.GetStatusReply) -> ServiceStatus:
-    scalars = {name: getattr(message, name) for name in _names(ServiceStatus) - _PARTS - {"errors", "faults"}}
+    maps = {"errors", "faults", "worker_losses"}
+    scalars = {name: getattr(message, name) for name in _names(ServiceStatus) - _PARTS - maps}
     return ServiceStatus(
         **scalars,
         errors=dict(message.errors),
         faults=dict(message.faults),
+        worker_losses=dict(message.worker_losses),
         batches=tuple(
             BatchState(**{name: getattr(batch, name) for name in _names(BatchState)}) for batch in message.batches
         ),

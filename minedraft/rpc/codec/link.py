@@ -15,6 +15,11 @@ _CommandT = TypeVar("_CommandT")
 _PbT = TypeVar("_PbT")
 
 
+def heartbeat_to_pb(progress: int) -> worker_pb2.Reply:
+    """Return the envelope of a heartbeat. progress: not negative."""
+    return worker_pb2.Reply(heartbeat=worker_pb2.Heartbeat(progress=progress))
+
+
 def refusal_to_pb(call: int, error: MineDraftError) -> worker_pb2.Reply:
     refusal = worker_pb2.Refusal(
         reason=error.reason, message=str(error)[:_MAX_MESSAGE_CHARS], request_id=error.request_id or 0

@@ -198,14 +198,16 @@ async def test_a_command_that_cannot_even_be_written_costs_only_itself(worker: S
 
 
 async def test_a_command_that_takes_long_is_said_once_and_waited_for(
-    worker: Served, verifier: GrpcVerifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    worker: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("minedraft.rpc.worker_link._SLOW_COMMAND_S", 0.01)
-    worker.actor.gate.clear()
-    call = asyncio.create_task(verifier.verify(command(verifier, 1)))
-    await until(lambda: "still waiting" in caplog.text)
-    worker.actor.gate.set()
-    await call
+    monkeypatch.setattr("minedraft.rpc.link_watch._SLOW_COMMAND_S", 0.01)
+    monkeypatch.setattr("minedraft.rpc.link_watch.LOOK_S", 0.01)
+    async with await GrpcVerifier.connect(worker.address) as verifier:
+        worker.actor.gate.clear()
+        call = asyncio.create_task(verifier.verify(command(verifier, 1)))
+        await until(lambda: "still waiting" in caplog.text)
+        worker.actor.gate.set()
+        await call
     assert caplog.text.count("still waiting") == 1
 
 
