@@ -1,4 +1,4 @@
 """The commands that users type.
 
-May import: values, places, settings, client, rpc, models, text, process, launch, bench, observe, theory.
+May import: values, places, settings, client, rpc, models, text, process, launch, bench, observe, theory, vllm.
 """

@@ -19,6 +19,7 @@ _COMMANDS = {
     "timeline": "minedraft.cli.timeline",
     "bench": "minedraft.cli.bench",
     "predict": "minedraft.cli.predict",
+    "vllm-doctor": "minedraft.cli.vllm_doctor",
 }
 
 
@@ -29,7 +30,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command), f"{cmd_name} is not a command"
         return command
 

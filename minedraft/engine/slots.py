@@ -73,21 +73,24 @@ class WorkerSlot(Generic[WorkerT]):
         self._gain = gain
         self._reconnect = reconnect
 
-    async def run(self, worker: WorkerT) -> None:
-        """Serve the slot until cancelled, then close its present worker."""
+    async def run(self, worker: WorkerT | None) -> None:
+        """Serve the slot until cancelled, then close its present worker. None: it is lost already."""
         try:
             while True:
+                if worker is None:
+                    self.state = SlotState.LOST
+                    worker = await self._take_back()
+                    self.state = SlotState.READY
+                    logger.warning("%s is back: %s", self._name, worker.info.model_name)
+                    self._gain(worker)
                 await worker.lost.wait()
                 assert worker.lost_error is not None, "set before the event"
-                self.state = SlotState.LOST
                 self._lose(worker.lost_error)
                 await worker.close()
-                worker = await self._take_back()
-                self.state = SlotState.READY
-                logger.warning("%s is back: %s", self._name, worker.info.model_name)
-                self._gain(worker)
+                worker = None
         finally:
-            await worker.close()
+            if worker is not None:
+                await worker.close()
 
     async def _take_back(self) -> WorkerT:
         delay_s, last_cause = _FIRST_RETRY_S, ""

@@ -56,7 +56,9 @@ ROOMS = {
     "observe": Room("values places settings core engine", "prometheus_client matplotlib"),
     "theory": Room("values", is_pure=True),
     "bench": Room("values client theory", "rich"),
-    "cli": Room("values places settings client rpc models text process launch bench observe theory", "click rich"),
+    "cli": Room("values places settings client rpc models text process launch bench observe theory vllm", "click rich"),
+    # vLLM's process; nothing else imports vLLM.
+    "vllm": Room("values places core engine rpc models", "vllm transformers prometheus_client torch"),
     "v1": Room(packages="grpc google"),
     # A worker knows its settings, the wire, model folders and how to be a process; of the core only blocks of KV.
     "workers": Room(

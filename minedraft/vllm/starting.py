@@ -1,0 +1,71 @@
+"""Puts the plugin together for one engine: settings, policy, desk, link and groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from minedraft.core.policy.base import DraftPolicy, FixedDraftLen
+from minedraft.core.policy.draft_len import AutoDraftLen
+from minedraft.core.policy.forecast.experience import Experience
+from minedraft.models.vocabulary import vocab_fingerprint
+from minedraft.sampling_params import MAX_DRAFT_LEN
+from minedraft.types import Mode
+from minedraft.vllm.alternation import Alternation
+from minedraft.vllm.compatible import assert_compatible
+from minedraft.vllm.desk import DraftDesk
+from minedraft.vllm.groups import Groups
+from minedraft.vllm.link import DrafterLink
+from minedraft.vllm.settings import PluginSettings
+
+
+class Plugin:
+    """The plugin in one engine core. Made once vLLM's configuration is known; `close` ends its thread.
+
+    Args:
+        config: vLLM's `VllmConfig`. path: "V1" or "V2", the model runner that it is for.
+
+    Raises:
+        ConfigError: vLLM, a setting, or the drafter does not fit.
+    """
+
+    def __init__(self, config: Any, path: str) -> None:  # noqa: ANN401 - this file knows no vLLM
+        assert_compatible(config, path)
+        settings = PluginSettings.read(config.additional_config)
+        most = min(config.speculative_config.num_speculative_tokens, MAX_DRAFT_LEN)
+        experience = Experience()
+        policy: DraftPolicy
+        if settings.is_auto:
+            policy = AutoDraftLen(experience)
+        else:
+            policy = FixedDraftLen()
+            most = min(int(settings.draft_len) or most, most)
+        mode = Mode.MINEDRAFT if settings.groups == 2 else Mode.SD
+        self.desk = DraftDesk(most, policy, experience, mode)
+        self.link = DrafterLink(
+            settings.address,
+            self.desk,
+            config.model_config.get_vocab_size(),
+            vocab_fingerprint(tokenizer_folder(config.model_config.tokenizer)),
+            settings.connect_timeout_s,
+        )
+        self.link.open()
+        self.alternation = Alternation(Groups(settings.groups), self.link, settings.wait_ms / 1e3)
+
+    def close(self) -> None:
+        """End the link. Safe to call twice."""
+        self.link.close()
+
+
+def tokenizer_folder(name: str) -> Path:
+    """Return the folder of a tokenizer that is named by folder or, if it is in Hugging Face's cache, by repository.
+
+    Raises:
+        ModelError: there is no tokenizer.json.
+    """
+    if (folder := Path(name)).is_dir():
+        return folder
+    from transformers.utils import cached_file
+
+    found = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    return folder if found is None else Path(found).parent
