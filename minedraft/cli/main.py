@@ -19,7 +19,7 @@ _COMMANDS = {
     "timeline": "minedraft.cli.timeline",
     "bench": "minedraft.cli.bench",
     "predict": "minedraft.cli.predict",
-    "vllm-doctor": "minedraft.cli.vllm_doctor",
+    "vllm-doctor": "minedraft.cli.plugins.vllm_doctor",
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from minedraft.cli.vllm_doctor import vllm_doctor
+from minedraft.cli.plugins.vllm_doctor import vllm_doctor
 from minedraft.errors import ConfigErrors
 from minedraft.vllm import compatible, contracts
 from minedraft.vllm.contracts import CONTRACTS, check_contracts, is_supported, missing, to_markdown
@@ -42,7 +42,7 @@ def vllm_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             path.write_text("".join([f"class {name}:\n{''.join(parts)}" for name, parts in blocks.items()]))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(contracts, "installed_version", lambda: "0.32.0")
-    monkeypatch.setattr("minedraft.cli.vllm_doctor.installed_version", lambda: "0.32.0")
+    monkeypatch.setattr("minedraft.cli.plugins.vllm_doctor.installed_version", lambda: "0.32.0")
     monkeypatch.setattr(compatible, "installed_version", lambda: "0.32.0")
     return tmp_path / "vllm"
 
@@ -72,7 +72,7 @@ def test_a_field_that_is_gone_is_named_and_stops_the_path_that_needs_it(vllm_fol
 
 
 def test_the_doctor_refuses_a_version_out_of_range(vllm_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("minedraft.cli.vllm_doctor.installed_version", lambda: "0.40.1")
+    monkeypatch.setattr("minedraft.cli.plugins.vllm_doctor.installed_version", lambda: "0.40.1")
     result = CliRunner().invoke(vllm_doctor)
     assert result.exit_code == 78
     assert "vLLM 0.40.1 is not in the range >=0.32,<0.34" in result.output

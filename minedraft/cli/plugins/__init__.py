@@ -1,0 +1,4 @@
+"""Commands for what of MineDraft runs inside other engines.
+
+May import: values, places, settings, client, rpc, models, text, process, launch, bench, observe, theory, vllm, cli.
+"""
