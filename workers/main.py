@@ -12,6 +12,7 @@ import click
 from minedraft.errors import EXIT_OK
 from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import run_logged, takes_parent
+from minedraft.process.logs import set_up_log
 from minedraft.process.notify import Notifier
 from minedraft.process.parent import exit_with_parent
 from minedraft.settings.flags import settings_flags
@@ -45,7 +46,9 @@ def command(check: bool, parent_pid: int | None, **flags: object) -> int:
     notifier = Notifier()
     if parent_pid is not None:
         exit_with_parent(parent_pid)
-    plan = Plan.make(load_worker_settings(flags))
+    settings = load_worker_settings(flags)
+    set_up_log(settings.role.value, settings.log_format, settings.log_level)
+    plan = Plan.make(settings)
     if check:
         click.echo(plan.check_model())
         return EXIT_OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shlex
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from minedraft.errors import EXIT_INTERNAL, EXIT_OK
 from minedraft.launch.placement import tell_unused_gpus
 from minedraft.launch.preflight import check_machine, settle_draft_method
 from minedraft.models.catalogue import Pair, ensure_pair, find_pair
+from minedraft.process.logs import plain_line
 from minedraft.process.notify import READY_LINE
 from minedraft.settings.flags import UserPath, settings_flags
 from minedraft.settings.loading import load_settings
@@ -84,8 +86,24 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
 
     if (hint := tell_unused_gpus(settings)) is not None:
         say(hint)
-    launcher = Launcher(settings, say, lambda seconds: announce(settings, seconds), is_verbose=verbose)
+    is_json = settings.log_format == "json"
+    launcher = Launcher(
+        settings,
+        _say_json if is_json else say,
+        lambda seconds: announce(settings, seconds),
+        is_verbose=verbose,
+        pass_on=_pass_json if is_json else None,
+    )
     return asyncio.run(launcher.run())
+
+
+def _say_json(text: str) -> None:
+    say(json.dumps(plain_line("launcher", "INFO", text), ensure_ascii=False))
+
+
+def _pass_json(name: str, line: str) -> None:
+    """Pass a line on as it is; or as JSON if it is none, as the last words of a process that crashed are."""
+    say(line if line.startswith("{") else json.dumps(plain_line(name, "ERROR", line), ensure_ascii=False))
 
 
 def _with_pair(settings: Settings, pair: Pair) -> Settings:

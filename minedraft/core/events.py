@@ -17,10 +17,11 @@ from minedraft.types import Batch, DraftMethod, FinishReason, Mode, Role
 
 @dataclass(frozen=True, slots=True)
 class RequestQueued:
-    """A request was accepted and waits for a seat."""
+    """A request was accepted and waits for a seat. name: the id that its client knows it by, "" if it has none."""
 
     request_id: int
     prompt_len: int
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +160,16 @@ class ProposalsDropped:
 class CommandFailed:
     """A worker refused a command, or its reply broke the contract; the worker is kept.
 
-    batch, number: the command's round; None and 0 for a command outside the rounds.
+    batch, number: the command's round; None and 0 for a command outside the rounds. reason: of the error.
+    request_id: the request at fault; None if no single one is.
     """
 
     role: Role
     batch: Batch | None
     number: int
     cause: str
+    reason: str = ""
+    request_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,14 @@ class NewRequest:
         prompt_token_ids: at least one id, all below the target's vocabulary size.
         seed: key of all randomness of this request (drawn by the service if the client gave none).
         stop_ids: token ids that end the output: EOS unless ignored, and the client's own.
+        name: the id that its client knows it by, for the log.
     """
 
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
+    name: str = ""
 
     @property
     def acceptance(self) -> Acceptance:

@@ -87,7 +87,7 @@ class Scheduler:
         self._next_id += 1
         self.requests[request.id] = request
         self.room.enter(request, is_first=False)
-        self._events.append(events.RequestQueued(request.id, request.spec.prompt_len))
+        self._events.append(events.RequestQueued(request.id, request.spec.prompt_len, new.name))
         return request
 
     def abort(self, request_id: int) -> RequestUpdate | None:

@@ -138,8 +138,6 @@ class Drafting:
             self.lose(error)
             return
         self._publish(failed_command(Role.DRAFTER, plan, error))
-        if not isinstance(error, ChannelFailed):  # of which the link's owner warns
-            logger.warning("drafter command failed, its round has no drafts: %s", error)
         self._num_failures += error.request_id is None and not isinstance(error, ChannelFailed)
         if self._num_failures >= MAX_FAILURES:
             drafter.give_up(f"{MAX_FAILURES} commands failed in a row, the last: {error}")
@@ -154,7 +152,7 @@ def loss_cause(error: MineDraftError) -> LossCause:
 def failed_command(role: Role, plan: RoundPlan | None, error: MineDraftError) -> events.CommandFailed:
     """Return the event of a command that a worker did not execute; plan: None for a release."""
     batch, number = (None, 0) if plan is None else (plan.batch, plan.number)
-    return events.CommandFailed(role, batch, number, str(error))
+    return events.CommandFailed(role, batch, number, str(error), error.reason, error.request_id)
 
 
 def make_ledger(info: WorkerInfo) -> KvLedger:

@@ -28,7 +28,7 @@ from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.cores import CoreSharing
 from minedraft.engine.drafting import Drafting, make_ledger
-from minedraft.engine.event_log import log_event
+from minedraft.engine.event_log import EventLog
 from minedraft.engine.lanes import run_overlapped
 from minedraft.engine.usage_clock import UsageClock
 from minedraft.engine.verifying import Checked, Unchecked, Verifying
@@ -93,6 +93,7 @@ class Pipeline:
         self.is_draining = False
         self.is_lent = False
         self._clock = clock
+        self._log = EventLog()
         draft_policy = draft_policy or FixedDraftLen()
         mode_policy = mode_policy or FixedMode()
         self._mode_policy = GuardedModePolicy(mode_policy, lambda cause: self._publish(events.PolicyReplaced(cause)))
@@ -359,7 +360,7 @@ class Pipeline:
 
     def _publish(self, event: events.Event) -> None:
         now_s = self._clock()
-        log_event(event)
+        self._log.observe(event)
         for observe in self._observers:
             try:
                 observe(event, now_s)

@@ -144,8 +144,6 @@ class Verifying:
         if verifier is not self.verifier or self.is_lost:  # dropped meanwhile
             return
         if not isinstance(error, WorkerLost):
-            what = "a release" if plan is None else f"round {plan.number} of batch {plan.batch.name}"
-            logger.error("%s failed: %s", what, error)
             self._publish(failed_command(Role.VERIFIER, plan, error))
             self._num_failures += error.request_id is None
             if self._num_failures < MAX_FAILURES:

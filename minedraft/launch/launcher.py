@@ -60,6 +60,7 @@ class Launcher:
         announce: called once, when requests are accepted, with the seconds since the start; must not raise.
         worker_command: the command line of a worker, without role and flags.
         is_verbose: also report the children's log lines of level INFO.
+        pass_on: takes a child's name and a line of its log; must not raise. Default: reports both.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class Launcher:
         *,
         worker_command: Sequence[str] = WORKER_COMMAND,
         is_verbose: bool = False,
+        pass_on: Callable[[str, str], None] | None = None,
     ) -> None:
+        self._tell_line = pass_on or (lambda name, line: report(f"{name} | {line}"))
         self._settings = settings
         self._report = report
         self._announce = announce
@@ -194,7 +197,7 @@ class Launcher:
     def _pass_on(self, name: str, line: str) -> bool:
         is_shown = self._is_verbose or _INFO_LINE not in line
         if is_shown:
-            self._report(f"{name} | {line}")
+            self._tell_line(name, line)
         return is_shown
 
     async def _wait_ready(self, signum: asyncio.Task[int]) -> None:

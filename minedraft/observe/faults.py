@@ -25,9 +25,9 @@ class Fault:
 class FaultLog:
     """Counts of faults, and the last ones.
 
-    The causes are a closed vocabulary: drafter_lost, verifier_lost, drafter_refused, verifier_refused (a command),
-    stale_proposals, policy_failed, drafting_suspended, and request_ and an error's reason in small letters for a
-    request that ended with it.
+    The causes are a closed vocabulary: drafter_ or verifier_ and how it was lost (dead, failed, hung_silent ...) or
+    that it refused a command (refused); stale_proposals, policy_failed, drafting_suspended; and request_ and an
+    error's reason in small letters for a request that ended with it.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ def _describe_end(event: events.RequestEnded) -> tuple[str, str] | None:
 
 
 _FAULTS: dict[type, Callable[..., tuple[str, str] | None]] = {
-    events.WorkerLeft: lambda event: (f"{event.role.value}_lost", event.cause),
+    events.WorkerLeft: lambda event: (f"{event.role.value}_{event.kind.value}", event.cause),
     events.CommandFailed: lambda event: (f"{event.role.value}_refused", event.cause),
     events.ProposalsDropped: lambda event: ("stale_proposals", f"{event.num_proposals} in round {event.number}"),
     events.PolicyReplaced: lambda event: ("policy_failed", event.cause),

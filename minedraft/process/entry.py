@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 
 import click
 
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError, ConfigErrors, MineDraftError
+from minedraft.process.logs import set_up_log
 
 EXIT_INTERRUPTED = 130
 
@@ -60,12 +60,7 @@ def run_logged(command: click.Command, name: str, log_name: str) -> int:
     Args:
         log_name: the name in each line, after "minedraft.".
     """
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format=f"%(asctime)s.%(msecs)03d %(levelname)s minedraft.{log_name} %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    set_up_log(log_name)  # until the command has read its settings
     try:
         return run_command(
             command,

@@ -15,6 +15,7 @@ import click
 from minedraft.errors import EXIT_OK, ConfigError, ConfigErrors, InternalError
 from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import run_logged, takes_parent
+from minedraft.process.logs import set_up_log
 from minedraft.process.notify import Notifier
 from minedraft.process.parent import exit_with_parent
 from minedraft.server.composition import Server
@@ -66,6 +67,7 @@ def command(config: Path | None, check: bool, parent_pid: int | None, run_folder
         exit_with_parent(parent_pid, signal.SIGTERM, before_exit=lambda: _remove(run_folder))
     try:
         settings = load_settings(flags, config)
+        set_up_log("scheduler", settings.log_format, settings.log_level)
         check_settings(settings)
         if check:
             _check_machine(settings)

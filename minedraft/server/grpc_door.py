@@ -13,6 +13,7 @@ import grpc.aio
 
 from minedraft.errors import DeadlineExceeded, MineDraftError, Overloaded, RequestAborted
 from minedraft.output import Output
+from minedraft.process.logs import log_request
 from minedraft.prompts import MAX_REQUEST_ID_CHARS
 from minedraft.rpc import error_status
 from minedraft.rpc.codec.inference import CLIENT_KEY, borrow_from_pb, generate_from_pb, output_to_pb, status_to_pb
@@ -39,6 +40,7 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:
         # Written to the context, not yielded: a cancelled generator would be closed only later.
         name = request.request_id[:MAX_REQUEST_ID_CHARS] or uuid.uuid4().hex
+        log_request.set(name)
         async with self._typed(context, f"request {name!r}", lambda: _why_cancelled(context)):
             call = generate_from_pb(request)
             timeout_s = _earlier(call.timeout_s, context.time_remaining())

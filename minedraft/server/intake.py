@@ -47,7 +47,7 @@ class Intake:
         sampling = call.sampling.fit(context_len - len(prompt_ids), default)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         for index in range(sampling.n):
-            new = NewRequest(prompt_ids, sampling, derive_seed(seed, index), tuple(dict.fromkeys(stop_ids)))
+            new = NewRequest(prompt_ids, sampling, derive_seed(seed, index), tuple(dict.fromkeys(stop_ids)), name)
             # A chat answer is a separate message; any other answer continues the prompt's text.
             decoder = tokenizer.stream_decoder(sampling.skip_special_tokens, () if is_chat else prompt_ids)
             answer = Answer(index, decoder, sampling, live, name)

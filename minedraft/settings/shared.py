@@ -57,6 +57,14 @@ class SharedSettings(BaseModel):
         description="KV cache blocks per worker; default: what fits in its share of the memory.",
     )
     block_size: int = Field(16, ge=1, le=256, description="Tokens per KV cache block.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Form of the log's lines: text, or json for one object a line."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info",
+        description="Least level of the log's lines. debug: also each request's start, seat and end, by its id; never "
+        "the text of a prompt.",
+    )
     insecure_public: bool = Field(
         False,
         description="Allow a non-local address without TLS or authentication.",

@@ -218,7 +218,7 @@ def test_faults_are_counted_by_cause_and_the_end_of_a_drain_is_none():
     ):
         log.observe(event, 5.0)
     assert dict(log.counts) == {
-        "drafter_lost": 1, "verifier_refused": 1, "stale_proposals": 1, "policy_failed": 1,
+        "drafter_dead": 1, "verifier_refused": 1, "stale_proposals": 1, "policy_failed": 1,
         "drafting_suspended": 1, "request_numeric": 1,
     }  # fmt: skip
-    assert [fault.cause for fault in log.recent][:2] == ["drafter_lost", "verifier_refused"]
+    assert [fault.cause for fault in log.recent][:2] == ["drafter_dead", "verifier_refused"]

@@ -54,9 +54,9 @@ def test_a_trace_has_every_command_count_and_note_in_the_standard_format(tmp_pat
         "run ahead B",
         "change of cores",
         "mode minedraft",
-        "drafter_lost",
+        "drafter_dead",
     } <= by_name.keys()
-    assert by_name["drafter_lost"]["args"] == {"cause": "drafter: killed"}
+    assert by_name["drafter_dead"]["args"] == {"cause": "drafter: killed"}
     assert by_name["drafts of a round"]["args"] == {"accepted": 2, "rejected": 3}
     lanes = {r["tid"]: r["args"]["name"] for r in records if r["name"] == "thread_name"}
     assert lanes == {1: "verifier", 2: "drafter", 3: "modes and faults"}
@@ -75,7 +75,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     ]
     assert math.isclose(trace.bars[2].end_s, 0.160)
     assert Note(0.0, "mode", "mode minedraft") in trace.notes
-    assert [note.text for note in trace.notes if note.category == "fault"] == ["drafter_lost", "round 2 given up"]
+    assert [note.text for note in trace.notes if note.category == "fault"] == ["drafter_dead", "round 2 given up"]
 
 
 def test_the_file_is_whole_after_every_write_and_readable_if_one_was_cut_off(tmp_path: Path) -> None:
