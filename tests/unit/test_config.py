@@ -140,6 +140,8 @@ EVERY_SHARED = {
     "max_model_len": 512,
     "num_blocks": 99,
     "block_size": 8,
+    "log_format": "json",
+    "log_level": "debug",
     "insecure_public": True,
 }
 
