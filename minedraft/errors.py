@@ -12,6 +12,7 @@
     ├── RequestAborted                  CANCELLED            499    no       (no standard: what proxies write)
     ├── Unavailable                     UNAVAILABLE          503    yes, after `retry_after_s`
     │   ├── WorkerLost                  UNAVAILABLE          503    yes      70
+    │   ├── ReplaysExhausted            UNAVAILABLE          503    yes      -    (the verifier was lost too often)
     │   ├── WorkerInUse                 UNAVAILABLE          503    yes      70   (another scheduler has the worker)
     │   └── Draining                    UNAVAILABLE          503    yes
     ├── NumericError                    INTERNAL             500    no       (NaN or Inf logits for one request)
@@ -186,6 +187,12 @@ class WorkerLost(Unavailable):
     def __init__(self, message: str, retry_after_s: float = 1.0, *, cause: LossCause = LossCause.DEAD) -> None:
         self.cause = cause
         super().__init__(message, retry_after_s)
+
+
+class ReplaysExhausted(Unavailable):
+    """The verifier was lost so often during this request that it is not recomputed again."""
+
+    reason = "REPLAYS_EXHAUSTED"
 
 
 class WorkerInUse(Unavailable):

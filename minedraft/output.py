@@ -135,7 +135,8 @@ class ServiceStatus:
     last 1,024 rounds, and begin anew when mode or sizes change.
 
     Attributes:
-        state: "starting", "serving", "degraded" (the drafter is lost, or its drafts are useless) or "draining".
+        state: "starting", "serving", "degraded" (the drafter is lost, or its drafts are useless), "recovering" (the
+            verifier is lost, and requests wait for it) or "draining".
         mode, draft_len, max_batch_size: in force now (k, and m of each batch).
         num_waiting, num_running: requests without and with a seat.
         vsr: accepted / verified drafts, recent. mean_accepted_len: accepted drafts per request and round that had

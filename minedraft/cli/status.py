@@ -17,7 +17,7 @@ from minedraft.client import Client
 from minedraft.output import ServiceStatus
 
 _TIMEOUT_S = 5.0
-_COLOURS = {"serving": "green", "degraded": "yellow", "draining": "yellow", "starting": "cyan"}
+_COLOURS = {"serving": "green", "degraded": "yellow", "recovering": "red", "draining": "yellow", "starting": "cyan"}
 
 
 _EPILOG = """

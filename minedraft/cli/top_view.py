@@ -11,7 +11,13 @@ from rich.text import Text
 
 from minedraft.output import BatchState, ServiceStatus, WorkerState
 
-STATE_COLOURS = {"serving": "green", "degraded": "yellow", "draining": "yellow", "starting": "cyan"}
+STATE_COLOURS = {
+    "serving": "green",
+    "degraded": "yellow",
+    "recovering": "red",
+    "draining": "yellow",
+    "starting": "cyan",
+}
 BATCH_COLOURS = {"A": "blue", "B": "dark_orange"}
 _SPARKS = "▁▂▃▄▅▆▇█"
 _MAX_HISTORY = 512

@@ -38,6 +38,7 @@ class Counters:
         failed_commands: commands that a worker refused, or answered against the contract.
         past_links: traffic of lost links.
         sources: the same of each source of drafts that had any.
+        replays: times that a request lost its KV with the verifier.
         losses: lost workers, by role and cause. rejoins: workers that came back.
         causes: requests that ended with an error, by the error's reason.
     """
@@ -59,6 +60,7 @@ class Counters:
     sources: dict[DraftMethod, SourceCounts] = field(default_factory=dict)
     losses: Counter[tuple[Role, LossCause]] = field(default_factory=Counter)
     rejoins: int = 0
+    replays: int = 0
     _away: set[Role] = field(default_factory=set)
     causes: Counter[str] = field(default_factory=Counter)
 
@@ -84,6 +86,8 @@ class Counters:
                     self.causes[event.error] += 1
             case events.RequestPreempted():
                 self.preemptions += 1
+            case events.RequestReplayed():
+                self.replays += 1
             case events.WorkerJoined():
                 self.rejoins += event.info.role in self._away
                 self._away.discard(event.info.role)

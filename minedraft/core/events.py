@@ -62,6 +62,13 @@ class RequestResumed:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestReplayed:
+    """A request lost its KV with the verifier; it keeps its seat and its tokens, and is recomputed by the next one."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class RequestEnded:
     """A request ended; its last event. reason: None if it ended with an error. error: that error's reason, else ""."""
 
@@ -246,6 +253,7 @@ Event: TypeAlias = (
     | RequestSeated
     | RequestMoved
     | RequestPreempted
+    | RequestReplayed
     | RequestPaused
     | RequestResumed
     | RequestEnded

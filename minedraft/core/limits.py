@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from minedraft.core.events import ModeChanged
 from minedraft.core.ledger import KvLedger
 from minedraft.core.request import NewRequest, Request
-from minedraft.errors import InternalError, InvalidRequest
+from minedraft.errors import InternalError, InvalidRequest, ReplaysExhausted
 from minedraft.types import LoanTerms, Mode, ScoreKind
+
+RETRY_AFTER_LOSS_S = 5.0
+"""When to send a request again that ended because the verifier was lost: it may be back by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class SchedulerLimits:
         is_lent: whether a borrower of the service sets mode and sizes, and no policy may deviate from them.
         extra_drafts: tokens proposed beyond `draft_len`, for the draft policy to choose from.
         scores: what the drafter says of its drafts, for the draft policy.
+        max_replays: times that a request is recomputed because the verifier was lost.
     """
 
     mode: Mode = Mode.MINEDRAFT
@@ -40,6 +44,7 @@ class SchedulerLimits:
     extra_drafts: int = 0
     scores: ScoreKind = ScoreKind.NONE
     max_waiting_tokens: int = 1 << 18
+    max_replays: int = 2
 
     def __post_init__(self) -> None:
         if not self.mode.has_drafts:
@@ -102,6 +107,14 @@ def check_request(new: NewRequest, limits: SchedulerLimits, verifier_kv: KvLedge
     if not verifier_kv.fits(total_len):
         limit = f"the verifier's KV cache holds {verifier_kv.capacity} tokens, the prompt needs {prompt_len}"
         raise InvalidRequest("max_new_tokens", output_limit, limit)
+
+
+def check_replays(request: Request, limits: SchedulerLimits) -> ReplaysExhausted | None:
+    """Return an error if a request has lost its KV with the verifier more often than the limits allow."""
+    if request.num_replays <= limits.max_replays:
+        return None
+    what = f"the verifier was lost {request.num_replays} times during the request"
+    return ReplaysExhausted(f"{what}, the limit is max_replays {limits.max_replays}", RETRY_AFTER_LOSS_S)
 
 
 def check_successor_memory(request: Request, verifier_kv: KvLedger) -> InternalError | None:

@@ -64,6 +64,7 @@ class Request:
     num_drafted: int = 0
     num_accepted: int = 0
     num_preemptions: int = 0
+    num_replays: int = 0
 
     @classmethod
     def create(cls, request_id: int, new: NewRequest) -> Request:

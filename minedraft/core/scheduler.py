@@ -14,7 +14,7 @@ from minedraft.core import events
 from minedraft.core.batches import BatchManager
 from minedraft.core.draft_book import DraftBook
 from minedraft.core.ledger import KvLedger
-from minedraft.core.limits import SchedulerLimits, check_request, check_successor_memory
+from minedraft.core.limits import SchedulerLimits, check_replays, check_request, check_successor_memory
 from minedraft.core.policy.base import DraftOffer, DraftPolicy, FixedDraftLen
 from minedraft.core.policy.guarded import GuardedDraftPolicy
 from minedraft.core.queueing.seating import Seating
@@ -114,7 +114,7 @@ class Scheduler:
         return RequestUpdate(request, finish_reason=reason)
 
     def fail_all(self, error: MineDraftError) -> Updates:
-        """End every request with `error`, even those in a round; after this no round can be committed."""
+        """End every request with `error`, even those in a round; after this no present round can be committed."""
         updates = [self._fail(request, error) for request in list(self.requests.values())]
         self._events += [events.RoundAbandoned(batch, number) for number, batch in self._in_flight.items()]
         self._in_flight.clear()
@@ -151,19 +151,25 @@ class Scheduler:
         preemption, with the same tokens. A request that its KV cache could never hold ends."""
         self.verifier_kv, self.has_verifier = kv, True
         resting = [request for request in self.requests.values() if not request.in_round]
-        return [update for request in resting if (update := self._end_if_too_long(request)) is not None]
+        return [update for request in resting if (update := self._end_if_hopeless(request)) is not None]
 
-    def detach_verifier(self) -> None:
+    def detach_verifier(self) -> Updates:
         """Plan nothing until `attach_verifier`. Requests keep their tokens, their seats and their KV in the
-        drafter; each round in flight must be given up with `lose_round`."""
+        drafter; each round in flight must be given up with `lose_round`. A request that has been recomputed too
+        often ends."""
         old = self.verifier_kv
         self.verifier_kv = KvLedger(old.num_blocks, old.pool.block_size, old.max_model_len)
         self.has_verifier = False
         if self.book is not None:
             self.book.drop_features()
         for request in self.requests.values():
+            if request.verifier_len or request.in_round:
+                request.num_replays += 1
+                self._events.append(events.RequestReplayed(request.id))
             request.verifier_len = 0
             request.must_leave = False
+        resting = [request for request in self.requests.values() if not request.in_round]
+        return [update for request in resting if (update := self._end_if_exhausted(request)) is not None]
 
     def is_current(self, plan: RoundPlan) -> bool:
         """Whether the verifier that a round was planned for is still attached."""
@@ -262,7 +268,7 @@ class Scheduler:
 
     def lose_round(self, plan: RoundPlan) -> Updates:
         """Give up a round whose verifier is lost; its requests are in the next round again."""
-        return self._give_up(plan, self._end_if_too_long)
+        return self._give_up(plan, self._end_if_hopeless)
 
     # Inside
 
@@ -285,8 +291,10 @@ class Scheduler:
             update = self.finish(span.request, FinishReason.ABORT) if is_aborted else end(span.request)
             if update is not None:
                 updates.append(update)
+        is_told = plan.number not in self._in_flight  # it ended with all requests
         self._end_round(plan)
-        self._events.append(events.RoundAbandoned(plan.batch, plan.number))
+        if not is_told:
+            self._events.append(events.RoundAbandoned(plan.batch, plan.number))
         return updates
 
     def _end_round(self, plan: RoundPlan) -> None:
@@ -319,8 +327,13 @@ class Scheduler:
             why, self._change = self._change, None
             self._events.append(self.limits.changed(why))
 
-    def _end_if_too_long(self, request: Request) -> RequestUpdate | None:
-        error = check_successor_memory(request, self.verifier_kv)
+    def _end_if_exhausted(self, request: Request) -> RequestUpdate | None:
+        error = check_replays(request, self.limits)
+        return None if error is None else self._fail(request, error)
+
+    def _end_if_hopeless(self, request: Request) -> RequestUpdate | None:
+        """End a request that is not to be recomputed again, or cannot be."""
+        error = check_replays(request, self.limits) or check_successor_memory(request, self.verifier_kv)
         return None if error is None else self._fail(request, error)
 
     def _commit_span(self, span: PlannedSpan, num_drafts: int, verdict: Verdict) -> RequestUpdate | None:

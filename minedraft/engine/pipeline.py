@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Protocol, Self, TypeAlias
 
 from minedraft.core import events
-from minedraft.core.limits import SchedulerLimits
+from minedraft.core.limits import RETRY_AFTER_LOSS_S, SchedulerLimits
 from minedraft.core.policy.base import DraftPolicy, FixedDraftLen, FixedMode, ModePolicy
 from minedraft.core.policy.guarded import GuardedModePolicy
 from minedraft.core.request import NewRequest, RequestUpdate
@@ -244,6 +244,11 @@ class Pipeline:
         """Keep the requests, and plan no round, until `gain_verifier`."""
         self._verifying.lose(error)
 
+    def stop_waiting(self, error: MineDraftError) -> None:
+        """End the requests that wait for the lost verifier, and refuse others until it is back."""
+        self._verifying.stop_waiting(error)
+        self._settled.set()  # wakes `settled`, which then raises
+
     def gain_verifier(self, verifier: Verifier) -> None:
         """Go on with the live requests: `verifier` is a new link, whose worker knows no request yet."""
         self._verifying.gain(verifier)
@@ -369,8 +374,8 @@ class Pipeline:
                 self._observers = [other for other in self._observers if other is not observe]
 
     def _check_verifier(self) -> None:
-        if self.failure is not None:
-            raise Unavailable(f"no verifier: {self.failure}")
+        if (cause := self.failure or self._verifying.refusal) is not None:
+            raise Unavailable(f"no verifier: {cause}", RETRY_AFTER_LOSS_S)
 
     def _wake_lanes(self) -> None:
         """Make the lanes check again for work. That of a closed and empty batch can have none: `reconfigure` wakes

@@ -47,6 +47,7 @@ class Verifying:
 
     Attributes:
         verifier: the present verifier or, while `is_lost`, the last one.
+        refusal: why no request is taken: the verifier has been away for too long; None while it is waited for.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Verifying:
     ) -> None:
         self.verifier = verifier
         self.is_lost = False
+        self.refusal: MineDraftError | None = None
         self._scheduler = scheduler
         self._deliver = deliver
         self._publish = publish
@@ -126,14 +128,21 @@ class Verifying:
         if not self.is_lost:
             logger.warning("verifier lost, requests wait until it is back: %s", error)
             self.is_lost = True
-            self._scheduler.detach_verifier()
+            updates = self._scheduler.detach_verifier()
             self._publish(events.WorkerLeft(Role.VERIFIER, str(error), replace(self.verifier.stats), loss_cause(error)))
+            self._deliver(updates)
             self._wake()
+
+    def stop_waiting(self, error: MineDraftError) -> None:
+        """End every request with `error`, and take none until `gain`: the verifier has been away for too long."""
+        if self.is_lost:
+            self.refusal = error
+            self._deliver(self._scheduler.fail_all(error))
 
     def gain(self, verifier: Verifier) -> None:
         """Go on with `verifier`, whose worker knows no request yet."""
         assert self.is_lost, "the lost verifier is dropped first"
-        self.verifier, self.is_lost, self._num_failures = verifier, False, 0
+        self.verifier, self.is_lost, self.refusal, self._num_failures = verifier, False, None, 0
         updates = self._scheduler.attach_verifier(make_ledger(verifier.info))
         self._publish(events.WorkerJoined(verifier.info))
         self._deliver(updates)

@@ -17,7 +17,7 @@ from minedraft.observe.metrics import Meter
 from minedraft.output import ServiceStatus, WorkerState
 from minedraft.types import FinishReason, Mode, Role
 
-STATES = ("starting", "serving", "degraded", "draining")
+STATES = ("starting", "serving", "degraded", "recovering", "draining")
 _END_REASONS = (*(reason.value for reason in FinishReason), "error")
 
 

@@ -94,7 +94,6 @@ class StatusBoard:
         if pipeline is None:
             return self._starting(state, uptime_s)
         scheduler, counters, summary = pipeline.scheduler, self.counters, self.rounds.summary()
-        links = self._links(pipeline)
         return ServiceStatus(
             state=state,
             mode=scheduler.limits.mode.value,
@@ -112,8 +111,8 @@ class StatusBoard:
             output_tokens=counters.output_tokens,
             finished_requests=counters.finished,
             preemptions=counters.preemptions,
-            stale_replies=counters.stale_proposals + sum(link.num_stale for link in links),
-            wire_bytes=sum(link.wire_bytes for link in links),
+            stale_replies=counters.stale_proposals + sum(link.num_stale for link in self._links(pipeline)),
+            wire_bytes=sum(link.wire_bytes for link in self._links(pipeline)),
             feature_bytes=counters.feature_bytes,
             steps=sum(counters.rounds.values()),
             uptime_s=uptime_s,
@@ -126,8 +125,9 @@ class StatusBoard:
             runs_ahead=counters.runs_ahead,
             used_runs=counters.used_runs,
             errors=dict(self._errors),
-            worker_losses={f"{role.value}:{kind.value}": count for (role, kind), count in counters.losses.items()},
+            worker_losses=_name_losses(counters),
             worker_rejoins=counters.rejoins,
+            replays=counters.replays,
             sources=self._source_states(),
             suspended=self.suspended,
             num_suspended=len(self._suspended_requests),
@@ -205,6 +205,10 @@ class StatusBoard:
             for role in figures
             if role in self._workers
         )
+
+
+def _name_losses(counters: Counters) -> dict[str, int]:
+    return {f"{role.value}:{kind.value}": count for (role, kind), count in counters.losses.items()}
 
 
 def _worker_state(info: WorkerInfo, is_ready: bool, kv: KvLedger | None, busy: float, step_ms: float) -> WorkerState:

@@ -11,7 +11,7 @@ from minedraft.address import Address
 from minedraft.core.limits import SchedulerLimits
 from minedraft.engine.pairing import PairingConnector
 from minedraft.engine.pipeline import Pipeline
-from minedraft.engine.slots import Connector, check_drafter, drafter_slot, fail_when_lost
+from minedraft.engine.slots import Connector, check_drafter, drafter_slot, verifier_slot
 from minedraft.errors import ConfigError, Draining, ModelError
 from minedraft.messages import WorkerInfo
 from minedraft.process.claim import ListenClaim
@@ -80,7 +80,7 @@ class Server:
 
         Raises:
             ConfigError: the address or the models cannot be used.
-            MineDraftError: the error that ended the service (WorkerLost: the verifier is lost).
+            MineDraftError: the error that ended the service.
         """
         settings = self._settings
         if settings.target is None:
@@ -146,10 +146,12 @@ class Server:
                 self._progress.observe,
                 *self._views.observers,
             ],
+            verifier_returns=True,
             **watched(settings, policies.draft, policies.mode),
         )
         self._progress.watch(pipeline)
-        watchers = [asyncio.create_task(fail_when_lost(pipeline, verifier))]
+        target_slot = verifier_slot(pipeline, self._connector, settings.verifier_wait_s)
+        watchers = [asyncio.create_task(target_slot.run(verifier))]
         if drafter is not None:
             watchers.append(asyncio.create_task(drafter_slot(pipeline, self._connector).run(drafter)))
         for watcher in watchers:  # before the links are closed here: that close is not a loss
@@ -226,5 +228,6 @@ def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:
         max_waiting=settings.max_waiting,
         max_waiting_tokens=settings.max_waiting_tokens,
         max_model_len=max_model_len,
+        max_replays=settings.max_replays,
         branches=settings.branches,
     )

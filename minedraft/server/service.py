@@ -69,11 +69,13 @@ class InferenceService:
 
     @property
     def state(self) -> str:
-        """starting | serving | degraded | draining."""
+        """starting | serving | degraded | recovering | draining."""
         if self._is_draining:
             return "draining"
         if self._pipeline is None or not self._is_open:
             return "starting"
+        if not self._pipeline.has_verifier:
+            return "recovering"
         is_degraded = (self._settings.needs_drafter and self._pipeline.drafter is None) or bool(self.board.suspended)
         return "degraded" if is_degraded else "serving"
 

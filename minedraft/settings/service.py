@@ -135,6 +135,16 @@ class Settings(ObservingSettings):
         "torch.distributed. auto: the fastest that both workers have; it falls back to inline.",
     )
     load_timeout_s: float = Field(600.0, gt=0, le=86400, description="Seconds within which the workers must be ready.")
+    verifier_wait_s: float = Field(
+        60.0,
+        ge=0,
+        le=86400,
+        description="Seconds that requests wait for a verifier that was lost; then they end, and others are refused "
+        "until it is back.",
+    )
+    max_replays: int = Field(
+        2, ge=0, le=1000, description="Times that a request is recomputed because the verifier was lost."
+    )
     drain_timeout_s: float = Field(
         30.0, ge=0, le=3600, description="Seconds that running requests have to finish at shutdown."
     )

@@ -3,6 +3,8 @@ batches in any order, against workers that check every claim, and every event ag
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import Phase, settings
@@ -16,7 +18,7 @@ from minedraft.core.rounds import RoundPlan
 from minedraft.core.running_ahead import plan_runs
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.drafting import make_book, make_ledger
-from minedraft.errors import InternalError, InvalidRequest, Overloaded, ProtocolError
+from minedraft.errors import InternalError, InvalidRequest, Overloaded, ProtocolError, ReplaysExhausted
 from minedraft.messages import DraftSpan, Proposal, VerifyCommand
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Batch, FinishReason, LoanTerms, Mode, RoundId
@@ -48,6 +50,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         error_period=st.integers(1, 5),
         reads_features=st.booleans(),
         branches=st.integers(1, 6),
+        max_replays=st.integers(0, 3),
     )
     def start(
         self,
@@ -63,12 +66,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         error_period: int,
         reads_features: bool,
         branches: int,
+        max_replays: int,
     ) -> None:
         self.verifier = FakeVerifier(verifier_blocks, 4, 64)
         self.make_drafter = lambda: FakeDrafter(
             drafter_blocks, 4, drafter_context, lambda n: n % error_period != 0, drafter_vocab, reads_features, is_fifth
         )
         limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, 6, 64, branches, False, extra_drafts)
+        limits = replace(limits, max_replays=max_replays)
         policy = TetrisPolicy(AnyDraftPolicy(error_period), extra_drafts)
         self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None, policy)
         self.told = Told()
@@ -121,7 +126,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(really=RARELY)
     def lose_verifier(self, really: bool) -> None:
         if really:
-            self.scheduler.detach_verifier()
+            self._take(self.scheduler.detach_verifier())
 
     @precondition(lambda self: not self.scheduler.has_verifier)
     @rule(num_blocks=st.integers(4, 40))
@@ -347,6 +352,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.drafter.kv.release(released)
             self.scheduler.book.kv.acknowledge(released)
 
+    def _check_error(self, item: RequestUpdate) -> None:
+        num_replays, most = item.request.num_replays, self.scheduler.limits.max_replays
+        if isinstance(item.error, ReplaysExhausted):
+            assert num_replays == most + 1, "not sooner, and not later"
+        else:
+            assert num_replays <= most or item.error is not None or item.finish_reason is FinishReason.ABORT
+            assert item.error is None or "refused for the test" in str(item.error) or "came back" in str(item.error)
+
     def _take(self, progress: list[RequestUpdate]) -> None:
         for item in progress:
             request_id = item.request.id
@@ -358,7 +371,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not set(stop_ids) & set(self.output[request_id][:-1]), "nothing follows a stop token"
             if item.is_final:
                 self.ended[request_id] = item
-                assert item.error is None or "refused for the test" in str(item.error) or "came back" in str(item.error)
+                self._check_error(item)
                 wanted = self.wanted[request_id].sampling.max_new_tokens
                 if item.finish_reason is FinishReason.LENGTH:
                     assert len(self.output[request_id]) == wanted

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -19,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from minedraft.core.counters import Counters
 from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
-from minedraft.errors import InvalidRequest, MineDraftError, Overloaded, WorkerLost
+from minedraft.errors import InvalidRequest, MineDraftError, Overloaded, ReplaysExhausted, Unavailable, WorkerLost
 from minedraft.messages import TokenLogprobs
 from minedraft.output import RequestUsage
 from minedraft.sampling_params import SamplingParams
@@ -37,8 +38,9 @@ SALTS = st.integers(1, VOCAB_SIZE - 1)
 class Recorder:
     """The sink of one request; checks every token as it comes."""
 
-    def __init__(self, prompt: tuple[int, ...]) -> None:
+    def __init__(self, prompt: tuple[int, ...], may_fail: Callable[[MineDraftError], bool]) -> None:
         self.prompt = prompt
+        self.may_fail = may_fail
         self.tokens: list[int] = []
         self.has_ended = False
 
@@ -48,7 +50,7 @@ class Recorder:
 
     def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
         assert not self.has_ended, "a request ends once"
-        assert error is None, f"nothing failed, and yet: {error}"
+        assert error is None or self.may_fail(error), f"nothing failed, and yet: {error}"
         assert self.tokens == continuation(self.prompt, len(self.tokens))
         self.has_ended = True
 
@@ -64,6 +66,7 @@ class PipelineMachine(RuleBasedStateMachine):
         has_drafter=st.booleans(),
         is_restless=st.booleans(),
         reads_features=st.booleans(),
+        max_replays=st.integers(0, 3),
         seed=st.integers(0, 1 << 30),
     )
     def start(
@@ -77,6 +80,7 @@ class PipelineMachine(RuleBasedStateMachine):
         has_drafter: bool,
         is_restless: bool,
         reads_features: bool,
+        max_replays: int,
         seed: int,
     ) -> None:
         self.order = random.Random(seed)
@@ -89,6 +93,8 @@ class PipelineMachine(RuleBasedStateMachine):
         for worker in (self.verifier, self.drafter):
             worker.hold = self._knock
         limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, max_waiting=6, max_model_len=64)
+        limits = replace(limits, max_replays=max_replays)
+        self.num_losses, self.has_stopped_waiting = 0, False
         self.mode_policy = RestlessMode(3 + seed % 20) if is_restless else None
         self.pipeline = CountedPipeline(
             limits,
@@ -106,10 +112,13 @@ class PipelineMachine(RuleBasedStateMachine):
     def submit(self, burst: list[tuple[int, int, int]]) -> None:
         for prompt_len, max_new, salt in burst:
             prompt = tuple((salt * i) % VOCAB_SIZE for i in range(1, prompt_len + 1))
-            recorder = Recorder(prompt)
+            recorder = Recorder(prompt, self._may_fail)
             try:
                 request_id = self.pipeline.submit(NewRequest(prompt, SamplingParams(max_new_tokens=max_new)), recorder)
             except (Overloaded, InvalidRequest):
+                continue
+            except Unavailable:
+                assert self.has_stopped_waiting
                 continue
             self.recorders[request_id] = recorder
         self._settle()
@@ -150,6 +159,7 @@ class PipelineMachine(RuleBasedStateMachine):
     def lose_verifier(self, really: bool, is_noticed: bool) -> None:
         """Its next command says so, or the owner of its link does before that."""
         if really:
+            self.num_losses += 1
             self.verifier.error = WorkerLost("verifier: connection closed")
             if is_noticed:
                 self.pipeline.lose_verifier(self.verifier.error)
@@ -161,7 +171,18 @@ class PipelineMachine(RuleBasedStateMachine):
         self.verifier = FakeVerifier(self.verifier.info.num_blocks, 4, 64)
         self.verifier.hold = self._knock
         self.pipeline.gain_verifier(self.verifier)
+        self.has_stopped_waiting = False
         self._settle()
+
+    @precondition(lambda self: not self.pipeline.has_verifier)
+    @rule(really=RARELY)
+    def stop_waiting(self, really: bool) -> None:
+        """The verifier stays away for too long; requests end, and new ones are refused."""
+        if really:
+            self.has_stopped_waiting = True
+            self.pipeline.stop_waiting(WorkerLost("verifier: away for too long"))
+            assert not self.pipeline.scheduler.requests
+            self._settle()
 
     @rule(mode=st.sampled_from(Mode), max_batch_size=st.integers(1, 3), draft_len=st.integers(1, 4))
     def reconfigure(self, mode: Mode, max_batch_size: int, draft_len: int) -> None:
@@ -196,6 +217,11 @@ class PipelineMachine(RuleBasedStateMachine):
             finally:
                 self._run(self.pipeline.__aexit__(None, None, None))
                 self.loop.close()
+
+    def _may_fail(self, error: MineDraftError) -> bool:
+        if isinstance(error, ReplaysExhausted):
+            return self.num_losses > self.pipeline.scheduler.limits.max_replays
+        return self.has_stopped_waiting and "away for too long" in str(error)
 
     def _check_idle(self) -> None:
         live = {r.id: (r.batch, len(r.tokens)) for r in self.pipeline.scheduler.requests.values()}
