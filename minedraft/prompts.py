@@ -47,12 +47,14 @@ AnyPrompt = TextPrompt | TokenPrompt | ChatPrompt
 @dataclass(frozen=True, slots=True)
 class GenerateCall:
     """One Generate request; with an empty `request_id` the server chooses one. timeout_s: seconds from its arrival
-    after which the service ends the answer; None for no deadline."""
+    after which the service ends the answer; None for no deadline. trace_headers: the W3C trace context that came with
+    it (traceparent, tracestate)."""
 
     prompt: AnyPrompt
     sampling: SamplingParams
     request_id: str = ""
     timeout_s: float | None = None
+    trace_headers: tuple[tuple[str, str], ...] = ()
 
 
 def to_call(prompt: Prompt, params: SamplingParams | None, request_id: str | None) -> GenerateCall:

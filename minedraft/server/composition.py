@@ -94,7 +94,7 @@ class Server:
             bind(self._server, settings.listen_address)
             await self._server.start()
             try:
-                async with self._views.shown(service.status), AsyncExitStack() as stack:
+                async with self._views.shown(service), AsyncExitStack() as stack:
                     await self._serve(service, health, stack)
             finally:
                 service.end_all(Draining("the service has stopped"))

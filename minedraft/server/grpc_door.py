@@ -44,7 +44,9 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
         async with self._typed(context, f"request {name!r}", lambda: _why_cancelled(context)):
             call = generate_from_pb(request)
             timeout_s = _earlier(call.timeout_s, context.time_remaining())
-            outputs = self._service.generate(replace(call, request_id=name, timeout_s=timeout_s), _client_of(context))
+            trace = _trace_headers_of(context)
+            call = replace(call, request_id=name, timeout_s=timeout_s, trace_headers=trace)
+            outputs = self._service.generate(call, _client_of(context))
             async with aclosing(outputs):
                 async for output in outputs:
                     await self._send(context, output)
@@ -98,3 +100,9 @@ def _client_of(context: Context) -> str:
     """Return a name for the client of a call. Its peer name is not enough: all clients of a unix socket share one."""
     names = [str(value) for key, value in context.invocation_metadata() or () if key == CLIENT_KEY]
     return f"{context.peer()} {''.join(names)}"
+
+
+def _trace_headers_of(context: Context) -> tuple[tuple[str, str], ...]:
+    """Return the W3C trace context of a call."""
+    metadata = context.invocation_metadata() or ()
+    return tuple([(key, str(value)) for key, value in metadata if key in ("traceparent", "tracestate")])

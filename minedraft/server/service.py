@@ -12,6 +12,7 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from traceback import format_tb
 
 from minedraft.core.queueing.pace import Pace
@@ -27,6 +28,7 @@ from minedraft.errors import (
     Unavailable,
 )
 from minedraft.models.generation_config import describe_unapplied
+from minedraft.observe.spans import RequestSpans
 from minedraft.observe.status import StatusBoard
 from minedraft.output import Output, ServiceStatus
 from minedraft.prompts import GenerateCall
@@ -51,11 +53,13 @@ class InferenceService:
 
     Attributes:
         board, pace: observers of the pipeline's events.
+        spans: makes a span of each call, if the settings ask for it.
     """
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer) -> None:
         self.board = StatusBoard(settings)
         self.pace = Pace()
+        self.spans: RequestSpans | None = None
         self._settings = settings
         self.tokenizer = tokenizer
         self._intake = Intake(tokenizer)
@@ -157,7 +161,9 @@ class InferenceService:
             Draining, Unavailable: in this call, if no requests are accepted.
             MineDraftError: from the generator; the subclass says why.
         """
-        return self._answer(self._accepting(), call, call.request_id or uuid.uuid4().hex, client)
+        call = replace(call, request_id=call.request_id or uuid.uuid4().hex)
+        outputs = self._answer(self._accepting(), call, call.request_id, client)
+        return outputs if self.spans is None else self.spans.traced(outputs, call)
 
     def abort(self, request_id: str) -> bool:
         """End a call; it keeps its output so far. Return False if no live call has this id."""

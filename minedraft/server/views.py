@@ -9,8 +9,10 @@ from pathlib import Path
 
 from minedraft.address import Address
 from minedraft.core.events import Observer
+from minedraft.observe.spans import spans_to
 from minedraft.observe.trace import Tracer
 from minedraft.output import ServiceStatus
+from minedraft.server.service import InferenceService
 from minedraft.settings.service import Settings
 
 
@@ -26,7 +28,7 @@ class Views:
         self.observers: list[Observer] = []
 
     @asynccontextmanager
-    async def shown(self, status: Callable[[], ServiceStatus]) -> AsyncIterator[None]:
+    async def shown(self, service: InferenceService) -> AsyncIterator[None]:
         """Show them while the block runs.
 
         Raises:
@@ -34,9 +36,12 @@ class Views:
         """
         async with AsyncExitStack() as stack:
             if self._settings.metrics is not None:
-                await self._show_metrics(Address.parse(self._settings.metrics, "metrics"), status, stack)
+                await self._show_metrics(Address.parse(self._settings.metrics, "metrics"), service.status, stack)
             if self._settings.trace is not None:
                 self._write_trace(self._settings.trace, stack)
+            if self._settings.otlp_traces_endpoint is not None:
+                service.spans = spans_to(self._settings.otlp_traces_endpoint, self._model_name)
+                stack.push_async_callback(asyncio.to_thread, service.spans.close)
             yield
 
     @property

@@ -77,7 +77,19 @@ def _wrong_observing(settings: Settings) -> list[ConfigError]:
     elif settings.metrics is not None and not _is_local(settings.metrics) and not settings.insecure_public:
         limit = "reachable from other hosts without encryption; pass --insecure-public to allow it"
         errors.append(ConfigError("metrics", settings.metrics, limit))
+    if settings.otlp_traces_endpoint is not None:
+        errors += _wrong_collector(settings.otlp_traces_endpoint, settings.insecure_public)
     return errors
+
+
+def _wrong_collector(url: str, insecure_public: bool) -> list[ConfigError]:
+    scheme, _, rest = url.partition("://")
+    limit = ""
+    if scheme not in ("http", "https") or not rest:
+        limit = "must be http://HOST:PORT, or https:// for TLS"
+    elif scheme == "http" and not _is_local(rest.rstrip("/")) and not insecure_public:
+        limit = "on another host, without encryption; use https://, or pass --insecure-public to allow it"
+    return [ConfigError("otlp_traces_endpoint", url, limit)] if limit else []
 
 
 def _is_local(text: str) -> bool:

@@ -25,3 +25,9 @@ class ObservingSettings(SharedSettings):
         "renamed to FILE.1.",
         examples=["FILE"],
     )
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        description="Send a span of each request to the OpenTelemetry collector at this URL, by OTLP over gRPC; needs "
+        "minedraft[otel].",
+        examples=["URL"],
+    )

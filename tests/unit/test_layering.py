@@ -53,7 +53,7 @@ ROOMS = {
     "process": Room("values places", "click"),
     "launch": Room("values places settings core.liveness process rpc models text"),
     "server": Room("values places settings core engine rpc v1 text models process observe", "grpc click"),
-    "observe": Room("values places settings core engine", "prometheus_client matplotlib"),
+    "observe": Room("values places settings core engine", "prometheus_client matplotlib opentelemetry"),
     "theory": Room("values", is_pure=True),
     "bench": Room("values client theory", "rich"),
     "cli": Room("values places settings client rpc models text process launch bench observe theory vllm", "click rich"),
@@ -294,6 +294,7 @@ def test_every_third_party_import_is_a_declared_dependency():
         "grpc_health": "grpcio-health-checking",
         "grpc_reflection": "grpcio-reflection",
         "grpc_status": "grpcio-status",
+        "opentelemetry": "opentelemetry-sdk",
         "prometheus_client": "prometheus-client",
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
