@@ -25,6 +25,7 @@ from minedraft.launch.placement import cores_beside, divide_memory
 from minedraft.launch.restart import ESSENTIAL, OPTIONAL, GiveUp
 from minedraft.launch.supervised import Report, Supervised
 from minedraft.process.claim import ListenClaim
+from minedraft.process.heartbeat import Unburdened, feed_watchdog
 from minedraft.process.notify import Notifier
 from minedraft.process.run_folder import RunFolder
 from minedraft.rpc.health import INFERENCE_SERVICE, LIVE, wait_serving
@@ -115,10 +116,11 @@ class Launcher:
             self._is_serving = True
             self._notifier.ready()
             self._tell_status()
-            while not signum.done():
-                await asyncio.wait({signum, *self._ends.values()}, return_when=asyncio.FIRST_COMPLETED)
-                self._drop_drafter()
-                self._check_processes()
+            feeding = asyncio.create_task(feed_watchdog(self._notifier, Unburdened))
+            try:
+                await self._keep_serving(signum)
+            finally:
+                feeding.cancel()
             return await self._stop()
         except _GivenUp as failed:
             return failed.exit_code
@@ -127,6 +129,13 @@ class Launcher:
             return EXIT_INTERNAL
         finally:
             signum.cancel()
+
+    async def _keep_serving(self, signum: asyncio.Task[int]) -> None:
+        """Return at a signal. Raise _GivenUp when a process that the service needs is not started again."""
+        while not signum.done():
+            await asyncio.wait({signum, *self._ends.values()}, return_when=asyncio.FIRST_COMPLETED)
+            self._drop_drafter()
+            self._check_processes()
 
     @property
     def _elapsed_s(self) -> float:

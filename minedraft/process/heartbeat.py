@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from minedraft.process.notify import Notifier
@@ -29,6 +30,14 @@ class ProgressLook(Protocol):
     def count(self) -> int:
         """Differs from look to look while the work proceeds."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unburdened:
+    """The look at a process without work of its own: that its event loop turns is all that it has to do."""
+
+    is_idle: bool = True
+    count: int = 0
 
 
 async def feed_watchdog(notifier: Notifier, look: Callable[[], ProgressLook]) -> None:

@@ -1,5 +1,7 @@
+import contextlib
 import os
 import socket
+import threading
 
 import pytest
 
@@ -21,7 +23,13 @@ def test_the_supervisor_hears_every_state_on_paths_and_abstract_sockets(tmp_path
         notifier.ping()
         notifier.stopping()
         messages = [receiver.recv(100).decode() for _ in range(5)]
-    assert messages == ["STATUS=loading", "EXTEND_TIMEOUT_USEC=2500000", "READY=1", "WATCHDOG=1", "STOPPING=1"]
+    assert messages == [
+        "STATUS=loading",
+        "EXTEND_TIMEOUT_USEC=2500000",
+        "READY=1",
+        "WATCHDOG=1",
+        "STOPPING=1\nSTATUS=stopping",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -46,3 +54,25 @@ def test_a_socket_that_is_gone_is_only_logged(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     Notifier().ready()
     assert "could not be notified" in caplog.text
+
+
+def test_a_supervisor_that_reads_late_gets_the_news_and_not_every_ping(tmp_path, monkeypatch, caplog):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        notifier = Notifier()
+        num_pings = 2000  # more than the kernel keeps
+        for _ in range(num_pings):
+            notifier.ping()
+        reader = threading.Timer(0.05, lambda: [receiver.recv(100) for _ in range(5)])
+        reader.start()
+        notifier.ready()
+        reader.join()
+        receiver.setblocking(False)
+        heard = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                heard.append(receiver.recv(100))
+    assert heard[-1] == b"READY=1"
+    assert len(heard) < num_pings
+    assert not caplog.records

@@ -1,0 +1,1 @@
+"""Units for systemd, and the commands that install and remove them."""
