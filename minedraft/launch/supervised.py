@@ -68,7 +68,9 @@ class Supervised:
         self._hang_timeout_s = hang_timeout_s
         self._rules = rules
         self._meanwhile = meanwhile
-        self._socket = NotifySocket(folder / f"{name}.notify")
+        self._socket = NotifySocket(
+            folder / f"{name[:4]}.notify"
+        )  # the path of a socket is limited: no longer than the others
         self._watch = PingWatch(0.0)
         self._child: Child | None = None
         self._was_ready = False

@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -45,9 +47,11 @@ class Unit:
 
     def until(self, line: str, num_times: int = 1) -> None:
         """Return once the service has said this so often."""
+        deadline_s = time.monotonic() + WITHIN_S
         with self._news:
-            came = self._news.wait_for(lambda: self.heard.count(line) >= num_times, WITHIN_S)
-        assert came, f"no {line}, exit code {self.process.poll()}, only {self.heard}"
+            while not self._news.wait_for(lambda: self.heard.count(line) >= num_times, 0.2):
+                is_over = self.process.poll() is not None or time.monotonic() > deadline_s
+                assert not is_over, f"no {line}, exit code {self.process.poll()}, only {self.heard}"
 
     def _listen(self) -> None:
         with contextlib.suppress(OSError):  # closed
@@ -79,6 +83,13 @@ def models(tmp_path_factory) -> dict[str, str]:
     return {"MINEDRAFT_TARGET": str(target), "MINEDRAFT_DRAFT": str(draft)}
 
 
+@pytest.fixture
+def run() -> Iterator[Path]:
+    """A folder with a path as short as /run: that of a socket is limited."""
+    with tempfile.TemporaryDirectory(prefix="md") as folder:
+        yield Path(folder)
+
+
 @contextmanager
 def started(name: str, places: Places, run: Path, variables: dict[str, str]) -> Iterator[Unit]:
     """Run a unit's command as systemd does, with %t being `run`."""
@@ -105,12 +116,12 @@ def started(name: str, places: Places, run: Path, variables: dict[str, str]) -> 
                 receiver.shutdown(socket.SHUT_RD)
 
 
-def test_three_units_say_when_they_are_ready_that_they_live_and_that_they_stop(places, models, tmp_path):
+def test_three_units_say_when_they_are_ready_that_they_live_and_that_they_stop(places, models, run):
     flags = "--device cpu --dtype float32 --num-blocks 256"
     variables = models | {"VERIFIER_FLAGS": flags, "DRAFTER_FLAGS": flags, "SCHEDULER_FLAGS": "--mode sd"}
     with ExitStack() as stack:
         scheduler, drafter, verifier = (
-            stack.enter_context(started(f"minedraft-{role}.service", places, tmp_path, variables))
+            stack.enter_context(started(f"minedraft-{role}.service", places, run, variables))
             for role in ("scheduler", "drafter", "verifier")
         )
         for unit in (verifier, drafter, scheduler):
@@ -122,7 +133,7 @@ def test_three_units_say_when_they_are_ready_that_they_live_and_that_they_stop(p
             is_scheduler = unit is scheduler
             assert states[-1] == ("starting" if is_scheduler else "warming up")
             assert is_scheduler or states[0] == "loading torch"
-        with Client(f"unix:{tmp_path}/minedraft/minedraft.sock", timeout_s=30) as client:
+        with Client(f"unix:{run}/minedraft/minedraft.sock", timeout_s=30) as client:
             status = client.status()  # READY=1 came after a generation through both workers
             assert min(status.output_tokens, status.verified_drafts) > 0
             assert client.complete("Hello", SamplingParams(max_new_tokens=5)).token_ids
@@ -133,15 +144,15 @@ def test_three_units_say_when_they_are_ready_that_they_live_and_that_they_stop(p
         assert all("STATUS=stopping" in unit.heard for unit in (scheduler, drafter, verifier))
 
 
-def test_the_launchers_unit_says_when_it_is_ready_that_it_lives_and_that_it_stops(places, models, tmp_path):
+def test_the_launchers_unit_says_when_it_is_ready_that_it_lives_and_that_it_stops(places, models, run):
     (places.etc / "minedraft.toml").write_text(
         f"target = '{models['MINEDRAFT_TARGET']}'\ndraft = '{models['MINEDRAFT_DRAFT']}'\n"
-        f"listen = 'unix:{tmp_path}/minedraft/minedraft.sock'\ndtype = 'float32'\nnum_blocks = 256\n"
+        f"listen = 'unix:{run}/minedraft/minedraft.sock'\ndtype = 'float32'\nnum_blocks = 256\n"
         "target_device = 'cpu'\ndraft_device = 'cpu'\n"
     )
-    with started("minedraft.service", places, tmp_path, {}) as unit:
+    with started("minedraft.service", places, run, {}) as unit:
         unit.until("READY=1")
         unit.until("STATUS=serving")
         unit.until("WATCHDOG=1")
         assert unit.stop() == 0
-    assert not list((tmp_path / "minedraft").iterdir())
+    assert not list((run / "minedraft").iterdir())
