@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, Unpack, cast
 
 import grpc
 import grpc.aio
@@ -32,6 +32,7 @@ from minedraft.rpc.channel import blocking_client_channel, client_channel
 from minedraft.rpc.codec.inference import CLIENT_KEY, generate_to_pb, output_from_pb, status_from_pb
 from minedraft.rpc.error_status import to_error
 from minedraft.sampling_params import SamplingParams
+from minedraft.security.tls import Access, AccessOptions
 from minedraft.v1 import inference_pb2, inference_pb2_grpc
 
 _RECONNECT_S = 0.1  # until a service that is not there is looked for again
@@ -52,9 +53,13 @@ class AsyncClient:
         timeout_s: deadline of every call that does not give its own, in seconds; None for none.
         patience_s: for so many seconds, a generation that is refused with a hint when to try again, or for which no
             service is there, is sent again; never once its first piece has arrived.
+        access: for a service that asks for them: `token`, or `token_file` (its first token is used); `tls_ca`, the file
+            of the CA that signed the service's certificate, or "system" for those of the web; `tls_cert` and `tls_key`,
+            this client's own certificate.
 
     Raises:
-        ConfigError: `address` is malformed. InvalidRequest: `timeout_s` or `patience_s` is negative or not a number.
+        ConfigError: `address` is malformed, or one of the `access` files cannot be used.
+        InvalidRequest: `timeout_s` or `patience_s` is negative or not a number.
     """
 
     def __init__(
@@ -63,11 +68,13 @@ class AsyncClient:
         *,
         timeout_s: float | None = None,
         patience_s: float = 0.0,
+        **access: Unpack[AccessOptions],
     ) -> None:
         self.address = Address.parse(default_listen() if address is None else address, "server")
         self._timeout_s = check_timeout(timeout_s)
         self._patience_s = check_patience(patience_s)
-        self._metadata = ((CLIENT_KEY, uuid.uuid4().hex),)
+        self._access = Access.check(self.address, **access)
+        self._metadata = ((CLIENT_KEY, uuid.uuid4().hex), *self._access.metadata)
         self._channels: dict[asyncio.AbstractEventLoop, grpc.aio.Channel] = {}
 
     async def __aenter__(self) -> Self:
@@ -153,13 +160,15 @@ class AsyncClient:
         """End a request. Return False if no live request has this id."""
         async with self._typed_errors():
             message = inference_pb2.AbortRequest(request_id=check_request_id(request_id))
-            reply = await self._stub.Abort(message, timeout=self._timeout_s)
+            reply = await self._stub.Abort(message, timeout=self._timeout_s, metadata=self._metadata)
         return bool(reply.found)
 
     async def status(self) -> ServiceStatus:
         """Return state, batches, workers and rates of the service."""
         async with self._typed_errors():
-            return status_from_pb(await self._stub.GetStatus(inference_pb2.GetStatusRequest(), timeout=self._timeout_s))
+            request = inference_pb2.GetStatusRequest()
+            reply = await self._stub.GetStatus(request, timeout=self._timeout_s, metadata=self._metadata)
+        return status_from_pb(reply)
 
     def borrow(self) -> AsyncLoan:
         """Return a loan of the service: inside its block, this client alone sets mode and batch limits.
@@ -171,7 +180,7 @@ class AsyncClient:
             InvalidRequest: the service was started without --allow-configure.
             Unavailable: another client has the loan, or the service cannot be reached.
         """
-        return AsyncLoan(lambda: self._stub.Borrow(), self._typed_errors)
+        return AsyncLoan(lambda: self._stub.Borrow(metadata=self._metadata), self._typed_errors)
 
     def _patience(self, timeout_s: float | None) -> Patience:
         return Patience(self._patience_s, self._timeout_s if timeout_s is None else check_timeout(timeout_s))
@@ -186,7 +195,7 @@ class AsyncClient:
         if here not in self._channels:
             # A channel works only in the event loop that it was made in.
             self._channels = {loop: kept for loop, kept in self._channels.items() if not loop.is_closed()}
-            self._channels[here] = client_channel(self.address)
+            self._channels[here] = client_channel(self.address, self._access.tls)
         return inference_pb2_grpc.InferenceStub(self._channels[here])  # type: ignore[no-untyped-call]
 
     @asynccontextmanager
@@ -194,7 +203,7 @@ class AsyncClient:
         try:
             yield
         except grpc.aio.AioRpcError as error:
-            raise _typed(error, self.address) from None
+            raise _typed(error, self.address, self._access) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -212,11 +221,13 @@ class Client:
         *,
         timeout_s: float | None = None,
         patience_s: float = 0.0,
+        **access: Unpack[AccessOptions],
     ) -> None:
         self.address = Address.parse(default_listen() if address is None else address, "server")
         self._timeout_s = check_timeout(timeout_s)
         self._patience_s = check_patience(patience_s)
-        self._metadata = ((CLIENT_KEY, uuid.uuid4().hex),)
+        self._access = Access.check(self.address, **access)
+        self._metadata = ((CLIENT_KEY, uuid.uuid4().hex), *self._access.metadata)
         self._channel: grpc.Channel | None = None
         self._num_closes = 0
 
@@ -290,17 +301,18 @@ class Client:
         """End a request. Return False if no live request has this id."""
         with self._typed_errors():
             message = inference_pb2.AbortRequest(request_id=check_request_id(request_id))
-            reply = self._stub.Abort(message, timeout=self._timeout_s)
+            reply = self._stub.Abort(message, timeout=self._timeout_s, metadata=self._metadata)
         return bool(reply.found)
 
     def status(self) -> ServiceStatus:
         """Return state, batches, workers and rates of the service."""
         with self._typed_errors():
-            return status_from_pb(self._stub.GetStatus(inference_pb2.GetStatusRequest(), timeout=self._timeout_s))
+            request = inference_pb2.GetStatusRequest()
+            return status_from_pb(self._stub.GetStatus(request, timeout=self._timeout_s, metadata=self._metadata))
 
     def borrow(self) -> Loan:
         """Return a loan of the service; see `AsyncClient.borrow`."""
-        return Loan(lambda requests: self._stub.Borrow(requests), self._typed_errors)
+        return Loan(lambda requests: self._stub.Borrow(requests, metadata=self._metadata), self._typed_errors)
 
     def _patience(self, timeout_s: float | None) -> Patience:
         return Patience(self._patience_s, self._timeout_s if timeout_s is None else check_timeout(timeout_s))
@@ -312,7 +324,7 @@ class Client:
     @property
     def _stub(self) -> Any:  # noqa: ANN401
         if self._channel is None:
-            self._channel = blocking_client_channel(self.address)
+            self._channel = blocking_client_channel(self.address, self._access.tls)
         return inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
 
     @contextmanager
@@ -324,11 +336,11 @@ class Client:
             if self._num_closes != num_closes:  # a ValueError if the channel was closed before the call began
                 raise RequestAborted(_CLOSED) from None
             if isinstance(error, grpc.RpcError):
-                raise _typed(error, self.address) from None
+                raise _typed(error, self.address, self._access) from None
             raise
 
 
-def _typed(error: grpc.RpcError, address: Address) -> MineDraftError:
+def _typed(error: grpc.RpcError, address: Address, access: Access) -> MineDraftError:
     """Return the error that the server meant; an error made by gRPC itself gets the address in its message."""
     call = cast(grpc.aio.AioRpcError, error)  # both kinds have code(), details() and trailing_metadata()
     typed = to_error(call)
@@ -337,6 +349,8 @@ def _typed(error: grpc.RpcError, address: Address) -> MineDraftError:
     details = call.details() or ""
     if "No such file" in details or "refused" in details:
         details = "nothing listens there; minedraft-launch starts the service"
+    elif address.path is None and (hint := access.explain(details)):
+        details = f"{hint} ({details})"
     elif type(typed) is RequestAborted:  # gRPC's answer for a server that stops before it has looked at the call
         details = "the service has stopped"
     return Unavailable(f"no answer from {address}: {details}", _RECONNECT_S)

@@ -6,6 +6,7 @@
     │   └── ModelError                  -                    -      no       78   (a model folder cannot be used)
     ├── StartFailed                     -                    -      no       70   (78 where a setting is at fault)
     ├── InvalidRequest                  INVALID_ARGUMENT     400    no
+    ├── Unauthenticated                 UNAUTHENTICATED      401    no       (no valid token)
     ├── DuplicateRequest                ALREADY_EXISTS       409    no
     ├── Overloaded                      RESOURCE_EXHAUSTED   429    yes, after `retry_after_s`
     ├── DeadlineExceeded                DEADLINE_EXCEEDED    504    no
@@ -127,6 +128,14 @@ class InvalidRequest(_FieldError):
     reason = "INVALID_REQUEST"
     grpc_code = "INVALID_ARGUMENT"
     http_status = 400
+
+
+class Unauthenticated(MineDraftError):
+    """The call shows no valid token."""
+
+    reason = "UNAUTHENTICATED"
+    grpc_code = "UNAUTHENTICATED"
+    http_status = 401
 
 
 class DuplicateRequest(MineDraftError):

@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from types import TracebackType
 
 from minedraft.client import AsyncClient, Client
-from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, StartFailed
+from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, ConfigError, ConfigErrors, StartFailed
 from minedraft.process.notify import READY_LINE
 from minedraft.process.run_folder import RunFolder
 from minedraft.process.watched import OnText, WatchedProcess
@@ -62,6 +62,9 @@ def serve(
         StartFailed: on entering the block; the message has the service's last lines (no such folder, ...).
     """
     checked = load_settings({"target": target, "draft": draft, **settings})
+    if checked.tls_cert is not None:
+        limit = "a service of one's own process has no TLS; minedraft-launch starts one for other hosts"
+        raise ConfigErrors([ConfigError("tls_cert", str(checked.tls_cert), limit)])
     return LocalService(checked, on_line, environment or {}, is_private=settings.get("listen") is None)
 
 
@@ -105,7 +108,7 @@ class LocalService:
         try:
             self._start()
             self._ready.result()
-            self._client = Client(self.address)
+            self._client = Client(self.address, token_file=self._settings.token_file)
         except BaseException:
             self._stop()
             raise
@@ -121,7 +124,7 @@ class LocalService:
         try:
             self._start()
             await asyncio.wrap_future(self._ready)
-            self._async_client = AsyncClient(self.address)
+            self._async_client = AsyncClient(self.address, token_file=self._settings.token_file)
         except BaseException:
             await self._stop_async()
             raise

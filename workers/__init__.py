@@ -1,4 +1,5 @@
 """A worker process: drafter or verifier, each with a device of its own (installed as minedraft_workers).
 
-May import: values, places, settings, rpc, v1, models, process, rounds, proposers, execution, sampling, channels.
+May import: values, places, security, settings, rpc, v1, models, process, rounds, proposers, execution, sampling,
+channels.
 """

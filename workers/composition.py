@@ -18,6 +18,7 @@ from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.process.notify import Notifier
 from minedraft.process.start_extension import StartExtension
 from minedraft.sampling_params import SamplingParams
+from minedraft.settings.door import worker_tls
 from minedraft.settings.shared import MIN_BLOCKS
 from minedraft.settings.worker import WorkerSettings
 from minedraft.types import PROTOCOL_VERSION, Acceptance, Batch, DraftMethod, Role, RoundId, SequenceSpec
@@ -241,12 +242,12 @@ async def _serve(
         handler = drafter_handler(actor, runtime, channels[0], list(zip(others, channels[1:], strict=True)))
     else:
         handler = verifier_handler(actor, runtime, channels[0])
-    address, info = plan.settings.listen_address, actor.info
+    info = actor.info
 
     def on_ready() -> None:
         logger.info(
             "ready on %s after %.1f s: %s, %s, %s%d KV blocks of %d tokens, context %d",
-            address,
+            plan.settings.listen_address,
             time.monotonic() - start_s,
             info.model_name,
             info.device,
@@ -256,7 +257,8 @@ async def _serve(
             info.max_model_len,
         )
 
-    return await serve_worker(runtime, handler, address, on_ready=on_ready, notifier=notifier)
+    address, tls = plan.settings.listen_address, worker_tls(plan.settings)
+    return await serve_worker(runtime, handler, address, tls=tls, on_ready=on_ready, notifier=notifier)
 
 
 def _make_cores(actor: DrafterActor | VerifierActor) -> WorkerCores | None:

@@ -18,6 +18,7 @@ from minedraft.process.heartbeat import feed_watchdog
 from minedraft.process.notify import Notifier
 from minedraft.rpc.channel import bind, worker_server
 from minedraft.rpc.health import HealthServicer, add_health
+from minedraft.security.tls import ServerTls
 from minedraft_workers.rounds.runtime import WorkerRuntime
 
 logger = logging.getLogger("minedraft.worker")
@@ -27,7 +28,9 @@ _CRASH_GRACE_S = 0.5  # to get the INTERNAL replies out
 _THREAD_GRACE_S = 0.3
 
 
-async def start(handler: grpc.GenericRpcHandler[Any, Any], address: Address) -> tuple[grpc.aio.Server, HealthServicer]:
+async def start(
+    handler: grpc.GenericRpcHandler[Any, Any], address: Address, tls: ServerTls | None = None
+) -> tuple[grpc.aio.Server, HealthServicer]:
     """Return a started server and its health service, which says serving.
 
     Raises:
@@ -36,7 +39,7 @@ async def start(handler: grpc.GenericRpcHandler[Any, Any], address: Address) -> 
     server = worker_server()
     server.add_generic_rpc_handlers((handler,))
     health = await add_health(server)
-    bind(server, address)
+    bind(server, address, tls)
     await server.start()
     return server, health
 
@@ -46,6 +49,7 @@ async def serve_worker(
     handler: grpc.GenericRpcHandler[Any, Any],
     address: Address,
     *,
+    tls: ServerTls | None = None,
     on_ready: Callable[[], None] = lambda: None,
     notifier: Notifier | None = None,
 ) -> int:
@@ -59,7 +63,7 @@ async def serve_worker(
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, _on_signal, signum, stop)
     notifier = notifier or Notifier()
-    server, health = await start(handler, address)
+    server, health = await start(handler, address, tls)
     on_ready()
     notifier.ready()
     notifier.status(f"ready: {runtime.info.model_name}")

@@ -1,4 +1,5 @@
 """The commands that users type.
 
-May import: values, places, settings, client, rpc, models, text, process, launch, bench, observe, theory, vllm.
+May import: values, places, security, settings, client, rpc, models, text, process, launch, bench, observe, theory,
+vllm.
 """

@@ -12,7 +12,8 @@ from rich.console import Console
 from minedraft.bench.prompts import BenchPrompt, load_prompts
 from minedraft.bench.report import BenchTable, render_rows, run_with_progress, write_report
 from minedraft.bench.runner import BenchConfig, default_configs
-from minedraft.cli.console import SERVER_HELP, parse_ints, say
+from minedraft.cli.console import parse_ints, say
+from minedraft.cli.flags.connection import Connection, connection_flags
 from minedraft.client import AsyncClient
 from minedraft.errors import ConfigError
 from minedraft.sampling_params import MAX_DRAFT_LEN, SamplingParams
@@ -32,7 +33,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--server", default=None, metavar="ADDR", help=SERVER_HELP)
+@connection_flags
 @click.option("-m", "--max-batch-size", "sizes", metavar="N,...", default="4", help="Requests per batch. [default: 4]")
 @click.option("-k", "--draft-len", "draft_lens", metavar="N,...", default="3", help="Drafts per round. [default: 3]")
 @click.option("--modes", metavar="MODE,...", default="ar,sd,minedraft", show_default=True, help="Modes to compare.")
@@ -60,7 +61,7 @@ Examples:
     "--json", "json_path", metavar="FILE.json", default=None, type=UserPath(), help="Also write all measurements here."
 )
 def bench(
-    server: str | None,
+    connection: Connection,
     sizes: str,
     draft_lens: str,
     modes: str,
@@ -85,14 +86,14 @@ def bench(
         for k in parse_ints("draft-len", draft_lens, MAX_DRAFT_LEN)
     ]
     try:
-        asyncio.run(_bench(server, plan, _parse_modes(modes), prompts, num_prompts, params, repeats, json_path))
+        asyncio.run(_bench(connection, plan, _parse_modes(modes), prompts, num_prompts, params, repeats, json_path))
     except KeyboardInterrupt:
         say("interrupted; the service goes back to its own settings")
         raise click.Abort from None
 
 
 async def _bench(
-    server: str | None,
+    connection: Connection,
     plan: Sequence[tuple[int, int]],
     modes: set[Mode],
     prompts: Sequence[BenchPrompt],
@@ -103,7 +104,7 @@ async def _bench(
 ) -> None:
     console = Console()
     tables: list[BenchTable] = []
-    async with AsyncClient(server) as client, client.borrow() as loan:
+    async with AsyncClient(connection.server, **connection.access) as client, client.borrow() as loan:
         for size, draft_len in plan:
             known = [*default_configs(size, draft_len), BenchConfig(Mode.PEARL, 2 * size, draft_len)]
             configs = [config for config in known if config.mode in modes]

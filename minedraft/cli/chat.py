@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from minedraft.cli.chat_input import COMMANDS, is_command, read_messages
-from minedraft.cli.console import SERVER_HELP, show
-from minedraft.cli.sampling_flags import sampling_flags, to_sampling_params
+from minedraft.cli.console import show
+from minedraft.cli.flags.connection import Connection, connection_flags
+from minedraft.cli.flags.sampling import sampling_flags, to_sampling_params
 from minedraft.client import Client
 from minedraft.errors import InvalidRequest, MineDraftError
 from minedraft.output import Output
@@ -36,10 +37,10 @@ _REMEDY = "/undo removes the last exchange, /new starts over"
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--server", metavar="ADDR", default=None, help=SERVER_HELP)
+@connection_flags
 @click.option("--system", default=None, metavar="TEXT", help="System message at the start of the conversation.")
 @sampling_flags
-def chat(server: str | None, system: str | None, **flags: object) -> None:
+def chat(connection: Connection, system: str | None, **flags: object) -> None:
     """Chat with the model of a running service.
 
     The model sees the whole conversation with each message. Start the service with minedraft-launch.
@@ -48,7 +49,7 @@ def chat(server: str | None, system: str | None, **flags: object) -> None:
     if params.n != 1:
         raise InvalidRequest("n", params.n, "must be 1 in a chat")
     console = Console(highlight=False, soft_wrap=True)
-    with Client(server) as client:
+    with Client(connection.server, **connection.access) as client:
         status = client.status()
         target = next((worker.model for worker in status.workers if worker.role == "verifier"), "the model")
         _say(console, f"{target}, mode {status.mode}; Ctrl-C ends an answer, Ctrl-D quits, /help shows all commands")

@@ -20,7 +20,6 @@ from minedraft.models.progress import Progress
 from minedraft.process.entry import run_command
 
 EXIT_REQUEST = 1
-SERVER_HELP = "Address of the service: unix:PATH or HOST:PORT. [default: as for minedraft-launch]"
 _PROGRESS_S = 1.0
 
 

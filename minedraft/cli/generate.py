@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from minedraft.cli.console import SERVER_HELP, print_json, show
-from minedraft.cli.sampling_flags import sampling_flags, to_sampling_params
+from minedraft.cli.console import print_json, show
+from minedraft.cli.flags.connection import Connection, connection_flags
+from minedraft.cli.flags.sampling import sampling_flags, to_sampling_params
 from minedraft.client import Client
 from minedraft.output import Output
 from minedraft.prompts import Prompt
@@ -27,7 +28,7 @@ Examples:
 
 @click.command(epilog=_EPILOG)
 @click.argument("prompt", required=False)
-@click.option("--server", metavar="ADDR", default=None, help=SERVER_HELP)
+@connection_flags
 @click.option("--chat", is_flag=True, help="Send the prompt as a user message, in the model's chat template.")
 @click.option("--token-ids", is_flag=True, help="Read the prompt as token ids, separated by spaces or commas.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, one per streamed piece.")
@@ -35,7 +36,7 @@ Examples:
 @sampling_flags
 def generate(
     prompt: str | None,
-    server: str | None,
+    connection: Connection,
     chat: bool,
     token_ids: bool,
     as_json: bool,
@@ -51,7 +52,7 @@ def generate(
         if sys.stdin.isatty():
             raise click.UsageError('give a prompt, as in: minedraft generate "Once upon a time"')
         prompt = sys.stdin.read()
-    with Client(server, timeout_s=timeout_s) as client:
+    with Client(connection.server, timeout_s=timeout_s, **connection.access) as client:
         outputs: Any = client.generate(_to_prompt(prompt, chat, token_ids), params)
         with closing(outputs):
             if as_json:

@@ -116,11 +116,16 @@ def _with_pair(settings: Settings, pair: Pair) -> Settings:
 def announce(settings: Settings, seconds: float) -> None:
     """Print to standard output that requests are accepted; dropped, as in `say`, if it cannot be written."""
     address = settings.listen_address.target
+    shown = [f"--server {shlex.quote(address)}"]
+    if settings.tls_cert is not None:
+        shown.append("--tls-ca FILE")
+    if settings.token_file is not None:
+        shown.append(f"--token-file {shlex.quote(str(settings.token_file))}")
     with suppress(OSError):
         click.echo(
             f"{READY_LINE}{address} after {seconds:.1f} s (mode {settings.to_plain_values()['mode']}); stop with Ctrl-C"
         )
-        click.echo(f'  minedraft generate --server {shlex.quote(address)} "The capital of France is"')
+        click.echo(f'  minedraft generate {" ".join(shown)} "The capital of France is"')
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ _COMMANDS = {
     "top": "minedraft.cli.top",
     "timeline": "minedraft.cli.timeline",
     "bench": "minedraft.cli.bench",
+    "certs": "minedraft.cli.certs",
     "predict": "minedraft.cli.predict",
     "vllm-doctor": "minedraft.cli.plugins.vllm_doctor",
 }

@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from minedraft.cli.console import SERVER_HELP, print_json
+from minedraft.cli.console import print_json
+from minedraft.cli.flags.connection import Connection, connection_flags
 from minedraft.client import Client
 from minedraft.output import ServiceStatus
 
@@ -29,7 +30,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--server", metavar="ADDR", default=None, help=SERVER_HELP)
+@connection_flags
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with everything.")
 @click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option(
@@ -39,9 +40,9 @@ Examples:
     metavar="SECONDS",
     help="Seconds between refreshes. [default: 1]",
 )
-def status(server: str | None, as_json: bool, watch: bool, interval_s: float) -> None:
+def status(connection: Connection, as_json: bool, watch: bool, interval_s: float) -> None:
     """Show batches, workers, acceptance, overlap and KV use of a running service."""
-    with Client(server, timeout_s=_TIMEOUT_S) as client:
+    with Client(connection.server, timeout_s=_TIMEOUT_S, **connection.access) as client:
         if not watch:
             now = client.status()
             if as_json:

@@ -15,7 +15,7 @@ import click
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from minedraft.cli.console import SERVER_HELP
+from minedraft.cli.flags.connection import Connection, connection_flags
 from minedraft.cli.top_view import Throughput, render_frame, render_lost
 from minedraft.client import Client
 from minedraft.errors import MineDraftError
@@ -34,7 +34,7 @@ q or Ctrl-C leaves. It goes on while the service is restarted.
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--server", metavar="ADDR", default=None, help=SERVER_HELP)
+@connection_flags
 @click.option(
     "--interval-s",
     type=click.FloatRange(0.1, 3600),
@@ -43,10 +43,10 @@ q or Ctrl-C leaves. It goes on while the service is restarted.
     help="Seconds between frames. [default: 1]",
 )
 @click.option("--once", is_flag=True, help="Print one frame and leave, as is done where the output is no terminal.")
-def top(server: str | None, interval_s: float, once: bool) -> None:
+def top(connection: Connection, interval_s: float, once: bool) -> None:
     """Watch batches, workers, throughput, mode and faults of a running service."""
     console = Console()
-    with Client(server, timeout_s=_TIMEOUT_S) as client:
+    with Client(connection.server, timeout_s=_TIMEOUT_S, **connection.access) as client:
         frames = Frames(client.status, client.address.target)
         if once or not console.is_terminal:
             console.print(frames.first(console.width))

@@ -27,8 +27,10 @@ from minedraft.launch.supervised import Report, Supervised
 from minedraft.process.claim import ListenClaim
 from minedraft.process.heartbeat import Unburdened, feed_watchdog
 from minedraft.process.notify import Notifier
-from minedraft.process.run_folder import RunFolder
+from minedraft.process.run_folder import OWN_DOOR, RunFolder
 from minedraft.rpc.health import INFERENCE_SERVICE, LIVE, wait_serving
+from minedraft.security.tls import Access, worker_client_tls
+from minedraft.security.tokens import read_tokens
 from minedraft.settings.flags import to_flags
 from minedraft.settings.service import Settings
 from minedraft.types import Role
@@ -84,7 +86,7 @@ class Launcher:
         self._signals: asyncio.Queue[int] = asyncio.Queue()
         self._processes: dict[str, Supervised] = {}
         self._ends: dict[str, asyncio.Task[GiveUp | None]] = {}
-        self._peers: dict[str, tuple[Address, str]] = {}  # name -> address and name of its health service
+        self._peers: dict[str, tuple[Address, str, Access]] = {}  # name -> address and name of its health service
         self._reported: set[str] = set()
         self._is_serving = False
         self._started_s = time.monotonic()
@@ -170,11 +172,11 @@ class Launcher:
         verifier = settings.target_address or f"unix:{folder.path / 'verifier.sock'}"
         drafter = settings.draft_address or f"unix:{folder.path / 'drafter.sock'}"
         self._peers = {
-            "verifier": (Address.parse(verifier, "target_address"), LIVE),
-            "scheduler": (settings.listen_address, INFERENCE_SERVICE),
+            "verifier": self._worker(Address.parse(verifier, "target_address")),
+            "scheduler": (Address(folder.path / OWN_DOOR), INFERENCE_SERVICE, self._own_access()),
         }
         if settings.needs_drafter:
-            self._peers["drafter"] = (Address.parse(drafter, "draft_address"), LIVE)
+            self._peers["drafter"] = self._worker(Address.parse(drafter, "draft_address"))
         addresses: dict[str, Any] = {"target_address": verifier}
         if settings.needs_drafter:
             addresses |= {"draft_address": drafter, "draft": None}
@@ -185,6 +187,13 @@ class Launcher:
             address = verifier if role is Role.VERIFIER else drafter
             argv = [*self._worker_command, *worker_flags(settings, role, address)]
             self._supervise(role.value, argv, folder, cores_beside(settings, role))
+
+    def _worker(self, address: Address) -> tuple[Address, str, Access]:
+        return address, LIVE, Access(worker_client_tls(self._settings.worker_tls, address))
+
+    def _own_access(self) -> Access:
+        token_file = self._settings.token_file
+        return Access() if token_file is None else Access(token=read_tokens(token_file)[0])
 
     def _supervise(self, name: str, argv: list[str], folder: RunFolder, cores: Collection[int] = ()) -> None:
         is_drafter = name == Role.DRAFTER.value
@@ -216,8 +225,8 @@ class Launcher:
             _GivenUp: a process ended too often. TimeoutError: load_timeout_s has passed; it names what is not ready.
         """
         waits = {
-            name: asyncio.create_task(wait_serving(address, service), name=f"{name}-ready")
-            for name, (address, service) in self._peers.items()
+            name: asyncio.create_task(wait_serving(address, service, access), name=f"{name}-ready")
+            for name, (address, service, access) in self._peers.items()
         }
 
         def missing() -> list[str]:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from minedraft.errors import ConfigError
 
+OWN_DOOR = "scheduler.sock"
+"""The scheduler's socket for the launcher, in the folder of the service."""
+
 _RUN_PREFIX = "minedraft-run-"
 
 

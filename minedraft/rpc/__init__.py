@@ -1,4 +1,4 @@
 """All of gRPC and protobuf: channels, codecs, the link to a worker, health.
 
-May import: values, places, core.liveness, v1.
+May import: values, places, security, core.liveness, v1.
 """

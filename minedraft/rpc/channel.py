@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
 
 from minedraft.address import Address
 from minedraft.errors import ConfigError
+from minedraft.security.tls import ClientTls, ServerPem, ServerTls
 
 # Largest worker message: 256 requests x 8 drafts x 1024 truncated-q entries of 8 bytes.
 MAX_WORKER_MESSAGE_BYTES = 16 << 20
@@ -62,6 +64,8 @@ _WORKER_CHANNEL: Options = (
 
 _SERVER: Options = (
     ("grpc.so_reuseport", 0),
+    # Who connects and says nothing is dropped soon; gRPC's default is two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
     # Allow frequent pings, with or without calls; gRPC's default limit is one in five minutes.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_ping_strikes", 0),  # no limit
@@ -88,24 +92,30 @@ _WORKER_SERVER: Options = (
 )
 
 
-def client_channel(address: Address) -> grpc.aio.Channel:
+def client_channel(address: Address, tls: ClientTls | None = None) -> grpc.aio.Channel:
     """Return a client's channel to the service, or any process's channel to a health service."""
-    return grpc.aio.insecure_channel(address.uri, options=_CLIENT_CHANNEL)
+    if tls is None:
+        return grpc.aio.insecure_channel(address.uri, options=_CLIENT_CHANNEL)
+    return grpc.aio.secure_channel(address.uri, _caller_credentials(tls), options=_CLIENT_CHANNEL)
 
 
-def blocking_client_channel(address: Address) -> grpc.Channel:
+def blocking_client_channel(address: Address, tls: ClientTls | None = None) -> grpc.Channel:
     """Return a client's channel to the service, without async."""
-    return grpc.insecure_channel(address.uri, options=_CLIENT_CHANNEL)
+    if tls is None:
+        return grpc.insecure_channel(address.uri, options=_CLIENT_CHANNEL)
+    return grpc.secure_channel(address.uri, _caller_credentials(tls), options=_CLIENT_CHANNEL)
 
 
-def worker_channel(address: Address) -> grpc.aio.Channel:
+def worker_channel(address: Address, tls: ClientTls | None = None) -> grpc.aio.Channel:
     """Return the scheduler's channel to a worker."""
-    return grpc.aio.insecure_channel(address.uri, options=_WORKER_CHANNEL)
+    if tls is None:
+        return grpc.aio.insecure_channel(address.uri, options=_WORKER_CHANNEL)
+    return grpc.aio.secure_channel(address.uri, _caller_credentials(tls), options=_WORKER_CHANNEL)
 
 
-def client_server() -> grpc.aio.Server:
-    """Return the server that clients call."""
-    return grpc.aio.server(options=_CLIENT_SERVER)
+def client_server(check: grpc.aio.ServerInterceptor[Any, Any] | None = None) -> grpc.aio.Server:
+    """Return the server that clients call; `check` looks at every call of every method first."""
+    return grpc.aio.server(options=_CLIENT_SERVER, interceptors=[] if check is None else [check])
 
 
 def worker_server() -> grpc.aio.Server:
@@ -113,17 +123,45 @@ def worker_server() -> grpc.aio.Server:
     return grpc.aio.server(options=_WORKER_SERVER)
 
 
-def bind(server: grpc.aio.Server, address: Address) -> None:
+def bind(server: grpc.aio.Server, address: Address, tls: ServerTls | None = None) -> None:
     """Have a server listen at `address` once it is started; a unix socket is accessible to this user only.
 
     Raises:
-        ConfigError: the server cannot listen there.
+        ConfigError: the server cannot listen there, or other hosts would reach it without TLS.
     """
+    if tls is None and not address.is_local:
+        raise ConfigError("listen", str(address), "reachable from other hosts, which requires TLS")
     old_mask = os.umask(0o177)
     try:
-        server.add_insecure_port(address.uri)
+        if tls is None:
+            server.add_insecure_port(address.uri)
+        else:
+            server.add_secure_port(address.uri, _server_credentials(tls))
     except RuntimeError:
         limit = "cannot listen there (in use, or not an address of this host)"
         raise ConfigError("listen", str(address), limit) from None
     finally:
         os.umask(old_mask)
+
+
+def _caller_credentials(tls: ClientTls) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(tls.roots, tls.key, tls.certificate)
+
+
+def _server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    """Return credentials that read changed files at the next connection; live ones keep what they began with."""
+
+    def renew() -> Any:  # noqa: ANN401 - its stub lacks None, which keeps what is in use
+        pem = tls.renew()
+        return None if pem is None else _certificates(pem)
+
+    must_prove = tls.pem.client_ca is not None
+    return grpc.dynamic_ssl_server_credentials(
+        _certificates(tls.pem),
+        renew,
+        require_client_authentication=must_prove,
+    )
+
+
+def _certificates(pem: ServerPem) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pem.key, pem.certificate)], pem.client_ca)

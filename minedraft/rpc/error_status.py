@@ -43,6 +43,7 @@ _KINDS: dict[str, type[MineDraftError]] = {
     InternalError.reason: InternalError,
 }
 _BY_CODE: dict[grpc.StatusCode, type[MineDraftError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
     grpc.StatusCode.ALREADY_EXISTS: errors.DuplicateRequest,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
     grpc.StatusCode.CANCELLED: errors.RequestAborted,

@@ -11,9 +11,11 @@ from grpc_health.v1 import _async, health_pb2, health_pb2_grpc
 from minedraft.address import Address
 from minedraft.errors import ConfigError
 from minedraft.rpc.channel import client_channel
+from minedraft.security.tls import Access
 
 __all__ = ["INFERENCE_SERVICE", "LIVE", "NOT_SERVING", "SERVING", "HealthServicer", "add_health", "wait_serving"]
 
+_OPEN = Access()
 _CLOSE_S = 0.5  # ample for sending a status; the server's stop ends a connection that takes none
 
 LIVE = ""
@@ -65,18 +67,19 @@ async def add_health(server: grpc.aio.Server, *later: str) -> HealthServicer:
     return servicer
 
 
-async def wait_serving(address: Address, service: str) -> None:
+async def wait_serving(address: Address, service: str, access: Access = _OPEN) -> None:
     """Return once the peer says that the service is serving; wait without limit for the peer to appear.
 
     The caller sets the deadline and watches the peer process.
 
     Raises:
-        ConfigError: the server at the address is not MineDraft.
+        ConfigError: the server at the address is not MineDraft, or refuses the token of `access`.
     """
-    async with client_channel(address) as channel:
+    async with client_channel(address, access.tls) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         while True:
-            call = stub.Watch(health_pb2.HealthCheckRequest(service=service), wait_for_ready=True)
+            request = health_pb2.HealthCheckRequest(service=service)
+            call = stub.Watch(request, wait_for_ready=True, metadata=access.metadata)
             try:
                 # Not `async for`: if left early, its iterator would keep the connection open.
                 while (reply := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]

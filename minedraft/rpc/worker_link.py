@@ -57,6 +57,7 @@ from minedraft.rpc.codec.verify import verify_command_to_pb, verify_reply_from_p
 from minedraft.rpc.handshake import WorkerCall
 from minedraft.rpc.leases import LeaseBook
 from minedraft.rpc.link_watch import LinkWatch
+from minedraft.security.tls import ClientTls
 from minedraft.types import Role
 from minedraft.v1 import common_pb2, worker_pb2
 
@@ -79,7 +80,7 @@ class _WorkerLink:
     role: ClassVar[Role]
     _service: ClassVar[str]
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, tls: ClientTls | None = None) -> None:
         self.address = address
         self.info: WorkerInfo
         self.stats = LinkStats()
@@ -87,7 +88,7 @@ class _WorkerLink:
         self.lost_error: WorkerLost | None = None
         self.on_channel_failure: Callable[[str], None] = _ignore
         self._leases = LeaseBook()
-        self._channel = worker_channel(address)
+        self._channel = worker_channel(address, tls)
         self._stream: _Stream | None = None
         self._reader: asyncio.Task[None]
         self._writer: asyncio.Task[None]
@@ -101,20 +102,26 @@ class _WorkerLink:
 
     @classmethod
     async def connect(
-        cls, address: Address | str, *, target_vocab_size: int = 0, connect_timeout_s: float = 10.0
+        cls,
+        address: Address | str,
+        *,
+        target_vocab_size: int = 0,
+        connect_timeout_s: float = 10.0,
+        tls: ClientTls | None = None,
     ) -> Self:
         """Return a link after a handshake, which starts a new epoch of the worker: KV and stored replies dropped.
 
         Args:
             target_vocab_size: for a drafter: the ids that it proposes are below it; 0 for no limit.
             connect_timeout_s: seconds to wait for the worker to answer and to be free.
+            tls: how to call a worker on a network.
 
         Raises:
             ConfigError: the server at the address is no such worker, speaks another protocol version, or
                 is in use by another scheduler.
             WorkerLost: no answer in time.
         """
-        link = cls(Address.parse(address) if isinstance(address, str) else address)
+        link = cls(Address.parse(address) if isinstance(address, str) else address, tls)
         try:
             link.info, num_bytes = await link._callee.shake_hands(link._channel, target_vocab_size, connect_timeout_s)
         except BaseException:

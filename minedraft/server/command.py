@@ -12,12 +12,14 @@ from typing import NoReturn
 
 import click
 
+from minedraft.address import Address
 from minedraft.errors import EXIT_OK, ConfigError, ConfigErrors, InternalError
 from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import run_logged, takes_parent
 from minedraft.process.logs import set_up_log
 from minedraft.process.notify import Notifier
 from minedraft.process.parent import exit_with_parent
+from minedraft.process.run_folder import OWN_DOOR
 from minedraft.server.composition import Server
 from minedraft.settings.flags import UserPath, settings_flags
 from minedraft.settings.loading import load_settings
@@ -109,7 +111,8 @@ def main() -> NoReturn:
 
 
 async def _serve(settings: Settings, notifier: Notifier, parent_pid: int | None, run_folder: Path | None) -> None:
-    server = Server(settings, notifier=notifier)
+    own_door = None if run_folder is None else Address(run_folder / OWN_DOOR)
+    server = Server(settings, notifier=notifier, own_door=own_door)
     loop = asyncio.get_running_loop()
 
     def on_term() -> None:

@@ -12,7 +12,7 @@ from minedraft.core.limits import SchedulerLimits
 from minedraft.engine.pairing import PairingConnector
 from minedraft.engine.pipeline import Pipeline
 from minedraft.engine.slots import Connector, check_drafter, drafter_slot, verifier_slot
-from minedraft.errors import ConfigError, Draining, ModelError
+from minedraft.errors import ConfigError, Draining, ModelError, Unauthenticated
 from minedraft.messages import WorkerInfo
 from minedraft.process.claim import ListenClaim
 from minedraft.process.heartbeat import feed_watchdog
@@ -21,12 +21,14 @@ from minedraft.rpc.channel import bind, client_server
 from minedraft.rpc.connector import GrpcConnector
 from minedraft.rpc.health import INFERENCE_SERVICE, SERVING, HealthServicer, add_health
 from minedraft.rpc.reflection import add_reflection
+from minedraft.rpc.token_check import TokenCheck
 from minedraft.server.grpc_door import GrpcDoor
 from minedraft.server.policies import choose_policies, choose_scores
 from minedraft.server.progress import SchedulerProgress
 from minedraft.server.service import InferenceService
 from minedraft.server.views import Views
 from minedraft.server.watching import watched
+from minedraft.settings.door import door_tls, door_tokens
 from minedraft.settings.service import Settings
 from minedraft.text.tokenizer import Tokenizer
 
@@ -44,21 +46,28 @@ class Server:
     Args:
         connector: makes the links to the workers (a parameter for tests).
         notifier: tells the supervisor of this process.
+        own_door: where the launcher asks for its health beside the clients' address, which may have TLS.
 
     Attributes:
         service, pipeline: None until they are made.
     """
 
     def __init__(
-        self, settings: Settings, connector: Connector | None = None, notifier: Notifier | None = None
+        self,
+        settings: Settings,
+        connector: Connector | None = None,
+        notifier: Notifier | None = None,
+        own_door: Address | None = None,
     ) -> None:
         self._settings = settings
         self._notifier = notifier or Notifier()
         self._progress = SchedulerProgress()
+        self._own_door = own_door
         self._connector = PairingConnector(connector or _grpc_connector(settings), settings.channel)
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
-        self._server = client_server()
+        tokens = door_tokens(settings)
+        self._server = client_server(None if tokens is None else TokenCheck(tokens, self._on_refused))
         self._views = Views(settings)
         self.service: InferenceService | None = None
         self.pipeline: Pipeline | None = None
@@ -91,7 +100,9 @@ class Server:
             health = await add_health(self._server, INFERENCE_SERVICE)
             if settings.reflection:
                 add_reflection(self._server)
-            bind(self._server, settings.listen_address)
+            bind(self._server, settings.listen_address, door_tls(settings))
+            if self._own_door is not None:
+                bind(self._server, self._own_door)
             await self._server.start()
             try:
                 async with self._views.shown(service), AsyncExitStack() as stack:
@@ -172,6 +183,10 @@ class Server:
                 extend_at_s = loop.time() + _EXTEND_PERIOD_S
             await asyncio.sleep(_STATE_PERIOD_S)
 
+    def _on_refused(self, error: Unauthenticated) -> None:
+        if self.service is not None:
+            self.service.board.count_error(error)
+
     async def _is_done_before(self, event: asyncio.Event, *tasks: asyncio.Task[Any]) -> bool:
         """Wait for the event or one of the tasks and cancel the others. Return whether a task is done."""
         waiting = asyncio.create_task(event.wait())
@@ -190,6 +205,7 @@ def _grpc_connector(settings: Settings) -> GrpcConnector:
     return GrpcConnector(
         Address.parse(settings.target_address, "target_address"),
         None if draft is None else Address.parse(draft, "draft_address"),
+        settings.worker_tls,
     )
 
 

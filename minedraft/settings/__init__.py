@@ -1,4 +1,4 @@
 """The settings of the service and its workers: names, defaults, checks, command line flags.
 
-May import: values, places.
+May import: values, places, security.
 """

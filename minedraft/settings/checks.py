@@ -8,6 +8,7 @@ from minedraft.address import Address
 from minedraft.device import Device, usable_cores
 from minedraft.errors import ConfigError
 from minedraft.settings.choices import AUTO
+from minedraft.settings.door import wrong_door, wrong_worker_tls
 from minedraft.types import DraftMethod
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def contradictions(settings: Settings) -> list[ConfigError]:
         *wrong_addresses(settings, "listen", "target_address", "draft_address", "metrics"),
         *_wrong_shares(settings),
         *_wrong_observing(settings),
+        *wrong_door(settings),
+        *wrong_worker_tls(settings, "target_address", "draft_address"),
     ]
 
 
@@ -44,7 +47,7 @@ def wrong_devices(settings: SharedSettings, *fields: str) -> list[ConfigError]:
 
 
 def wrong_addresses(settings: SharedSettings, *fields: str) -> list[ConfigError]:
-    """Return an error for each of `fields` that is malformed, used twice, or open to other hosts without consent."""
+    """Return an error for each of `fields` that is malformed or used twice."""
     errors: list[ConfigError] = []
     fields_of: dict[str, str] = {}
     for field in fields:
@@ -60,9 +63,6 @@ def wrong_addresses(settings: SharedSettings, *fields: str) -> list[ConfigError]
             limit = f"already used for {fields_of[address.target]}; each needs its own address"
             errors.append(ConfigError(field, text, limit))
         fields_of[address.target] = field
-        if field == "listen" and not address.is_local and not settings.insecure_public:
-            limit = "reachable from other hosts without encryption; pass --insecure-public to allow it"
-            errors.append(ConfigError(field, text, limit))
     return errors
 
 
@@ -74,21 +74,21 @@ def _wrong_observing(settings: Settings) -> list[ConfigError]:
         errors.append(ConfigError("reflection", settings.reflection, limit))
     if settings.metrics is not None and settings.metrics.startswith("unix:"):
         errors.append(ConfigError("metrics", settings.metrics, "must be HOST:PORT"))
-    elif settings.metrics is not None and not _is_local(settings.metrics) and not settings.insecure_public:
-        limit = "reachable from other hosts without encryption; pass --insecure-public to allow it"
+    elif settings.metrics is not None and not _is_local(settings.metrics):
+        limit = "only at an address of this host; a collector that runs here can carry them on"
         errors.append(ConfigError("metrics", settings.metrics, limit))
     if settings.otlp_traces_endpoint is not None:
-        errors += _wrong_collector(settings.otlp_traces_endpoint, settings.insecure_public)
+        errors += _wrong_collector(settings.otlp_traces_endpoint)
     return errors
 
 
-def _wrong_collector(url: str, insecure_public: bool) -> list[ConfigError]:
+def _wrong_collector(url: str) -> list[ConfigError]:
     scheme, _, rest = url.partition("://")
     limit = ""
     if scheme not in ("http", "https") or not rest:
         limit = "must be http://HOST:PORT, or https:// for TLS"
-    elif scheme == "http" and not _is_local(rest.rstrip("/")) and not insecure_public:
-        limit = "on another host, without encryption; use https://, or pass --insecure-public to allow it"
+    elif scheme == "http" and not _is_local(rest.rstrip("/")):
+        limit = "on another host, without encryption; use https://"
     return [ConfigError("otlp_traces_endpoint", url, limit)] if limit else []
 
 

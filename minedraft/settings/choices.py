@@ -36,7 +36,7 @@ def _expand_home(path: Path | None) -> Path | None:
 DraftLenChoice = Annotated[Literal["auto"] | int, BeforeValidator(_check_draft_len)]
 ModeChoice = Annotated[Literal["auto"] | Mode, BeforeValidator(_check_mode)]
 Folder = Annotated[Path, Field(strict=False), AfterValidator(_expand_home)]
-OptionalFolder = Annotated[Path | None, Field(strict=False), AfterValidator(_expand_home)]
+OptionalPath = Annotated[Path | None, Field(strict=False), AfterValidator(_expand_home)]
 
 Share = Annotated[float | None, Field(gt=0, le=1)]
 """A part of a device's memory."""

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.settings.checks import contradictions, wrong_addresses, wrong_devices
+from minedraft.settings.door import wrong_worker_tls
 from minedraft.settings.service import Settings
 from minedraft.settings.shared import SharedSettings
 from minedraft.settings.worker import WorkerSettings
@@ -58,7 +59,8 @@ def load_worker_settings(flags: Mapping[str, Any]) -> WorkerSettings:
     """
     errors: list[ConfigError] = []
     settings = _validate(WorkerSettings, _given(flags), errors)
-    _raise_all(errors, [*wrong_devices(settings, "device", "max_device"), *wrong_addresses(settings, "listen")])
+    found = [*wrong_devices(settings, "device", "max_device"), *wrong_addresses(settings, "listen")]
+    _raise_all(errors, [*found, *wrong_worker_tls(settings, "listen")])
     return settings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from minedraft.settings.choices import OptionalFolder
+from minedraft.settings.choices import OptionalPath
 from minedraft.settings.shared import SharedSettings
 
 
@@ -19,7 +19,7 @@ class ObservingSettings(SharedSettings):
         description="Serve metrics for Prometheus at HOST:PORT, over plain HTTP: an address of this host.",
         examples=["HOST:PORT"],
     )
-    trace: OptionalFolder = Field(
+    trace: OptionalPath = Field(
         None,
         description="Write a trace of both workers to this file, for Perfetto and `minedraft timeline`. A full file is "
         "renamed to FILE.1.",

@@ -11,7 +11,7 @@ from minedraft.device import DEVICE_FORMS, GPU_MEMORY_SHARE, Device, usable_core
 from minedraft.errors import ConfigError
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.settings.checks import cores_of_both
-from minedraft.settings.choices import AUTO, DraftLenChoice, ModeChoice, OptionalFolder, Share
+from minedraft.settings.choices import AUTO, DraftLenChoice, ModeChoice, OptionalPath, Share
 from minedraft.settings.observing import ObservingSettings
 from minedraft.settings.shared import SharedSettings
 from minedraft.settings.worker import WorkerSettings
@@ -30,10 +30,10 @@ def _default_draft_device() -> str:
 class Settings(ObservingSettings):
     """The settings of the service."""
 
-    target: OptionalFolder = Field(
+    target: OptionalPath = Field(
         None, description="Target model folder; if omitted, the default pair is used.", examples=["DIR"]
     )
-    draft: OptionalFolder = Field(
+    draft: OptionalPath = Field(
         None,
         description="Draft model folder, which must have the target's tokenizer, or the folder of an EAGLE head.",
         examples=["DIR"],
@@ -118,6 +118,21 @@ class Settings(ObservingSettings):
         default_factory=default_listen,
         description="Address to serve clients on: unix:PATH or HOST:PORT.",
         examples=["ADDR"],
+    )
+    tls_cert: OptionalPath = Field(
+        None,
+        description="Certificate, with its chain, that clients of HOST:PORT see. A changed file is read again.",
+        examples=["FILE"],
+    )
+    tls_key: OptionalPath = Field(None, description="Key of tls_cert, in a file of mode 0600.", examples=["FILE"])
+    tls_client_ca: OptionalPath = Field(
+        None, description="Clients must show a certificate of this CA, beside the token.", examples=["FILE"]
+    )
+    token_file: OptionalPath = Field(
+        None,
+        description="File of mode 0600 with the tokens that admit clients, one a line, read again when it changes; or "
+        "the name of a systemd credential. Required, like tls_cert and tls_key, to serve other hosts.",
+        examples=["FILE"],
     )
     allow_configure: bool = Field(
         False, description="Let a client change mode and batch limits temporarily, as `minedraft bench` does."

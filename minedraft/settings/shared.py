@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
+from minedraft.settings.choices import OptionalPath
 from minedraft.types import DraftMethod
 
 MIN_BLOCKS = 8
@@ -65,9 +66,11 @@ class SharedSettings(BaseModel):
         description="Least level of the log's lines. debug: also each request's start, seat and end, by its id; never "
         "the text of a prompt.",
     )
-    insecure_public: bool = Field(
-        False,
-        description="Allow a non-local address without TLS or authentication.",
+    worker_tls: OptionalPath = Field(
+        None,
+        description="Folder with ca.pem, cert.pem and key.pem (`minedraft certs` makes it): links between scheduler "
+        "and workers by HOST:PORT use TLS, and both ends show a certificate of that CA. Required between hosts.",
+        examples=["DIR"],
     )
 
     @classmethod

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from minedraft.address import Address
 from minedraft.device import DEVICE_FORMS, GPU_MEMORY_SHARE
-from minedraft.settings.choices import Folder, OptionalFolder, Share
+from minedraft.settings.choices import Folder, OptionalPath, Share
 from minedraft.settings.shared import Positional, SharedSettings
 from minedraft.types import DraftMethod, Role
 
@@ -20,7 +20,7 @@ class WorkerSettings(SharedSettings):
     model: Folder = Field(
         description="Model folder; with --draft-method ngram the target's, for its tokenizer.", examples=["DIR"]
     )
-    target: OptionalFolder = Field(
+    target: OptionalPath = Field(
         None,
         description="With draft_method eagle: the target's model folder, for its tokenizer, embedding and output rows.",
         examples=["DIR"],

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import click
 
-from minedraft.address import Address
 from minedraft.messages import DraftCommand, Proposal, Verdict, VerifyCommand
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import takes_parent
 from minedraft.process.parent import exit_with_parent
+from minedraft.settings.door import worker_tls
 from minedraft.settings.flags import settings_flags
 from minedraft.settings.loading import load_worker_settings
 from minedraft.settings.worker import WorkerSettings
@@ -74,11 +74,12 @@ class FakeActor:
         return kind(NUM_BLOCKS, 16, MAX_MODEL_LEN)
 
 
-async def _serve(role: Role, model: Path, address: Address) -> int:
-    actor = FakeActor(role, model)
+async def _serve(settings: WorkerSettings) -> int:
+    role = settings.role
+    actor = FakeActor(role, settings.model)
     runtime = WorkerRuntime(actor)
     handler = drafter_handler(actor, runtime) if role is Role.DRAFTER else verifier_handler(actor, runtime)
-    return await serve_worker(runtime, handler, address)
+    return await serve_worker(runtime, handler, settings.listen_address, tls=worker_tls(settings))
 
 
 @click.command()
@@ -93,7 +94,7 @@ def main(parent_pid: int | None, **flags: object) -> None:
         click.echo("the dog ate the weights", err=True)
         os._exit(int(behaviour.read_text().split()[1]))
     with ListenClaim(settings.listen_address):
-        code = asyncio.run(_serve(settings.role, settings.model, settings.listen_address))
+        code = asyncio.run(_serve(settings))
     os._exit(code)
 
 

@@ -13,12 +13,15 @@ from minedraft.engine.workers import Drafter, Verifier
 from minedraft.errors import WorkerLost
 from minedraft.messages import WorkerInfo
 from minedraft.rpc.health import INFERENCE_SERVICE, wait_serving
+from minedraft.security.tls import Access
 from minedraft.server.composition import Server
 from minedraft.settings.loading import load_settings
 from minedraft.settings.service import Settings
 from minedraft.text.tokenizer import Tokenizer
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier
 from tests.support.tiny_models import write_tiny_tokenizer
+
+_OPEN = Access()
 
 
 @dataclass
@@ -84,9 +87,14 @@ async def fake_service(
     verifier: FakeVerifier | None = None,
     drafter: FakeDrafter | None = None,
     draft_fingerprint: str = "",
+    access: Access = _OPEN,
     **settings: Any,
 ) -> AsyncIterator[FakeService]:
-    """Serve with fake workers until the block ends and the server has drained."""
+    """Serve with fake workers until the block ends and the server has drained.
+
+    Args:
+        access: what the service wants to be shown.
+    """
     write_tiny_tokenizer(folder / "model", vocab_size=VOCAB_SIZE, eos=None)
     tokenizer = Tokenizer.load(folder / "model")
     verifier, drafter = verifier or FakeVerifier(), drafter or FakeDrafter()
@@ -103,7 +111,7 @@ async def fake_service(
     task = asyncio.create_task(server.run())
     service = FakeService(server, task, checked, verifier, drafter, tokenizer)
     try:
-        ready = asyncio.create_task(wait_serving(checked.listen_address, INFERENCE_SERVICE))
+        ready = asyncio.create_task(wait_serving(checked.listen_address, INFERENCE_SERVICE, access))
         async with asyncio.timeout(10):
             await asyncio.wait({ready, task}, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()

@@ -16,6 +16,7 @@ from minedraft.address import Address
 from minedraft.messages import DraftCommand, Proposal, Verdict, VerifyCommand, VerifySpan
 from minedraft.rpc.channel import EPOCH_KEY
 from minedraft.rpc.worker_link import GrpcVerifier
+from minedraft.security.tls import ServerTls
 from minedraft.types import PROTOCOL_VERSION, Batch, Role, RoundId
 from minedraft.v1 import worker_pb2
 from minedraft_workers.rounds.actors import Cores, Work
@@ -81,12 +82,20 @@ class Served:
 
 
 @asynccontextmanager
-async def served(role: Role, folder: Path, mailbox_size: int = 32, cores: Cores | None = None) -> AsyncIterator[Served]:
+async def served(
+    role: Role,
+    folder: Path,
+    mailbox_size: int = 32,
+    cores: Cores | None = None,
+    *,
+    listen: Address | None = None,
+    tls: ServerTls | None = None,
+) -> AsyncIterator[Served]:
     actor = GatedActor(role)
     runtime = WorkerRuntime(actor, mailbox_size, cores)
     handler = drafter_handler(actor, runtime) if role is Role.DRAFTER else verifier_handler(actor, runtime)
-    address = Address(path=folder / f"{role.value}.sock")
-    server, _ = await start(handler, address)
+    address = listen or Address(path=folder / f"{role.value}.sock")
+    server, _ = await start(handler, address, tls)
     try:
         yield Served(actor, runtime, server, address)
     finally:

@@ -63,7 +63,13 @@ def test_every_problem_of_a_file_is_listed_at_once(tmp_path):
         ({"num_blocks": 9, "block_size": 2, "draft_len": 16}, "draft_len", "num_blocks 9 of block_size 2 allows 18"),
         ({"target_device": "tpu:0"}, "target_device", "must be cpu"),
         ({"listen": "somewhere"}, "listen", "unix:PATH or host:port"),
-        ({"listen": "0.0.0.0:50051"}, "listen", "--insecure-public"),
+        ({"listen": "0.0.0.0:50051"}, "listen", "missing: tls_cert, tls_key, token_file"),
+        ({"listen": "127.0.0.1:50051", "tls_cert": "/c"}, "tls_key", "must be given together"),
+        ({"listen": "127.0.0.1:50051", "tls_client_ca": "/c"}, "tls_client_ca", "requires tls_cert and tls_key"),
+        ({"token_file": "/nowhere"}, "token_file", "No such file"),
+        ({"draft_address": "10.0.0.2:7000"}, "draft_address", "requires worker_tls"),
+        ({"target_address": "far:7000"}, "target_address", "requires worker_tls"),
+        ({"target_address": "far:7000", "worker_tls": "/nowhere"}, "worker_tls", "No such file"),
         ({"listen": "unix:/a", "draft_address": "unix:/a"}, "draft_address", "already used for listen"),
         ({"max_waiting": 0}, "max_waiting", "greater than or equal to 1"),
         ({"target_memory_share": 0.0}, "target_memory_share", "greater than 0"),
@@ -103,10 +109,6 @@ def test_a_prompt_chunk_that_nobody_gave_shrinks_to_the_context():
     assert load_settings({"max_model_len": 4096}).prefill_chunk == load_settings().prefill_chunk == 256
 
 
-def test_other_hosts_may_connect_when_that_is_said():
-    assert load_settings({"listen": "0.0.0.0:50051", "insecure_public": True}).insecure_public
-
-
 @pytest.mark.parametrize(("content", "limit"), [("mode = ", "not valid TOML"), (None, "cannot be read: No such file")])
 def test_a_file_that_is_no_toml_is_named(tmp_path, content, limit):
     file = tmp_path / "m.toml"
@@ -127,7 +129,7 @@ def parsed(kind: type[SharedSettings], argv: list[str]) -> dict:
 
 def test_settings_survive_the_way_through_the_command_line():
     settings = load_settings(
-        {"target": "/t", "draft": "/d", "mode": "sd", "max_model_len": 1024, "insecure_public": True}
+        {"target": "/t", "draft": "/d", "mode": "sd", "max_model_len": 1024, "allow_configure": True}
     )
     assert load_settings(parsed(Settings, to_flags(settings))) == settings
 
@@ -142,7 +144,7 @@ EVERY_SHARED = {
     "block_size": 8,
     "log_format": "json",
     "log_level": "debug",
-    "insecure_public": True,
+    "worker_tls": Path("/certs"),
 }
 
 
@@ -275,7 +277,7 @@ def test_a_bad_start_ends_with_78_and_a_reason_before_torch_is_imported(case, tm
 @pytest.mark.parametrize(
     ("metrics", "limit"),
     [
-        ("0.0.0.0:9090", "--insecure-public"),
+        ("0.0.0.0:9090", "only at an address of this host"),
         ("unix:/run/m.sock", "must be HOST:PORT"),
         ("9090", "must be unix:PATH or host:port"),
     ],
@@ -285,4 +287,3 @@ def test_metrics_are_served_to_this_host_alone(metrics, limit):
     assert fields_of(error) == ["metrics"]
     assert limit in str(error)
     load_settings({"metrics": "127.0.0.1:9090"})
-    load_settings({"metrics": "0.0.0.0:9090", "insecure_public": True})

@@ -42,27 +42,31 @@ TOP = {
 ROOMS = {
     "values": Room(is_pure=True),
     "places": Room("values"),
-    "settings": Room("values places", "pydantic click"),
-    "client": Room("values places rpc v1", "grpc"),
+    "security": Room("values places", "cryptography"),
+    "settings": Room("values places security", "pydantic click"),
+    "client": Room("values places security rpc v1", "grpc"),
     "local": Room("values settings client process"),
     "core": Room("values", is_pure=True),
     "engine": Room("values core"),
-    "rpc": Room("values places core.liveness v1", "grpc google grpc_health grpc_reflection grpc_status"),
+    "rpc": Room("values places security core.liveness v1", "grpc google grpc_health grpc_reflection grpc_status"),
     "text": Room("values models", "jinja2 tokenizers"),
     "models": Room("values process"),
     "process": Room("values places", "click"),
-    "launch": Room("values places settings core.liveness process rpc models text"),
+    "launch": Room("values places security settings core.liveness process rpc models text"),
     "server": Room("values places settings core engine rpc v1 text models process observe", "grpc click"),
     "observe": Room("values places settings core engine", "prometheus_client matplotlib opentelemetry"),
     "theory": Room("values", is_pure=True),
     "bench": Room("values client theory", "rich"),
-    "cli": Room("values places settings client rpc models text process launch bench observe theory vllm", "click rich"),
+    "cli": Room(
+        "values places security settings client rpc models text process launch bench observe theory vllm",
+        "click rich",
+    ),
     # vLLM's process; nothing else imports vLLM.
     "vllm": Room("values places core engine rpc models", "vllm transformers prometheus_client torch"),
     "v1": Room(packages="grpc google"),
     # A worker knows its settings, the wire, model folders and how to be a process; of the core only blocks of KV.
     "workers": Room(
-        "values places settings rpc v1 models process rounds proposers execution sampling channels",
+        "values places security settings rpc v1 models process rounds proposers execution sampling channels",
         "click grpc google torch numpy",
     ),
     "rounds": Room("values core.blocks core.liveness workers.pulse"),
@@ -195,7 +199,7 @@ def test_every_folder_says_what_it_is_and_what_it_may_import():
         if own == "v1":  # generated
             continue
         docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-        last = docstring.splitlines()[-1] if docstring else ""
+        last = " ".join(docstring[docstring.rfind("May import:") :].split())  # it may have several lines
         is_part = path.parent.name not in (own, "workers")  # core/policy is a part of core
         rooms = [*ROOMS[own].rooms.split(), *([own] if is_part else [])]
         assert last == f"May import: {', '.join(rooms) or 'nothing'}.", _name(path)

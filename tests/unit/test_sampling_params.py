@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from minedraft.cli.sampling_flags import to_sampling_params
+from minedraft.cli.flags.sampling import to_sampling_params
 from minedraft.errors import InvalidRequest
 from minedraft.sampling_params import SamplingParams
 

@@ -101,4 +101,4 @@ async def test_by_default_there_is_no_reflection(tmp_path: Path) -> None:
 
 def test_reflection_is_refused_at_a_public_address() -> None:
     with pytest.raises(ConfigErrors, match="reflection is True: only at an address of this host"):
-        load_settings({"reflection": True, "listen": "0.0.0.0:7000", "insecure_public": True})
+        load_settings({"reflection": True, "listen": "0.0.0.0:7000"})

@@ -11,6 +11,8 @@ import pytest
 from minedraft.address import Address
 from minedraft.errors import ConfigError
 from minedraft.rpc.channel import bind, client_server, worker_server
+from minedraft.security.tls import ServerTls
+from tests.fakes.certificates import certify
 
 BOTH = pytest.mark.parametrize("make", [client_server, worker_server])
 
@@ -27,8 +29,20 @@ async def test_a_socket_is_for_its_user_only(make: Callable[[], grpc.aio.Server]
 
 
 @BOTH
-async def test_an_address_that_is_not_of_this_host_is_refused(make: Callable[[], grpc.aio.Server]) -> None:
+async def test_an_address_that_is_not_of_this_host_is_refused(
+    make: Callable[[], grpc.aio.Server], tmp_path: Path
+) -> None:
+    host = certify(tmp_path)
     server = make()
     with pytest.raises(ConfigError, match=r"listen is '192\.0\.2\.1:7000': cannot listen there"):
-        bind(server, Address.parse("192.0.2.1:7000"))
+        bind(server, Address.parse("192.0.2.1:7000"), ServerTls(host / "cert.pem", host / "key.pem"))
+    await server.stop(None)
+
+
+@BOTH
+@pytest.mark.parametrize("address", ["0.0.0.0:7000", "[::]:7000", "10.0.0.1:7000", "somewhere:7000"])
+async def test_no_server_is_open_to_other_hosts_without_tls(make: Callable[[], grpc.aio.Server], address: str) -> None:
+    server = make()
+    with pytest.raises(ConfigError, match="reachable from other hosts, which requires TLS"):
+        bind(server, Address.parse(address))
     await server.stop(None)

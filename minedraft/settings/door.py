@@ -1,0 +1,103 @@
+"""Checks of what protects the doors: nothing is open to other hosts without TLS and proof of who calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from minedraft.address import Address
+from minedraft.errors import ConfigError
+from minedraft.security.tls import ServerTls, worker_client_tls, worker_server_tls
+from minedraft.security.tokens import TokenFile
+
+if TYPE_CHECKING:
+    from minedraft.settings.service import Settings
+    from minedraft.settings.shared import SharedSettings
+    from minedraft.settings.worker import WorkerSettings
+
+
+def wrong_door(settings: Settings) -> list[ConfigError]:
+    """Return an error for each setting of the clients' door that is missing or cannot be used."""
+    address = _address_of(settings, "listen")
+    if address is None:
+        return []
+    errors: list[ConfigError] = []
+    given = {"tls_cert": settings.tls_cert, "tls_key": settings.tls_key, "token_file": settings.token_file}
+    missing = [name for name, value in given.items() if value is None]
+    if not address.is_local and missing:
+        limit = (
+            f"reachable from other hosts, which requires tls_cert, tls_key and token_file; missing: {_join(missing)}"
+        )
+        errors.append(ConfigError("listen", settings.listen, limit))
+    elif (settings.tls_cert is None) != (settings.tls_key is None):
+        errors.append(ConfigError(missing[0], None, "tls_cert and tls_key must be given together"))
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
+        errors.append(ConfigError("tls_client_ca", str(settings.tls_client_ca), "requires tls_cert and tls_key"))
+    if settings.tls_cert is not None and address.path is not None:
+        limit = f"{address} is a unix socket, which is used without TLS; remove tls_cert, or listen on HOST:PORT"
+        errors.append(ConfigError("tls_cert", str(settings.tls_cert), limit))
+    return [*errors, *_tried(partial(door_tls, settings)), *_tried(partial(door_tokens, settings))]
+
+
+def wrong_worker_tls(settings: SharedSettings, *fields: str) -> list[ConfigError]:
+    """Return an error for each address of a worker, in `fields`, that is on a network without `worker_tls`, and for a
+    folder of certificates that cannot be used."""
+    addresses = {field: address for field in fields if (address := _address_of(settings, field)) is not None}
+    errors = []
+    for field, address in addresses.items():
+        if not address.is_local and settings.worker_tls is None:
+            limit = (
+                "between hosts, workers are reached by TLS with certificates on both ends, which requires worker_tls"
+            )
+            errors.append(ConfigError(field, address.target, limit))
+    for address in addresses.values():
+        if wrong := _tried(partial(worker_client_tls, settings.worker_tls, address)):
+            return [*errors, *wrong]
+    return errors
+
+
+def door_tls(settings: Settings) -> ServerTls | None:
+    """Return how the service proves to clients who it is; None without TLS.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+
+
+def door_tokens(settings: Settings) -> TokenFile | None:
+    """Return the tokens that admit clients; None if none is asked for. Raise ConfigError if the file cannot be used."""
+    return None if settings.token_file is None else TokenFile(settings.token_file)
+
+
+def worker_tls(settings: WorkerSettings) -> ServerTls | None:
+    """Return how a worker and its scheduler prove who they are; None on a unix socket and without `worker_tls`.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+    return worker_server_tls(settings.worker_tls, settings.listen_address)
+
+
+def _address_of(settings: SharedSettings, field: str) -> Address | None:
+    """Return the address in a setting; None if there is none, or none that can be read, which is told elsewhere."""
+    text = getattr(settings, field)
+    try:
+        return None if text is None else Address.parse(text, field)
+    except ConfigError:
+        return None
+
+
+def _tried(load: Callable[[], object]) -> list[ConfigError]:
+    try:
+        load()
+    except ConfigError as error:
+        return [error]
+    return []
+
+
+def _join(names: list[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,29 @@
+"""Certificates for tests, of a CA made on the spot."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from minedraft.security.authority import make_certificates
+
+HERE = "localhost,127.0.0.1"
+
+
+def certify(folder: Path, *hosts: str, days: int = 2) -> Path:
+    """Return the folder of the first host's certificates; without a host, of those of this machine."""
+    return make_certificates(folder, list(hosts) or [HERE], days)[0]
+
+
+def write_secret(path: Path, text: str, mode: int = 0o600) -> Path:
+    """Write a file that only this user may read, or one with another mode."""
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def free_port() -> int:
+    """Return a port of this host that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
