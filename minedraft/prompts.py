@@ -13,7 +13,7 @@ from typing import Any
 from minedraft.errors import InvalidRequest
 from minedraft.sampling_params import MAX_TOKEN_ID, SamplingParams
 
-MAX_PROMPT_BYTES = 1 << 20
+MAX_PROMPT_BYTES = 3 << 18
 MAX_PROMPT_TOKENS = 1 << 18
 MAX_CHAT_MESSAGES = 1024
 MAX_REQUEST_ID_CHARS = 64

@@ -11,10 +11,13 @@ import grpc.aio
 
 from minedraft.address import Address
 from minedraft.errors import ConfigError
+from minedraft.rpc.call_guard import CallGuard
 from minedraft.security.tls import ClientTls, ServerPem, ServerTls
+from minedraft.types import MAX_BATCH_SIZE, MAX_TOP_M
 
-# Largest worker message: 256 requests x 8 drafts x 1024 truncated-q entries of 8 bytes.
-MAX_WORKER_MESSAGE_BYTES = 16 << 20
+# The truncated q of a full batch with 8 drafts each, entries of 8 bytes, and room for everything else. What is larger
+# is not sent: that command or reply is refused.
+MAX_WORKER_MESSAGE_BYTES = MAX_BATCH_SIZE * 8 * MAX_TOP_M * 8 + (1 << 20)
 
 _KEEPALIVE_TIME_MS = 2_000
 _KEEPALIVE_TIMEOUT_MS = 3_000
@@ -27,8 +30,10 @@ _SERVER_KEEPALIVE_TIMEOUT_MS = 60_000
 EPOCH_KEY = "minedraft-epoch"
 """Metadata key of a command stream: the epoch of the handshake that the stream follows."""
 
-_MAX_REQUEST_BYTES = 2 << 20  # above the prompt limit, so that a prompt just over it gets our own message
-_MAX_REPLY_BYTES = 8 << 20
+MAX_REQUEST_BYTES = 1 << 20
+"""Of a client's message; above the prompt limit, so that a prompt just over it gets our own refusal."""
+MAX_REPLY_BYTES = 256 << 10
+"""Of a message to a client: MAX_MESSAGE_TOKENS with log-probabilities, or MAX_MESSAGE_CHARS, with room."""
 
 Options = Sequence[tuple[str, int]]
 
@@ -45,7 +50,7 @@ _CHANNEL: Options = (
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 
-_CLIENT_CHANNEL: Options = (*_CHANNEL, ("grpc.max_receive_message_length", _MAX_REPLY_BYTES))
+_CLIENT_CHANNEL: Options = (*_CHANNEL, ("grpc.max_receive_message_length", MAX_REPLY_BYTES))
 
 # A silent peer is detected within 5 s, with or without calls.
 _WORKER_CHANNEL: Options = (
@@ -74,7 +79,8 @@ _SERVER: Options = (
 
 _CLIENT_SERVER: Options = (
     *_SERVER,
-    ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_send_message_length", MAX_REPLY_BYTES),
     ("grpc.max_metadata_size", 16 << 10),
     # The requests of a client that vanished (its host is down, or it is frozen) end within a minute.
     ("grpc.keepalive_time_ms", 30_000),
@@ -115,7 +121,7 @@ def worker_channel(address: Address, tls: ClientTls | None = None) -> grpc.aio.C
 
 def client_server(check: grpc.aio.ServerInterceptor[Any, Any] | None = None) -> grpc.aio.Server:
     """Return the server that clients call; `check` looks at every call of every method first."""
-    return grpc.aio.server(options=_CLIENT_SERVER, interceptors=[] if check is None else [check])
+    return grpc.aio.server(options=_CLIENT_SERVER, interceptors=[*([] if check is None else [check]), CallGuard()])
 
 
 def worker_server() -> grpc.aio.Server:

@@ -21,7 +21,7 @@ from minedraft.errors import InvalidRequest, Overloaded
 from minedraft.prompts import AnyPrompt, ChatPrompt, TextPrompt, TokenPrompt
 from minedraft.text.tokenizer import Tokenizer
 
-MAX_WAITING_CHARS = 4 << 20  # per client: some prompts of the largest size, or hundreds of ordinary ones
+MAX_WAITING_CHARS = 3 << 20  # per client: four prompts of the largest size, or hundreds of ordinary ones
 MAX_ALL_WAITING_CHARS = 16 * MAX_WAITING_CHARS  # of all clients
 _INLINE_CHARS = 1024  # tokenised within about a millisecond
 _MESSAGE_CHARS = 64  # the cost of rendering a chat message besides its content, in characters

@@ -220,7 +220,7 @@ async def test_a_bad_request_is_refused_by_name_and_its_neighbour_goes_on(client
     ("message", "code", "words"),
     [
         (inference_pb2.GenerateRequest(), "INVALID_ARGUMENT", "prompt"),
-        (inference_pb2.GenerateRequest(text="x" * (MAX_PROMPT_BYTES + 1)), "INVALID_ARGUMENT", "1048576 bytes"),
+        (inference_pb2.GenerateRequest(text="x" * (MAX_PROMPT_BYTES + 1)), "INVALID_ARGUMENT", "786432 bytes"),
         (inference_pb2.GenerateRequest(text="x" * (3 << 20)), "RESOURCE_EXHAUSTED", "larger than max"),
         (inference_pb2.GenerateRequest(text="x", sampling={"temperature": -1}), "INVALID_ARGUMENT", "temperature"),
         (inference_pb2.GenerateRequest(text="x", sampling={"top_p": 0}), "INVALID_ARGUMENT", "top_p"),

@@ -57,7 +57,6 @@ async def test_a_client_that_does_not_read_is_paused_and_gets_everything_later(s
         await service.until(lambda: scheduler.room.paused)
         answer = await client.complete(PROMPT, SamplingParams(max_new_tokens=40))
         assert list(answer.token_ids) == continuation(PROMPT, 40)
-        assert scheduler.room.paused, "it waits for its client, and holds up nobody"
         tokens = [token_id async for reply in call for token_id in reply.token_ids]
         assert tokens == continuation(PROMPT, 2000)
 
