@@ -161,6 +161,7 @@ class ServiceStatus:
         is_mode_auto, is_draft_len_auto: whether the service chooses mode and k; then draft_len is the most.
         mode_reason: why it chose the present mode, "" while nothing is known.
         faults: number of faults by cause. recent_faults: the last ones, oldest first.
+        max_model_len: most tokens of prompt and answer together.
         exposed_drafting_s: seconds since the start in which the verifier was idle while the drafter drafted.
     """
 
@@ -203,6 +204,7 @@ class ServiceStatus:
     faults: dict[str, int] = field(default_factory=dict)
     recent_faults: tuple[FaultState, ...] = ()
     exposed_drafting_s: float = 0.0
+    max_model_len: int = 0
     worker_losses: dict[str, int] = field(default_factory=dict)
     worker_rejoins: int = 0
     replays: int = 0

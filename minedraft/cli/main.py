@@ -19,7 +19,8 @@ _COMMANDS = {
     "timeline": "minedraft.cli.timeline",
     "bench": "minedraft.cli.bench",
     "certs": "minedraft.cli.certs",
-    "predict": "minedraft.cli.predict",
+    "predict": "minedraft.cli.forecast.predict",
+    "simulate": "minedraft.cli.forecast.simulate",
     "vllm-doctor": "minedraft.cli.plugins.vllm_doctor",
 }
 

@@ -24,6 +24,8 @@ from minedraft.settings.choices import AUTO
 from minedraft.settings.service import Settings
 from minedraft.types import Batch, Role
 
+_RECENT = ("vsr", "mean_accepted_len", "overlap_efficiency", "control_overhead_ms", "verify_ms", "draft_ms", "step_ms")
+
 
 class StatusBoard:
     """All counts and measurements of one service process. Counts only grow, over every mode and every link
@@ -98,15 +100,13 @@ class StatusBoard:
             state=state,
             mode=scheduler.limits.mode.value,
             draft_len=scheduler.limits.draft_len,
+            max_model_len=min(scheduler.limits.max_model_len, scheduler.verifier_kv.capacity),
             max_batch_size=scheduler.limits.max_batch_size,
             num_waiting=len(scheduler.room.queue) + len(scheduler.room.paused),
             num_running=scheduler.batches.num_requests,
             batches=self._batch_states(scheduler.batches),
             workers=self._worker_states(pipeline, summary),
-            vsr=summary.vsr,
-            mean_accepted_len=summary.mean_accepted_len,
-            overlap_efficiency=summary.overlap_efficiency,
-            control_overhead_ms=summary.control_overhead_ms,
+            **{name: getattr(summary, name) for name in _RECENT},
             tokens_per_s=self.rounds.tokens_per_s(self._clock()),
             output_tokens=counters.output_tokens,
             finished_requests=counters.finished,
@@ -116,9 +116,6 @@ class StatusBoard:
             feature_bytes=counters.feature_bytes,
             steps=sum(counters.rounds.values()),
             uptime_s=uptime_s,
-            verify_ms=summary.verify_ms,
-            draft_ms=summary.draft_ms,
-            step_ms=summary.step_ms,
             verified_drafts=counters.verified_drafts,
             accepted_drafts=counters.accepted_drafts,
             branches=scheduler.limits.num_branches,

@@ -12,6 +12,7 @@ from tokenizers import decoders, pre_tokenizers
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _REPLACEMENT = "\ufffd"
+_WORD_START = "\u2581"  # of sentencepiece vocabularies, which write it for a space
 _MAX_HELD = 256  # tokens: they are decoded again with each new one, which must stay cheap
 _NUM_PROMPT_IDS = 128  # ids at the end of a prompt that are looked at; special tokens among them have no text
 _NUM_CONTEXT_IDS = 8
@@ -44,6 +45,18 @@ def make_stream_decoder(
     return WindowDecoder(tokenizer, skipped_ids, prompt_ids)
 
 
+def token_bytes(tokenizer: RawTokenizer, token_id: int) -> bytes:
+    """Return the bytes that one token stands for; none for an unknown id. They need not be whole characters."""
+    token = tokenizer.id_to_token(token_id)
+    if token is None:
+        return b""
+    if byte := _BYTE_TOKEN.fullmatch(token):
+        return bytes.fromhex(byte[1])
+    if isinstance(tokenizer.decoder, decoders.ByteLevel):
+        return _token_to_bytes(token)
+    return token.replace(_WORD_START, " ").encode()
+
+
 class ByteLevelDecoder:
     """For byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM): each token stands for the same bytes in any context."""
 
@@ -61,12 +74,7 @@ class ByteLevelDecoder:
 
     def _bytes_of(self, token_id: int) -> bytes:
         token = None if token_id in self._skipped_ids else self._tokenizer.id_to_token(token_id)
-        if token is None:  # also the padding rows of the output layer
-            return b""
-        try:
-            return bytes(_BYTE_OF_CHAR[char] for char in token)
-        except KeyError:
-            return token.encode()
+        return b"" if token is None else _token_to_bytes(token)  # None: also the padding rows of the output layer
 
 
 class WindowDecoder:
@@ -130,6 +138,14 @@ class WindowDecoder:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def _token_to_bytes(token: str) -> bytes:
+    """Return the bytes of a token of a byte-level vocabulary; added tokens stand for their own text."""
+    try:
+        return bytes(_BYTE_OF_CHAR[char] for char in token)
+    except KeyError:
+        return token.encode()
 
 
 def _map_bytes() -> dict[str, int]:

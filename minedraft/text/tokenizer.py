@@ -12,7 +12,7 @@ from minedraft.errors import InvalidRequest, ModelError
 from minedraft.models.generation_config import read_eos_ids
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.text.chat_template import ChatTemplate, Message, read_special_tokens
-from minedraft.text.detokenizer import StreamDecoder, make_stream_decoder
+from minedraft.text.detokenizer import StreamDecoder, make_stream_decoder, token_bytes
 from minedraft.text.stop_strings import StopFinder
 
 __all__ = ["StopFinder", "StreamDecoder", "Tokenizer", "vocab_fingerprint"]
@@ -111,6 +111,10 @@ class Tokenizer:
         """Return the text of `ids`; unknown ids give no text."""
         text: str = self._raw.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of one token, which need not be whole characters; none for an unknown id."""
+        return token_bytes(self._raw, token_id)
 
     def stream_decoder(self, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()) -> StreamDecoder:
         """Return a decoder for one answer that arrives in pieces and continues `prompt_ids`."""

@@ -65,7 +65,8 @@ def predict_mode(
     Args:
         rates: acceptance of draft 1, 2 ... once those before it are accepted; as many as there are drafts. None in ar.
         hit_rate: in pearl, the share of rounds whose drafts were ready when the verify before ended; default: that of
-            one prepared way, all drafts accepted and the token after them guessed, too.
+            a single request with one prepared way, all drafts accepted and the token after them guessed, too. What
+            pearl gives to several requests, some of which have their drafts ready, is left to the simulator.
     """
     rates = () if mode is Mode.AR else rates
     draft_len, per_batch = len(rates), num_in_flight / mode.num_batches

@@ -21,6 +21,7 @@ from minedraft.messages import (
     LinkStats,
     Proposal,
     Timing,
+    TokenLogprobs,
     Verdict,
     VerifyCommand,
     VerifyReply,
@@ -218,7 +219,10 @@ class FakeVerifier(_FakeWorker):
                 break
         state.tokens.extend(tokens[committed_len:-1])
         accepted_len, chosen = len(tokens) - committed_len - 1, tuple(tokens[committed_len:])
-        return Verdict(span.request_id, committed_len, accepted_len, chosen, features=self._features(state, span))
+        logprobs = _logprobs(chosen, state.spec.sampling.logprobs)
+        return Verdict(
+            span.request_id, committed_len, accepted_len, chosen, logprobs, features=self._features(state, span)
+        )
 
     def _features(self, state: SequenceState, span: VerifySpan) -> Features | None:
         return features.features_of(state.tokens, span.prefix_len) if span.wants_features else None
@@ -227,6 +231,13 @@ class FakeVerifier(_FakeWorker):
         async with self._turns[command.round.batch]:  # a round and the one that follows it arrive in their order
             await self._arrive()
             return self.execute(command)
+
+
+def _logprobs(tokens: Sequence[int], num_top: int | None) -> tuple[TokenLogprobs, ...]:
+    """Return made-up numbers for the tokens, with each token as its own best alternative."""
+    if num_top is None:
+        return ()
+    return tuple(TokenLogprobs(-0.5, (token,) * min(num_top, 1), (-0.5,) * min(num_top, 1)) for token in tokens)
 
 
 def _num_fed(span: DraftSpan) -> int:

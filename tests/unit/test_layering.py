@@ -56,13 +56,18 @@ ROOMS = {
     "server": Room("values places settings core engine rpc v1 text models process observe", "grpc click"),
     "observe": Room("values places settings core engine", "prometheus_client matplotlib opentelemetry"),
     "theory": Room("values", is_pure=True),
+    "sim": Room("values core engine theory"),
     "bench": Room("values client theory", "rich"),
     "cli": Room(
-        "values places security settings client rpc models text process launch bench observe theory vllm",
+        "values places security settings client rpc models text process launch bench observe theory vllm sim",
         "click rich",
     ),
     # vLLM's process; nothing else imports vLLM.
     "vllm": Room("values places core engine rpc models", "vllm transformers prometheus_client torch"),
+    "http": Room(
+        "values places security settings client process text",
+        "click openai pydantic starlette typing_extensions uvicorn",
+    ),
     "v1": Room(packages="grpc google"),
     # A worker knows its settings, the wire, model folders and how to be a process; of the core only blocks of KV.
     "workers": Room(

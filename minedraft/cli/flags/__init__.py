@@ -1,5 +1,5 @@
 """Flags that several commands have.
 
 May import: values, places, security, settings, client, rpc, models, text, process, launch, bench, observe, theory,
-vllm, cli.
+vllm, sim, cli.
 """

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from minedraft.bench.measured import fit_rows, read_rows
-from minedraft.cli.predict import predict
+from minedraft.cli.forecast.predict import predict
 from minedraft.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]

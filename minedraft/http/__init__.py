@@ -1,0 +1,4 @@
+"""The OpenAI-compatible door: a process of its own, which is a client of the service.
+
+May import: values, places, security, settings, client, process, text.
+"""

@@ -1,0 +1,133 @@
+"""From a body to what the service is asked: prompts and sampling parameters, each field applied or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from minedraft.errors import InvalidRequest
+from minedraft.http.bodies import ChatBody, CompletionBody, check_messages
+from minedraft.prompts import Prompt
+from minedraft.sampling_params import SamplingParams
+
+COMPLETION_TOKENS = 16  # OpenAI's default for text completions
+
+# Ours -> OpenAI's or vLLM's, where the names differ: the errors name what the client wrote.
+_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+}
+_AS_THEY_ARE = (
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "stop",
+    "stop_token_ids", "seed", "n", "ignore_eos", "skip_special_tokens", "speculate", "draft_len",
+)  # fmt: skip
+# Values that ask for nothing which is not done anyway. Any other value of these is refused, and so is every field of
+# OpenAI's that is neither here nor applied.
+_HARMLESS: dict[str, tuple[Any, ...]] = {
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "modalities": (["text"],),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "echo": (False, True),
+}
+# Notes of the client to itself: they never change an answer.
+_NOTES = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
+_READ_ELSEWHERE = frozenset(
+    {"model", "messages", "prompt", "stream", "stream_options", "parallel_tool_calls", "return_rounds"}
+)
+
+
+def chat_params(body: ChatBody) -> SamplingParams:
+    """Return the sampling parameters of a chat completion.
+
+    Raises:
+        InvalidRequest: a value is out of range, or a field asks for something that is not done here.
+    """
+    given = _given(body, {"max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "min_tokens"})
+    limits = {name: body.get(name) for name in ("max_completion_tokens", "max_tokens")}
+    if None not in limits.values() and len(set(limits.values())) > 1:
+        raise InvalidRequest("max_tokens", limits["max_tokens"], "differs from max_completion_tokens; give one of them")
+    given["max_new_tokens"] = next((value for value in limits.values() if value is not None), None)
+    top_logprobs = body.get("top_logprobs")
+    if body.get("logprobs"):
+        given["logprobs"] = top_logprobs or 0
+    elif top_logprobs is not None:
+        raise InvalidRequest("top_logprobs", top_logprobs, "needs logprobs: true")
+    return _params(given)
+
+
+def completion_params(body: CompletionBody) -> SamplingParams:
+    """Return the sampling parameters of a text completion; raise as `chat_params`."""
+    given = _given(body, {"max_tokens", "logprobs", "min_tokens", "best_of", "suffix"})
+    if body.get("suffix"):
+        raise InvalidRequest("suffix", body["suffix"], "is not supported")
+    if body.get("best_of") not in (None, body.get("n") or 1):
+        raise InvalidRequest("best_of", body["best_of"], "must be n: no sample is dropped")
+    if body.get("echo") and body.get("logprobs") is not None:
+        raise InvalidRequest("echo", True, "cannot be had with logprobs: those of prompts are not computed")
+    limit = body.get("max_tokens")
+    given["max_new_tokens"] = COMPLETION_TOKENS if limit is None else limit
+    given["logprobs"] = body.get("logprobs")
+    return _params(given)
+
+
+def chat_prompt(body: ChatBody) -> Prompt:
+    """Return the messages, as plain text."""
+    return check_messages(body["messages"])
+
+
+def completion_prompts(body: CompletionBody) -> list[Prompt]:
+    """Return the prompts of a text completion, of which there may be several."""
+    prompt: Any = body["prompt"]
+    if not prompt:
+        raise InvalidRequest("prompt", prompt, "must not be empty")
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        return [prompt]
+    return list(prompt)
+
+
+def renamed(error: InvalidRequest, body: Mapping[str, Any]) -> InvalidRequest:
+    """Return an error of the service with the name that the client used for the field."""
+    name = _NAMES.get(error.field, error.field)
+    if error.field == "max_new_tokens" and body.get("max_completion_tokens") is not None:
+        name = "max_completion_tokens"
+    if error.field.partition(".")[0] == "prompt":  # "prompt.token_ids", say
+        name = "prompt" if "prompt" in body else "messages"
+    return InvalidRequest(name, error.value, error.limit)
+
+
+def _given(body: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
+    """Return the fields that both kinds of body have, and refuse those that nothing uses.
+
+    Args:
+        used: fields that the caller uses itself.
+    """
+    known = _NOTES | _READ_ELSEWHERE | used | set(_AS_THEY_ARE) | {"logit_bias"}
+    for name, value in body.items():
+        if name in known or value is None:
+            continue
+        if value not in _HARMLESS.get(name, ()):
+            raise InvalidRequest(name, value, "is not supported")
+    given = {name: body[name] for name in _AS_THEY_ARE if body.get(name) is not None}
+    given.setdefault("temperature", 1.0)  # OpenAI's default
+    if body.get("min_tokens") is not None:
+        given["min_new_tokens"] = body["min_tokens"]
+    if body.get("logit_bias"):
+        given["logit_bias"] = {_token_id(key): float(value) for key, value in body["logit_bias"].items()}
+    return given
+
+
+def _params(given: dict[str, Any]) -> SamplingParams:
+    if given.get("top_k") == -1:  # vLLM's way to say all
+        given["top_k"] = 0
+    return SamplingParams(**given)
+
+
+def _token_id(key: str) -> int:
+    if not (key.isascii() and key.isdigit()):
+        raise InvalidRequest("logit_bias", key, "its keys must be token ids")
+    return int(key)

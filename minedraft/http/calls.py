@@ -1,0 +1,165 @@
+"""Chat completions and text completions: what they ask the service, and their answers, whole or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any, cast
+
+from minedraft.client import AsyncClient
+from minedraft.errors import MineDraftError
+from minedraft.http.answering import metrics_of, stop_reason
+from minedraft.http.chunks import DONE, TextTemplate, event
+from minedraft.http.errors import error_event
+from minedraft.http.forms import Asked, Form, echo_of, reason_of
+from minedraft.output import Output, join_outputs
+from minedraft.prompts import Prompt
+from minedraft.text.tokenizer import Tokenizer
+
+
+class Answers:
+    """Answers calls through a client of the service."""
+
+    def __init__(self, client: AsyncClient, tokenizer: Tokenizer) -> None:
+        self._client = client
+        self._tokenizer = tokenizer
+
+    async def whole(self, form: Form, asked: Asked) -> dict[str, Any]:
+        """Return the response, as JSON values, of a call that is not streamed.
+
+        Raises:
+            MineDraftError: of the service.
+        """
+        pieces: dict[int, list[Output]] = {}
+        async with aclosing(cast(Any, self._outputs(asked))) as outputs:
+            async for index, output in outputs:
+                pieces.setdefault(index, []).append(output)
+        samples = [join_outputs(pieces[index]) for index in sorted(pieces)]
+        content = form.whole(asked, samples).model_dump(mode="json", exclude_unset=True)
+        for choice, output in zip(content["choices"], samples, strict=True):
+            choice["stop_reason"] = stop_reason(self._tokenizer, asked.params, output)
+        [usage] = [output.usage for output in samples] if len(samples) == 1 else [None]
+        rounds = samples[0].round_lens
+        content["metrics"] = metrics_of(usage, rounds, asked.draft_len) if usage is not None else None
+        return content
+
+    async def stream(self, form: Form, asked: Asked) -> AsyncIterator[bytes]:
+        """Return the events of a streamed call, once its answer has begun: before, a failure has its own status.
+
+        Raises:
+            MineDraftError: of the service, before the first token.
+        """
+        outputs = self._outputs(asked)
+        try:
+            first = await anext(outputs)
+        except BaseException:
+            await cast(Any, outputs).aclose()
+            raise
+        return self._events(form, asked, first, outputs)
+
+    async def _events(
+        self, form: Form, asked: Asked, first: tuple[int, Output], outputs: AsyncIterator[tuple[int, Output]]
+    ) -> AsyncIterator[bytes]:
+        stream = _Stream(form, asked, self._tokenizer)
+        async with aclosing(cast(Any, outputs)):
+            try:
+                for made in stream.events(*first):
+                    yield made
+                async for index, output in outputs:
+                    for made in stream.events(index, output):
+                        yield made
+            except MineDraftError as error:
+                yield error_event(error)
+                return
+            if asked.include_usage:
+                yield stream.usage_event()
+            yield DONE
+
+    async def _outputs(self, asked: Asked) -> AsyncIterator[tuple[int, Output]]:
+        """Yield (number of the choice, piece) of all samples of all prompts, as they come."""
+        if len(asked.prompts) == 1:
+            async with aclosing(
+                cast(Any, self._client.generate(asked.prompts[0], asked.params, request_id=asked.id))
+            ) as made:
+                async for output in made:
+                    yield output.index, output
+            return
+        queue: asyncio.Queue[tuple[int, Output] | None] = asyncio.Queue(maxsize=4 * len(asked.prompts))
+
+        async def ask(number: int, prompt: Prompt) -> None:
+            name = f"{asked.id}-{number}"
+            async with aclosing(cast(Any, self._client.generate(prompt, asked.params, request_id=name))) as made:
+                async for output in made:
+                    await queue.put((number * asked.params.n + output.index, output))
+
+        async def ask_all() -> None:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for number, prompt in enumerate(asked.prompts):
+                        group.create_task(ask(number, prompt))
+            finally:
+                await queue.put(None)
+
+        asking = asyncio.create_task(ask_all())
+        try:
+            while (found := await queue.get()) is not None:
+                yield found
+            try:
+                await asking
+            except* MineDraftError as group:
+                raise group.exceptions[0] from None
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+
+class _Stream:
+    """The events of one streamed call."""
+
+    def __init__(self, form: Form, asked: Asked, tokenizer: Tokenizer) -> None:
+        self._form, self._asked, self._tokenizer = form, asked, tokenizer
+        # With include_usage, every chunk but the last says that its usage is not known.
+        self._extra: dict[str, Any] = {"usage": None} if asked.include_usage else {}
+        self._templates: dict[int, TextTemplate] = {}
+        self._num_chars: dict[int, int] = {}
+        self._pieces: dict[int, list[Output]] = {}
+
+    def events(self, index: int, output: Output) -> list[bytes]:
+        """Return the events of one piece."""
+        form, asked, made = self._form, self._asked, []
+        if index not in self._templates:
+            self._templates[index] = TextTemplate(form.text(asked, index, TextTemplate.HERE), self._extra)
+            self._pieces[index], self._num_chars[index] = [], len(echo_of(asked, index))
+            if (begun := form.first(asked, index)) is not None:
+                made.append(event(begun, self._extra))
+        self._pieces[index].append(output)
+        if output.token_ids and (asked.params.logprobs is not None or asked.shows_rounds):
+            made.append(self._detailed(index, output))
+        elif output.text:
+            made.append(self._templates[index].event(output.text))
+        self._num_chars[index] += len(output.text)
+        if output.finish_reason is not None:
+            made.append(self._end(index))
+        return made
+
+    def usage_event(self) -> bytes:
+        """Return the event with the usage of the whole call."""
+        return event(self._form.usage(self._asked, [join_outputs(pieces) for pieces in self._pieces.values()]))
+
+    def _detailed(self, index: int, output: Output) -> bytes:
+        asked, extra = self._asked, dict(self._extra)
+        if asked.shows_rounds:
+            texts = [self._tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in output.token_ids]
+            extra["minedraft"] = {"tokens": texts, "round_lens": list(output.round_lens)}
+        if asked.params.logprobs is None:
+            return event(self._form.text(asked, index, output.text), extra)
+        return event(self._form.piece(asked, index, output, self._num_chars[index]), extra)
+
+    def _end(self, index: int) -> bytes:
+        asked, whole = self._asked, join_outputs(self._pieces[index])
+        extra = dict(self._extra)
+        if asked.num_samples == 1 and whole.usage is not None:
+            extra["metrics"] = metrics_of(whole.usage, whole.round_lens, asked.draft_len)
+        reason = stop_reason(self._tokenizer, asked.params, whole)
+        return event(self._form.last(asked, index, reason_of(whole)), extra, {"stop_reason": reason})

@@ -1,0 +1,43 @@
+"""Events of a stream. A chunk is made once by the `openai` package's types, then only its text is exchanged: a stream
+has one for every few tokens, and the cores that would make objects of them are those that the models run on.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+DONE = b"data: [DONE]\n\n"
+_HERE = "\u241ftext\u241f"
+
+
+def event(chunk: BaseModel, extra: dict[str, Any] | None = None, in_choice: dict[str, Any] | None = None) -> bytes:
+    """Return the event of a whole chunk.
+
+    Args:
+        extra, in_choice: fields that the package's types do not have, of the chunk and of its choice.
+    """
+    content = chunk.model_dump(mode="json", exclude_unset=True) | (extra or {})
+    if in_choice:
+        content["choices"][0] |= in_choice
+    return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
+
+
+class TextTemplate:
+    """Events that differ in one text.
+
+    Args:
+        chunk: one of them, with `TextTemplate.HERE` in the place of the text.
+        extra: as in `event`.
+    """
+
+    HERE = _HERE
+
+    def __init__(self, chunk: BaseModel, extra: dict[str, Any] | None = None) -> None:
+        self._before, self._after = event(chunk, extra).split(json.dumps(_HERE).encode())
+
+    def event(self, text: str) -> bytes:
+        """Return the event with this text."""
+        return self._before + json.dumps(text).encode() + self._after

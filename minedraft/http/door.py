@@ -1,0 +1,330 @@
+"""The routes of the OpenAI-compatible door."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any, TypeVar, cast
+
+from openai.types import Model
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from minedraft.client import AsyncClient
+from minedraft.errors import InvalidRequest, MineDraftError, RequestAborted, Unavailable
+from minedraft.http.asking import chat_params, chat_prompt, completion_params, completion_prompts, renamed
+from minedraft.http.bodies import (
+    BodyReader,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    TokenizeBody,
+    check_messages,
+)
+from minedraft.http.calls import Answers
+from minedraft.http.errors import HttpError, error_response
+from minedraft.http.forms import Asked, ChatForm, CompletionForm, Form
+from minedraft.http.guard import Guard
+from minedraft.http.model_facts import ModelFacts
+from minedraft.http.openapi import package_version, schema
+from minedraft.prompts import Prompt
+from minedraft.sampling_params import SamplingParams
+from minedraft.text.tokenizer import Tokenizer
+
+logger = logging.getLogger("minedraft.http")
+
+_T = TypeVar("_T")
+_SSE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Door:
+    """Answers requests through a client of the service.
+
+    Args:
+        facts: what is known of the model.
+        metrics: returns the service's metrics as Prometheus reads them; None if it exports none.
+    """
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        tokenizer: Tokenizer,
+        facts: ModelFacts,
+        metrics: Callable[[], Awaitable[bytes]] | None = None,
+    ) -> None:
+        self._client = client
+        self._tokenizer = tokenizer
+        self._facts = facts
+        self._metrics = metrics
+        self._answers = Answers(client, tokenizer)
+        self._chat, self._text = ChatForm(tokenizer), CompletionForm(tokenizer)
+        self._bodies = {kind: BodyReader(kind) for kind in (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)}
+        self._page = (files("minedraft") / "assets" / "chat.html").read_text(encoding="utf-8")
+
+    def app(self, tokens: tuple[str, ...] = (), origins: tuple[str, ...] = ()) -> Starlette:
+        """Return the application; see `Guard` for its arguments."""
+        get: dict[str, Handler] = {
+            "/": self.page,
+            "/health": self.health,
+            "/ping": self.health,
+            "/ready": self.ready,
+            "/readyz": self.ready,
+            "/version": self.version,
+            "/load": self.load,
+            "/metrics": self.metrics,
+            "/status": self.status,
+            "/openapi.json": self.openapi,
+            "/v1/models": self.models,
+            "/v1/models/{model:path}": self.model,
+        }
+        post: dict[str, Handler] = {
+            "/v1/chat/completions": self.chat,
+            "/v1/completions": self.complete,
+            "/tokenize": self.tokenize,
+            "/detokenize": self.detokenize,
+        }
+        routes = [Route(path, _typed(handler), methods=["GET"]) for path, handler in get.items()]
+        routes += [Route(path, _typed(handler), methods=["POST"]) for path, handler in post.items()]
+        return Starlette(
+            routes=routes,
+            middleware=[Middleware(Guard, tokens=tokens, origins=origins)],
+            exception_handlers={HTTPException: _not_routed},
+        )
+
+    # Answers
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        body = await self._body(request, ChatBody)
+        with _renaming(body):
+            params = chat_params(body)
+            prompts: list[Prompt] = [chat_prompt(body)]
+        return await self._answer(request, self._chat, body, prompts, params)
+
+    async def complete(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        body = await self._body(request, CompletionBody)
+        with _renaming(body):
+            params, prompts = completion_params(body), completion_prompts(body)
+        echo: list[str] = []
+        if body.get("echo"):
+            echo = [prompt if isinstance(prompt, str) else self._decode(cast(list[int], prompt)) for prompt in prompts]
+        return await self._answer(request, self._text, body, prompts, params, echo)
+
+    async def _answer(
+        self,
+        request: Request,
+        form: Form,
+        body: Mapping[str, Any],
+        prompts: list[Prompt],
+        params: SamplingParams,
+        echo: list[str] | None = None,
+    ) -> Response:
+        facts = await self._facts.get()
+        facts.check_name(body["model"])
+        kind = "chatcmpl" if form is self._chat else "cmpl"
+        options = body.get("stream_options") or {}
+        if options and not body.get("stream"):
+            raise InvalidRequest("stream_options", options, "needs stream: true")
+        asked = Asked(
+            id=f"{kind}-{uuid.uuid4().hex}",
+            model=body["model"],
+            fingerprint=facts.fingerprint,
+            prompts=prompts,
+            params=params,
+            echo=echo or (),
+            include_usage=bool(options.get("include_usage")),
+            shows_rounds=bool(body.get("return_rounds")),
+            draft_len=facts.draft_len,
+        )
+        with _renaming(body):
+            if body.get("stream"):
+                events = await _unless_gone(request, self._answers.stream(form, asked))
+                return _EventResponse(events)
+            return JSONResponse(await _unless_gone(request, self._answers.whole(form, asked)))
+
+    # Tokens
+
+    async def tokenize(self, request: Request) -> Response:
+        """POST /tokenize: the ids of a prompt, or of a chat as the model's template renders it."""
+        body = await self._body(request, TokenizeBody)
+        await self._check_model(body)
+        prompt, messages = body.get("prompt"), body.get("messages")
+        if (prompt is None) == (messages is None):
+            raise InvalidRequest("prompt", "given" if prompt else "missing", "give either prompt or messages")
+        if messages is not None:
+            add_start = body.get("add_generation_prompt", True)
+            ids = await asyncio.to_thread(self._tokenizer.encode_chat, check_messages(messages), add_start)
+        else:
+            ids = await asyncio.to_thread(self._tokenizer.encode, str(prompt), body.get("add_special_tokens", True))
+        content: dict[str, Any] = {"count": len(ids), "max_model_len": (await self._facts.get()).max_model_len}
+        content["tokens"] = ids
+        if body.get("return_token_strs"):
+            content["token_strs"] = [self._tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
+        return JSONResponse(content)
+
+    async def detokenize(self, request: Request) -> Response:
+        """POST /detokenize: the text of token ids."""
+        body = await self._body(request, DetokenizeBody)
+        await self._check_model(body)
+        return JSONResponse({"prompt": self._decode(body["tokens"])})
+
+    def _decode(self, ids: list[int]) -> str:
+        for token_id in ids:
+            if not 0 <= token_id < self._tokenizer.vocab_size:
+                raise InvalidRequest("tokens", token_id, f"must be in [0, {self._tokenizer.vocab_size})")
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    # The service
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        return JSONResponse({"object": "list", "data": [self._card(await self._facts.get())]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/NAME."""
+        facts = await self._facts.get()
+        facts.check_name(request.path_params["model"])
+        return JSONResponse(self._card(facts))
+
+    def _card(self, facts: Any) -> dict[str, Any]:  # noqa: ANN401
+        card = Model(id=facts.name, created=facts.since, object="model", owned_by="minedraft")
+        return card.model_dump() | {"root": facts.name, "parent": None, "max_model_len": facts.max_model_len}
+
+    async def health(self, request: Request) -> Response:
+        """GET /health: 200 while the service answers at all, with or without a drafter."""
+        status = await self._client.status()
+        return Response(status_code=200 if status.state != "starting" else 503)
+
+    async def ready(self, request: Request) -> Response:
+        """GET /ready: 200 while the service takes requests."""
+        status = await self._client.status()
+        code = 200 if status.state in ("serving", "degraded") else 503
+        return JSONResponse({"state": status.state}, code)
+
+    async def version(self, request: Request) -> Response:
+        """GET /version."""
+        return JSONResponse({"version": package_version()})
+
+    async def load(self, request: Request) -> Response:
+        """GET /load: requests that run and wait."""
+        status = await self._client.status()
+        running = {"num_running": status.num_running, "num_waiting": status.num_waiting}
+        return JSONResponse({"server_load": status.num_running + status.num_waiting, **running})
+
+    async def status(self, request: Request) -> Response:
+        """GET /status: what `minedraft status --json` prints."""
+        return JSONResponse(asdict(await self._client.status()))
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics: those of the service."""
+        if self._metrics is None:
+            raise HttpError(404, "the service exports no metrics; start it with --metrics HOST:PORT")
+        return PlainTextResponse(await self._metrics(), media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return JSONResponse(schema())
+
+    async def page(self, request: Request) -> Response:
+        """GET /: the chat page."""
+        policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
+        headers = {"content-security-policy": policy, "x-frame-options": "DENY"}
+        return HTMLResponse(self._page, headers=headers)
+
+    async def _body(self, request: Request, kind: type[_T]) -> _T:
+        reader = cast(BodyReader[Any], self._bodies[cast(Any, kind)])
+        return cast(_T, reader.read(await request.body()))
+
+    async def _check_model(self, body: Mapping[str, Any]) -> None:
+        if "model" in body:
+            (await self._facts.get()).check_name(body["model"])
+
+
+class _EventResponse(StreamingResponse):
+    """A stream of events. When the client goes away, its generator is closed at once, and the requests with it."""
+
+    def __init__(self, events: AsyncIterator[bytes]) -> None:
+        super().__init__(_closing(events), media_type="text/event-stream", headers=_SSE)
+
+
+async def _closing(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async with aclosing(cast(Any, events)):
+        async for event in events:
+            yield event
+
+
+async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
+    """Return the result of work, which is cancelled when the client goes away.
+
+    Raises:
+        RequestAborted: it has gone.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise RequestAborted("the client has gone")
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _typed(handler: Handler) -> Handler:
+    """Return the handler with its failures in OpenAI's envelope, counted in the log by their cause."""
+
+    async def handle(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except ClientDisconnect:
+            return Response(status_code=RequestAborted.http_status)
+        except MineDraftError as error:
+            if error.http_status >= 500:
+                logger.warning("%s %s failed: %s", request.method, request.url.path, error.reason)
+            return error_response(error)
+        except Exception as error:
+            # Not the error's own words, which may quote the prompt.
+            logger.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
+            return error_response(Unavailable("the door failed; its log says why"))
+
+    return handle
+
+
+async def _not_routed(request: Request, error: Exception) -> Response:
+    status = cast(HTTPException, error).status_code
+    what = {404: "there is no such path", 405: f"{request.method} is not allowed here"}.get(
+        status, "cannot be answered"
+    )
+    headers = dict(cast(HTTPException, error).headers or {})
+    return error_response(HttpError(status, f"{request.url.path}: {what}", headers=headers))
+
+
+class _renaming:
+    """Gives the fields in errors of the service the names that the client used."""
+
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        self._body = body
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, InvalidRequest):
+            raise renamed(error, self._body) from None

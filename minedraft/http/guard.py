@@ -1,0 +1,112 @@
+"""What every request passes first: its name, its size, and, under /v1, its token."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import uuid
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from minedraft.http.errors import HttpError, error_response
+
+logger = logging.getLogger("minedraft.http")
+
+MAX_BODY_BYTES = 4 << 20
+"""A prompt has at most 1 MiB; as JSON, with escapes or as token ids, it is longer."""
+MAX_HEADER_BYTES = 32 << 10
+_MAX_NAME_CHARS = 128
+
+
+class Guard:
+    """An ASGI middleware.
+
+    Args:
+        tokens: one of them must be in the `Authorization` of every request under /v1; none: anybody may ask.
+        origins: of web pages that may read answers ("*" for all); none: only those of this server.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
+        self._app = app
+        self._digests = [hashlib.sha256(token.encode()).digest() for token in tokens]
+        self._origins = frozenset(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        name = headers.get("x-request-id", "")
+        if not (name.isprintable() and 0 < len(name) <= _MAX_NAME_CHARS):
+            name = uuid.uuid4().hex
+        scope["request_id"] = name
+        origin = headers.get("origin", "") if self._origins else ""
+        is_shared = bool(origin) and not self._origins.isdisjoint({origin, "*"})
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer = MutableHeaders(scope=message)
+                answer["x-request-id"] = name
+                if is_shared:
+                    answer["access-control-allow-origin"] = origin
+                    answer["vary"] = "origin"
+            await send(message)
+
+        if is_shared and scope["method"] == "OPTIONS":
+            await _preflight(send_named)
+            return
+        if (refusal := self._refusal(scope, headers)) is not None:
+            await error_response(refusal)(scope, receive, send_named)
+            return
+        await self._app(scope, _Counted(receive), send_named)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> HttpError | None:
+        if self._digests and scope["path"].startswith("/v1") and not self._is_known(headers.get("authorization", "")):
+            message = "a bearer token is needed: Authorization: Bearer TOKEN"
+            return HttpError(401, message, headers={"www-authenticate": "Bearer"})
+        if sum(len(key) + len(value) for key, value in scope["headers"]) > MAX_HEADER_BYTES:
+            return HttpError(431, f"the headers have more than {MAX_HEADER_BYTES} bytes")
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > MAX_BODY_BYTES:
+            return _too_large()
+        return None
+
+    def _is_known(self, authorization: str) -> bool:
+        kind, _, token = authorization.partition(" ")
+        digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
+        # Every token is compared, in constant time: how long it takes tells nothing.
+        found = [hmac.compare_digest(digest, known) for known in self._digests]
+        return any(found) and kind.lower() == "bearer"
+
+
+class _Counted:
+    """Passes a request's body on, up to its limit; a body sent in chunks does not say its length."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._num_bytes = 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._num_bytes += len(message.get("body", b""))
+        if self._num_bytes > MAX_BODY_BYTES:
+            raise _too_large()
+        return message
+
+
+def _too_large() -> HttpError:
+    return HttpError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
+
+
+async def _preflight(send: Send) -> None:
+    allowed = {
+        "access-control-allow-methods": "GET, POST",
+        "access-control-allow-headers": "authorization, content-type, x-request-id",
+        "access-control-max-age": "600",
+    }
+    headers = [(name.encode(), value.encode()) for name, value in allowed.items()]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,79 @@
+"""How long a forward takes: by the roofline of a named device, or as measured here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from minedraft.sim.gpus import COMPUTE_SHARE, MEMORY_SHARE, Gpu
+from minedraft.sim.shapes import ModelShape
+from minedraft.theory.costs import Cost
+
+
+class Forward(Protocol):
+    """A model on its device."""
+
+    def seconds(self, num_rows: int, num_kv_tokens: int, *, is_contended: bool = False, is_wide: bool = False) -> float:
+        """Return the time of a forward pass.
+
+        Args:
+            num_rows: tokens that it computes. num_kv_tokens: cached tokens that they attend to, over all requests.
+            is_contended: the other worker computes at the same time.
+            is_wide: it may use the other worker's cores.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RooflineForward:
+    """A forward takes the longer of reading (weights once, keys and values) and computing, and a fixed time a layer.
+
+    Attributes:
+        num_gpus: that share the model by tensor parallelism, with two all-reduces a layer.
+        layer_s: what a layer takes however little it computes: the launches of its kernels.
+    """
+
+    shape: ModelShape
+    gpu: Gpu
+    num_gpus: int = 1
+    layer_s: float = 10e-6
+
+    def seconds(self, num_rows: int, num_kv_tokens: int, *, is_contended: bool = False, is_wide: bool = False) -> float:
+        """Return the time of a forward pass; devices of their own neither contend nor widen."""
+        shape, gpu = self.shape, self.gpu
+        read_bytes = shape.read_bytes + shape.kv_bytes * num_kv_tokens
+        # Each row attends to its own request's tokens: on average to num_kv_tokens / requests; rows of one request
+        # read them once. The operations of attention never bound a decode, so counting each token once is enough.
+        flops = shape.flops_per_token * num_rows + shape.flops_per_kv_token * num_kv_tokens
+        read_s = read_bytes / (gpu.bytes_per_s * MEMORY_SHARE)
+        compute_s = flops / (gpu.flops * COMPUTE_SHARE)
+        return max(read_s, compute_s) / self.num_gpus + shape.num_layers * (self.layer_s + self._reduce_s(num_rows))
+
+    def _reduce_s(self, num_rows: int) -> float:
+        """Return the time of a layer's two all-reduces."""
+        if self.num_gpus == 1:
+            return 0.0
+        num_bytes = 2.0 * num_rows * self.shape.hidden * 2 * (self.num_gpus - 1) / self.num_gpus
+        return 2 * (self.gpu.link_s + num_bytes / self.gpu.link_bytes_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class FittedForward:
+    """A forward as measured on this machine.
+
+    Attributes:
+        kv_token_s: seconds that a cached token adds.
+        contention: how many times as long reading weights takes while the other worker computes.
+        wide: the cost on all cores; None: it has no others.
+    """
+
+    cost: Cost
+    kv_token_s: float = 0.0
+    contention: float = 1.0
+    wide: Cost | None = None
+
+    def seconds(self, num_rows: int, num_kv_tokens: int, *, is_contended: bool = False, is_wide: bool = False) -> float:
+        """Return the time of a forward pass."""
+        if is_wide and self.wide is not None:
+            return self.wide.at(num_rows) + self.kv_token_s * num_kv_tokens
+        return self.cost.at(num_rows, self.contention if is_contended else 1.0) + self.kv_token_s * num_kv_tokens

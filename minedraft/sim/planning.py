@@ -1,0 +1,90 @@
+"""Machines to simulate: from models and GPUs by name, or from costs that were fitted to a measurement."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from minedraft.errors import ConfigError
+from minedraft.sim.forwards import FittedForward, RooflineForward
+from minedraft.sim.gpus import Gpu, find_gpu
+from minedraft.sim.shapes import ModelShape
+from minedraft.sim.simulation import Machine
+from minedraft.theory.costs import Costs
+
+BLOCK_SIZE = 16
+USABLE_SHARE = 0.9
+"""Part of a GPU's memory that weights and KV cache may take."""
+LAYER_S = {"graphs": 8e-6, "eager": 150e-6}
+"""What a layer takes at least: with captured graphs the time its kernels need to start, one by one what Python takes
+to launch about ten of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A model on `num_gpus` GPUs of a kind, by tensor parallelism."""
+
+    shape: ModelShape
+    gpu: Gpu
+    num_gpus: int
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks that fit beside the weights.
+
+        Raises:
+            ConfigError: not even the weights fit.
+        """
+        free = self.num_gpus * self.gpu.memory_bytes * USABLE_SHARE - self.shape.resident_bytes
+        blocks = int(free / (BLOCK_SIZE * self.shape.kv_bytes))
+        if blocks < 1:
+            need, have = self.shape.resident_bytes / 1e9, self.num_gpus * self.gpu.memory_bytes / 1e9
+            where = f"{have:.0f} GB on {self.num_gpus} x {self.gpu.name}"
+            raise ConfigError("gpu", self.shape.name, f"needs {need:.0f} GB for its weights, there are {where}")
+        return blocks
+
+    def forward(self, launches: str) -> RooflineForward:
+        """Return how long its forwards take. launches: one of LAYER_S."""
+        return RooflineForward(self.shape, self.gpu, self.num_gpus, LAYER_S[launches])
+
+
+def parse_gpus(field: str, text: str) -> tuple[Gpu, int]:
+    """Return the kind and the number of GPUs of a text like "h100" or "a100x4".
+
+    Raises:
+        ConfigError: it is none, or names no known GPU.
+    """
+    found = re.fullmatch(r"([a-z]+[0-9]+[a-z]*?)(?:x([1-9][0-9]?))?", text.lower())
+    if found is None:
+        raise ConfigError(field, text, "must be a GPU and perhaps a number of them, as h100 or a100x4")
+    return find_gpu(field, found[1]), int(found[2] or 1)
+
+
+def gpu_machine(
+    target: Placed, draft: Placed | None, acceptance: float, launches: str = "graphs", link_s: float = 1e-4
+) -> Machine:
+    """Return a machine of two devices, each with its own memory.
+
+    Args:
+        acceptance: of each draft, once those before it are accepted.
+
+    Raises:
+        ConfigError: a model does not fit.
+    """
+    return Machine(
+        target.forward(launches),
+        draft.forward(launches) if draft is not None else None,
+        lambda kind, num_before: acceptance,
+        target.num_blocks,
+        draft.num_blocks if draft is not None else 1,
+        BLOCK_SIZE,
+        link_s,
+    )
+
+
+def measured_machine(costs: Costs, acceptance: float, link_s: float = 0.0) -> Machine:
+    """Return a machine with the costs that a measurement of this one gave."""
+    draft = FittedForward(costs.draft, contention=costs.contention) if costs.draft.base_s else None
+    verify = FittedForward(costs.verify, contention=costs.contention, wide=costs.verify_wide)
+    is_wide = costs.verify_wide is not None
+    return Machine(verify, draft, lambda kind, num_before: acceptance, link_s=link_s, shares_cores=is_wide)
