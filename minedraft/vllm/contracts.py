@@ -53,7 +53,7 @@ CONTRACTS = (
         "vllm.v1.request",
         "Request",
         ("request_id", "all_token_ids", "num_prompt_tokens", "max_tokens", "resumable", "is_prefill_chunk",
-         "spec_token_ids", "next_decode_eligible_step", "num_output_placeholders"),
+         "spec_token_ids", "next_decode_eligible_step", "num_output_placeholders", "sampling_params"),
         "what a request has, whether it rests in a step, and the drafts that are verified in it",
     ),
     Contract(
@@ -71,6 +71,13 @@ CONTRACTS = (
         "create_custom_proposer",
         (),
         "makes the no-op proposer, which switches verification on",
+        "V1",
+    ),
+    Contract(
+        "vllm.v1.sample.rejection_sampler",
+        "expand_batch_to_tokens",
+        (),
+        "tried once at the start on a CPU: whether drafts of sampled requests are verified by their own temperature",
         "V1",
     ),
     Contract(

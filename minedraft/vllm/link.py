@@ -10,8 +10,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent import futures
+from contextlib import suppress
 from typing import TypeAlias
 
 from minedraft.address import Address
@@ -27,6 +28,7 @@ logger = logging.getLogger("minedraft.vllm.link")
 
 _RECONNECT_TIMEOUT_S = 3.0
 _CLOSE_TIMEOUT_S = 5.0
+_PUBLISH_S = 1.0
 
 Reply: TypeAlias = "futures.Future[Mapping[str, Drafts]]"
 
@@ -38,16 +40,24 @@ class DrafterLink:
         desk: decides what to ask for; it is used in the link's thread only.
         vocab_size, fingerprint: of the target's vocabulary, which the drafter must have.
         connect_timeout_s: seconds that `open` waits for the drafter.
+        publish: called in the link's thread about once a second.
     """
 
     def __init__(
-        self, address: Address, desk: DraftDesk, vocab_size: int, fingerprint: str, connect_timeout_s: float
+        self,
+        address: Address,
+        desk: DraftDesk,
+        vocab_size: int,
+        fingerprint: str,
+        connect_timeout_s: float,
+        publish: Callable[[], None] = lambda: None,
     ) -> None:
         self._address = address
         self._desk = desk
         self._vocab_size = vocab_size
         self._fingerprint = fingerprint
         self._connect_timeout_s = connect_timeout_s
+        self._publish = publish
         self._drafter: Drafter | None = None
         self._loop = asyncio.new_event_loop()
         self._opened: futures.Future[None] = futures.Future()
@@ -108,7 +118,10 @@ class DrafterLink:
             drafter = None
         self._opened.set_result(None)
         serving = asyncio.create_task(slot.run(drafter))
-        await self._closing.wait()
+        while not self._closing.is_set():
+            self._publish()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), _PUBLISH_S)
         for task in (*self._tasks, serving):
             task.cancel()
         await asyncio.gather(*self._tasks, serving, return_exceptions=True)

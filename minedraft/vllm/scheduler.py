@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from minedraft.vllm.alternation import Turn
+from minedraft.vllm.compatible import samples_drafts
 from minedraft.vllm.turn_taking import TurnTaking
+
+logger = logging.getLogger("minedraft.vllm")
+
+_GREEDY_BELOW = 1e-5  # vLLM's own limit of a temperature that counts as 0
 
 
 class MineDraftScheduler(TurnTaking, Scheduler):
@@ -15,8 +21,22 @@ class MineDraftScheduler(TurnTaking, Scheduler):
 
     path = "V1"
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
+        super().__init__(*args, **kwargs)
+        self._samples_drafts = samples_drafts()
+        if not self._samples_drafts:
+            logger.warning(
+                "this vLLM verifies sampled drafts by a wrong temperature; steps with sampled requests have no drafts"
+            )
+
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:  # noqa: ANN401
         """Ignore what the proposer proposed: nothing."""
+
+    def _may_verify(self) -> bool:
+        return self._samples_drafts or all(
+            request.sampling_params is not None and request.sampling_params.temperature < _GREEDY_BELOW
+            for request in self.requests.values()
+        )
 
     def _prepare(self, request: Any, turn: Turn) -> None:  # noqa: ANN401
         if request.request_id in turn.names:

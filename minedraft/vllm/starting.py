@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from minedraft.vllm.compatible import assert_compatible
 from minedraft.vllm.desk import DraftDesk
 from minedraft.vllm.groups import Groups
 from minedraft.vllm.link import DrafterLink
+from minedraft.vllm.monitor.status_file import StatusFile
 from minedraft.vllm.settings import PluginSettings
+
+logger = logging.getLogger("minedraft.vllm")
 
 
 class Plugin:
@@ -48,13 +52,45 @@ class Plugin:
             config.model_config.get_vocab_size(),
             vocab_fingerprint(tokenizer_folder(config.model_config.tokenizer)),
             settings.connect_timeout_s,
+            self._publish,
         )
-        self.link.open()
         self.alternation = Alternation(Groups(settings.groups), self.link, settings.wait_ms / 1e3)
+        self._file = StatusFile(config.instance_id)
+        self._settings = settings
+        self.link.open()
 
     def close(self) -> None:
         """End the link. Safe to call twice."""
         self.link.close()
+        self._file.remove()
+
+    def status(self) -> dict[str, Any]:
+        """Return what /minedraft/status shows: counts since the start, and recent times in seconds."""
+        counts, summary, drafter = self.alternation.counts, self.desk.stats.summary(), self.link.info
+        return {
+            "drafter": {"address": self._settings.drafter, "model": None if drafter is None else drafter.model_name},
+            "drafter_up": int(drafter is not None),
+            "groups": self._settings.groups,
+            "draft_len": "auto" if self._settings.is_auto else len(self.desk.tried),
+            "steps": counts.num_steps,
+            "drafted_steps": counts.num_drafted,
+            "blocked_steps": counts.num_blocked,
+            "late_steps": counts.num_late,
+            "moved_requests": counts.num_moves,
+            "exposed_seconds": counts.exposed_s,
+            "verify_seconds": counts.verify_s,
+            "overlap_efficiency": summary.overlap_efficiency,
+            "draft_seconds": summary.draft_ms / 1e3,
+            "step_seconds": summary.step_ms / 1e3,
+            "tried": list(self.desk.tried),
+            "accepted": list(self.desk.accepted),
+        }
+
+    def _publish(self) -> None:
+        try:
+            self._file.write(self.status())
+        except OSError as error:  # a full disk costs the numbers, and nothing else
+            logger.debug("cannot write the status: %s", error)
 
 
 def tokenizer_folder(name: str) -> Path:

@@ -35,6 +35,8 @@ class TurnTaking:
     def schedule(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passed on
         alternation = self._plugin.alternation
         turn = alternation.begin(self.requests, self.running)
+        if not self._may_verify():
+            turn.drafts = {}
         for request in self.running:
             if not request.is_prefill_chunk:
                 self._prepare(request, turn)
@@ -57,6 +59,10 @@ class TurnTaking:
     def shutdown(self) -> None:
         self._plugin.close()
         super().shutdown()  # type: ignore[misc]
+
+    def _may_verify(self) -> bool:
+        """Whether drafts can be verified in the step that begins."""
+        return True
 
     def _prepare(self, request: Any, turn: Turn) -> None:  # noqa: ANN401
         """Have a decoding request rest in the step that begins, or set its drafts."""

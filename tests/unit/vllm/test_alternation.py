@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent import futures
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from minedraft.types import Batch
 from minedraft.vllm.alternation import Alternation
-from minedraft.vllm.desk import Drafts, StepReport
 from minedraft.vllm.groups import Groups
+from tests.fakes.drafter_link import FakeLink
 
 
 @dataclass
@@ -26,31 +25,11 @@ class FakeRequest:
         return self.tokens
 
 
-@dataclass
-class FakeLink:
-    """Answers with two drafts for each request that is wanted, unless it is late."""
-
-    lens: dict[str, int] = field(default_factory=dict)
-    reports: list[StepReport] = field(default_factory=list)
-    is_late: bool = False
-
-    def send(self, report: StepReport) -> futures.Future[Mapping[str, Drafts]]:
-        self.reports.append(report)
-        for newcomer in report.newcomers:
-            self.lens[newcomer.name] = len(newcomer.tokens)
-        for outcome in report.outcomes:
-            self.lens[outcome.name] += len(outcome.tokens)
-        reply: futures.Future[Mapping[str, Drafts]] = futures.Future()
-        if not self.is_late:
-            reply.set_result({name: Drafts(self.lens[name], (7, 8)) for name in report.wanted})
-        return reply
-
-
 class FakeEngine:
     """Begins with all requests at once; every draft is accepted."""
 
     def __init__(self, *lens: int, groups: int = 2) -> None:
-        self.link = FakeLink()
+        self.link = FakeLink(lambda tokens: (7, 8))
         self.alternation = Alternation(Groups(groups), self.link, wait_s=0.0)
         self.requests = {str(index): FakeRequest(str(index), [1] * size, size) for index, size in enumerate(lens)}
         self.running: list[FakeRequest] = []
@@ -87,7 +66,7 @@ def test_reports_add_up_to_the_tokens_of_every_request():
     engine = FakeEngine(3, 4, 5)
     for _ in range(7):
         engine.step()
-    assert engine.link.lens == {name: len(request.tokens) for name, request in engine.requests.items()}
+    assert engine.link.tokens == {name: request.tokens for name, request in engine.requests.items()}
 
 
 def test_accepted_drafts_are_reported():
@@ -144,7 +123,7 @@ def test_a_session_that_goes_on_is_decoded_without_drafts():
     engine.requests["1"].resumable = True
     for _ in range(6):
         assert "1" not in engine.step()
-    assert "1" not in engine.link.lens
+    assert "1" not in engine.link.tokens
 
 
 def test_requests_that_end_between_steps_are_reported():
