@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ import grpc.aio
 
 from minedraft.address import Address
 from minedraft.errors import EXIT_INTERNAL, EXIT_OK
+from minedraft.process.entry import die_of
 from minedraft.process.heartbeat import feed_watchdog
 from minedraft.process.notify import Notifier
 from minedraft.rpc.channel import bind, worker_server
@@ -96,6 +96,6 @@ def _grace_s(runtime: WorkerRuntime) -> float | None:
 
 def _on_signal(signum: int, stop: asyncio.Event) -> None:
     if stop.is_set():
-        os._exit(128 + signum)
+        die_of(signum)
     logger.info("%s: stopping", signal.Signals(signum).name)
     stop.set()

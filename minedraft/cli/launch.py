@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -16,7 +16,7 @@ from minedraft.errors import EXIT_INTERNAL, EXIT_OK
 from minedraft.launch.placement import tell_unused_gpus
 from minedraft.launch.preflight import check_machine, settle_draft_method
 from minedraft.models.catalogue import Pair, ensure_pair, find_pair
-from minedraft.process.logs import plain_line
+from minedraft.process.entry import exit_or_die_again
 from minedraft.process.notify import READY_LINE
 from minedraft.settings.flags import UserPath, settings_flags
 from minedraft.settings.loading import load_settings
@@ -36,7 +36,8 @@ Then, in another terminal:
   minedraft chat
 Ctrl-C stops the service after its running requests; a second Ctrl-C stops it now.
 Under nohup, the service outlives its terminal.
-Exit codes: 0 stopped, 70 a process failed, 78 wrong configuration.
+A process that dies or hangs is started again, up to 5 times in 5 minutes (the drafter: as often as it takes).
+Exit codes: 0 stopped, 70 a process failed, 78 wrong configuration, 128+N stopped now by signal N.
 """
 
 
@@ -57,7 +58,7 @@ def command(config: Path | None, check: bool, verbose: bool, **flags: object) ->
     Without flags, it serves the default pair of models, which the first start downloads. The line
     "ready on ADDR" says that requests are accepted.
     """
-    click.get_current_context().exit(_launch(config, check, verbose, flags))
+    exit_or_die_again(_launch(config, check, verbose, flags))
 
 
 def main() -> NoReturn:
@@ -82,28 +83,31 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
                 click.echo(f"{role.value}: {kernels}")
         click.echo("all checks passed")
         return EXIT_OK
-    from minedraft.launch.launcher import Launcher
-
     if (hint := tell_unused_gpus(settings)) is not None:
         say(hint)
-    is_json = settings.log_format == "json"
+    return run_service(settings, is_verbose=verbose)
+
+
+def run_service(settings: Settings, *, is_verbose: bool = False, worker_command: Sequence[str] = ()) -> int:
+    """Run the launcher until a signal or a failure. Return the exit code.
+
+    Args:
+        settings: checked, with target and draft filled in.
+        worker_command: of other workers than the product's, without role and flags.
+    """
+    from minedraft.launch.launcher import WORKER_COMMAND, Launcher
+    from minedraft.launch.operator_log import OperatorLog
+
+    log = OperatorLog(settings.log_format)
     launcher = Launcher(
         settings,
-        _say_json if is_json else say,
+        log.report,
         lambda seconds: announce(settings, seconds),
-        is_verbose=verbose,
-        pass_on=_pass_json if is_json else None,
+        worker_command=worker_command or WORKER_COMMAND,
+        is_verbose=is_verbose,
+        pass_on=log.pass_on,
     )
     return asyncio.run(launcher.run())
-
-
-def _say_json(text: str) -> None:
-    say(json.dumps(plain_line("launcher", "INFO", text), ensure_ascii=False))
-
-
-def _pass_json(name: str, line: str) -> None:
-    """Pass a line on as it is; or as JSON if it is none, as the last words of a process that crashed are."""
-    say(line if line.startswith("{") else json.dumps(plain_line(name, "ERROR", line), ensure_ascii=False))
 
 
 def _with_pair(settings: Settings, pair: Pair) -> Settings:

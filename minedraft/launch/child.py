@@ -7,9 +7,12 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 _STDERR_LINES = 20
 _LAST_WORDS_S = 1.0
+_OOM_SCORE_ADJ = "300"
 _MAX_LINE_BYTES = 1 << 16
 _OF_SERVICE_MANAGER = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 
@@ -97,6 +100,11 @@ class Child:
         code = self.returncode
         assert code is not None, "it has exited"
         return code
+
+    def give_way(self) -> None:
+        """Have the kernel end this process before its parent when memory runs out."""
+        with suppress(OSError):
+            Path(f"/proc/{self.pid}/oom_score_adj").write_text(_OOM_SCORE_ADJ)
 
     def signal(self, signum: int) -> None:
         if self.returncode is None:

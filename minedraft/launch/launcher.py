@@ -25,6 +25,7 @@ from minedraft.launch.placement import cores_beside, divide_memory
 from minedraft.launch.restart import ESSENTIAL, OPTIONAL, GiveUp
 from minedraft.launch.supervised import Report, Supervised
 from minedraft.process.claim import ListenClaim
+from minedraft.process.entry import EXIT_OF_SIGNAL
 from minedraft.process.heartbeat import Unburdened, feed_watchdog
 from minedraft.process.notify import Notifier
 from minedraft.process.run_folder import OWN_DOOR, RunFolder
@@ -39,7 +40,6 @@ _PROGRESS_S = 2.0
 _FORCED_STOP_S = 1.5  # a second signal ends everything within two seconds
 _WORKER_STOP_S = 5.0
 _STOP_SLACK_S = 15.0  # beyond drain_timeout_s
-_EXIT_OF_SIGNAL = 128
 _INFO_LINE = " INFO minedraft."
 
 # -P: a file of the current folder must not be imported as a module.
@@ -113,7 +113,7 @@ class Launcher:
             await self._wait_ready(signum)
             if signum.done():
                 self._report("stopped while loading")
-                return _EXIT_OF_SIGNAL + signum.result()
+                return EXIT_OF_SIGNAL + signum.result()
             self._announce(self._elapsed_s)
             self._is_serving = True
             self._notifier.ready()
@@ -207,6 +207,7 @@ class Launcher:
             cores=cores,
             hang_timeout_s=self._settings.hang_timeout_s,
             rules=OPTIONAL if is_drafter else ESSENTIAL,
+            is_worker=name != "scheduler",
             meanwhile="continuing without drafts" if is_drafter else "",
         )
         self._processes[name] = process
@@ -297,7 +298,7 @@ class Launcher:
             )
             if forced.done():
                 scheduler.signal(signal.SIGTERM)
-                return _EXIT_OF_SIGNAL + forced.result()
+                return EXIT_OF_SIGNAL + forced.result()
             await self._stop_workers(forced)
             return EXIT_OK
         finally:

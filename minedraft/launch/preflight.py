@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from minedraft.process.run_folder import RunFolder
 from minedraft.settings.service import Settings
 from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import DraftMethod, Role
+
+_FILES_BESIDE_CLIENTS = 128
 
 
 def settle_draft_method(settings: Settings) -> Settings:
@@ -66,10 +69,23 @@ def check_machine(settings: Settings) -> None:
         collect(lambda: Device.parse(settings.target_device).here("target_device"))
     if Role.DRAFTER in settings.own_workers:
         collect(lambda: Device.parse(settings.draft_device).here("draft_device"))
+    collect(lambda: _allow_files(settings))
     collect(lambda: ListenClaim(settings.listen_address).release())
     collect(lambda: RunFolder().remove())
     if errors:
         raise ConfigErrors(errors)
+
+
+def _allow_files(settings: Settings) -> None:
+    """Raise this process's limit of open files, which its children inherit, to what the settings can need: a
+    connection for each request, and what every process has open."""
+    needed = settings.max_waiting + settings.max_in_flight + _FILES_BESIDE_CLIENTS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        limit = f"that many clients need {needed} open files, and the limit is {hard} (ulimit -Hn)"
+        raise ConfigError("max_waiting", settings.max_waiting, limit)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _check_target(path: Path | None) -> FolderInfo:

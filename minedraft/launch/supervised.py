@@ -36,6 +36,7 @@ class Supervised:
         cores: see `Child.start`.
         hang_timeout_s: seconds without progress after which it is killed; 0: never.
         rules: those of its restarts, once it was ready; before, fewer are made.
+        is_worker: it gives way to the other processes when memory runs out: it can be started again.
         meanwhile: what the service does without it, once it was ready.
 
     Attributes:
@@ -56,6 +57,7 @@ class Supervised:
         hang_timeout_s: float = 0.0,
         rules: RestartRules = ESSENTIAL,
         meanwhile: str = "",
+        is_worker: bool = False,
     ) -> None:
         self.name = name
         self.exit_code: int | None = None
@@ -68,6 +70,7 @@ class Supervised:
         self._hang_timeout_s = hang_timeout_s
         self._rules = rules
         self._meanwhile = meanwhile
+        self._is_worker = is_worker
         self._socket = NotifySocket(
             folder / f"{name[:4]}.notify"
         )  # the path of a socket is limited: no longer than the others
@@ -132,6 +135,8 @@ class Supervised:
             self._report(f"{self.name}: cannot be started: {os.strerror(error.errno or 0)}")
             return
         self._child = child
+        if self._is_worker:
+            child.give_way()
         loop.add_reader(self._socket, self._hear)
         looking = asyncio.create_task(self._look(child)) if self._hang_timeout_s else None
         try:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
 
 import click
 
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError, ConfigErrors, MineDraftError
 from minedraft.process.logs import set_up_log
 
+EXIT_OF_SIGNAL = 128
 EXIT_INTERRUPTED = 130
 
 logger = logging.getLogger(__name__)
@@ -52,6 +58,24 @@ def run_command(
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
     return code if isinstance(code, int) else EXIT_OK
+
+
+def exit_or_die_again(code: int) -> NoReturn:
+    """End the process with an exit code; with 128 + N, by signal N: shells and supervisors then see which it was."""
+    if code > EXIT_OF_SIGNAL:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+        logging.shutdown()
+        die_of(code - EXIT_OF_SIGNAL)
+    sys.exit(code)
+
+
+def die_of(signum: int) -> NoReturn:
+    """End the process immediately, as the signal does where nothing handles it."""
+    signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signum})
+    os.kill(os.getpid(), signum)
+    os._exit(EXIT_OF_SIGNAL + signum)  # the default of this signal is not to end a process
 
 
 def run_logged(command: click.Command, name: str, log_name: str) -> int:

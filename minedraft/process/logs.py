@@ -1,7 +1,8 @@
 """The log of a process: lines of text or of JSON to stderr, with the request that a line is about.
 
 A line never has the text of a prompt or of an answer. A warning that comes again and again is left out for a while,
-and counted. What cannot be written is dropped: a full disk or a closed terminal does not end the service.
+and counted. What cannot be written is dropped and counted: a full disk, a closed terminal and a pipe that nobody reads
+neither end nor stop the service.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+from minedraft.process.output import LossyWriter
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -118,6 +121,24 @@ class RateLimit(logging.Filter):
         return True
 
 
+class LossyHandler(logging.Handler):
+    """Writes each record as a line to stderr, or drops it; see `LossyWriter`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._writer = LossyWriter(sys.stderr, self._describe_dropped)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._writer.write_line(self.format(record))
+        except Exception:  # of the formatting
+            self.handleError(record)
+
+    def _describe_dropped(self, num_lines: int) -> str:
+        message = f"lines of this log that could not be written: {num_lines}"
+        return self.format(logging.makeLogRecord({"name": __name__, "levelname": "WARNING", "msg": message}))
+
+
 def set_up_log(process: str, log_format: LogFormat = "text", level: LogLevel = "info") -> None:
     """Write the log of this process to stderr from now on, in this way alone.
 
@@ -125,7 +146,7 @@ def set_up_log(process: str, log_format: LogFormat = "text", level: LogLevel = "
         process: its name in each line.
         level: the least of the lines of this package; of others, warnings are the least.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LossyHandler()
     handler.setFormatter(JsonFormatter(process) if log_format == "json" else TextFormatter(process))
     handler.addFilter(RateLimit())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

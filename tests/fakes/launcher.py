@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 import sys
 from typing import Any
 
 import click
 
-from minedraft.cli.console import say
-from minedraft.cli.launch import announce
-from minedraft.launch.launcher import Launcher
+from minedraft.cli.launch import run_service
+from minedraft.process.entry import exit_or_die_again
 from minedraft.settings.flags import settings_flags
 from minedraft.settings.loading import load_settings
 from minedraft.settings.service import Settings
@@ -25,13 +23,8 @@ from minedraft.settings.service import Settings
 @click.option("--worker", default="tests.fakes.fake_worker")
 def main(worker: str, **flags: Any) -> None:
     settings = load_settings(flags)
-    launcher = Launcher(
-        settings,
-        say,
-        lambda seconds: announce(settings, seconds),
-        worker_command=(sys.executable, "-m", *shlex.split(worker)),
-    )
-    sys.exit(asyncio.run(launcher.run()))
+    command = (sys.executable, "-m", *shlex.split(worker))
+    exit_or_die_again(run_service(settings, worker_command=command))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tests.faults.case import Case
 from tests.faults.rows_workers import WORKER_ROWS
 
-LAUNCH = "tests/integration/test_launch.py::"
+LAUNCH = "tests/integration/launch/test_launch.py::"
+SUPERVISION = "tests/integration/launch/test_supervision.py::"
 SERVICE = "tests/integration/test_service.py::"
 CONFIG = "tests/unit/test_config.py::"
 FOLDER = "tests/unit/models/test_folder.py::"
@@ -18,14 +19,14 @@ _SERVICE_ROWS = (
         "scheduler killed",
         "UNAVAILABLE at once",
         "socket and lock gone",
-        proofs=(f"{LAUNCH}test_a_killed_scheduler_fails_waiters_at_once_and_its_socket_is_taken_away",),
+        proofs=(f"{SUPERVISION}test_a_killed_scheduler_fails_waiters_at_once_and_is_started_again_at_its_address",),
     ),
     Case(
         5,
         "launcher killed",
         "UNAVAILABLE at once",
         "no process, socket or folder left after 2 s",
-        proofs=(f"{LAUNCH}test_a_killed_launcher_takes_everything_with_it",),
+        proofs=(f"{SUPERVISION}test_a_killed_launcher_takes_everything_with_it",),
     ),
     Case(
         11,
@@ -117,7 +118,7 @@ _SERVICE_ROWS = (
         "the log cannot be written: full disk, closed or blocked pipe",
         "nothing",
         "serving unaffected",
-        proofs=(f"{LAUNCH}test_a_log_that_cannot_be_written_ends_nothing",),
+        proofs=(f"{SUPERVISION}test_a_log_that_cannot_be_written_ends_nothing",),
     ),
     Case(
         25,

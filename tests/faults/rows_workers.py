@@ -6,7 +6,8 @@ from minedraft.types import Role
 from tests.faults.case import Case, Live
 from tests.faults.gate import Action, Point
 
-LAUNCH = "tests/integration/test_launch.py::"
+LAUNCH = "tests/integration/launch/test_launch.py::"
+SUPERVISION = "tests/integration/launch/test_supervision.py::"
 LINK = "tests/integration/workers/test_link.py::"
 LOSS = "tests/integration/workers/test_link_loss.py::"
 BAD = "tests/integration/test_bad_drafters.py::"
@@ -24,7 +25,7 @@ WORKER_ROWS = (
         "nothing but speed",
         "noticed within 1 s; the round goes on without drafts",
         when="in_draft",
-        proofs=(f"{LAUNCH}test_a_killed_drafter_is_reported_and_no_answer_fails",),
+        proofs=(f"{SUPERVISION}test_a_killed_drafter_is_reported_and_no_answer_fails",),
     ),
     Case(
         2,
@@ -40,7 +41,7 @@ WORKER_ROWS = (
         "",
         "named with its exit code and last lines; the others are stopped",
         when="loading",
-        proofs=(f"{LAUNCH}test_a_worker_that_dies_while_loading_is_named_and_its_reason_told_once",),
+        proofs=(f"{SUPERVISION}test_a_worker_that_dies_while_loading_is_named_and_its_reason_told_once",),
     ),
     Case(
         7,
@@ -59,7 +60,7 @@ WORKER_ROWS = (
         "the kernel kills a process for want of memory",
         "as row 1, 2 or 4",
         "as row 1, 2 or 4",
-        proofs=(f"{LAUNCH}test_a_killed_drafter_is_reported_and_no_answer_fails",),
+        proofs=(f"{SUPERVISION}test_a_killed_drafter_is_reported_and_no_answer_fails",),
     ),
     Case(
         40, "a worker dies again and again", "", "backoff, then exit code 70", skipped="nothing restarts a worker yet"

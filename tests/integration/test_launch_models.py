@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minedraft.errors import EXIT_CONFIG
-from tests.integration.test_launch import ROOT, Launched
+from tests.integration.launch.launched import ROOT, Launched
 from tests.support.tiny_heads import make_tiny_head
 from tests.support.tiny_models import make_tiny_model
 

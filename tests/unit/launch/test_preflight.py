@@ -125,3 +125,16 @@ def test_a_worker_elsewhere_has_its_own_devices(tmp_path, monkeypatch):
         }
     )
     check_machine(settings)
+
+
+def test_the_limit_of_open_files_is_raised_to_what_the_clients_need_or_refused(tmp_path, monkeypatch):
+    asked: list[tuple[int, int]] = []
+    target = write_folder(tmp_path / "t")
+    flags = {"target": target, "draft": target, "max_waiting": 1000, "max_batch_size": 4}
+    monkeypatch.setattr("resource.setrlimit", lambda _, limits: asked.append(limits))
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 4096))
+    check_machine(load_settings(flags))
+    assert asked == [(1000 + 8 + 128, 4096)]
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 1024))
+    limit = "that many clients need 1136 open files, and the limit is 1024 (ulimit -Hn)"
+    assert problems(**flags) == {"max_waiting": f"max_waiting is 1000: {limit}"}
