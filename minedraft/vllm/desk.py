@@ -6,13 +6,14 @@ the policy that sets the number of drafts. Requests have vLLM's names outside an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from minedraft.core import events
 from minedraft.core.draft_book import DraftBook
 from minedraft.core.policy.base import DraftPolicy
 from minedraft.core.policy.forecast.experience import Experience
+from minedraft.core.policy.guarded import GuardedDraftPolicy
 from minedraft.core.request import Request
 from minedraft.core.round_stats import RoundStats
 from minedraft.messages import DraftCommand, DraftReply, DraftSpan, Timing
@@ -80,18 +81,27 @@ class DraftDesk:
     Args:
         draft_len: most drafts of a request. policy: how many of them to ask for. experience: what it learns from.
         mode: MINEDRAFT if two groups take turns, SD for one.
+        on_failure: called with what the policy did wrong, which is replaced then.
 
     Attributes:
         stats: statistics of the recent rounds.
         tried, accepted: drafts that were verified and accepted so far, by position.
     """
 
-    def __init__(self, draft_len: int, policy: DraftPolicy, experience: Experience, mode: Mode) -> None:
+    def __init__(
+        self,
+        draft_len: int,
+        policy: DraftPolicy,
+        experience: Experience,
+        mode: Mode,
+        on_failure: Callable[[str], None] = lambda cause: None,
+    ) -> None:
         self.stats = RoundStats()
         self.tried = [0] * draft_len
         self.accepted = [0] * draft_len
         self._draft_len = draft_len
         self._policy = policy
+        self._guarded = GuardedDraftPolicy(policy, on_failure)
         self._experience = experience
         self._book: DraftBook | None = None
         self._epoch = 0
@@ -206,7 +216,7 @@ class DraftDesk:
         for book, request in self._idle(names):
             most = min(self._draft_len, request.remaining_len - 1)
             request.batch = batch
-            wanted = self._policy.draft_len(request, len(names), most) if most > 0 else 0
+            wanted = self._guarded.draft_len(request, len(names), most) if most > 0 else 0
             draft_len = book.draft_len(request, min(wanted, most), PREFILL_TOKENS) if wanted > 0 else 0
             if draft_len:
                 spans.append(book.plan_draft(request, draft_len))

@@ -161,7 +161,12 @@ class DrafterLink:
         self._desk.detach()
 
     def _take_in(self, report: StepReport, reply: Reply) -> None:
-        self._desk.take_in(report, time.monotonic())
+        try:
+            self._desk.take_in(report, time.monotonic())
+        except Exception:  # a policy, or we, did wrong; the engine goes on without these drafts
+            logger.exception("a report was not taken in; its step has no drafts")
+            reply.set_result({})
+            return
         self._lagging.update(dict.fromkeys([newcomer.name for newcomer in report.newcomers]))
         self._start(self._answer(report, reply))
 
@@ -173,10 +178,12 @@ class DrafterLink:
     async def _answer(self, report: StepReport, reply: Reply) -> None:
         try:
             reply.set_result(await self._draft(report) if report.wanted else {})
+            await self._catch_up()
+        except Exception:
+            logger.exception("drafting failed; a step has no drafts")
         finally:
             if not reply.done():
                 reply.set_result({})
-        await self._catch_up()
 
     async def _draft(self, report: StepReport) -> Mapping[str, Drafts]:
         desk = self._desk

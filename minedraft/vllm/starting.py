@@ -45,7 +45,7 @@ class Plugin:
             policy = FixedDraftLen()
             most = min(int(settings.draft_len) or most, most)
         mode = Mode.MINEDRAFT if settings.groups == 2 else Mode.SD
-        self.desk = DraftDesk(most, policy, experience, mode)
+        self.desk = DraftDesk(most, policy, experience, mode, _say_replaced)
         self.link = DrafterLink(
             settings.address,
             self.desk,
@@ -91,6 +91,10 @@ class Plugin:
             self._file.write(self.status())
         except OSError as error:  # a full disk costs the numbers, and nothing else
             logger.debug("cannot write the status: %s", error)
+
+
+def _say_replaced(cause: str) -> None:
+    logger.warning("the policy for the number of drafts failed, a fixed number from now on: %s", cause)
 
 
 def tokenizer_folder(name: str) -> Path:

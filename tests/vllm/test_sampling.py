@@ -64,6 +64,9 @@ def _expand(output: Any, values: Any, ends: Any, replace_from: float, replace_to
     output.copy_(replaced.repeat_interleave(ends.diff(prepend=ends.new_zeros(1)).long()))
 
 
+_expand.register_warmup = lambda: None  # type: ignore[attr-defined]  # which vLLM calls of its kernels
+
+
 @pytest.mark.parametrize("is_mended", [False, True], ids=["vLLM as it is", "its kernel mended"])
 def test_sampled_answers_follow_the_targets_law(
     target: Path, drafter: WorkerProcess, monkeypatch: pytest.MonkeyPatch, is_mended: bool

@@ -141,3 +141,18 @@ def test_the_automatic_policy_stops_drafts_that_do_not_pay():
         desk.take_in(StepReport(A, outcomes=(outcome,), verify_s=0.01), now_s)
     assert lens[0] > 0
     assert sum(lens[-20:]) <= 4
+
+
+def test_a_policy_that_fails_is_replaced_and_named():
+    class Failing(FixedDraftLen):
+        def draft_len(self, *args: object) -> int:
+            raise ZeroDivisionError("no costs")
+
+    causes: list[str] = []
+    desk = DraftDesk(4, Failing(), Experience(), Mode.MINEDRAFT, causes.append)
+    desk.attach(DraftBook(KvLedger(64, 16, 512), 1000), epoch=7)
+    desk.take_in(StepReport(A, newcomers=(_newcomer("x", 2),)), 0.0)
+    command = desk.plan_draft(A, ["x"], 0.0)
+    assert command is not None
+    assert command.spans[0].draft_len == 3
+    assert causes == ["Failing.draft_len: ZeroDivisionError: no costs"]
