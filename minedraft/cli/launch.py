@@ -29,6 +29,7 @@ Examples:
   minedraft-launch                                     the default pair of models
   minedraft-launch --target DIR --draft DIR            your own pair of models
   minedraft-launch --target DIR --draft HEAD           a drafting head of the EAGLE family
+  minedraft-launch --http 127.0.0.1:8000               with OpenAI's API and a chat page
   minedraft-launch --target DIR --draft-method ngram   no draft model
   minedraft-launch --config FILE.toml --check          check only, start nothing
 \b
@@ -130,6 +131,9 @@ def announce(settings: Settings, seconds: float) -> None:
             f"{READY_LINE}{address} after {seconds:.1f} s (mode {settings.to_plain_values()['mode']}); stop with Ctrl-C"
         )
         click.echo(f'  minedraft generate {" ".join(shown)} "The capital of France is"')
+        if settings.http is not None:
+            url = f"{'http' if settings.tls_cert is None else 'https'}://{settings.http}"
+            click.echo(f"  {url}/ to chat, {url}/v1 for OpenAI's clients")
 
 
 if __name__ == "__main__":

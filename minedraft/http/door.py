@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import asdict
 from importlib.resources import files
@@ -71,7 +71,7 @@ class Door:
         self._bodies = {kind: BodyReader(kind) for kind in (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)}
         self._page = (files("minedraft") / "assets" / "chat.html").read_text(encoding="utf-8")
 
-    def app(self, tokens: tuple[str, ...] = (), origins: tuple[str, ...] = ()) -> Starlette:
+    def app(self, admits: Callable[[str], bool] | None = None, origins: Collection[str] = ()) -> Starlette:
         """Return the application; see `Guard` for its arguments."""
         get: dict[str, Handler] = {
             "/": self.page,
@@ -97,7 +97,7 @@ class Door:
         routes += [Route(path, _typed(handler), methods=["POST"]) for path, handler in post.items()]
         return Starlette(
             routes=routes,
-            middleware=[Middleware(Guard, tokens=tokens, origins=origins)],
+            middleware=[Middleware(Guard, admits=admits, origins=origins)],
             exception_handlers={HTTPException: _not_routed},
         )
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,13 +23,16 @@ class Guard:
     """An ASGI middleware.
 
     Args:
-        tokens: one of them must be in the `Authorization` of every request under /v1; none: anybody may ask.
+        admits: says whether the token in the `Authorization` of a request under /v1 is a valid one; None: anybody may
+            ask. It takes as long for a wrong token as for a right one.
         origins: of web pages that may read answers ("*" for all); none: only those of this server.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, admits: Callable[[str], bool] | None = None, origins: Collection[str] = ()
+    ) -> None:
         self._app = app
-        self._digests = [hashlib.sha256(token.encode()).digest() for token in tokens]
+        self._admits = admits
         self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +65,7 @@ class Guard:
         await self._app(scope, _Counted(receive), send_named)
 
     def _refusal(self, scope: Scope, headers: Headers) -> HttpError | None:
-        if self._digests and scope["path"].startswith("/v1") and not self._is_known(headers.get("authorization", "")):
+        if scope["path"].startswith("/v1") and not self._is_admitted(headers.get("authorization", "")):
             message = "a bearer token is needed: Authorization: Bearer TOKEN"
             return HttpError(401, message, headers={"www-authenticate": "Bearer"})
         if sum(len(key) + len(value) for key, value in scope["headers"]) > MAX_HEADER_BYTES:
@@ -74,12 +75,9 @@ class Guard:
             return _too_large()
         return None
 
-    def _is_known(self, authorization: str) -> bool:
+    def _is_admitted(self, authorization: str) -> bool:
         kind, _, token = authorization.partition(" ")
-        digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
-        # Every token is compared, in constant time: how long it takes tells nothing.
-        found = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(found) and kind.lower() == "bearer"
+        return self._admits is None or (self._admits(token.strip()) and kind.lower() == "bearer")
 
 
 class _Counted:

@@ -6,21 +6,23 @@ import asyncio
 import logging
 import signal
 import sys
-from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from minedraft.address import Address, default_listen
 from minedraft.client import AsyncClient
+from minedraft.errors import ConfigError
 from minedraft.http.door import Door
 from minedraft.http.metrics_proxy import MetricsProxy
 from minedraft.http.model_facts import ModelFacts
 from minedraft.http.serving import listen_at, make_server
 from minedraft.process.entry import run_logged, takes_parent
 from minedraft.process.heartbeat import feed_watchdog
+from minedraft.process.logs import set_up_log
 from minedraft.process.notify import Notifier
 from minedraft.process.parent import exit_with_parent
+from minedraft.security.tokens import TokenFile
 from minedraft.settings.flags import UserPath
 from minedraft.text.tokenizer import Tokenizer
 
@@ -49,46 +51,52 @@ class _Beating:
 @click.option("--listen", default="127.0.0.1:8000", show_default=True, metavar="HOST:PORT", help="Address to serve on.")
 @click.option("--model-name", default=None, metavar="NAME", help="Name of the model; default: its folder's.")
 @click.option("--metrics", default=None, metavar="HOST:PORT", help="Where the service exports its metrics.")
+@click.option("--origins", metavar="ORIGIN,...", help="Web pages of other servers that may ask; * for all.")
 @click.option(
-    "--cors-origin", "origins", multiple=True, metavar="ORIGIN", help="Web pages of this origin may ask; * for all."
+    "--token-file",
+    type=UserPath(),
+    metavar="FILE",
+    help="Tokens that admit clients under /v1, one a line; the first one is shown to the service.",
+)
+@click.option("--tls-cert", type=UserPath(), metavar="FILE", help="Certificate, with its chain, that clients see.")
+@click.option("--tls-key", type=UserPath(), metavar="FILE", help="Its key.")
+@click.option("--tls-ca", type=UserPath(), metavar="FILE", help="The CA of the service's own certificate.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="Form of the log lines.")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least level."
 )
 @takes_parent
-def command(
-    target: Path,
-    server: str | None,
-    listen: str,
-    model_name: str | None,
-    metrics: str | None,
-    origins: tuple[str, ...],
-    parent_pid: int | None,
-) -> None:
+def command(**options: Any) -> None:  # noqa: ANN401 (one for each option above)
     """Serve OpenAI's API over HTTP, and a chat page, for a service that runs."""
-    if parent_pid is not None:
-        exit_with_parent(parent_pid, signal.SIGTERM)
-    address = Address.parse(listen, "listen")
-    exporter = MetricsProxy(Address.parse(metrics, "metrics")) if metrics is not None else None
-    tokenizer = Tokenizer.load(target)
-    asyncio.run(_serve(address, server or default_listen(), tokenizer, model_name, exporter, origins))
+    notifier = Notifier()
+    if options["parent_pid"] is not None:
+        exit_with_parent(options["parent_pid"], signal.SIGTERM)
+    set_up_log("http", options["log_format"], options["log_level"])
+    address = Address.parse(options["listen"], "listen")
+    token_file, certificate = options["token_file"], options["tls_cert"]
+    if not address.is_local and (token_file is None or certificate is None):
+        limit = "reachable from other hosts, which requires --tls-cert, --tls-key and --token-file"
+        raise ConfigError("listen", str(address), limit)
+    asyncio.run(_serve(address, Tokenizer.load(options["target"]), notifier, options))
 
 
-async def _serve(
-    address: Address,
-    server: str,
-    tokenizer: Tokenizer,
-    model_name: str | None,
-    exporter: MetricsProxy | None,
-    origins: tuple[str, ...],
-) -> None:
-    listening, notifier = listen_at(address), Notifier()
-    async with AsyncClient(server) as client:
-        facts = ModelFacts(client, model_name)
+async def _serve(address: Address, tokenizer: Tokenizer, notifier: Notifier, options: dict[str, Any]) -> None:
+    token_file, metrics = options["token_file"], options["metrics"]
+    tokens = None if token_file is None else TokenFile(token_file)
+    exporter = None if metrics is None else MetricsProxy(Address.parse(metrics, "metrics"))
+    origins = (options["origins"] or "").split(",") if options["origins"] else []
+    listening = listen_at(address)
+    server = options["server"] or default_listen()
+    async with AsyncClient(server, token_file=token_file, tls_ca=options["tls_ca"]) as client:
+        facts = ModelFacts(client, options["model_name"])
         door = Door(client, tokenizer, facts, exporter.read if exporter is not None else None)
-        http = make_server(door.app((), origins))
+        app = door.app(None if tokens is None else tokens.admits, origins)
+        http = make_server(app, options["tls_cert"], options["tls_key"])
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, http.stop)
         beating = asyncio.create_task(feed_watchdog(notifier, _Beating))
-        logger.info("serving on http://%s", address)
+        logger.info("serving on %s://%s", "http" if options["tls_cert"] is None else "https", address)
         notifier.ready()
         try:
             await http.serve([listening])

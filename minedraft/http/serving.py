@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
@@ -30,13 +31,19 @@ class HttpServer(uvicorn.Server):
         self.should_exit = True
 
 
-def make_server(app: Starlette) -> HttpServer:
-    """Return the server of an application; `serve([socket])` runs it."""
+def make_server(app: Starlette, certificate: Path | None = None, key: Path | None = None) -> HttpServer:
+    """Return the server of an application; `serve([socket])` runs it.
+
+    Args:
+        certificate, key: for TLS; None for plain HTTP.
+    """
     return HttpServer(
         uvicorn.Config(
             app,
             http="h11",  # it bounds the headers, which others read without end
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            ssl_certfile=certificate,
+            ssl_keyfile=None if key is None else str(key),
             loop="none",
             lifespan="off",
             log_config=None,

@@ -39,6 +39,7 @@ from minedraft.types import Role
 _PROGRESS_S = 2.0
 _FORCED_STOP_S = 1.5  # a second signal ends everything within two seconds
 _WORKER_STOP_S = 5.0
+_HTTP_LOOK_S = 0.05
 _STOP_SLACK_S = 15.0  # beyond drain_timeout_s
 _INFO_LINE = " INFO minedraft."
 
@@ -187,6 +188,25 @@ class Launcher:
             address = verifier if role is Role.VERIFIER else drafter
             argv = [*self._worker_command, *worker_flags(settings, role, address)]
             self._supervise(role.value, argv, folder, cores_beside(settings, role))
+        if settings.http is not None:
+            self._start_http(folder, settings)
+
+    def _start_http(self, folder: RunFolder, settings: Settings) -> None:
+        given = {
+            "target": settings.target,
+            "server": f"unix:{folder.path / OWN_DOOR}",
+            "listen": settings.http,
+            "model-name": settings.model_name,
+            "origins": settings.http_origins,
+            "metrics": settings.metrics,
+            "token-file": settings.token_file,
+            "tls-cert": settings.tls_cert,
+            "tls-key": settings.tls_key,
+            "log-format": settings.log_format,
+            "log-level": settings.log_level,
+        }
+        flags = [text for name, value in given.items() if value is not None for text in (f"--{name}", str(value))]
+        self._supervise("http", [*PYTHON, "minedraft.http.main", *flags, *_parent_flag()], folder)
 
     def _worker(self, address: Address) -> tuple[Address, str, Access]:
         return address, LIVE, Access(worker_client_tls(self._settings.worker_tls, address))
@@ -250,12 +270,20 @@ class Launcher:
                 for task in waits.values():
                     if task.done():
                         task.result()
+                await self._wait_http(signum)
         except TimeoutError:
             raise TimeoutError(self._describe_wait(missing())) from None
         finally:
             for task in waits.values():
                 task.cancel()
             await asyncio.gather(*waits.values(), return_exceptions=True)
+
+    async def _wait_http(self, signum: asyncio.Task[int]) -> None:
+        """Wait for the HTTP door, if there is one, or for a signal."""
+        http = self._processes.get("http")
+        while http is not None and not http.is_ready and not signum.done():
+            await asyncio.sleep(_HTTP_LOOK_S)
+            self._check_processes()
 
     def _show_progress(self, missing: list[str]) -> None:
         elapsed_s = self._elapsed_s

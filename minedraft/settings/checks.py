@@ -24,7 +24,7 @@ def contradictions(settings: Settings) -> list[ConfigError]:
         *_wrong_models(settings),
         *_wrong_lengths(settings),
         *wrong_devices(settings, "target_device", "draft_device"),
-        *wrong_addresses(settings, "listen", "target_address", "draft_address", "metrics"),
+        *wrong_addresses(settings, "listen", "http", "target_address", "draft_address", "metrics"),
         *_wrong_shares(settings),
         *_wrong_observing(settings),
         *wrong_door(settings),

@@ -19,23 +19,25 @@ if TYPE_CHECKING:
 
 def wrong_door(settings: Settings) -> list[ConfigError]:
     """Return an error for each setting of the clients' door that is missing or cannot be used."""
-    address = _address_of(settings, "listen")
-    if address is None:
+    doors = {name: address for name in ("listen", "http") if (address := _address_of(settings, name)) is not None}
+    if not doors:
         return []
     errors: list[ConfigError] = []
     given = {"tls_cert": settings.tls_cert, "tls_key": settings.tls_key, "token_file": settings.token_file}
     missing = [name for name, value in given.items() if value is None]
-    if not address.is_local and missing:
-        limit = (
-            f"reachable from other hosts, which requires tls_cert, tls_key and token_file; missing: {_join(missing)}"
-        )
-        errors.append(ConfigError("listen", settings.listen, limit))
-    elif (settings.tls_cert is None) != (settings.tls_key is None):
+    for name, address in doors.items():
+        if not address.is_local and missing:
+            limit = "reachable from other hosts, which requires tls_cert, tls_key and token_file; missing: "
+            errors.append(ConfigError(name, address.target, limit + _join(missing)))
+    if "http" in doors and doors["http"].path is not None:
+        errors.append(ConfigError("http", settings.http, "must be HOST:PORT"))
+    if not errors and (settings.tls_cert is None) != (settings.tls_key is None):
         errors.append(ConfigError(missing[0], None, "tls_cert and tls_key must be given together"))
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         errors.append(ConfigError("tls_client_ca", str(settings.tls_client_ca), "requires tls_cert and tls_key"))
-    if settings.tls_cert is not None and address.path is not None:
-        limit = f"{address} is a unix socket, which is used without TLS; remove tls_cert, or listen on HOST:PORT"
+    if settings.tls_cert is not None and all(address.path is not None for address in doors.values()):
+        where = doors.get("listen")
+        limit = f"{where} is a unix socket, which is used without TLS; remove tls_cert, or listen on HOST:PORT"
         errors.append(ConfigError("tls_cert", str(settings.tls_cert), limit))
     return [*errors, *_tried(partial(door_tls, settings)), *_tried(partial(door_tokens, settings))]
 

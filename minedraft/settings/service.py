@@ -119,6 +119,20 @@ class Settings(ObservingSettings):
         description="Address to serve clients on: unix:PATH or HOST:PORT.",
         examples=["ADDR"],
     )
+    http: str | None = Field(
+        None,
+        description="Serve OpenAI's API and a chat page over HTTP at HOST:PORT, as 127.0.0.1:8000.",
+        examples=["HOST:PORT"],
+    )
+    http_origins: str | None = Field(
+        None,
+        description="Web pages of other servers that may ask over HTTP, as http://localhost:3000; * for all; "
+        "default: none.",
+        examples=["ORIGIN,..."],
+    )
+    model_name: str | None = Field(
+        None, description="The model's name for HTTP clients; default: that of its folder.", examples=["NAME"]
+    )
     tls_cert: OptionalPath = Field(
         None,
         description="Certificate, with its chain, that clients of HOST:PORT see. A changed file is read again.",
@@ -175,6 +189,10 @@ class Settings(ObservingSettings):
     @property
     def listen_address(self) -> Address:
         return Address.parse(self.listen, "listen")
+
+    @property
+    def http_address(self) -> Address | None:
+        return None if self.http is None else Address.parse(self.http, "http")
 
     @property
     def max_draft_len(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +33,13 @@ class Served:
 
 
 @asynccontextmanager
-async def http_door(service: FakeService, tokens: tuple[str, ...] = ()) -> AsyncIterator[Served]:
+async def http_door(
+    service: FakeService, admits: Callable[[str], bool] | None = None, origins: tuple[str, ...] = ()
+) -> AsyncIterator[Served]:
     """Serve HTTP for a service while the block runs."""
     async with AsyncClient(service.address) as client:
         door = Door(client, service.tokenizer, ModelFacts(client, "tiny"))
-        http = make_server(door.app(tokens, ()))
+        http = make_server(door.app(admits, origins))
         with listen_at(Address(host="127.0.0.1", port=0)) as listening:
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
             task = asyncio.create_task(http.serve([listening]))

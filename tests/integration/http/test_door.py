@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 
 from minedraft.http.guard import MAX_BODY_BYTES, MAX_HEADER_BYTES
 from minedraft.http.openapi import schema
+from minedraft.security.tokens import TokenFile
 from tests.integration.http.conftest import Served, http_door
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "good day"}], "max_tokens": 2}
@@ -71,18 +73,28 @@ async def test_other_paths_and_methods_are_refused_in_the_same_form(served: Serv
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, 405)
 
 
-async def test_a_token_is_needed_under_v1_alone(served: Served) -> None:
-    async with http_door(served.service, tokens=("first-secret", "second-secret")) as door:
+async def test_a_token_is_needed_under_v1_alone(served: Served, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("first-secret-of-all\nsecond-secret-of-all\n")
+    file.chmod(0o600)
+    async with http_door(served.service, TokenFile(file).admits) as door:
         for path in ("/health", "/version", "/", "/openapi.json"):
             assert (await get(door, path)).status_code == 200
-        for wrong in ("", "Bearer", "Bearer first", "Basic first-secret", "first-secret", "Bearer first-secretx"):
+        for wrong in (
+            "",
+            "Bearer",
+            "Bearer first",
+            "Basic first-secret-of-all",
+            "first-secret-of-all",
+            "Bearer firstsecret",
+        ):
             answer = await get(door, "/v1/models", **({"authorization": wrong} if wrong else {}))
             assert answer.status_code == 401, wrong
             assert answer.headers["www-authenticate"] == "Bearer"
             assert answer.json()["error"]["type"] == "AuthenticationError"
-        for token in ("first-secret", "second-secret"):
+        for token in ("first-secret-of-all", "second-secret-of-all"):
             assert (await get(door, "/v1/models", authorization=f"Bearer {token}")).status_code == 200
-        async with door.openai("second-secret") as client:
+        async with door.openai("second-secret-of-all") as client:
             assert (await client.models.list()).data
 
 
@@ -112,6 +124,15 @@ async def test_what_is_too_large_is_refused_before_it_is_read(served: Served) ->
 async def test_no_other_page_may_read_answers_unless_it_is_named(served: Served) -> None:
     answer = await get(served, "/version", origin="http://elsewhere.example")
     assert "access-control-allow-origin" not in answer.headers
+    async with http_door(served.service, origins=("http://my.example",)) as door:
+        answer = await get(door, "/version", origin="http://my.example")
+        assert answer.headers["access-control-allow-origin"] == "http://my.example"
+        answer = await get(door, "/version", origin="http://elsewhere.example")
+        assert "access-control-allow-origin" not in answer.headers
+        async with httpx.AsyncClient() as client:
+            asked = {"origin": "http://my.example", "access-control-request-method": "POST"}
+            answer = await client.options(f"{door.url}/v1/chat/completions", headers=asked)
+        assert (answer.status_code, answer.headers["access-control-allow-methods"]) == (204, "GET, POST")
 
 
 async def test_tokens_and_texts(served: Served) -> None:

@@ -1,0 +1,117 @@
+"""`minedraft-launch --http` with real processes and tiny real models."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2 as httpx
+import openai
+import psutil
+import pytest
+
+from minedraft import SamplingParams
+from minedraft.errors import EXIT_CONFIG, ConfigErrors, StartFailed
+from minedraft.local import serve
+from minedraft.security.authority import TOKEN_NAME, make_certificates
+from minedraft.security.tls import CA_NAME, CERT_NAME, KEY_NAME
+from tests.support.processes import is_gone, until
+from tests.support.tiny_models import make_tiny_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+SMALL = {"dtype": "float32", "num_blocks": 64, "target_device": "cpu", "draft_device": "cpu", "mode": "minedraft"}
+GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_tiny_model(folder / "target")
+    make_tiny_model(folder / "draft", layers=1, seed=1)
+    return folder
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_door_opens_with_the_service_and_closes_with_it(models: Path, port: int) -> None:
+    service = serve(models / "target", models / "draft", http=f"127.0.0.1:{port}", model_name="tiny", **SMALL)
+    with service as client, openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as door:
+        want = client.complete("Hello", GREEDY)
+        made = door.completions.create(
+            model="tiny", prompt="Hello", max_tokens=12, temperature=0, extra_body={"ignore_eos": True}
+        )
+        assert made.choices[0].text == want.text
+        processes = [psutil.Process(service.pid), *psutil.Process(service.pid).children(recursive=True)]
+        [http] = [process for process in processes if "minedraft.http.main" in " ".join(process.cmdline())]
+        http.kill()  # the launcher starts it again, and the others do not notice
+        until(lambda: httpx_state(port) == 200, 20, "the door is open again")
+        assert client.complete("Hello", GREEDY).text == want.text
+    assert len(processes) == 5
+    assert all(is_gone(process) for process in processes)
+    assert httpx_state(port) == 0
+
+
+def test_other_hosts_need_tls_and_a_token(models: Path, port: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigErrors, match="token_file"):
+        serve(models / "target", models / "draft", http=f"0.0.0.0:{port}", **SMALL)
+    [host] = make_certificates(tmp_path / "certs", ["localhost,127.0.0.1"], days=2)
+    files = {"tls_cert": host / CERT_NAME, "tls_key": host / KEY_NAME, "token_file": tmp_path / "certs" / TOKEN_NAME}
+    token = files["token_file"].read_text().split()[-1]
+    trusted = ssl.create_default_context(cafile=str(host / CA_NAME))
+    service = serve(models / "target", models / "draft", token_file=files["token_file"], **SMALL)
+    with service, door_process(models, service.address, port, files):
+        url = f"https://127.0.0.1:{port}"
+        until(lambda: answers(f"{url}/health", trusted), 20, "the door is open")
+        assert httpx.get(f"{url}/health", verify=trusted).status_code == 200
+        assert httpx.get(f"{url}/v1/models", verify=trusted).status_code == 401
+        answer = httpx.get(f"{url}/v1/models", verify=trusted, headers={"authorization": f"Bearer {token}"})
+        assert answer.json()["data"][0]["id"] == "target"
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{port}/health")
+
+
+def test_an_address_in_use_is_named_and_nothing_starts(models: Path, port: int) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(StartFailed, match=f"127.0.0.1:{port}") as caught:
+            serve(models / "target", models / "draft", http=f"127.0.0.1:{port}", **SMALL).__enter__()
+    assert caught.value.exit_code == EXIT_CONFIG
+
+
+@contextmanager
+def door_process(models: Path, address: str, port: int, files: dict[str, Path]) -> Iterator[None]:
+    """Run the door alone, for a service of its own, at all addresses of this host."""
+    command = [sys.executable, "-m", "minedraft.http.main", "--target", str(models / "target"), "--server", address]
+    command += [text for name, path in files.items() for text in (f"--{name.replace('_', '-')}", str(path))]
+    process = subprocess.Popen([*command, "--listen", f"0.0.0.0:{port}"])
+    try:
+        yield
+    finally:
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+def answers(url: str, trusted: ssl.SSLContext) -> bool:
+    try:
+        return httpx.get(url, verify=trusted).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def httpx_state(port: int) -> int:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/ready").status_code
+    except httpx.HTTPError:
+        return 0
