@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 from minedraft.errors import EXIT_INTERNAL
 
@@ -28,3 +29,18 @@ def exit_with_parent(
     if os.getppid() != parent_pid:  # the parent ended before the call above
         before_exit()
         os._exit(EXIT_INTERNAL)
+
+
+def is_orphaned(parent_pid: int) -> bool:
+    """Return whether the parent has ended or is ending.
+
+    The parent-death signal comes with the end of one thread of the parent, the main one. Until the last thread has
+    ended, getppid() still names the parent, and only the state of its main thread tells.
+    """
+    if os.getppid() != parent_pid:
+        return True
+    try:
+        state = Path(f"/proc/{parent_pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in ("Z", "X")

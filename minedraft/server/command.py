@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
 import sys
@@ -18,7 +17,7 @@ from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import run_logged, takes_parent
 from minedraft.process.logs import set_up_log
 from minedraft.process.notify import Notifier
-from minedraft.process.parent import exit_with_parent
+from minedraft.process.parent import exit_with_parent, is_orphaned
 from minedraft.process.run_folder import OWN_DOOR
 from minedraft.server.composition import Server
 from minedraft.settings.flags import UserPath, settings_flags
@@ -117,12 +116,12 @@ async def _serve(settings: Settings, notifier: Notifier, parent_pid: int | None,
 
     def on_term() -> None:
         server.on_signal()
-        # SIGTERM may be the parent-death signal, which can arrive just before getppid() changes: check again shortly.
+        # It may be the parent-death signal, which comes an instant before the parent's state says so.
         end_if_orphaned()
         loop.call_later(_ORPHAN_CHECK_S, end_if_orphaned)
 
     def end_if_orphaned() -> None:
-        if _is_orphaned(parent_pid):
+        if parent_pid is not None and is_orphaned(parent_pid):
             server.end_now()  # the launcher was killed, and the workers with it: no request can finish
 
     loop.add_signal_handler(signal.SIGTERM, on_term)
@@ -138,12 +137,8 @@ async def _serve(settings: Settings, notifier: Notifier, parent_pid: int | None,
 
 def _remove_if_orphaned(parent_pid: int | None, folder: Path | None) -> None:
     """Remove the folder for a launcher that was killed; otherwise it is the launcher's, for the next scheduler."""
-    if _is_orphaned(parent_pid):
+    if parent_pid is not None and is_orphaned(parent_pid):
         _remove(folder)
-
-
-def _is_orphaned(parent_pid: int | None) -> bool:
-    return parent_pid is not None and os.getppid() != parent_pid
 
 
 def _remove(folder: Path | None) -> None:
