@@ -21,8 +21,8 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from minedraft.errors import ChannelFailed, MineDraftError, ProtocolError, WorkerInUse
-from minedraft.messages import DraftReply, Timing, VerifyReply
+from minedraft.errors import ChannelFailed, InternalError, MineDraftError, ProtocolError, WorkerInUse
+from minedraft.messages import DraftReply, Timing, VerifyReply, WorkerInfo
 from minedraft.rpc import error_status
 from minedraft.rpc.channel import EPOCH_KEY
 from minedraft.rpc.codec import common
@@ -209,26 +209,16 @@ def _handler(service: str, runtime: WorkerRuntime, places: Sequence[_Place]) -> 
     last_refusal = ""
 
     async def handshake(message: worker_pb2.HandshakeRequest, context: _Context) -> worker_pb2.HandshakeReply:
+        came_ns = time.monotonic_ns()
         try:
-            version = common.protocol_version_from_pb(message)
-            if version != PROTOCOL_VERSION:
-                what = f"the scheduler speaks protocol version {version}, this worker {PROTOCOL_VERSION}"
-                raise ProtocolError(what)
-            name, target_vocab_size = common.handshake_from_pb(message)
-            number = runtime.tenancy.find_free()
-            info = places[number].session.start_epoch(target_vocab_size)
-            _reset(places[number].channel)
+            info = await _begin_epoch(message, runtime, places)
         except MineDraftError as error:
             nonlocal last_refusal
             if str(error) != last_refusal:  # a scheduler that waits for the worker asks five times a second
                 logger.warning("handshake refused: %s", error)
                 last_refusal = str(error)
-            is_in_use = isinstance(error, WorkerInUse)
-            code = grpc.StatusCode.ABORTED if is_in_use else grpc.StatusCode.FAILED_PRECONDITION
-            await error_status.abort(context, error, code)
-        runtime.tenancy.announce(number, name, info.epoch)
-        logger.info("epoch %d begins for %s", info.epoch, name)
-        return common.info_to_pb(info, time.monotonic_ns())
+            await error_status.abort(context, error, _code_of_refusal(error))
+        return common.info_to_pb(info, now_ns := time.monotonic_ns(), now_ns - came_ns)
 
     async def run(requests: AsyncIterator[bytes], context: _Context) -> None:
         try:
@@ -255,6 +245,33 @@ def _handler(service: str, runtime: WorkerRuntime, places: Sequence[_Place]) -> 
             "Run": grpc.stream_stream_rpc_method_handler(run),
         },
     )
+
+
+def _code_of_refusal(error: MineDraftError) -> grpc.StatusCode:
+    """Return the code by which a scheduler tells that a worker is in use, or ends, from one that it cannot use."""
+    if isinstance(error, WorkerInUse):
+        return grpc.StatusCode.ABORTED
+    has_crashed = isinstance(error, InternalError) and not isinstance(error, ProtocolError)
+    return grpc.StatusCode.UNAVAILABLE if has_crashed else grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def _begin_epoch(
+    message: worker_pb2.HandshakeRequest, runtime: WorkerRuntime, places: Sequence[_Place]
+) -> WorkerInfo:
+    """Give a scheduler a session. Return when its device is ready for it, not during a forward of the last one: who is
+    answered has a device that works, so one that hangs is not taken back."""
+    version = common.protocol_version_from_pb(message)
+    if version != PROTOCOL_VERSION:
+        raise ProtocolError(f"the scheduler speaks protocol version {version}, this worker {PROTOCOL_VERSION}")
+    name, target_vocab_size = common.handshake_from_pb(message)
+    number = runtime.tenancy.find_free()
+    session = places[number].session
+    info = session.start_epoch(target_vocab_size)
+    _reset(places[number].channel)
+    runtime.tenancy.announce(number, name, info.epoch)
+    await session.wait_for_device()
+    logger.info("epoch %d begins for %s", info.epoch, name)
+    return info
 
 
 def _submit_step(channel: JoinedChannel, message: worker_pb2.Command) -> _Submitted:

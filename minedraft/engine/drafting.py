@@ -1,24 +1,28 @@
 """The drafter's part in the rounds, left out while there is no drafter.
 
 The drafter is an accelerator, not a dependency. A refused command costs one round its drafts; a loss costs
-drafts until there is a new link; neither costs a request anything else.
+drafts until there is a new link; neither costs a request anything else. A round waits for a reply no longer than the
+drafter usually takes (`core/liveness/patience.py`); then it goes on without drafts, and so do those after it until the
+drafter has answered.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from minedraft.core import events
 from minedraft.core.draft_book import DraftBook
 from minedraft.core.feature_book import FeatureBook
 from minedraft.core.ledger import KvLedger
+from minedraft.core.liveness.patience import DraftPatience
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.running_ahead import plan_runs
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.workers import Drafter
-from minedraft.errors import ChannelFailed, LossCause, MineDraftError, WorkerLost
+from minedraft.errors import ChannelFailed, InternalError, LossCause, MineDraftError, WorkerLost
 from minedraft.messages import DraftReply, DraftSpan, Proposal, VerifySpan, WorkerInfo
 from minedraft.types import Role, RoundId
 
@@ -37,6 +41,7 @@ class Drafting:
 
     Attributes:
         drafter: the present drafter; None while there is none.
+        patience: how long a round waits for it.
     """
 
     def __init__(self, scheduler: Scheduler, publish: Callable[[events.Event], None], wake: Callable[[], None]) -> None:
@@ -44,7 +49,9 @@ class Drafting:
         self._scheduler = scheduler
         self._publish = publish
         self._wake = wake
+        self.patience = DraftPatience()
         self._num_failures = 0  # in a row
+        self._probe: asyncio.Task[None] | None = None  # runs while the drafter is late
 
     async def draft(self, plan: RoundPlan) -> Sequence[Proposal]:
         """Return the proposals of a round; none if there is no drafter or its command fails."""
@@ -53,6 +60,8 @@ class Drafting:
 
     def has_prefill(self, plan: RoundPlan) -> bool:
         """Whether `prefill` has anything to send."""
+        if self._probe is not None:
+            return False
         if plan.prefills or plan.drafts:
             return bool(plan.prefills)
         book = self._scheduler.book
@@ -77,18 +86,9 @@ class Drafting:
     async def release(self) -> bool:
         """Send the releases that no command has carried. Return whether there were any."""
         drafter, book = self.drafter, self._scheduler.book
-        if drafter is None or book is None or not (released := book.kv.take_releases()):
+        if drafter is None or book is None or self._probe is not None or not book.kv.has_releases:
             return False
-        try:
-            num_free = await drafter.release(released)
-        except MineDraftError as error:
-            book.kv.return_releases(released)
-            self._on_error(drafter, error, None)
-            return True
-        self._num_failures = 0
-        book.kv.acknowledge(released)
-        self._wake()
-        check_balance(Role.DRAFTER, self._scheduler, book.kv, num_free)
+        await self._release(drafter, book, self.patience.limit_s)
         return True
 
     def lose(self, error: MineDraftError) -> None:
@@ -97,26 +97,38 @@ class Drafting:
             logger.warning("drafter lost, continuing without drafts: %s", error)
             self._publish(events.WorkerLeft(Role.DRAFTER, str(error), replace(self.drafter.stats), loss_cause(error)))
             self.drafter = None
+            self.close()
             self._scheduler.detach_drafter()
             self._wake()
 
     def gain(self, drafter: Drafter) -> None:
         """Draft with `drafter`, whose worker knows no request yet."""
         assert self.drafter is None, "the lost drafter is dropped first"
-        self.drafter = drafter
+        self.drafter, self.patience = drafter, DraftPatience()
         self._num_failures = 0
         self._scheduler.attach_drafter(make_book(drafter.info))
         self._publish(events.WorkerJoined(drafter.info))
         self._wake()
 
+    def close(self) -> None:
+        """Wait for a late drafter no longer."""
+        if self._probe is not None:
+            self._probe.cancel()
+            self._probe = None
+
     async def _ask(self, plan: RoundPlan, spans: tuple[DraftSpan, ...], *, is_prefill: bool) -> DraftReply | None:
         drafter, book = self.drafter, plan.book
-        if drafter is None or book is None or book is not self._scheduler.book:
+        if drafter is None or book is None or book is not self._scheduler.book or self._probe is not None:
             return None
         round_id = RoundId(drafter.info.epoch, plan.batch, plan.number)
         command = book.command(round_id, spans, self._scheduler.limits.scores)
         try:
-            reply = await (drafter.prefill(command) if is_prefill else drafter.draft(command))
+            reply = await self._in_time(drafter.prefill(command) if is_prefill else drafter.draft(command))
+        except TimeoutError:
+            # It may still execute the command: what comes after it in the same stream introduces the requests anew.
+            book.refused(command, None)
+            self._on_late(drafter, book, plan)
+            return None
         except MineDraftError as error:
             book.refused(command, error.request_id)
             if isinstance(error, ChannelFailed):  # the features that no command has carried are as lost as these
@@ -130,6 +142,52 @@ class Drafting:
         is_prefill = is_prefill and not is_ahead
         self._publish(events.Drafted(plan.batch, plan.number, reply.timing, is_prefill, is_ahead))
         return reply
+
+    async def _in_time(self, reply: Awaitable[DraftReply]) -> DraftReply:
+        """Return the reply to a command. Raise TimeoutError if it takes too long."""
+        loop = asyncio.get_running_loop()
+        sent_s = loop.time()
+        async with asyncio.timeout(self.patience.limit_s):
+            in_time = await reply
+        self.patience.answered(loop.time() - sent_s)
+        return in_time
+
+    async def _release(self, drafter: Drafter, book: DraftBook, limit_s: float | None) -> None:
+        """Send the releases that no command has carried, if need be none."""
+        released = book.kv.take_releases()
+        try:
+            async with asyncio.timeout(limit_s):
+                num_free = await drafter.release(released)
+        except TimeoutError:
+            book.kv.return_releases(released)
+            self._on_late(drafter, book, None)
+        except asyncio.CancelledError:
+            book.kv.return_releases(released)
+            raise
+        except MineDraftError as error:
+            book.kv.return_releases(released)
+            self._on_error(drafter, error, None)
+        else:
+            self._num_failures = 0
+            book.kv.acknowledge(released)
+            self._wake()
+            check_balance(Role.DRAFTER, self._scheduler, book.kv, num_free)
+
+    def _on_late(self, drafter: Drafter, book: DraftBook, plan: RoundPlan | None) -> None:
+        """Ask nothing of the drafter until it has answered: a release, which comes after all that it owes."""
+        if drafter is not self.drafter or self._probe is not None:
+            return
+        error = InternalError(f"no reply within {self.patience.limit_s:.1f} s")
+        logger.warning("the drafter is late, rounds have no drafts until it answers: %s", error)
+        self._publish(failed_command(Role.DRAFTER, plan, error))
+        self.patience.late()
+        self._probe = asyncio.get_running_loop().create_task(self._await_answer(drafter, book), name="late-drafter")
+
+    async def _await_answer(self, drafter: Drafter, book: DraftBook) -> None:
+        await self._release(drafter, book, None)
+        if drafter is self.drafter:
+            self._probe = None
+            self._wake()
 
     def _on_error(self, drafter: Drafter, error: MineDraftError, plan: RoundPlan | None) -> None:
         if drafter is not self.drafter:  # the other lane has found it lost

@@ -133,6 +133,7 @@ class Pipeline:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._drafting.close()
         tasks = [*self._lanes, self._sharing]
         for task in tasks:
             task.cancel()

@@ -10,6 +10,7 @@ from minedraft.rpc.health import LIVE, wait_serving
 from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
 from minedraft.security.tls import Access, worker_client_tls
 
+_CONNECT_TIMEOUT_S = 60.0  # a worker may be in a long forward, for a scheduler that has gone
 _RECONNECT_TIMEOUT_S = 3.0
 
 
@@ -29,14 +30,19 @@ class GrpcConnector:
     async def connect_verifier(self) -> GrpcVerifier:
         tls = worker_client_tls(self._tls, self._target)
         await wait_serving(self._target, LIVE, Access(tls))
-        return await GrpcVerifier.connect(self._target, tls=tls)
+        return await GrpcVerifier.connect(self._target, connect_timeout_s=_CONNECT_TIMEOUT_S, tls=tls)
 
     async def connect_drafter(self, verifier: WorkerInfo) -> GrpcDrafter | None:
         if self._draft is None:
             return None
         tls = worker_client_tls(self._tls, self._draft)
         await wait_serving(self._draft, LIVE, Access(tls))
-        return await GrpcDrafter.connect(self._draft, target_vocab_size=verifier.vocab_size, tls=tls)
+        return await GrpcDrafter.connect(
+            self._draft,
+            target_vocab_size=verifier.vocab_size,
+            connect_timeout_s=_CONNECT_TIMEOUT_S,
+            tls=tls,
+        )
 
     async def reconnect_verifier(self) -> GrpcVerifier:
         tls = worker_client_tls(self._tls, self._target)

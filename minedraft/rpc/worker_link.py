@@ -2,9 +2,9 @@
 
 A link dies as a whole. When the worker's process ends, its connection drops, it fails or it hangs, every pending
 and every later call raises `WorkerLost` immediately; only a new link (handshake, new epoch) helps then.
-A reply that breaks the contract raises `ProtocolError`. Commands have no deadline, because a forward may
-take long: a worker that owes an answer sends heartbeats, by which one that is slow differs from one that hangs
-(`link_watch.py`), and pings detect a silent host also while it owes none.
+A command that the worker refuses raises `ProtocolError`; a reply that breaks the contract ends the link. Commands
+have no deadline, because a forward may take long: a worker that owes an answer sends heartbeats, by which one that is
+slow differs from one that hangs (`link_watch.py`), and pings detect a silent host also while it owes none.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError
 from minedraft.address import Address
 from minedraft.carriers import ChannelCommand, ChannelEnd
 from minedraft.errors import (
+    ChannelFailed,
     InternalError,
     InvalidRequest,
     LossCause,
@@ -167,7 +168,7 @@ class _WorkerLink:
         try:
             return common.release_reply_from_pb(reply.release, self.info)
         except InvalidRequest as error:
-            raise ProtocolError(f"{self.role.value}'s reply: {error}") from error
+            raise self._lose(f"{self.role.value}'s reply: {error}", LossCause.PROTOCOL) from error
 
     async def configure(self, cores: Sequence[int]) -> Timing:
         """Have the worker compute on these cores from the next command on. Return the times of the change."""
@@ -187,8 +188,8 @@ class _WorkerLink:
         """Send a command and return its reply.
 
         Raises:
-            WorkerLost: the link is dead, or dies meanwhile. ProtocolError: the worker refused the
-            command, or its reply is of another kind. StaleRound: the command's round or epoch has passed.
+            WorkerLost: the link is dead, or dies meanwhile; it does if the reply is of another kind.
+            ProtocolError: the worker refused the command. StaleRound: the command's round or epoch has passed.
         """
         if self.lost_error is not None:
             raise self._repeat_loss()
@@ -209,7 +210,7 @@ class _WorkerLink:
         if kind == "refusal":
             raise self._to_error(refusal_from_pb(reply.refusal))
         if kind != reply_kind:
-            raise ProtocolError(f"{self._name} answered a {reply_kind} command with {kind}")
+            raise self._lose(f"it answered a {reply_kind} command with {kind}", LossCause.PROTOCOL)
         return reply
 
     async def _read_replies(self, stream: _Stream) -> None:
@@ -244,12 +245,14 @@ class _WorkerLink:
 
     @contextmanager
     def _decoding(self, reply: worker_pb2.Reply) -> Iterator[None]:
-        """Count a stale reply, and free the leases of one that is dropped."""
+        """Free the leases of a reply that is dropped. One that breaks the contract ends the link: what else its worker
+        says cannot be trusted, and what it holds may be wrong."""
         try:
             yield
         except MineDraftError as error:
-            self.stats.num_stale += isinstance(error, StaleRound)
             self._leases.free(generations_in(_tensors_in(reply)))
+            if isinstance(error, ProtocolError) and not isinstance(error, ChannelFailed):
+                raise self._lose(str(error), LossCause.PROTOCOL) from error
             raise
 
     def _hold(self, tensors: Iterable[Tensor]) -> None:

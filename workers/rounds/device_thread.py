@@ -105,15 +105,15 @@ class DeviceThread:
         for session in range(len(self._actors)):
             self.drop_queued(error, session)
 
-    def end_if_hung(self, hang_s: float) -> bool:
+    def end_if_hung(self, hang_s: float, longest_gap_s: float) -> bool:
         """Fail all tasks if the thread has been inside one for `hang_s` seconds without progress. Call it several
-        times within `hang_s`.
+        times within `hang_s`: two calls further apart than `longest_gap_s` count as no more than that.
 
         Returns:
             Whether the thread has failed, by a hang or otherwise, now or before.
         """
         if self._stall is None:
-            self._stall = Stall(longest_gap_s=hang_s / 4)
+            self._stall = Stall(longest_gap_s)
         item, progress = self._current, self.progress
         stalled_s = self._stall.look(time.monotonic(), progress.count, is_idle=item is None)
         if self._crash is None and item is not None and stalled_s >= hang_s:

@@ -16,7 +16,9 @@ from minedraft_workers.rounds.tenancy import Tenancy
 # A forward has no time limit, but a thread that is inside one and computes nothing for this long hangs: whether it
 # waits for ever or spins.
 HANG_S = 30.0
-_LOOKS = 8  # per HANG_S
+# The same where no scheduler waits for the command any more: the last one has found that the worker hangs.
+ABANDONED_S = 5.0
+_LOOKS = 8  # in the shorter of these times
 
 
 class WorkerRuntime:
@@ -83,10 +85,14 @@ class WorkerRuntime:
         """How far the worker has got, for those who watch it: it hangs if it is not idle and the count stands still."""
         return self._device.progress
 
-    async def watch(self, hang_s: float = HANG_S) -> None:
+    async def watch(self, hang_s: float = HANG_S, abandoned_s: float = ABANDONED_S) -> None:
         """Set `crashed` if the device thread hangs, then return. See `DeviceThread.end_if_hung`."""
-        while not self._device.end_if_hung(hang_s):  # noqa: ASYNC110 - a hang is the absence of events
-            await asyncio.sleep(hang_s / _LOOKS)
+        period_s = min(hang_s, abandoned_s) / _LOOKS
+        while True:
+            limit_s = hang_s if self.tenancy.tenants else abandoned_s
+            if self._device.end_if_hung(limit_s, longest_gap_s=2 * period_s):
+                return
+            await asyncio.sleep(period_s)
 
     def stop(self, timeout_s: float) -> bool:
         """End the device thread. Return False if it is still inside a forward after `timeout_s`."""

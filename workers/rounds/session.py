@@ -38,6 +38,7 @@ class Session:
         self._cores = cores
         # Random high bits, so that no earlier process and no other session has used the same epoch.
         self._log: RoundLog[asyncio.Future[CommandResult]] = RoundLog((secrets.randbits(43) + 1) << 20)
+        self._reset_done: asyncio.Future[CommandResult] | None = None
 
     @property
     def epoch(self) -> int:
@@ -48,8 +49,20 @@ class Session:
         any command of the new epoch. Return the info with the new epoch."""
         self._log.begin_epoch()
         self._device.drop_queued(StaleRound(f"epoch {self.epoch} has begun"), self.number)
-        self._device.offer(lambda: self._reset(target_vocab_size), self.number)
+        self._reset_done = self._device.offer(lambda: self._reset(target_vocab_size), self.number)
         return replace(self.info, epoch=self.epoch)
+
+    async def wait_for_device(self) -> None:
+        """Return when the device has begun the present epoch: it works, and what ran before is over. Or when a newer
+        epoch begins instead.
+
+        Raises:
+            InternalError: the device thread has crashed.
+        """
+        assert self._reset_done is not None, "an epoch has begun"
+        outcome = await asyncio.shield(self._reset_done)
+        if isinstance(outcome, InternalError) and not isinstance(outcome, StaleRound):
+            raise outcome
 
     def end(self) -> None:
         """Free everything: the scheduler has gone. What it still asks for is of an epoch that has passed."""

@@ -189,9 +189,9 @@ def handshake_from_pb(message: worker_pb2.HandshakeRequest) -> tuple[str, int]:
     return message.client_name[:MAX_NAME_CHARS] or "an unnamed scheduler", message.target_vocab_size
 
 
-def info_to_pb(info: WorkerInfo, clock_ns: int) -> worker_pb2.HandshakeReply:
+def info_to_pb(info: WorkerInfo, clock_ns: int, waited_ns: int = 0) -> worker_pb2.HandshakeReply:
     """Return a worker's answer to the handshake. clock_ns: its monotonic clock now, from which the scheduler
-    computes the offset of the two clocks."""
+    computes the offset of the two clocks. waited_ns: since the request came."""
     return worker_pb2.HandshakeReply(
         role=info.role.value,
         epoch=info.epoch,
@@ -212,6 +212,7 @@ def info_to_pb(info: WorkerInfo, clock_ns: int) -> worker_pb2.HandshakeReply:
         feature_layers=info.feature_layers,
         feature_size=info.feature_size,
         clock_ns=clock_ns,
+        waited_ns=waited_ns,
         cores=info.cores,
         max_cores=info.max_cores,
     )
@@ -258,18 +259,21 @@ def info_from_pb(message: worker_pb2.HandshakeReply, sent_ns: int, received_ns: 
         weights_bytes=message.weights_bytes,
         feature_layers=layers_from_pb(message.feature_layers, "feature_layers"),
         feature_size=message.feature_size,
-        clock_offset_ns=clock_offset_ns(message.clock_ns, sent_ns, received_ns),
+        clock_offset_ns=clock_offset_ns(message.clock_ns, sent_ns, received_ns, message.waited_ns),
         cores=_cores_from_pb("cores", message.cores),
         max_cores=_cores_from_pb("max_cores", message.max_cores),
     )
 
 
-def clock_offset_ns(worker_ns: int, sent_ns: int, received_ns: int) -> int:
+def clock_offset_ns(worker_ns: int, sent_ns: int, received_ns: int, waited_ns: int = 0) -> int:
     """Return this process's clock less the worker's, to within half the round trip. It is 0 if the worker's time
-    lies inside the round trip: the clocks are the same, as on one host, or cannot be told apart."""
+    lies inside the round trip: the clocks are the same, as on one host, or cannot be told apart.
+
+    waited_ns: of the round trip, the time that the worker waited before it read its clock.
+    """
     if sent_ns <= worker_ns <= received_ns:
         return 0
-    return (sent_ns + received_ns) // 2 - worker_ns
+    return (min(sent_ns + waited_ns, received_ns) + received_ns) // 2 - worker_ns
 
 
 def release_to_pb(epoch: int, request_ids: Sequence[int]) -> worker_pb2.ReleaseRequest:

@@ -80,3 +80,32 @@ async def test_heartbeats_are_sent_while_an_answer_is_owed_and_cost_an_idle_link
         await until(lambda: link.stats.wire_bytes > num_bytes)
         worker.actor.gate.set()
         await call
+
+
+async def test_a_device_that_hangs_when_its_scheduler_has_gone_ends_the_worker(tmp_path: Path) -> None:
+    async with served(Role.VERIFIER, tmp_path) as worker:
+        async with await GrpcVerifier.connect(worker.address) as link:
+            worker.actor.gate.clear()
+            stuck = asyncio.create_task(link.verify(command(link, 1)))
+            await worker.entered()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await worker.runtime.watch(hang_s=3600.0, abandoned_s=0.1)
+        await asyncio.gather(stuck, return_exceptions=True)
+        async with asyncio.timeout(20):
+            await worker.runtime.watch(hang_s=3600.0, abandoned_s=0.1)
+        assert worker.runtime.crashed.is_set()
+
+
+async def test_a_worker_that_hangs_is_not_taken_back(tmp_path: Path) -> None:
+    async with served(Role.VERIFIER, tmp_path) as worker:
+        async with await GrpcVerifier.connect(worker.address) as link:
+            worker.actor.gate.clear()
+            stuck = asyncio.create_task(link.verify(command(link, 1)))
+            await worker.entered()
+        with pytest.raises(WorkerLost, match=r"did not answer within 0\.2 s"):
+            await GrpcVerifier.connect(worker.address, connect_timeout_s=0.2)
+        worker.actor.gate.set()
+        await asyncio.gather(stuck, return_exceptions=True)
+        async with await GrpcVerifier.connect(worker.address) as link:
+            await link.verify(command(link, 1))

@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from minedraft.core.blocks import BlocksExhausted
-from minedraft.errors import ConfigError, ProtocolError, StaleRound, WorkerLost
+from minedraft.errors import ConfigError, LossCause, ProtocolError, StaleRound, WorkerLost
 from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
 from minedraft.types import Batch, Role
 from tests.support.served_worker import Served, command, open_stream, raw_channel, served, shake_hands
@@ -145,8 +145,12 @@ async def test_a_new_epoch_drops_what_is_queued(worker: Served) -> None:
         await worker.entered()
         calls.append(asyncio.create_task(old.verify(command(old, 1, Batch.B))))
         await worker.taken_in(2)
-    async with await GrpcVerifier.connect(worker.address) as link:
-        worker.actor.gate.set()
+    connecting = asyncio.create_task(GrpcVerifier.connect(worker.address))
+    session = worker.runtime.sessions[0]
+    await until(lambda: session.epoch > old.info.epoch + 1)  # the end of the old stream began an epoch too
+    assert not connecting.done(), "whoever is answered has a device that works"
+    worker.actor.gate.set()
+    async with await connecting as link:
         await link.verify(command(link, 2))
     assert worker.actor.executed == ["reset", "verify 1", "reset", "verify 2"]
     assert all(isinstance(error, WorkerLost) for error in await asyncio.gather(*calls, return_exceptions=True))
@@ -232,9 +236,15 @@ async def test_a_command_that_does_not_fit_the_kv_is_refused_and_the_worker_live
         {"error": "HACKED"},
     ],
 )
-async def test_a_wrong_reply_is_refused_before_anything_uses_it(
+async def test_a_wrong_reply_ends_its_link_before_anything_uses_it_and_another_link_starts_anew(
     worker: Served, verifier: GrpcVerifier, spoil: dict[str, object]
 ) -> None:
     worker.actor.spoil = spoil
-    with pytest.raises(ProtocolError, match="verifier's reply"):
+    with pytest.raises(WorkerLost, match="verifier's reply") as caught:
         await verifier.verify(command(verifier, 1))
+    assert caught.value.cause is LossCause.PROTOCOL
+    assert verifier.lost.is_set()
+    await verifier.close()
+    worker.actor.spoil = {}
+    async with await GrpcVerifier.connect(worker.address) as link:
+        await link.verify(command(link, 1))

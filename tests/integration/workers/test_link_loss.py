@@ -110,11 +110,11 @@ async def test_a_process_that_was_stopped_inside_a_forward_is_not_taken_to_hang(
     now_s = 1000.0
     monkeypatch.setattr("minedraft_workers.rounds.device_thread.time.monotonic", lambda: now_s)
     device = worker.runtime._device
-    assert not device.end_if_hung(120.0)
+    assert not device.end_if_hung(120.0, 30.0)
     now_s += 3600.0  # stopped for an hour, and continued
-    assert not device.end_if_hung(120.0)
+    assert not device.end_if_hung(120.0, 30.0)
     now_s += 15.0
-    assert not device.end_if_hung(120.0)
+    assert not device.end_if_hung(120.0, 30.0)
     monkeypatch.undo()
     worker.actor.gate.set()
     await call

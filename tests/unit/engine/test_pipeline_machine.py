@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from minedraft.core.counters import Counters
 from minedraft.core.limits import SchedulerLimits
+from minedraft.core.liveness.patience import DraftPatience
 from minedraft.core.request import NewRequest
 from minedraft.errors import InvalidRequest, MineDraftError, Overloaded, ReplaysExhausted, Unavailable, WorkerLost
 from minedraft.messages import TokenLogprobs
@@ -53,6 +54,10 @@ class Recorder:
         assert error is None or self.may_fail(error), f"nothing failed, and yet: {error}"
         assert self.tokens == continuation(self.prompt, len(self.tokens))
         self.has_ended = True
+
+
+class Impatience(DraftPatience):
+    limit_s = 0.0
 
 
 class PipelineMachine(RuleBasedStateMachine):
@@ -127,7 +132,9 @@ class PipelineMachine(RuleBasedStateMachine):
     def let_calls_through(self, num_calls: int) -> None:
         for _ in range(num_calls):
             if self.gates:
-                self.gates.pop(self.order.randrange(len(self.gates))).set_result(None)
+                gate = self.gates.pop(self.order.randrange(len(self.gates)))
+                if not gate.done():  # nobody waits for a late drafter's command any more
+                    gate.set_result(None)
                 self._settle()
 
     @rule(really=RARELY)
@@ -153,6 +160,11 @@ class PipelineMachine(RuleBasedStateMachine):
         self.drafter.hold = self._knock
         self.pipeline.gain_drafter(self.drafter)
         self._settle()
+
+    @rule(is_patient=st.sampled_from([True, True, True, False]))
+    def wait_for_drafts(self, is_patient: bool) -> None:
+        """A drafter that is not waited for at all is late with every command, and asked again when it has answered."""
+        self.pipeline._drafting.patience = DraftPatience() if is_patient else Impatience()
 
     @precondition(lambda self: self.pipeline.has_verifier)
     @rule(really=RARELY, is_noticed=st.booleans())
@@ -203,6 +215,7 @@ class PipelineMachine(RuleBasedStateMachine):
     @rule()
     def finish_everything(self) -> None:
         for _ in range(1000):
+            self.pipeline._drafting.patience = DraftPatience()
             if not self.gates and self.pipeline.has_verifier:
                 break
             if not self.pipeline.has_verifier:
