@@ -12,6 +12,7 @@ from minedraft.core.limits import SchedulerLimits
 from minedraft.engine.pairing import PairingConnector
 from minedraft.engine.pipeline import Pipeline
 from minedraft.engine.slots import Connector, check_drafter, drafter_slot, verifier_slot
+from minedraft.engine.workers import Drafter
 from minedraft.errors import ConfigError, Draining, ModelError, Unauthenticated
 from minedraft.messages import WorkerInfo
 from minedraft.process.claim import ListenClaim
@@ -35,6 +36,7 @@ from minedraft.text.tokenizer import Tokenizer
 logger = logging.getLogger("minedraft.server")
 
 _FLUSH_S = 1.0  # after the drain, for written replies to reach their clients
+_DRAFTER_PATIENCE_S = 60.0  # beyond the verifier's start
 _EXTEND_PERIOD_S = 2.0
 _EXTENSION_S = 30.0  # asked of the supervisor while the workers load
 _STATE_PERIOD_S = 0.5
@@ -140,7 +142,7 @@ class Server:
             verifier = await self._connector.connect_verifier()
             stack.push_async_callback(verifier.close)
             _check_tokenizer(service.tokenizer, verifier.info)
-            drafter = await self._connector.connect_drafter(verifier.info)
+            drafter, is_late = await self._find_drafter(verifier.info)
         if drafter is not None:
             stack.push_async_callback(drafter.close)
             check_drafter(drafter.info, verifier.info)
@@ -163,13 +165,23 @@ class Server:
         self._progress.watch(pipeline)
         target_slot = verifier_slot(pipeline, self._connector, settings.verifier_wait_s)
         watchers = [asyncio.create_task(target_slot.run(verifier))]
-        if drafter is not None:
+        if drafter is not None or is_late:
             watchers.append(asyncio.create_task(drafter_slot(pipeline, self._connector).run(drafter)))
         for watcher in watchers:  # before the links are closed here: that close is not a loss
             stack.push_async_callback(_cancel, watcher)
         await stack.enter_async_context(pipeline)
         await service.open(pipeline)
         return pipeline
+
+    async def _find_drafter(self, verifier: WorkerInfo) -> tuple[Drafter | None, bool]:
+        """Return the drafter, None if there is none; and whether it is late: the service starts without it, and takes
+        it when it comes. So another scheduler can serve while the drafter cannot be started."""
+        try:
+            async with asyncio.timeout(_DRAFTER_PATIENCE_S):
+                return await self._connector.connect_drafter(verifier), False
+        except TimeoutError:
+            logger.warning("the drafter is not there yet: starting without drafts")
+            return None, True
 
     async def _tell_supervisor(self, service: InferenceService) -> None:
         """Say each new state and, until the first generation, that the start takes longer."""

@@ -64,6 +64,8 @@ class FakeConnector:
         return self._verifier
 
     async def connect_drafter(self, verifier: WorkerInfo) -> Drafter | None:
+        if self._drafter is not None and self._drafter.lost.is_set():
+            await asyncio.Event().wait()  # it does not come
         return self._drafter
 
     async def reconnect_verifier(self) -> Verifier:

@@ -5,6 +5,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from minedraft import AsyncClient, SamplingParams
 from minedraft.errors import ConfigError
 from minedraft.rpc.health import INFERENCE_SERVICE, SERVING
 from tests.fakes.service import fake_service
@@ -32,3 +33,16 @@ async def test_who_watches_the_health_is_sent_away_when_the_service_ends(tmp_pat
             if reply.status == SERVING:
                 service.server.on_signal()
         assert await watch.code() is grpc.StatusCode.OK
+
+
+async def test_a_drafter_that_is_not_there_at_the_start_is_taken_when_it_comes(tmp_path, monkeypatch):
+    monkeypatch.setattr("minedraft.server.composition._DRAFTER_PATIENCE_S", 0.05)
+    drafter = FakeDrafter()
+    drafter.give_up("never started")
+    async with fake_service(tmp_path, drafter=drafter) as service, AsyncClient(service.address) as client:
+        assert (await client.status()).state == "degraded"
+        assert (await client.complete([1, 2, 3], SamplingParams(max_new_tokens=8))).token_ids
+        drafter.is_back = True
+        await service.until(lambda: service.server.service.state == "serving")
+        answer = await client.complete([1, 2, 3], SamplingParams(max_new_tokens=8))
+        assert answer.usage.accepted_tokens > 0
