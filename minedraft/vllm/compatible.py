@@ -40,26 +40,6 @@ def assert_compatible(config: Any, path: str) -> None:  # noqa: ANN401 - vLLM's 
         raise ConfigErrors(errors)
 
 
-def samples_drafts() -> bool:
-    """Whether vLLM verifies drafts of sampled requests by their own temperature and top_p.
-
-    The CPU build 0.32.0 does not: its `expand_batch_to_tokens` leaves what should be each draft's temperature as it
-    found it in memory. It counts for every draft of a step in which one request is sampled.
-    """
-    import torch
-    from vllm.platforms import current_platform
-    from vllm.v1.sample.rejection_sampler import expand_batch_to_tokens
-
-    if not current_platform.is_cpu():
-        return True
-    num_tokens = torch.tensor([1, 3], dtype=torch.int32)
-    for values in (torch.tensor([0.5, 0.25]), torch.tensor([0.75, 0.125])):
-        expanded = expand_batch_to_tokens(values, num_tokens, 3)
-        if not torch.equal(expanded, values[[0, 1, 1]]):
-            return False
-    return True
-
-
 def _of_installation(path: str) -> list[ConfigError]:
     found = installed_version()
     if found is None or not is_supported(found):

@@ -77,7 +77,7 @@ CONTRACTS = (
         "vllm.v1.sample.rejection_sampler",
         "expand_batch_to_tokens",
         (),
-        "tried once at the start on a CPU: whether drafts of sampled requests are verified by their own temperature",
+        "tried once by the worker on a CPU: whether drafts of sampled requests are verified by their own temperature",
         "V1",
     ),
     Contract(

@@ -8,7 +8,7 @@ from typing import Any
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from minedraft.vllm.alternation import Turn
-from minedraft.vllm.compatible import samples_drafts
+from minedraft.vllm.noop_proposer import WRONG_SAMPLING
 from minedraft.vllm.turn_taking import TurnTaking
 
 logger = logging.getLogger("minedraft.vllm")
@@ -21,19 +21,19 @@ class MineDraftScheduler(TurnTaking, Scheduler):
 
     path = "V1"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
-        super().__init__(*args, **kwargs)
-        self._samples_drafts = samples_drafts()
-        if not self._samples_drafts:
-            logger.warning(
-                "this vLLM verifies sampled drafts by a wrong temperature; steps with sampled requests have no drafts"
-            )
+    _samples_drafts: bool | None = None  # whether the worker verifies sampled drafts rightly, once it has said so
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:  # noqa: ANN401
-        """Ignore what the proposer proposed: nothing."""
+        """Read what the proposer says of its worker; it proposes nothing."""
+        if self._samples_drafts is None and draft_token_ids.draft_token_ids:
+            self._samples_drafts = WRONG_SAMPLING not in draft_token_ids.draft_token_ids[0]
+            if not self._samples_drafts:
+                logger.warning(
+                    "this vLLM verifies sampled drafts by a wrong temperature: steps with sampled requests have none"
+                )
 
     def _may_verify(self) -> bool:
-        return self._samples_drafts or all(
+        return bool(self._samples_drafts) or all(
             request.sampling_params is not None and request.sampling_params.temperature < _GREEDY_BELOW
             for request in self.requests.values()
         )

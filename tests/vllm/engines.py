@@ -44,6 +44,7 @@ def engine(model: Path, **options: Any) -> Iterator[Any]:
         "enforce_eager": True,
         "max_model_len": MAX_LEN,
         "max_num_seqs": 24,
+        "block_size": 32,
         "disable_log_stats": False,
         "seed": 0,
     }

@@ -54,6 +54,7 @@ def test_answers_are_those_of_vllm_alone(
     with engine(target, **plugin(drafter.address, **settings)) as llm:
         ways = _ways(llm, prompts)
         plugin_state = scheduler(llm)._plugin
+        assert metric(llm, "vllm:prefix_cache_hits") > 0
     assert ways.pop("logprob values") == pytest.approx(alone["logprob values"], abs=1e-3)
     assert ways == {name: answer for name, answer in alone.items() if name != "logprob values"}
     assert sum(plugin_state.desk.accepted) > 0

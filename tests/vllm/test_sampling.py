@@ -73,7 +73,7 @@ def test_sampled_answers_follow_the_targets_law(
 ):
     from vllm.v1.sample import rejection_sampler
 
-    from minedraft.vllm.compatible import samples_drafts
+    from minedraft.vllm.noop_proposer import samples_drafts
 
     if is_mended:
         monkeypatch.setattr(rejection_sampler, "_expand", _expand)
@@ -84,6 +84,7 @@ def test_sampled_answers_follow_the_targets_law(
         mixed = generate(llm, [prompt] * 8, [params, greedy()] * 4)
         desk = scheduler(llm)._plugin.desk
         is_right = samples_drafts()
+        assert scheduler(llm)._samples_drafts is is_right
         alone = tokens(generate(llm, [prompt], greedy()))
     assert is_right or not is_mended
     assert [len(samples) for samples in answers] == [_NUM_EACH] * _NUM_PROMPTS
