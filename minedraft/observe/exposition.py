@@ -32,7 +32,8 @@ class Page:
     model_name: str
 
     def metrics(self, status: ServiceStatus, meter: Meter) -> list[Metric]:
-        """Return all metrics."""
+        """Return all metrics. It may run beside the event loop: what the meter takes meanwhile is in some and not in
+        others."""
         return [
             *self._vllm_counts(status, meter),
             *self._vllm_times(meter),
@@ -60,8 +61,7 @@ class Page:
         yield self._counter("vllm:spec_decode_num_drafts", "Times that a request had drafts verified.", num_drafts)
         yield self._counter("vllm:spec_decode_num_draft_tokens", "Drafts verified.", status.verified_drafts)
         yield self._counter("vllm:spec_decode_num_accepted_tokens", "Drafts accepted.", status.accepted_drafts)
-        positions = range(max(meter.accepted_at, default=-1) + 1)
-        accepted = {str(position): meter.accepted_at[position] for position in positions}
+        accepted = {str(position): count for position, count in enumerate(meter.accepted_at())}
         what = "Drafts accepted, by their position among a request's drafts."
         yield self._counters("vllm:spec_decode_num_accepted_tokens_per_pos", what, "position", accepted)
 

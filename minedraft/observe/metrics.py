@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from itertools import accumulate
 
 from minedraft.core import events
 from minedraft.observe.histogram import Histogram
 from minedraft.observe.request_times import RequestTimes
 from minedraft.sampling_params import MAX_DRAFT_LEN
-from minedraft.types import Batch, Role
+from minedraft.types import MAX_SPAN_DRAFTS, Batch, Role
 
 _ROUND_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)  # vLLM's
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -20,7 +20,7 @@ class Meter:
 
     Attributes:
         round_tokens: prompt and output tokens of a round.
-        accepted_at: for each position of a draft, how often the draft there was accepted.
+        accepted_lens: how often so many drafts of a request were accepted.
         command_s: seconds that a command kept its worker's device busy, by the worker's role.
         draft_lens: the most drafts of one request, in each round that had some.
     """
@@ -31,8 +31,13 @@ class Meter:
         self.batch_sizes = {batch: Histogram(_REQUESTS) for batch in Batch}
         self.draft_lens = Histogram(range(1, MAX_DRAFT_LEN + 1))
         self.command_s = {role: Histogram(_COMMAND_S) for role in Role}
-        self.accepted_at: Counter[int] = Counter()
+        self.accepted_lens = [0] * (MAX_SPAN_DRAFTS + 1)
         self._prompt_tokens: dict[int, int] = {}  # of rounds that are planned and not ended
+
+    def accepted_at(self) -> list[int]:
+        """Return, for each position of a draft up to the last one with any, how often the draft there was accepted."""
+        at_least = list(accumulate(reversed(self.accepted_lens)))[::-1]  # drafts
+        return [count for count in at_least[1:] if count]
 
     def observe(self, event: events.Event, now_s: float) -> None:
         """Take an event; see `minedraft.core.events.Observer`."""
@@ -51,7 +56,6 @@ class Meter:
                 self.round_tokens.add(num_tokens)
                 self.batch_sizes[event.batch].add(event.num_requests)
                 for _, accepted_len in event.accepted:
-                    for position in range(accepted_len):
-                        self.accepted_at[position] += 1
+                    self.accepted_lens[accepted_len] += 1
             case events.RoundAbandoned():
                 self._prompt_tokens.pop(event.number, None)

@@ -1,7 +1,7 @@
-"""Serves the metrics page over HTTP, in threads beside the event loop that makes them.
+"""Serves the metrics page over HTTP, in threads beside the event loop.
 
-The loop only takes the figures of one moment; a thread writes them as text and talks to the client, so that a slow
-or stuck client costs the service nothing.
+The loop only makes the status of one moment; a thread makes the page of it and talks to the client, so that a slow or
+stuck client costs the service nothing.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ from prometheus_client.registry import Collector as PrometheusCollector
 
 from minedraft.address import Address
 from minedraft.errors import ConfigError
+from minedraft.output import ServiceStatus
 
 _COLLECT_TIMEOUT_S = 5.0
 _CLIENT_TIMEOUT_S = 5.0
 _POLL_S = 0.05
 
 
-class _InLoop(PrometheusCollector):
-    """Collects in the event loop on behalf of the thread that asks."""
+class _Collector(PrometheusCollector):
+    """Takes the status in the event loop, on behalf of the thread that asks for the page."""
 
-    def __init__(self, collect: Callable[[], list[Metric]]) -> None:
-        self._collect = collect
+    def __init__(self, status: Callable[[], ServiceStatus], page: Callable[[ServiceStatus], list[Metric]]) -> None:
+        self._status = status
+        self._page = page
         self._loop = asyncio.get_running_loop()
 
     def collect(self) -> Iterable[Metric]:
-        collected: Future[list[Metric]] = Future()
+        taken: Future[ServiceStatus] = Future()
 
         def take() -> None:
             try:
-                collected.set_result(self._collect())
+                taken.set_result(self._status())
             except Exception as error:  # told to the client of the page
-                collected.set_exception(error)
+                taken.set_exception(error)
 
         self._loop.call_soon_threadsafe(take)
-        return collected.result(_COLLECT_TIMEOUT_S)
+        return self._page(taken.result(_COLLECT_TIMEOUT_S))
 
 
 class _Handler(WSGIRequestHandler):
@@ -66,17 +68,19 @@ class _Server6(_Server):
 
 
 @asynccontextmanager
-async def serve_metrics(address: Address, collect: Callable[[], list[Metric]]) -> AsyncIterator[None]:
+async def serve_metrics(
+    address: Address, status: Callable[[], ServiceStatus], page: Callable[[ServiceStatus], list[Metric]]
+) -> AsyncIterator[None]:
     """Serve a page at `address` while the block runs.
 
     Args:
-        collect: returns the metrics; called in the event loop, which must not be kept long.
+        status: called in the event loop. page: returns the metrics; called in another thread.
 
     Raises:
         ConfigError: the address cannot be listened at.
     """
     registry = CollectorRegistry()
-    registry.register(_InLoop(collect))
+    registry.register(_Collector(status, page))
     ProcessCollector(registry=registry)
     server = _listen(address)
     server.set_app(make_wsgi_app(registry))

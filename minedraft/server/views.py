@@ -62,4 +62,4 @@ class Views:
         meter = Meter()
         self.observers.append(meter.observe)
         page = Page(self._model_name)
-        await stack.enter_async_context(serve_metrics(address, lambda: page.metrics(status(), meter)))
+        await stack.enter_async_context(serve_metrics(address, status, lambda now: page.metrics(now, meter)))

@@ -14,6 +14,7 @@ from typing import Any
 
 from minedraft.address import Address
 from minedraft.core.counters import Counters
+from minedraft.core.events import Observer
 from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest
 from minedraft.core.round_stats import RoundStats
@@ -76,8 +77,14 @@ class Driven:
 
 
 @asynccontextmanager
-async def driven(verifier_at: Address, drafter_at: Address, channel: str = "inline") -> AsyncIterator[Driven]:
-    """Drive the workers at these addresses, joined by `channel`, until the block ends; see `Driven.configure`."""
+async def driven(
+    verifier_at: Address, drafter_at: Address, channel: str = "inline", observer: Observer | None = None
+) -> AsyncIterator[Driven]:
+    """Drive the workers at these addresses, joined by `channel`, until the block ends; see `Driven.configure`.
+
+    Args:
+        observer: takes every event, too.
+    """
     connector = PairingConnector(GrpcConnector(verifier_at, drafter_at), channel)
     async with AsyncExitStack() as stack:
         verifier = await connector.connect_verifier()
@@ -86,6 +93,6 @@ async def driven(verifier_at: Address, drafter_at: Address, channel: str = "inli
         assert drafter is not None, "it has an address"
         stack.push_async_callback(drafter.close)
         counters, rounds, timeline = Counters(), RoundStats(), Timeline()
-        observers = [counters.observe, rounds.observe, timeline.observe]
+        observers = [counters.observe, rounds.observe, timeline.observe, *([observer] if observer else [])]
         pipeline = await stack.enter_async_context(Pipeline(SchedulerLimits(), verifier, drafter, observers=observers))
         yield Driven(pipeline, verifier, drafter, counters, rounds, timeline)

@@ -57,7 +57,8 @@ def test_a_trace_has_every_command_count_and_note_in_the_standard_format(tmp_pat
         "drafter_dead",
     } <= by_name.keys()
     assert by_name["drafter_dead"]["args"] == {"cause": "drafter: killed"}
-    assert by_name["drafts of a round"]["args"] == {"accepted": 2, "rejected": 3}
+    assert by_name["tokens of a round"]["args"] == {"output": 3, "accepted": 2, "rejected": 3}
+    assert by_name["batch A"]["args"] == {"requests": 2}
     lanes = {r["tid"]: r["args"]["name"] for r in records if r["name"] == "thread_name"}
     assert lanes == {1: "verifier", 2: "drafter", 3: "modes and faults"}
 
