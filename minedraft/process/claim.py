@@ -13,6 +13,7 @@ from typing import Self
 
 from minedraft.address import Address
 from minedraft.errors import ConfigError
+from minedraft.process.port_holder import find_port_holder
 
 
 class ListenClaim:
@@ -97,7 +98,10 @@ class ListenClaim:
         except socket.gaierror as error:
             raise ConfigError(self._field, self.address.target, f"host cannot be resolved: {error.strerror}") from None
         except OSError as error:
-            why = "another process is listening there" if error.errno == errno.EADDRINUSE else f"{error.strerror}"
+            why = f"{error.strerror}"
+            if error.errno == errno.EADDRINUSE:
+                holder = find_port_holder(self.address.port)
+                why = f"{'another process' if holder is None else f'process {holder}'} is listening there"
             raise ConfigError(self._field, self.address.target, why) from None
 
 

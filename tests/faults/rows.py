@@ -144,7 +144,7 @@ _SERVICE_ROWS = (
         "exit code 78 naming the holder; a dead one's is reclaimed",
         proofs=(
             f"{LAUNCH}test_a_second_service_on_the_same_socket_is_refused_and_the_first_goes_on",
-            f"{CLAIM}test_a_port_in_use_is_refused",
+            f"{CLAIM}test_a_port_in_use_is_refused_naming_its_process",
             f"{CLAIM}test_the_socket_of_a_dead_process_is_reclaimed",
         ),
     ),

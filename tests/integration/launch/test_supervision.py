@@ -20,12 +20,15 @@ from tests.support.processes import is_gone, until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
-def test_ctrl_c_in_a_terminal_reaches_the_launcher_alone(start):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "closed"])
+def test_what_a_terminal_sends_to_all_reaches_the_launcher_alone(start, signum):
+    if signal.getsignal(signum) is signal.SIG_IGN:
+        pytest.skip("this signal is ignored here, as under nohup")
     launched = start(prefix=("setsid",))
     with Client(launched.address, timeout_s=20) as client:
         stream = client.generate(PROMPT, greedy(200))
         tokens = list(next(stream).token_ids)
-        os.killpg(launched.process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(launched.process.pid, signum)  # as a terminal does
         tokens += [token_id for piece in stream for token_id in piece.token_ids]
     assert tokens == continuation(PROMPT, 200)
     assert launched.end()[0] == 0

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 PROGRAMS = ("minedraft-launch", "minedraft-scheduler", "minedraft-worker")
 # Directives of systemd 254, which an older one ignores with a warning.
 NEWER = re.compile(r"Unknown key '(RestartSteps|RestartMaxDelaySec)' in section \[Service\], ignoring")
-MOST_EXPOSED = 2.0  # of 10; systemd calls up to 2 "OK" and 0 "SAFE"
+MOST_EXPOSED = 1.7  # of 10; measured with systemd 252: 1.6, and 1.4 for the workers
 ANALYZE = shutil.which("systemd-analyze")
 needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
 

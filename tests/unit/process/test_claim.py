@@ -41,12 +41,12 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path):
     assert path.read_text() == "precious"
 
 
-def test_a_port_in_use_is_refused():
+def test_a_port_in_use_is_refused_naming_its_process():
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}.*another process is listening there"):
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}.*process {os.getpid()} is listening there"):
             ListenClaim(Address(host="127.0.0.1", port=port))
 
 
