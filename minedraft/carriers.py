@@ -32,7 +32,7 @@ class ChannelOffer:
     """A carrier that a worker can use.
 
     Attributes:
-        host: what both workers must share, as text: host and namespaces; "": any host, over the network.
+        host: what both workers must share, as text: host and namespaces.
         device: identity of the GPU that tensors lie on; "": the CPU.
     """
 
@@ -82,8 +82,8 @@ def common_carriers(choice: str, ours: Sequence[ChannelOffer], theirs: Sequence[
     """Return what two workers can both use, the fastest first, without `INLINE`, which they always can.
 
     Args:
-        choice: the name of a carrier, or `AUTO_CARRIER`. That leaves out `DIST` between CPUs: on one host shared memory
-            is faster, and between two it trusts the network, which is for the operator to say.
+        choice: the name of a carrier, or `AUTO_CARRIER`. That leaves out `DIST` between CPUs: shared memory is
+            faster.
     """
     found: list[Carrier] = []
     for carrier in (Carrier.CUDA_IPC, Carrier.DIST, Carrier.SHM):

@@ -112,7 +112,7 @@ class Plan:
             logger.info("torch imported on %s in %.1f s", self.device, time.monotonic() - start_s)
             notifier.status(f"loading {self.folder.name}")
             # One opener for each session: what an opener allocates once, its ends fill from the start.
-            openers = [Opener(self.device, self.settings.listen_address) for _ in range(self.settings.sessions)]
+            openers = [Opener(self.device) for _ in range(self.settings.sessions)]
             channels = [JoinedChannel(opener.open) for opener in openers]
             actors = load_actors(self, channels)
             for actor, opener in zip(actors, openers, strict=True):

@@ -1,7 +1,7 @@
 """Checks whether a model folder can be served: fast, and without importing torch.
 
 Only folders that are safe to load pass: safetensors, a tokenizer.json, a causal language model, no link
-that leaves the folder. Code in a folder (auto_map) is never run: models of transformers do not need it.
+that leaves the folder, no code of the folder's own (auto_map).
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ def check_config(config: Mapping[str, Any], file: Path, field: str) -> ModelConf
         raise ModelError(field, str(file), f"text_config must be an object, not {text_config!r}")
     for each in (config, text_config):
         check_types(each, file, field)
+        _refuse_code(each, file, field)
     _check_kind(config, file, field)
     vocab_size, context = _first_positive(text_config.get("vocab_size")), max_context(text_config)
     if vocab_size is None:
@@ -69,6 +70,14 @@ def check_config(config: Mapping[str, Any], file: Path, field: str) -> ModelConf
     if context is None:
         raise ModelError(field, str(file), f"{_CONTEXT_KEYS[0]} must be given, a positive integer")
     return ModelConfig(str(config["model_type"]), vocab_size, context)
+
+
+def _refuse_code(config: Mapping[str, Any], file: Path, field: str) -> None:
+    """Raise ModelError if the folder brings code of its own. It would not be run, but libraries have run it before when
+    they were told not to (CVE-2026-22807)."""
+    if config.get("auto_map"):
+        limit = "auto_map names code in the folder, which is never run; remove it if transformers has the model itself"
+        raise ModelError(field, str(file), limit)
 
 
 def max_context(config: Mapping[str, Any]) -> int | None:

@@ -161,7 +161,7 @@ class Settings(ObservingSettings):
         "auto",
         description="What carries large tensors (draft distributions, hidden states) between the workers. inline: "
         "messages, through the scheduler; shm: shared memory; cuda_ipc: GPU memory of one host; dist: "
-        "torch.distributed. auto: the fastest that both workers have; it falls back to inline.",
+        "torch.distributed, of one host too. auto: the fastest that both workers have; it falls back to inline.",
     )
     load_timeout_s: float = Field(600.0, gt=0, le=86400, description="Seconds within which the workers must be ready.")
     verifier_wait_s: float = Field(

@@ -12,7 +12,6 @@ import sys
 
 import torch
 
-from minedraft.address import Address
 from minedraft.carriers import Carrier, ChannelCommand, ChannelEnd, ChannelStep
 from minedraft.device import Device
 from minedraft.messages import Tensor
@@ -29,8 +28,7 @@ from minedraft_workers.channels.opening import Opener
 
 
 def open_end(carrier: Carrier, device: str) -> CarrierEnd:
-    address = Address.parse("unix:/tmp/unused")
-    return Opener(Device.parse(device), address).open(carrier, itertools.count(1))
+    return Opener(Device.parse(device)).open(carrier, itertools.count(1))
 
 
 def random_bytes(num_bytes: int, seed: int) -> torch.Tensor:

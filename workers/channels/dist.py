@@ -5,8 +5,7 @@ then the data of all these tensors. A thread receives whatever comes and keeps i
 sends what has gathered while it was busy, so that the device thread waits for nobody. Headers go by gloo always: a
 receive that waits in NCCL keeps a GPU busy.
 
-The network is trusted: whoever reaches the addresses can interfere. They are of this host only, unless the worker
-itself listens on a network (`insecure_public`). NCCL has not been run yet.
+Whoever reaches the addresses can interfere, so they are of this host only. NCCL has not been run yet.
 """
 
 from __future__ import annotations

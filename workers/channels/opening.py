@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from minedraft.address import Address
 from minedraft.carriers import Carrier, ChannelOffer
 from minedraft.device import Device
 from minedraft.errors import ChannelFailed
@@ -19,16 +18,14 @@ if TYPE_CHECKING:
     from minedraft_workers.channels.cudart import Cudart
 
 _LOOPBACK = "127.0.0.1"
-_ANY = "0.0.0.0"  # noqa: S104 - no address that another worker could be told
 
 
 class Opener:
-    """Opens carriers for a worker on `device` that listens at `address`."""
+    """Opens carriers for a worker on `device`. All are of this host: between hosts nothing would protect them, and
+    tensors travel in the messages of the links, which have TLS."""
 
-    def __init__(self, device: Device, address: Address) -> None:
+    def __init__(self, device: Device) -> None:
         self._device = torch.device("cuda", device.index) if device.kind == "cuda" else torch.device("cpu")
-        is_reached = not address.is_local and ":" not in address.host and address.host != _ANY
-        self._host = address.host if is_reached else _LOOPBACK
         self._gpu = str(torch.cuda.get_device_properties(self._device).uuid) if device.kind == "cuda" else ""
         self._pool: tuple[Cudart, int] | None = None
 
@@ -41,8 +38,7 @@ class Opener:
             found.append(ChannelOffer(Carrier.SHM, pids))
             if self._gpu:
                 found.append(ChannelOffer(Carrier.CUDA_IPC, pids, self._gpu))
-        if boot or self._host != _LOOPBACK:
-            network = f"{boot} {os.readlink('/proc/self/ns/net')}" if self._host == _LOOPBACK else ""
+            network = f"{boot} {os.readlink('/proc/self/ns/net')}"
             found.append(ChannelOffer(Carrier.DIST, network, self._gpu))
         return tuple(found)
 
@@ -67,7 +63,7 @@ class Opener:
         if carrier is Carrier.DIST:
             from minedraft_workers.channels.dist import DistEnd
 
-            return DistEnd(generations, self._device, self._host)
+            return DistEnd(generations, self._device, _LOOPBACK)
         raise ChannelFailed(f"{carrier.value} is not offered here")
 
 

@@ -100,11 +100,8 @@ def test_the_context_ends_where_the_position_encoding_would_change(folder: Path,
     assert check_model_folder(folder, "target").max_context == max_context
 
 
-def test_what_is_null_is_not_given_and_code_that_is_not_run_does_not_matter(folder: Path):
-    _edit_json(
-        folder / "config.json", text_config=None, rope_scaling=None, head_dim=None, auto_map={"AutoModel": "x.Y"}
-    )
-    _edit_json(folder / "tokenizer_config.json", auto_map={})
+def test_what_is_null_is_not_given(folder: Path):
+    _edit_json(folder / "config.json", text_config=None, rope_scaling=None, head_dim=None, auto_map=None)
     assert check_model_folder(folder, "target").max_context == 512
 
 
@@ -224,6 +221,8 @@ BROKEN = {
     "encoder-decoder": (_config(is_encoder_decoder=True), "encoder-decoder"),
     "t5": (_config(model_type="t5"), "encoder-decoder"),
     "not generative": (_config(architectures=["BertForMaskedLM"]), "BertForMaskedLM does not generate text"),
+    "code": (_config(auto_map={"AutoModel": "x.Y"}), r"config\.json.*auto_map names code"),
+    "code in the text model": (_config(text_config={"auto_map": {"AutoModel": "x.Y"}}), "auto_map names code"),
     "quantised": (_config(quantization_config={"quant_method": "awq"}), r"quantised weights \(awq\)"),
     "nested beyond reason": (_replace_by("config.json", b"[" * 100_000), "not a JSON object"),
     "rope factor 0": (
