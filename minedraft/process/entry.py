@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -43,6 +44,7 @@ def run_command(
         report: takes each error message.
         show_usage: takes the error of a wrong command line.
     """
+    _turn_off_core_dumps()
     try:
         code = command.main(prog_name=name, standalone_mode=False)
     except click.ClickException as error:
@@ -76,6 +78,12 @@ def die_of(signum: int) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signum})
     os.kill(os.getpid(), signum)
     os._exit(EXIT_OF_SIGNAL + signum)  # the default of this signal is not to end a process
+
+
+def _turn_off_core_dumps() -> None:
+    """Have no crash of this process or its children write their memory, with prompts and secrets in it, to a disk."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 
 
 def run_logged(command: click.Command, name: str, log_name: str) -> int:

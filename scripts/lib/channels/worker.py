@@ -85,7 +85,7 @@ def _zeros(num_rows: int, num_columns: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 async def _serve(role: Role, address: Address) -> int:
-    opener = Opener(Device.parse("cpu"), address)
+    opener = Opener(Device.parse("cpu"))
     channel = JoinedChannel(opener.open)
     actor = ChannelActor(role, channel)
     actor.info = replace(actor.info, channels=opener.offers())
