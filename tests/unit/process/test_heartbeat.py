@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass
 
 from minedraft.process.heartbeat import feed_watchdog
@@ -45,3 +46,19 @@ def test_a_busy_process_pings_while_it_gets_on_and_no_longer():
 
 def test_nothing_is_sent_where_nobody_watches():
     assert pings(lambda _: Look(True, 0), watchdog_s=None) == []
+
+
+def test_a_blocked_event_loop_is_told(monkeypatch, caplog):
+    monkeypatch.setattr("minedraft.process.heartbeat._LATE_S", 0.05)
+    monkeypatch.setattr("minedraft.process.heartbeat._UNWATCHED_PERIOD_S", 0.001)
+
+    async def main() -> None:
+        feeding = asyncio.create_task(feed_watchdog(Pings(None), lambda: Look(True, 0)))
+        await asyncio.sleep(0)
+        time.sleep(0.1)  # noqa: ASYNC251 - what must not be done in an event loop
+        while not caplog.records:  # noqa: ASYNC110 - a log sets no event
+            await asyncio.sleep(0)
+        feeding.cancel()
+
+    asyncio.run(main())
+    assert "the event loop was blocked" in caplog.text
