@@ -65,7 +65,7 @@ def drafter_handler(
     actor: DraftingActor,
     runtime: WorkerRuntime,
     channel: JoinedChannel | None = None,
-    others: Sequence[tuple[DraftingActor, JoinedChannel]] = (),
+    others: Sequence[tuple[DraftingActor, JoinedChannel | None]] = (),
 ) -> grpc.GenericRpcHandler[Any, Any]:
     """Return the Drafter service.
 

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from scripts.lib.env.pins import CONSTRAINTS, pinned
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".whl"
 PYTHON, PLATFORMS = "3.12", ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "any")
@@ -28,26 +30,13 @@ PACKAGES = (
 _PROBE = "import minedraft.v1.worker_pb2_grpc, pydantic, grpc_health.v1.health, grpc_status, google.rpc.status_pb2"
 
 
-def pinned(constraints: str) -> list[str]:
-    """Return PACKAGES with the versions that the text of scripts/constraints.txt names.
-
-    Raises:
-        LookupError: it has no version of one.
-    """
-    pins = dict(line.split("==") for line in constraints.splitlines() if "==" in line and not line.startswith("#"))
-    missing = [name for name in PACKAGES if name not in pins]
-    if missing:
-        raise LookupError(f"no version of {missing[0]} in scripts/constraints.txt")
-    return [f"{name}=={pins[name]}" for name in PACKAGES]
-
-
 def fetch(say: Callable[[str], object]) -> int:
     """Download the wheels to FOLDER. Return pip's exit code."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--quiet"]
     command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", PYTHON, "--dest", str(FOLDER)]
     for platform in PLATFORMS:
         command += ["--platform", platform]
-    code = subprocess.run([*command, *pinned((ROOT / "scripts/constraints.txt").read_text())], check=False).returncode
+    code = subprocess.run([*command, *pinned(PACKAGES, CONSTRAINTS.read_text())], check=False).returncode
     wheels = sorted(FOLDER.glob("*.whl"))
     size_mb = sum(wheel.stat().st_size for wheel in wheels) / 1e6
     say(f"{len(wheels)} wheels for Python {PYTHON} in {FOLDER.name}/, {size_mb:.1f} MB")

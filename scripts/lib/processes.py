@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import signal
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minedraft.address import Address
 from minedraft.errors import StartFailed
 from minedraft.process.watched import WatchedProcess
 from minedraft.process.with_parent import child_command, child_environment
 from minedraft.rpc.health import LIVE, wait_serving
+
+ResultT = TypeVar("ResultT")
 
 _STOP_S = 5.0
 
@@ -53,3 +56,14 @@ async def workers(
         serving(at["drafter"], LIVE, module, "drafter", "--listen", str(at["drafter"]), *drafter),
     ):
         yield at["verifier"], at["drafter"]
+
+
+async def until_told(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Return what `work` returns; SIGTERM and SIGHUP cancel it, as Ctrl-C does, so that its processes are stopped."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signum, task.cancel)
+    with suppress(asyncio.CancelledError):
+        return await task
+    raise KeyboardInterrupt

@@ -19,7 +19,7 @@ def test_what_is_executable_is_a_command_and_all_else_is_in_folders() -> None:
     executable = {path for path in SCRIPTS.rglob("*") if path.is_file() and os.access(path, os.X_OK)}
     assert executable == {*COMMANDS, *HELPERS}
     rest = {path.name for path in SCRIPTS.iterdir() if path.is_file()} - {path.name for path in COMMANDS}
-    assert rest == {"__init__.py", "constraints.txt"}
+    assert rest == {"__init__.py"}
 
 
 @pytest.mark.slow

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from scripts.lib.peers.engines.transformers_generate import TransformersGenerate
 from scripts.lib.peers.engines.vllm_cpu import VllmCpu
 from scripts.lib.peers.prompts import PromptSet
 from scripts.lib.peers.summary import to_rows
+from scripts.lib.processes import until_told
 
 DEFAULT = ("ours", "llama.cpp", "vllm", "transformers")
 ENGINES = (*DEFAULT, "vllm-compiled")
@@ -211,7 +210,7 @@ def _compare(plan: Plan, absent: dict[str, str], out: Path | None) -> None:
                 if not steps.is_terminal:
                     say(line)
 
-            asyncio.run(_until_told(measure_all(plan, prompts, outcome, on_step)))
+            asyncio.run(until_told(measure_all(plan, prompts, outcome, on_step)))
             is_over = True
     finally:
         if outcome.measurements or outcome.failures:
@@ -224,18 +223,6 @@ def _compare(plan: Plan, absent: dict[str, str], out: Path | None) -> None:
         report.write(out.with_suffix(".json"), report.to_content(plan, outcome, prompts.source, facts, absent))
         plot.draw(to_rows(outcome.measurements), f"{plan.model.name}, {plan.dtype}", out.with_suffix(".svg"))
         console.print(f"written to {out.with_suffix('.json')} and {out.with_suffix('.svg')}", markup=False)
-
-
-async def _until_told(work: Any) -> None:  # noqa: ANN401 - any coroutine
-    """Await `work`; SIGTERM and SIGHUP cancel it, as Ctrl-C does, so that its engine is stopped."""
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(signum, task.cancel)
-    with suppress(asyncio.CancelledError):
-        await task
-        return
-    raise KeyboardInterrupt
 
 
 def _minutes(seconds: float) -> str:

@@ -13,9 +13,8 @@ from scripts.gpu import main as check
 from scripts.gpu import wheels
 from scripts.gpu.report import Report
 from scripts.gpu.steps.gputests import count_results
+from scripts.lib.env.pins import CONSTRAINTS, pinned
 from tests.support.processes import is_gone, until
-
-CONSTRAINTS = Path(check.__file__).parents[1] / "constraints.txt"
 
 
 def run(tmp_path: Path, code: str, limit_s: float = 20.0) -> check.Outcome:
@@ -85,11 +84,11 @@ def test_a_failed_step_is_recorded_and_the_next_one_runs(tmp_path: Path, monkeyp
 
 
 def test_what_lacks_is_pinned_as_the_tests_have_it() -> None:
-    pins = wheels.pinned(CONSTRAINTS.read_text())
+    pins = pinned(wheels.PACKAGES, CONSTRAINTS.read_text())
     assert len(pins) == len(wheels.PACKAGES)
     assert all("==" in pin for pin in pins)
     with pytest.raises(LookupError, match="protobuf"):
-        wheels.pinned("grpcio==1.0")
+        pinned(wheels.PACKAGES, "grpcio==1.0")
 
 
 def test_without_wheels_it_says_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

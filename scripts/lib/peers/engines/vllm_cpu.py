@@ -38,6 +38,11 @@ class VllmCpu:
         self._flags = () if is_compiled else ("--enforce-eager",)
         self._environment = Environment("vllm", _VERSION, size=5_000_000_000, minutes=4)
 
+    @property
+    def python(self) -> Path:
+        """The Python of its environment, whether that is there or not."""
+        return _python(self._environment)
+
     def missing(self) -> str | None:
         return self._environment.missing()
 
@@ -69,7 +74,7 @@ class VllmCpu:
     def _argv(self, setup: Setup) -> list[str | Path]:
         # The command `vllm serve` looks for a package called vllm and ends.
         return [
-            *(_python(self._environment), "-m", "vllm.entrypoints.openai.api_server"),
+            *(self.python, "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", setup.model, "--served-model-name", "peer", "--uds", _socket(setup)),
             *("--dtype", setup.dtype, "--max-model-len", str(setup.max_len)),
             *("--max-num-seqs", str(setup.max_in_flight), "--no-enable-prefix-caching", *self._flags),

@@ -1,0 +1,1 @@
+"""The versions that this was tested with, of packages that environments are made of."""

@@ -1,0 +1,124 @@
+"""The processes of a comparison: a drafter, and a server for each way, all running; each is asked in its turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from minedraft.address import Address
+from minedraft.rpc.health import LIVE
+from scripts.lib.peers.arrivals import Rates, to_rates
+from scripts.lib.peers.cells import Cell
+from scripts.lib.peers.driving import SAME_TOKENS
+from scripts.lib.peers.engines.affinity import family, keep_on
+from scripts.lib.peers.engines.http_engine import HttpEngine, http_server
+from scripts.lib.peers.engines.vllm_cpu import Completions
+from scripts.lib.peers.prompts import PromptSet
+from scripts.lib.processes import serving
+from scripts.lib.vllm.counters import Counters
+from scripts.lib.vllm.environment import PluginEnvironment
+from scripts.lib.vllm.ways import Places, ServerPlan, Way, server_variables
+
+_WORKER = "minedraft_workers.main"
+_PACED = "scripts.lib.vllm.paced"
+_PATIENCE_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One cell that one way has answered once.
+
+    Attributes:
+        counters: what the server counted meanwhile.
+        starts: the first tokens of each answer.
+    """
+
+    way: Way
+    cell: Cell
+    repeat: int
+    rates: Rates
+    counters: Counters
+    starts: tuple[tuple[int, ...], ...]
+
+
+@asynccontextmanager
+async def drafter_for(
+    plan: ServerPlan, places: Places, num_servers: int, times: Path | None = None
+) -> AsyncIterator[Address]:
+    """Run a drafter with a session for each server. times: the file that can make it slow (`paced`)."""
+    address = Address(path=plan.folder / "drafter.sock")
+    num_blocks = num_servers * plan.max_in_flight * -(-plan.max_len // 16)
+    flags = [
+        *("drafter", "--model", str(plan.draft), "--listen", str(address), "--dtype", plan.dtype),
+        *("--device", f"cpu:{places.drafter}", "--num-blocks", str(num_blocks), "--sessions", str(num_servers)),
+    ]
+    module, more = (_WORKER, []) if times is None else (_PACED, ["--times", str(times)])
+    async with serving(address, LIVE, module, *more, *flags):
+        yield address
+
+
+@asynccontextmanager
+async def servers_for(
+    ways: Sequence[Way], plan: ServerPlan, places: Places, environment: PluginEnvironment, drafter: Address
+) -> AsyncIterator[dict[Way, HttpEngine]]:
+    """Run a server for each way, all started together and bound to their cores when they are ready.
+
+    Raises:
+        StartFailed: one did not start; the message has its last lines.
+    """
+    async with AsyncExitStack() as stack:
+        starts = [
+            stack.enter_async_context(
+                http_server(
+                    way.value,
+                    plan.argv(way, environment.python, str(drafter)),
+                    plan.socket(way),
+                    Completions(),
+                    **server_variables(way, places, environment),
+                )
+            )
+            for way in ways
+        ]
+        engines: dict[Way, HttpEngine] = {}
+        for way, engine in zip(ways, await asyncio.gather(*starts, return_exceptions=True), strict=True):
+            if isinstance(engine, BaseException):
+                raise engine
+            engines[way] = engine
+        for way, engine in engines.items():
+            server, *others = family(engine.pid)
+            keep_on([server], (places.drafter,))
+            keep_on(others, places.of(way))
+        yield engines
+
+
+async def measure(
+    engines: Mapping[Way, HttpEngine], prompts: PromptSet, cell: Cell, repeat: int
+) -> AsyncIterator[Sample]:
+    """Have each way answer a cell, one after the other; the first is another one in each repeat."""
+    ways = list(engines)
+    for place in range(len(ways)):
+        way = ways[(place + repeat) % len(ways)]
+        engine = engines[way]
+        async with asyncio.timeout(_PATIENCE_S):
+            before = await read_counters(engine)
+            streams = await engine.answer(prompts.of(cell), cell)
+            counters = (await read_counters(engine)).since(before)
+        starts = tuple(stream.token_ids[:SAME_TOKENS] for stream in streams)
+        yield Sample(way, cell, repeat, to_rates(streams), counters, starts)
+
+
+async def read_counters(engine: HttpEngine) -> Counters:
+    return Counters.parse((await engine.client.get("/metrics")).text)
+
+
+async def ask_once(engine: HttpEngine, socket: Path, environment: PluginEnvironment, prompt: str) -> str:
+    """Return what the server answers to a chat message through the OpenAI client, which is in vLLM's environment."""
+    script = Path(__file__).with_name("ask.py")
+    process = await asyncio.create_subprocess_exec(
+        environment.python, script, socket, prompt, stdout=asyncio.subprocess.PIPE, env={}
+    )
+    said, _ = await process.communicate()
+    return said.decode().strip()

@@ -1,0 +1,111 @@
+"""The ways to decode that are compared: vLLM alone, with its own draft model, and with the plugin."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from minedraft.device import format_cores
+from scripts.lib.vllm.environment import PluginEnvironment
+
+SCHEDULER = "minedraft.vllm.scheduler.MineDraftScheduler"
+PROPOSER = "minedraft.vllm.noop_proposer.NoopProposer"
+MODEL_NAME = "peer"
+KV_GIB = 1
+
+
+class Way(StrEnum):
+    """How the target decodes. own: vLLM's own speculation with the same draft model, in its own process."""
+
+    AR = "ar"
+    AR_WIDE = "ar, both cores"
+    OWN = "vllm draft model"
+    SERIAL = "serial"
+    ALTERNATING = "alternating"
+
+    @property
+    def groups(self) -> int:
+        """Groups of requests that take turns; 0 without the plugin."""
+        return {Way.SERIAL: 1, Way.ALTERNATING: 2}.get(self, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where processes run: each of them has one core.
+
+    Attributes:
+        verifier: of vLLM's engine. drafter: of the drafter, and of the HTTP server and this client.
+    """
+
+    verifier: int
+    drafter: int
+
+    def of(self, way: Way) -> tuple[int, ...]:
+        """Return the cores that the target computes on."""
+        return (self.drafter, self.verifier) if way is Way.AR_WIDE else (self.verifier,)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPlan:
+    """What a server is started with.
+
+    Attributes:
+        draft_len: drafts for each request and round.
+        max_in_flight: requests that it must be able to decode together. max_len: tokens of the longest.
+        folder: an empty private folder. wait_ms: see the plugin's settings.
+    """
+
+    target: Path
+    draft: Path
+    dtype: str
+    draft_len: int
+    max_in_flight: int
+    max_len: int
+    folder: Path
+    wait_ms: float = 1000.0
+
+    def argv(self, way: Way, python: Path, drafter: str) -> list[str]:
+        """Return the command line of a way's server. drafter: address of the drafter, for those with the plugin."""
+        words: list[str | Path] = [
+            *(python, "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", self.target, "--served-model-name", MODEL_NAME, "--uds", self.socket(way)),
+            *("--dtype", self.dtype, "--max-model-len", str(self.max_len), "--max-num-seqs", str(self.max_in_flight)),
+            *("--no-enable-prefix-caching", "--enforce-eager", "--generation-config", "vllm"),
+            "--disable-uvicorn-access-log",
+        ]
+        if way is Way.OWN:
+            own = {"method": "draft_model", "model": str(self.draft), "num_speculative_tokens": self.draft_len}
+            words += ["--speculative-config", json.dumps(own)]
+        elif way.groups:
+            words += plugin_flags(drafter, self.draft_len, groups=way.groups, wait_ms=self.wait_ms)
+        return [str(word) for word in words]
+
+    @property
+    def times(self) -> Path:
+        """The file that makes the drafter slow once it is there."""
+        return self.folder / "times.json"
+
+    def socket(self, way: Way) -> Path:
+        return self.folder / f"{way.name.lower()}.sock"
+
+
+def plugin_flags(drafter: str, draft_len: int, **settings: Any) -> list[str]:  # noqa: ANN401 - JSON
+    """Return the three flags of vLLM that switch the plugin on."""
+    proposer = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": draft_len}
+    return [
+        *("--scheduler-cls", SCHEDULER, "--speculative-config", json.dumps(proposer)),
+        *("--additional-config", json.dumps({"minedraft": {"drafter": drafter, **settings}})),
+    ]
+
+
+def server_variables(way: Way, places: Places, environment: PluginEnvironment) -> dict[str, str]:
+    """Return the variables of a server's process: one thread on each core that the target computes on."""
+    cores = places.of(way)
+    return environment.variables() | {
+        "VLLM_CPU_OMP_THREADS_BIND": format_cores(cores),
+        "OMP_NUM_THREADS": str(len(cores)),
+        "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB),
+    }
