@@ -17,7 +17,8 @@ from minedraft.launch.placement import tell_unused_gpus
 from minedraft.launch.preflight import check_machine, settle_draft_method
 from minedraft.models.catalogue import Pair, ensure_pair, find_pair
 from minedraft.process.entry import exit_or_die_again
-from minedraft.process.notify import READY_LINE
+from minedraft.process.notify import READY_LINE, Notifier
+from minedraft.process.start_extension import StartExtension
 from minedraft.settings.flags import UserPath, settings_flags
 from minedraft.settings.loading import load_settings
 from minedraft.settings.service import Settings
@@ -69,8 +70,10 @@ def main() -> NoReturn:
 
 def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, object]) -> int:
     settings = load_settings(flags, config)
+    notifier = Notifier()
     if settings.target is None:
-        pair = find_pair() if check else ensure_pair(on_progress=progress_printer())
+        with StartExtension(notifier, "fetching the default models"):
+            pair = find_pair() if check else ensure_pair(on_progress=progress_printer())
         if pair is not None:
             settings = _with_pair(settings, pair)
     settings = settle_draft_method(settings)
@@ -86,15 +89,22 @@ def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, ob
         return EXIT_OK
     if (hint := tell_unused_gpus(settings)) is not None:
         say(hint)
-    return run_service(settings, is_verbose=verbose)
+    return run_service(settings, is_verbose=verbose, notifier=notifier)
 
 
-def run_service(settings: Settings, *, is_verbose: bool = False, worker_command: Sequence[str] = ()) -> int:
+def run_service(
+    settings: Settings,
+    *,
+    is_verbose: bool = False,
+    worker_command: Sequence[str] = (),
+    notifier: Notifier | None = None,
+) -> int:
     """Run the launcher until a signal or a failure. Return the exit code.
 
     Args:
         settings: checked, with target and draft filled in.
         worker_command: of other workers than the product's, without role and flags.
+        notifier: tells systemd.
     """
     from minedraft.launch.launcher import WORKER_COMMAND, Launcher
     from minedraft.launch.operator_log import OperatorLog
@@ -107,6 +117,7 @@ def run_service(settings: Settings, *, is_verbose: bool = False, worker_command:
         worker_command=worker_command or WORKER_COMMAND,
         is_verbose=is_verbose,
         pass_on=log.pass_on,
+        notifier=notifier,
     )
     return asyncio.run(launcher.run())
 

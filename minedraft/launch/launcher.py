@@ -65,6 +65,7 @@ class Launcher:
         worker_command: the command line of a worker, without role and flags.
         is_verbose: also report the children's log lines of level INFO.
         pass_on: takes a child's name and a line of its log; must not raise. Default: reports both.
+        notifier: tells systemd.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Launcher:
         worker_command: Sequence[str] = WORKER_COMMAND,
         is_verbose: bool = False,
         pass_on: Callable[[str, str], None] | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         self._tell_line = pass_on or (lambda name, line: report(f"{name} | {line}"))
         self._settings = settings
@@ -83,7 +85,7 @@ class Launcher:
         self._announce = announce
         self._worker_command = tuple(worker_command)
         self._is_verbose = is_verbose
-        self._notifier = Notifier()
+        self._notifier = notifier or Notifier()
         self._signals: asyncio.Queue[int] = asyncio.Queue()
         self._processes: dict[str, Supervised] = {}
         self._ends: dict[str, asyncio.Task[GiveUp | None]] = {}
@@ -311,8 +313,9 @@ class Launcher:
 
     async def _stop(self) -> int:
         """Stop the scheduler first, so that live requests can finish on the workers; a second signal stops all now."""
-        self._notifier.stopping()
         settings = self._settings
+        self._notifier.stopping()
+        self._notifier.extend_timeout(settings.drain_timeout_s + 2 * _STOP_SLACK_S)
         drain_s = f"{settings.drain_timeout_s:g} s"
         self._report(f"stopping: running requests have up to {drain_s} (Ctrl-C again to stop now)")
         forced = asyncio.create_task(self._signals.get())

@@ -129,6 +129,7 @@ class Server:
         failed = asyncio.create_task(pipeline.failed.wait())
         if not await self._is_done_before(self._stop, failed):
             self._notifier.stopping()
+            self._notifier.extend_timeout(self._settings.drain_timeout_s + _EXTENSION_S)
             await health.enter_graceful_shutdown()
             draining = asyncio.create_task(service.drain(self._settings.drain_timeout_s))
             failed = asyncio.create_task(pipeline.failed.wait())
