@@ -98,7 +98,7 @@ class ChatForm:
             logprobs = None
             if asked.params.logprobs is not None:
                 logprobs = ChatLogprobs(content=chat_logprobs(self._tokenizer, output), refusal=None)
-            message = ChatCompletionMessage(role="assistant", content=output.text, refusal=None)
+            message = ChatCompletionMessage(role="assistant", content=output.text, refusal=None, annotations=[])
             reason = cast(Any, reason_of(output))
             choices.append(Choice(index=index, message=message, finish_reason=reason, logprobs=logprobs))
         return ChatCompletion(object="chat.completion", choices=choices, usage=_usage(samples, asked), **asked.facts)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shlex
+import socket
 from pathlib import Path
 
 import click
+from openai import AsyncOpenAI
 from rich.console import Console
 
 from minedraft import AsyncClient, SamplingParams
@@ -15,11 +19,12 @@ from minedraft.bench.runner import default_configs, measure_auto
 from minedraft.cli.console import progress_printer, run, say
 from minedraft.errors import StartFailed
 from minedraft.local import LocalService, serve
-from minedraft.models.catalogue import PAIRS, ensure_pair
+from minedraft.models.catalogue import DEFAULT_PAIR, PAIRS, ensure_pair
 from minedraft.types import DraftMethod
 
 # The cheaper the draft model is relative to its target, the more drafts pay; small batches keep the run short.
 SHAPES = {"smollm2": (4, 2), "qwen": (2, 3)}  # pair -> m, k
+_HTTP = "127.0.0.1:8000"
 METHODS = click.Choice([DraftMethod.MODEL.value, DraftMethod.NGRAM.value])  # no pair has a head
 
 
@@ -59,18 +64,38 @@ def tour(pair: str, draft_method: str, max_new_tokens: int, repeats: int, json_p
         draft_method=method.value,
         max_batch_size=size,
         allow_configure=True,
+        http=(http := f"127.0.0.1:{_free_port()}"),
         on_line=say,
     )
     try:
-        asyncio.run(_show(console, service, size, draft_len, max_new_tokens, repeats, json_path))
+        asyncio.run(_show(console, service, http, size, draft_len, max_new_tokens, repeats, json_path))
     except StartFailed as error:  # its lines have been shown
         click.get_current_context().exit(error.exit_code)
     console.print("stopped; no process is left running")
+    chosen = "" if pair == DEFAULT_PAIR else f" --target {shlex.quote(str(folders.target))}"
+    if chosen and folders.draft is not None:
+        chosen += f" --draft {shlex.quote(str(folders.draft))}"
+    console.print(f"\nTo go on:\n  minedraft-launch{chosen} --http {_HTTP}", highlight=False, soft_wrap=True)
+    console.print(f"and open http://{_HTTP}/ or, in another terminal:", highlight=False)
+    print(f"  {curl_line(_HTTP, folders.target.name)}")
+
+
+def curl_line(address: str, model: str) -> str:
+    """Return a command that asks the HTTP door at `address`."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "What is a glacier?"}]})
+    return f"curl http://{address}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 async def _show(
     console: Console,
     service: LocalService,
+    http: str,
     size: int,
     draft_len: int,
     max_new_tokens: int,
@@ -81,6 +106,7 @@ async def _show(
     async with service as client:
         for prompt in prompts[:4]:
             await _stream(console, client, prompt, max_new_tokens)
+        await _ask_http(console, http, max_new_tokens)
         console.print("\nThe same prompts in every mode, sent together:\n")
         configs = default_configs(size, draft_len)
         params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
@@ -94,6 +120,19 @@ async def _show(
             write_report(json_path, [(prompts[: 2 * size], params, rows)], await client.status(), repeats)
             console.print(f"written to {json_path}", markup=False)
         console.print(f"auto runs {status.mode} here: {status.suspended or status.mode_reason}.")
+
+
+async def _ask_http(console: Console, address: str, max_new_tokens: int) -> None:
+    """Ask the HTTP door, as any program for OpenAI's API does."""
+    url = f"http://{address}/v1"
+    async with AsyncOpenAI(base_url=url, api_key="none") as client:
+        [model] = (await client.models.list()).data
+        question = "Name three uses of salt."
+        console.print(f"\n[bold]OpenAI's client, at {url}:[/bold] {question}", highlight=False)
+        made = await client.chat.completions.create(
+            model=model.id, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=max_new_tokens
+        )
+        print(made.choices[0].message.content)
 
 
 async def _stream(console: Console, client: AsyncClient, prompt: BenchPrompt, max_new_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""scripts/bench/http: what the HTTP door costs beside the gRPC door, on one service, in turns."""
+"""scripts/bench/doors/http: what the HTTP door costs beside the gRPC door, on one service, in turns."""
 
 from __future__ import annotations
 
@@ -142,4 +142,4 @@ async def _ask_http(http: httpx.AsyncClient, text: str, params: SamplingParams) 
 
 
 if __name__ == "__main__":
-    run(main, "scripts/bench/http")
+    run(main, "scripts/bench/doors/http")
