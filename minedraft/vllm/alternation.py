@@ -17,6 +17,8 @@ from minedraft.vllm.desk import Drafts, Newcomer, StepOutcome, StepReport
 from minedraft.vllm.groups import Groups
 
 _BLOCKED_S = 0.001  # a step that waits longer counts as blocked
+# Steps that do not wait at all after one that has waited in vain: so a drafter that hangs costs few waits.
+_FIRST_IMPATIENT, _MOST_IMPATIENT = 4, 64
 
 
 class EngineRequest(Protocol):
@@ -97,6 +99,8 @@ class Alternation:
         self._committed: dict[str, int] = {}  # tokens that the drafter's side knows of each request
         self._asked: dict[Batch, futures.Future[Mapping[str, Drafts]]] = {}
         self._finished_s = 0.0
+        self._num_impatient = 0  # steps that do not wait, because one has waited in vain
+        self._next_impatient = _FIRST_IMPATIENT
 
     def begin(self, requests: Mapping[str, EngineRequest], running: Iterable[EngineRequest]) -> Turn:
         """Choose whose turn it is, and wait for the drafts.
@@ -212,11 +216,19 @@ class Alternation:
         if asked is None:
             return {}
         began_s = self._clock()
+        wait_s, self._num_impatient = (0.0 if self._num_impatient else self._wait_s), max(self._num_impatient - 1, 0)
         try:
-            return asked.result(self._wait_s)
+            drafts = asked.result(wait_s)
         except futures.TimeoutError:
             self.counts.num_late += 1
+            if wait_s:
+                self._next_impatient = min(2 * self._next_impatient, _MOST_IMPATIENT)
+                self._num_impatient = self._next_impatient
             return {}
+        else:
+            if drafts:
+                self._num_impatient, self._next_impatient = 0, _FIRST_IMPATIENT
+            return drafts
         finally:
             waited_s = self._clock() - began_s
             self.counts.exposed_s += waited_s

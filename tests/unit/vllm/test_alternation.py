@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent import futures
 from dataclasses import dataclass
 
 from minedraft.types import Batch
 from minedraft.vllm.alternation import Alternation
+from minedraft.vllm.desk import Drafts
 from minedraft.vllm.groups import Groups
 from tests.fakes.drafter_link import FakeLink
 
@@ -87,6 +89,34 @@ def test_drafts_that_are_late_are_not_waited_for_and_never_used_afterwards():
     engine.step()
     engine.step()
     assert engine.step() != {}
+
+
+def test_a_drafter_that_hangs_is_waited_for_ever_more_rarely_and_again_once_it_answers():
+    waits: list[float] = []
+
+    class Hanging(futures.Future[Mapping[str, Drafts]]):
+        def result(self, timeout: float | None = None) -> Mapping[str, Drafts]:
+            waits.append(timeout or 0.0)
+            raise futures.TimeoutError
+
+    engine = FakeEngine(3, 4)
+    engine.alternation = Alternation(Groups(), engine.link, wait_s=0.25)
+    answer = engine.link.send
+    engine.link.send = lambda report: (answer(report), Hanging())[1]  # type: ignore[method-assign]
+    for _ in range(200):
+        engine.step()
+    assert len(waits) > 150
+    assert 3 <= sum(wait > 0 for wait in waits) <= 6
+    engine.link.send = answer  # type: ignore[method-assign]
+    engine.step()
+    engine.step()
+    assert engine.step() != {}
+    engine.link.send = lambda report: (answer(report), Hanging())[1]  # type: ignore[method-assign]
+    engine.step()
+    engine.step()
+    waits.clear()
+    engine.step()
+    assert waits == [0.25]
 
 
 def test_drafts_for_other_tokens_than_the_request_has_are_dropped():
