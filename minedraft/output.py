@@ -33,7 +33,8 @@ class Output:
         logprobs: one per token id, if the request asked for them.
         index: which of the n samples, 0..n-1.
         round_lens: tokens of each verify round, in order; they add up to those in `token_ids`. All of a round but
-            the last are accepted drafts, and so is the last where the answer's end cut the round short.
+            the last are accepted drafts, and so is the last where the answer's end cut the round short. Empty where the
+            service hides them (`stream_tokens`).
     """
 
     text: str = ""

@@ -98,7 +98,7 @@ class Server:
             raise ConfigError("target", None, "must be given: the scheduler needs the tokenizer in the target folder")
         with ListenClaim(settings.listen_address):
             self.service = service = InferenceService(settings, Tokenizer.load(settings.target))
-            GrpcDoor(service, settings.slow_client_timeout_s).add_to(self._server)
+            GrpcDoor(service, settings.slow_client_timeout_s, settings.stream_tokens).add_to(self._server)
             health = await add_health(self._server, INFERENCE_SERVICE)
             if settings.reflection:
                 add_reflection(self._server)

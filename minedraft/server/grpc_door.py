@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -16,7 +16,15 @@ from minedraft.output import Output
 from minedraft.process.logs import log_request
 from minedraft.prompts import MAX_REQUEST_ID_CHARS
 from minedraft.rpc import error_status
-from minedraft.rpc.codec.inference import CLIENT_KEY, borrow_from_pb, generate_from_pb, output_to_pb, status_to_pb
+from minedraft.rpc.codec.inference import (
+    CLIENT_KEY,
+    borrow_from_pb,
+    generate_from_pb,
+    output_to_pb,
+    pad_reply,
+    status_to_pb,
+)
+from minedraft.server.answers.even_pieces import EvenPieces, block_bytes
 from minedraft.server.service import InferenceService
 from minedraft.v1 import inference_pb2, inference_pb2_grpc
 
@@ -28,11 +36,13 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
 
     Args:
         slow_client_timeout_s: seconds after which a client that reads nothing of its answer loses it.
+        stream_tokens: tokens in each message, which are then padded to one size; 0: as they come.
     """
 
-    def __init__(self, service: InferenceService, slow_client_timeout_s: float) -> None:
+    def __init__(self, service: InferenceService, slow_client_timeout_s: float, stream_tokens: int = 0) -> None:
         self._service = service
         self._slow_client_timeout_s = slow_client_timeout_s
+        self._stream_tokens = stream_tokens
 
     def add_to(self, server: grpc.aio.Server) -> None:
         inference_pb2_grpc.add_InferenceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
@@ -47,8 +57,8 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
             trace = _trace_headers_of(context)
             call = replace(call, request_id=name, timeout_s=timeout_s, trace_headers=trace)
             outputs = self._service.generate(call, _client_of(context))
-            async with aclosing(outputs):
-                async for output in outputs:
+            async with aclosing(_evened(outputs, self._stream_tokens) if self._stream_tokens else outputs) as pieces:
+                async for output in pieces:
                     await self._send(context, output)
 
     async def Abort(self, request: inference_pb2.AbortRequest, context: Context) -> inference_pb2.AbortReply:
@@ -67,10 +77,12 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
                 await context.write(inference_pb2.BorrowReply())
 
     async def _send(self, context: Context, output: Output) -> None:
-        timeout_s = self._slow_client_timeout_s
+        timeout_s, message = self._slow_client_timeout_s, output_to_pb(output)
+        if self._stream_tokens:
+            pad_reply(message, block_bytes(self._stream_tokens))
         try:
             async with asyncio.timeout(timeout_s):
-                await context.write(output_to_pb(output))
+                await context.write(message)
         except TimeoutError:
             raise Overloaded(f"the client has read nothing for {timeout_s:g} s (slow_client_timeout_s)") from None
 
@@ -84,6 +96,20 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
                 yield
         except MineDraftError as error:
             await error_status.abort(context, error_status.for_client(error))
+
+
+async def _evened(outputs: AsyncGenerator[Output, None], num_tokens: int) -> AsyncGenerator[Output, None]:
+    """Yield the same tokens, in messages of `num_tokens`; what an error finds waiting comes before it."""
+    pieces = EvenPieces(num_tokens)
+    async with aclosing(outputs):
+        try:
+            async for output in outputs:
+                for piece in pieces.push(output):
+                    yield piece
+        except MineDraftError:
+            for piece in pieces.flush():
+                yield piece
+            raise
 
 
 def _earlier(timeout_s: float | None, remaining_s: float | None) -> float | None:

@@ -12,7 +12,7 @@ from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import InvalidRequest
 from minedraft.prompts import ChatPrompt, GenerateCall, TokenPrompt
 from minedraft.sampling_params import DEFAULT_CHAT_TOKENS, DEFAULT_NEW_TOKENS, SamplingParams
-from minedraft.server.answer import Answer
+from minedraft.server.answers.answer import Answer
 from minedraft.server.live_call import LiveCall
 from minedraft.server.tokenizing import PromptTokenizer
 from minedraft.text.tokenizer import Tokenizer

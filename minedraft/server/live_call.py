@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Iterator
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import DeadlineExceeded, MineDraftError
 from minedraft.output import Output
-from minedraft.server.answer import Answer
+from minedraft.server.answers.answer import Answer
 
 _SEND_INTERVAL_S = 0.020
 

@@ -114,6 +114,13 @@ class Settings(ObservingSettings):
         le=3600,
         description="Seconds that a client may read nothing of its answer, which is paused meanwhile and then ended.",
     )
+    stream_tokens: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Tokens in each streamed message, padded to one size, so that sizes and number of encrypted "
+        "messages do not show how many drafts were accepted; 0: as they come.",
+    )
     listen: str = Field(
         default_factory=default_listen,
         description="Address to serve clients on: unix:PATH or HOST:PORT.",

@@ -16,7 +16,7 @@ from minedraft import AsyncClient, SamplingParams
 from minedraft.rpc.channel import MAX_REPLY_BYTES, MAX_REQUEST_BYTES
 from minedraft.rpc.limited_log import LimitedLog
 from minedraft.sampling_params import MAX_DRAFT_LEN
-from minedraft.server.answer import MAX_MESSAGE_CHARS, MAX_MESSAGE_TOKENS
+from minedraft.server.answers.answer import MAX_MESSAGE_CHARS, MAX_MESSAGE_TOKENS
 from minedraft.v1 import inference_pb2
 from tests.fakes.service import FakeService, fake_service
 from tests.fakes.workers import FakeVerifier, continuation

@@ -32,6 +32,9 @@ CLIENT_KEY = "minedraft-client"  # metadata key of a call: the random name of a 
 
 _PARTS = {"batches", "workers", "sources", "recent_faults"}  # of a status, each a message of its own
 
+_PADDING_HEAD_BYTES = 4  # tag and length
+_MIN_PADDING = 128  # bytes; a length below it is encoded in one byte
+
 _FINISH_TO_PB = {
     FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
@@ -103,6 +106,15 @@ def output_to_pb(output: Output) -> inference_pb2.GenerateReply:
             inference_pb2.Usage(**{name: getattr(output.usage, name) for name in _names(RequestUsage)})
         )
     return message
+
+
+def pad_reply(message: inference_pb2.GenerateReply, multiple: int) -> None:
+    """Make the encoded message as long as the next multiple of so many bytes."""
+    missing = -message.ByteSize() % multiple
+    # At least so much that the length of the padding takes two bytes, so that every length can be had; at most two.
+    while missing < _PADDING_HEAD_BYTES + _MIN_PADDING:
+        missing += multiple
+    message.padding = bytes(missing - _PADDING_HEAD_BYTES)
 
 
 def output_from_pb(message: inference_pb2.GenerateReply) -> Output:

@@ -6,7 +6,7 @@ from minedraft.errors import InternalError
 from minedraft.messages import TokenLogprobs
 from minedraft.output import RequestUsage, join_outputs
 from minedraft.sampling_params import SamplingParams
-from minedraft.server.answer import MAX_MESSAGE_CHARS, MAX_MESSAGE_TOKENS, MAX_UNSENT_TOKENS, Answer
+from minedraft.server.answers.answer import MAX_MESSAGE_CHARS, MAX_MESSAGE_TOKENS, MAX_UNSENT_TOKENS, Answer
 from minedraft.server.intake import derive_seed
 from minedraft.types import FinishReason
 
