@@ -165,7 +165,9 @@ class _CommandStream:
             self._refuse(call, error)
 
     def _refuse(self, call: int, error: MineDraftError) -> None:
-        logger.warning("command refused: %s", error)
+        # The scheduler's log says which number is which client's request.
+        about = {} if error.request_id is None else {"request_id": f"number {error.request_id}"}
+        logger.warning("command refused: %s", error, extra=about)
         self._send(refusal_to_pb(call, error))
 
     def _send(self, message: worker_pb2.Reply) -> None:

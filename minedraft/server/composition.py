@@ -11,6 +11,7 @@ from minedraft.address import Address
 from minedraft.core.limits import SchedulerLimits
 from minedraft.engine.pairing import PairingConnector
 from minedraft.engine.pipeline import Pipeline
+from minedraft.engine.readiness import Readiness
 from minedraft.engine.slots import Connector, check_drafter, drafter_slot, verifier_slot
 from minedraft.engine.workers import Drafter
 from minedraft.errors import ConfigError, Draining, ModelError, Unauthenticated
@@ -20,7 +21,7 @@ from minedraft.process.heartbeat import feed_watchdog
 from minedraft.process.notify import Notifier
 from minedraft.rpc.channel import bind, client_server
 from minedraft.rpc.connector import GrpcConnector
-from minedraft.rpc.health import INFERENCE_SERVICE, SERVING, HealthServicer, add_health
+from minedraft.rpc.health import INFERENCE_SERVICE, NOT_SERVING, SERVING, HealthServicer, add_health
 from minedraft.rpc.reflection import add_reflection
 from minedraft.rpc.token_check import TokenCheck
 from minedraft.server.grpc_door import GrpcDoor
@@ -108,23 +109,25 @@ class Server:
             await self._server.start()
             try:
                 async with self._views.shown(service), AsyncExitStack() as stack:
-                    await self._serve(service, health, stack)
+                    await self._serve(service, health, _readiness(health), stack)
             finally:
                 service.end_all(Draining("the service has stopped"))
                 await health.close()
                 await self._server.stop(_FLUSH_S)
 
-    async def _serve(self, service: InferenceService, health: HealthServicer, stack: AsyncExitStack) -> None:
+    async def _serve(
+        self, service: InferenceService, health: HealthServicer, readiness: Readiness, stack: AsyncExitStack
+    ) -> None:
         telling = asyncio.create_task(self._tell_supervisor(service))
         stack.push_async_callback(_cancel, telling)
-        opening = asyncio.create_task(self._open(service, stack))
+        opening = asyncio.create_task(self._open(service, readiness, stack))
         if not await self._is_done_before(self._stop, opening):
             return
         pipeline = opening.result()
         self._notifier.ready()  # before health: the launcher then knows both
         feeding = asyncio.create_task(feed_watchdog(self._notifier, self._progress.look))
         stack.push_async_callback(_cancel, feeding)
-        await health.set(INFERENCE_SERVICE, SERVING)
+        await readiness.open()
         logger.info("serving on %s", self._settings.listen)
         failed = asyncio.create_task(pipeline.failed.wait())
         if not await self._is_done_before(self._stop, failed):
@@ -137,7 +140,7 @@ class Server:
         if pipeline.failure is not None:
             raise pipeline.failure
 
-    async def _open(self, service: InferenceService, stack: AsyncExitStack) -> Pipeline:
+    async def _open(self, service: InferenceService, readiness: Readiness, stack: AsyncExitStack) -> Pipeline:
         settings = self._settings
         async with asyncio.timeout(settings.load_timeout_s):
             verifier = await self._connector.connect_verifier()
@@ -158,6 +161,7 @@ class Server:
                 service.pace.observe,
                 policies.experience.observe,
                 self._progress.observe,
+                readiness.observe,
                 *self._views.observers,
             ],
             verifier_returns=True,
@@ -209,6 +213,13 @@ class Server:
         finally:
             for task in (waiting, *tasks):
                 await _cancel(task)
+
+
+def _readiness(health: HealthServicer) -> Readiness:
+    async def tell(is_ready: bool) -> None:  # of no effect once a drain has begun
+        await health.set(INFERENCE_SERVICE, SERVING if is_ready else NOT_SERVING)
+
+    return Readiness(tell)
 
 
 def _grpc_connector(settings: Settings) -> GrpcConnector:

@@ -69,6 +69,20 @@ async def test_without_its_drafter_the_service_is_ready_and_says_that_it_is_degr
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_without_its_verifier_the_service_is_not_ready_until_it_is_back(tmp_path: Path) -> None:
+    async with (
+        fake_service(tmp_path) as service,
+        grpc.aio.insecure_channel(service.address) as channel,
+        asyncio.timeout(30),
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=INFERENCE_SERVICE))
+        assert (await watch.read()).status == SERVING
+        service.verifier.is_back = True
+        service.verifier.give_up("killed")
+        assert (await watch.read()).status == NOT_SERVING
+        assert (await watch.read()).status == SERVING
+
+
 async def reflected(
     address: str, request: reflection_pb2.ServerReflectionRequest
 ) -> reflection_pb2.ServerReflectionResponse:

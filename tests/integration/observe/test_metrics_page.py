@@ -69,6 +69,19 @@ def test_every_query_of_the_dashboard_asks_for_exported_metrics(page: dict[str, 
         assert names <= exported, query
 
 
+@pytest.mark.slow
+def test_the_dashboard_takes_rates_of_what_only_grows_and_of_nothing_else(page: dict[str, Metric]) -> None:
+    growing = {f"{name}_total" for name, family in page.items() if family.type == "counter"}
+    for name, family in page.items():
+        if family.type == "histogram":
+            growing |= {f"{name}_{part}" for part in ("bucket", "sum", "count")}
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for target in panel.get("targets", ()):
+            names = set(re.findall(r"\b(?:vllm:|minedraft:|process_)\w+", target["expr"]))
+            rated = set(re.findall(r"(?:rate|increase)\(((?:vllm:|minedraft:)\w+)\{[^}]*\}\[", target["expr"]))
+            assert rated == names & growing, target["expr"]
+
+
 def test_the_dashboard_is_one_that_grafana_can_place_and_draw() -> None:
     """What Grafana's importer and its grid demand: unique ids, panels inside 24 columns that do not overlap, known
     kinds, the data source as a variable, a letter for each query."""
