@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from inspect import isasyncgenfunction
 from traceback import format_tb
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -69,7 +69,7 @@ class CallGuard(_Interceptor):
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
-                await error_status.abort(context, self._describe(error, name))
+                await self._end(context, error, name)
 
         return call
 
@@ -81,9 +81,15 @@ class CallGuard(_Interceptor):
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
-                await error_status.abort(context, self._describe(error, name))
+                await self._end(context, error, name)
 
         return call
+
+    async def _end(self, context: _Context, error: Exception, name: str) -> NoReturn:
+        if isinstance(error, NotImplementedError):  # of a generated servicer
+            missing = InvalidRequest("method", name, "is not implemented")
+            await error_status.abort(context, missing, grpc.StatusCode.UNIMPLEMENTED)
+        await error_status.abort(context, self._describe(error, name))
 
     def _describe(self, error: Exception, name: str) -> MineDraftError:
         """Return the error for the caller, and log it; not in its own words, which may quote what a client sent."""
