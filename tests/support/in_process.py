@@ -22,6 +22,7 @@ from minedraft_workers.proposers.draft_model import ModelProposer
 from minedraft_workers.proposers.eagle import EagleProposer
 from minedraft_workers.proposers.ngram import NgramProposer
 from minedraft_workers.rounds.following import Follower
+from minedraft_workers.sampling.sampler import Sampler
 from minedraft_workers.verifier import VerifierActor
 from tests.fakes.loopback import deliver_draft, deliver_verify
 
@@ -91,10 +92,10 @@ class _InProcess:
 class InProcessVerifier(_InProcess):
     actor: VerifierActor
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, sampler: Sampler | None = None) -> None:
         super().__init__()
         self.info = make_info(Role.VERIFIER, executor)
-        self.actor = VerifierActor(executor, self.info)
+        self.actor = VerifierActor(executor, self.info, sampler)
         self._follower = Follower(self.actor.verify, self.actor.release)
         self.executor = executor
 
