@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-import grpc
-import grpc.aio
 import pytest
 
 from minedraft import AsyncClient, Client, SamplingParams
@@ -18,9 +16,7 @@ from minedraft.errors import (
     Unavailable,
     WorkerLost,
 )
-from minedraft.prompts import MAX_PROMPT_BYTES
 from minedraft.types import FinishReason
-from minedraft.v1 import inference_pb2, inference_pb2_grpc
 from tests.fakes.service import FakeService, fake_service
 from tests.fakes.workers import FakeDrafter, FakeVerifier, continuation
 
@@ -214,27 +210,6 @@ async def test_a_bad_request_is_refused_by_name_and_its_neighbour_goes_on(client
     assert words in str(caught.value)
     assert caught.value.limit
     assert list((await neighbour).token_ids) == continuation(PROMPT, 200)
-
-
-@pytest.mark.parametrize(
-    ("message", "code", "words"),
-    [
-        (inference_pb2.GenerateRequest(), "INVALID_ARGUMENT", "prompt"),
-        (inference_pb2.GenerateRequest(text="x" * (MAX_PROMPT_BYTES + 1)), "INVALID_ARGUMENT", "786432 bytes"),
-        (inference_pb2.GenerateRequest(text="x" * (3 << 20)), "RESOURCE_EXHAUSTED", "larger than max"),
-        (inference_pb2.GenerateRequest(text="x", sampling={"temperature": -1}), "INVALID_ARGUMENT", "temperature"),
-        (inference_pb2.GenerateRequest(text="x", sampling={"top_p": 0}), "INVALID_ARGUMENT", "top_p"),
-        (inference_pb2.GenerateRequest(text="x", sampling={"n": 65}), "INVALID_ARGUMENT", "n is 65"),
-        (inference_pb2.GenerateRequest(text="x", sampling={"stop": [""]}), "INVALID_ARGUMENT", "stop"),
-    ],
-)
-async def test_a_foreign_client_gets_standard_codes(service, message, code, words):
-    async with grpc.aio.insecure_channel(service.address) as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for _ in inference_pb2_grpc.InferenceStub(channel).Generate(message):
-                pass
-    assert caught.value.code().name == code
-    assert words in (caught.value.details() or "")
 
 
 async def test_a_slow_reader_gets_everything_and_holds_up_nobody(client):
