@@ -16,6 +16,8 @@ class Live:
         after: times that the worker passes the point first.
         health: states of the service from the fault on, without the first one.
         says: a pattern; exactly one line of the log has it.
+        counts: the counter of `ServiceStatus.faults` that grows by one; "stale_replies" is one of its own.
+        dies_loading: the next process of the worker is killed while it loads.
         is_lost: the worker is replaced, or joins again with a new epoch.
         num_failed: requests that end with `fails_with`, at most; the others have their tokens.
         resume_after_s: a stopped process gets SIGCONT after so many seconds, unless it has ended.
@@ -27,6 +29,8 @@ class Live:
     after: int = 0
     health: tuple[str, ...] = ()
     says: str = ""
+    counts: str = ""
+    dies_loading: bool = False
     is_lost: bool = True
     num_failed: int = 0
     fails_with: str = ""

@@ -22,17 +22,17 @@ _INSTEAD: dict[Action | None, Any] = {Action.GARBAGE: b"\xff" * 100, Action.CUT:
 
 
 def gate_loading(gate: WorkerGate) -> None:
-    """Have `load_actor` come to LOADING, and make actors with gates."""
-    load_actor = composition.load_actor
+    """Have `load_actors` come to LOADING, and make actors with gates."""
+    load_actors = composition.load_actors
 
     def load(*args: Any, **kwargs: Any) -> Any:
         gate.come(Point.LOADING)
         from tests.faults.gated_actors import gate_actors  # imports torch, which must be pinned first
 
         gate_actors(gate)
-        return load_actor(*args, **kwargs)
+        return load_actors(*args, **kwargs)
 
-    composition.load_actor = load
+    composition.load_actors = load
 
 
 def gate_replies(gate: WorkerGate) -> None:

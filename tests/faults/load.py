@@ -12,8 +12,8 @@ from minedraft.errors import MineDraftError
 from minedraft.output import ServiceStatus
 
 NUM_NEW = 64
-HANG_S = 60.0  # generous: what hangs, hangs for ever
-SETTLED_S = 60.0
+HANG_S = 100.0  # generous: what hangs, hangs for ever
+SETTLED_S = 100.0
 _POLL_S = 0.02
 
 # Greedy and seeded, with prompts shorter and longer than a chunk of prompt tokens.

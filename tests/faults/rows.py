@@ -12,6 +12,8 @@ CONFIG = "tests/unit/test_config.py::"
 FOLDER = "tests/unit/models/test_folder.py::"
 LINK = "tests/integration/workers/test_link.py::"
 CLAIM = "tests/unit/process/test_claim.py::"
+DEADLINES = "tests/unit/server/test_deadlines.py::"
+SECURITY = "tests/integration/security/test_door.py::"
 
 _SERVICE_ROWS = (
     Case(
@@ -31,11 +33,14 @@ _SERVICE_ROWS = (
     Case(
         11,
         "a client reads slowly, or not at all",
-        "the slow one is aborted, the others notice nothing",
+        "paused while it does not read, RESOURCE_EXHAUSTED after its time; the others notice nothing",
         "bounded memory",
         proofs=(
+            "tests/integration/doors/test_overload.py::"
+            "test_a_client_that_does_not_read_is_paused_and_gets_everything_later",
+            "tests/unit/server/test_slow_clients.py::test_what_a_client_does_not_read_costs_no_round_and_no_seat",
             f"{SERVICE}test_a_slow_reader_gets_everything_and_holds_up_nobody",
-            f"{SERVICE}test_a_client_that_reads_nothing_loses_its_place",
+            "tests/integration/doors/test_overload.py::test_a_client_that_reads_nothing_for_too_long_loses_its_place",
         ),
     ),
     Case(
@@ -55,14 +60,23 @@ _SERVICE_ROWS = (
         "a deadline passes in the queue or while running",
         "DEADLINE_EXCEEDED",
         "freed within a round",
-        proofs=(f"{SERVICE}test_a_deadline_ends_the_request_on_both_sides",),
+        proofs=(
+            f"{SERVICE}test_a_deadline_ends_the_request_on_both_sides",
+            f"{DEADLINES}test_a_deadline_in_the_queue_ends_the_request_before_it_is_ever_scheduled",
+            f"{DEADLINES}"
+            "test_a_deadline_while_running_ends_the_answer_after_its_tokens_and_frees_the_kv_within_a_round",
+        ),
     ),
     Case(
         14,
         "overload",
         "RESOURCE_EXHAUSTED with RetryInfo",
         "refused at once",
-        proofs=(f"{SERVICE}test_overload_is_refused_with_a_hint_and_nobody_else_suffers",),
+        proofs=(
+            f"{SERVICE}test_overload_is_refused_with_a_hint_and_nobody_else_suffers",
+            "tests/integration/doors/test_overload.py::"
+            "test_tokens_that_wait_are_bounded_and_health_answers_in_spite_of_it",
+        ),
     ),
     Case(
         15,
@@ -77,6 +91,8 @@ _SERVICE_ROWS = (
         "INVALID_ARGUMENT or RESOURCE_EXHAUSTED",
         "the process lives",
         proofs=(
+            "tests/fuzz/test_doors.py::test_a_service_survives_whatever_it_is_sent",
+            "tests/fuzz/test_decoders.py::test_every_field_of_a_valid_message_at_every_edge",
             f"{SERVICE}test_a_foreign_client_gets_standard_codes",
             "tests/unit/rpc/test_codec_inference.py::test_random_bytes_decode_or_are_refused",
             "tests/unit/rpc/test_codec_inference.py::test_a_hostile_message_is_refused_by_field",
@@ -134,8 +150,12 @@ _SERVICE_ROWS = (
         26,
         "no more file descriptors",
         "new connections wait or fail; streams go on",
-        "",
-        proofs=("tests/faults/test_limits.py::test_without_descriptors_streams_go_on_and_newcomers_come_later",),
+        "the limit is raised or refused at the start",
+        proofs=(
+            "tests/faults/test_limits.py::test_without_descriptors_streams_go_on_and_newcomers_come_later",
+            "tests/unit/launch/test_preflight.py::"
+            "test_the_limit_of_open_files_is_raised_to_what_the_clients_need_or_refused",
+        ),
     ),
     Case(
         27,
@@ -220,7 +240,14 @@ _SERVICE_ROWS = (
         "no token, a wrong one, no certificate, plain text to a TLS port",
         "UNAUTHENTICATED",
         "constant-time comparison",
-        skipped="no token can be set yet",
+        proofs=(
+            f"{SECURITY}test_every_method_is_closed_to_callers_without_a_valid_token",
+            f"{SECURITY}test_what_does_not_fit_the_door_gets_a_clear_error",
+            f"{SECURITY}test_refusals_of_one_interval_are_counted_and_told_with_the_next_line",
+            "tests/integration/security/test_worker_links.py::"
+            "test_a_worker_answers_nobody_without_a_certificate_of_its_ca",
+            "tests/unit/security/test_tls.py::test_a_certificate_that_has_expired_is_refused",
+        ),
     ),
     Case(
         42,

@@ -13,9 +13,10 @@ import pytest
 
 from minedraft import AsyncClient, SamplingParams
 from minedraft.errors import MineDraftError
+from minedraft.output import ServiceStatus
 from tests.faults.case import Live
 from tests.faults.conftest import Service
-from tests.faults.gate import Reached
+from tests.faults.gate import Action, Point, Reached
 from tests.faults.load import HANG_S, Answers, States, ask_all, settled, watching
 from tests.faults.rows import ROWS
 from tests.faults.stack import Held, Stack
@@ -23,6 +24,7 @@ from tests.support.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
+_LATE = "drafter_refused"
 _MORE_FILES = 4  # of the scheduler: connections that clients have just closed
 _LIVE = [pytest.param(live, id=f"{row.row}-{live}") for row in ROWS for live in row.live]
 
@@ -42,9 +44,12 @@ def test_a_fault_costs_what_the_matrix_says(live: Live, service: Service, record
 async def disturb(stack: Stack, live: Live, service: Service) -> dict[str, float]:
     """Make the fault under load and check what follows. Return what was measured, in seconds."""
     before, mark = stack.held(), stack.mark()
-    epochs = await epochs_of(stack)
     stack.gate.clear()
     async with watching(stack.address) as states:
+        earlier = states.status
+        assert earlier is not None, "it answered"
+        if live.dies_loading:
+            stack.gate.arm(live.role, Point.LOADING, Action.KILL)
         stack.gate.arm(live.role, live.point, live.action, after=live.after)
         answers = asyncio.create_task(ask_all(stack.address))
         reached = await come(stack, live)
@@ -55,13 +60,12 @@ async def disturb(stack: Stack, live: Live, service: Service) -> dict[str, float
         async with AsyncClient(stack.address) as client:
             await settled(client)
             await check_fresh(client)
-            await settled(client)
-            states.see((await client.status()).state)
+            later = await settled(client)
+            states.see(later.state)
     check_states(live, states)
+    check_status(live, earlier, later)
     check_log(live, stack, mark)
     check_held(stack, before)
-    changed = {role for role, epoch in (await epochs_of(stack)).items() if epoch != epochs[role]}
-    assert changed == ({live.role.value} if live.is_lost else set()), "which workers were replaced"
     noticed_s, back_s = states.seconds_after(reached.at_s)
     return {name: round(s, 3) for name, s in (("noticed_s", noticed_s), ("back_s", back_s)) if s is not None}
 
@@ -78,11 +82,6 @@ def resume(pid: int) -> None:
     """Send SIGCONT to a process, unless it has been killed meanwhile."""
     with suppress(psutil.NoSuchProcess):
         psutil.Process(pid).send_signal(signal.SIGCONT)
-
-
-async def epochs_of(stack: Stack) -> dict[str, int]:
-    async with AsyncClient(stack.address) as client:
-        return {worker.role: worker.epoch for worker in (await client.status()).workers}
 
 
 async def check_fresh(client: AsyncClient) -> None:
@@ -105,6 +104,18 @@ def check_answers(live: Live, answers: Answers, truth: Answers) -> None:
 
 def check_states(live: Live, states: States) -> None:
     assert states.names == ("serving", *live.health), states.names
+
+
+def check_status(live: Live, earlier: ServiceStatus, later: ServiceStatus) -> None:
+    """The worker was replaced, and no other; one counter names the cause."""
+    epochs = [{worker.role: worker.epoch for worker in status.workers} for status in (earlier, later)]
+    changed = {role for role, epoch in epochs[1].items() if epoch != epochs[0][role]}
+    assert changed == ({live.role.value} if live.is_lost else set()), "which workers were replaced"
+    counts = [{**status.faults, "stale_replies": status.stale_replies} for status in (earlier, later)]
+    grown = {name: count - counts[0].get(name, 0) for name, count in counts[1].items()}
+    if live.counts != _LATE:  # on a slow machine a draft can be late by itself
+        grown.pop(_LATE, None)
+    assert {name: count for name, count in grown.items() if count} == ({live.counts: 1} if live.counts else {})
 
 
 def check_log(live: Live, stack: Stack, mark: int) -> None:

@@ -16,16 +16,14 @@ Examples:
   scripts/chaos --server unix:/run/m.sock --minutes 5 a service of minedraft-launch that runs already
 \b
 The report (--json): requests sent, answered, refused, wrong, lost; what leaked; faults by kind with the seconds until
-the service was whole again and until a new request was answered (median, p99, maximum); what memory, descriptors and
+the process was back and until a new request was answered (median, p99, maximum); what memory, descriptors and
 threads did over time; facts about the machine. wrong, lost and leaked must be 0.
 """
 
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @options
-@click.option(
-    "--fault-every-s", type=float, default=5.0, show_default=True, help="Mean seconds from a recovery to a fault."
-)
+@click.option("--fault-every-s", type=float, default=5.0, show_default=True, help="Mean seconds from fault to fault.")
 @click.option("--keep-scheduler", is_flag=True, help="Do not kill the scheduler.")
 def main(minutes: float | None, fault_every_s: float, keep_scheduler: bool, **given: Any) -> None:  # noqa: ANN401
     """Put a random load on a service while killing and stopping its processes.

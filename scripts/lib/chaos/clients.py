@@ -17,7 +17,6 @@ from minedraft.prompts import Prompt
 from scripts.lib.chaos.requests import Asked, sampled, shorter
 from scripts.lib.chaos.tally import Excuses, Tally
 
-HANG_S = 120.0  # an answer may wait for two restarts of a worker, on a slow machine
 WAYS = {"whole": 70, "abort": 7, "leave": 7, "deadline": 4, "slow": 6, "sampled": 6}
 _SLOW_S = 0.3
 _PAUSE_S = 0.2  # after a refusal, if it has no hint
@@ -31,12 +30,20 @@ class RandomClient:
     """One client.
 
     Args:
+        patience_s: how long it may get nothing: an answer may wait for two restarts of a worker.
         excuses: when an error in the middle of an answer is none of ours.
     """
 
     def __init__(
-        self, client: AsyncClient, pool: Sequence[Asked], tally: Tally, excuses: Excuses, rng: random.Random
+        self,
+        client: AsyncClient,
+        pool: Sequence[Asked],
+        tally: Tally,
+        excuses: Excuses,
+        rng: random.Random,
+        patience_s: float = 120.0,
     ) -> None:
+        self._patience_s = patience_s
         self._client = client
         self._pool = pool
         self._tally = tally
@@ -115,7 +122,7 @@ class RandomClient:
         num_pieces = 0
         async with aclosing(stream):
             while True:
-                piece = await _within_patience(anext(stream, None))
+                piece = await self._within_patience(anext(stream, None))
                 if piece is None:
                     return way == "abort" and num_most is None
                 got[piece.index] += piece.token_ids
@@ -130,10 +137,9 @@ class RandomClient:
                     await self._client.abort(name)
                     num_most = None
 
-
-async def _within_patience(piece: Any) -> Any:  # noqa: ANN401 - an awaitable of an Output or None
-    try:
-        async with asyncio.timeout(HANG_S):
-            return await piece
-    except TimeoutError:
-        raise Hung(f"nothing for {HANG_S:g} s") from None
+    async def _within_patience(self, piece: Any) -> Any:  # noqa: ANN401 - an awaitable of an Output or None
+        try:
+            async with asyncio.timeout(self._patience_s):
+                return await piece
+        except TimeoutError:
+            raise Hung(f"nothing for {self._patience_s:g} s") from None

@@ -24,6 +24,9 @@ _LONG_STOP_S = 60.0
 _BUDGET_WINDOW_S = 310.0  # the launcher counts ends within 300 s
 
 
+EVERY_ROLE = ("drafter", "verifier", "scheduler", "crowd", "relay")
+
+
 class NotNow(Exception):
     """The fault cannot be made at present: the process is not there."""
 
@@ -36,12 +39,14 @@ class Kind:
         name: what happens to what.
         make: makes it and returns when it is over, not when the service has recovered.
         weight: how often it is chosen, against the others.
-        ends: the roles whose process it ends: each has a budget of restarts.
+        touches: the roles that it is about: no other fault of theirs is made before they are back.
+        ends: those whose process it ends: each has a budget of restarts.
     """
 
     name: str
     make: Callable[[], Awaitable[None]]
     weight: int
+    touches: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
 
 
@@ -80,21 +85,21 @@ class FaultMaker:
         workers = [role for role in ("drafter", "verifier") if has_drafter or role == "verifier"]
         kinds = [kind for role in workers for kind in self._of_worker(role)]
         if has_drafter:
-            kinds.append(Kind("both workers killed", lambda: self._kill(*workers), 1, tuple(workers)))
+            kinds.append(Kind("both workers killed", lambda: self._kill(*workers), 1, tuple(workers), tuple(workers)))
         if restarts_scheduler:
-            kinds.append(Kind("scheduler killed", self._kill_scheduler, 2, ("scheduler",)))
+            kinds.append(Kind("scheduler killed", self._kill_scheduler, 2, EVERY_ROLE, ("scheduler",)))
         return [
             *kinds,
-            Kind("scheduler stopped for a moment", lambda: self._stop_a_moment("scheduler"), 3),
-            Kind("client with 16 streams killed", self._kill_crowd, 3),
-            Kind("client connections cut", self._cut, 4),
+            Kind("scheduler stopped for a moment", lambda: self._stop_a_moment("scheduler"), 3, ("scheduler",)),
+            Kind("client with 16 streams killed", self._kill_crowd, 3, ("crowd",)),
+            Kind("client connections cut", self._cut, 4, ("relay",)),
         ]
 
     def _of_worker(self, role: str) -> Sequence[Kind]:
         return (
-            Kind(f"{role} killed", lambda: self._kill(role), 5, (role,)),
-            Kind(f"{role} stopped for a moment", lambda: self._stop_a_moment(role), 4),
-            Kind(f"{role} stopped for good", lambda: self._stop_for_good(role), 1, (role,)),
+            Kind(f"{role} killed", lambda: self._kill(role), 5, (role,), (role,)),
+            Kind(f"{role} stopped for a moment", lambda: self._stop_a_moment(role), 4, (role,)),
+            Kind(f"{role} stopped for good", lambda: self._stop_for_good(role), 1, (role,), (role,)),
         )
 
     def _find(self, role: str) -> psutil.Process:

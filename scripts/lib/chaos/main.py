@@ -37,6 +37,9 @@ def options(function: Callable[..., None]) -> Callable[..., None]:
             click.option("--server", metavar="ADDR", help="Use the service that listens there (unix:PATH)."),
             click.option("--clients", type=click.IntRange(1, 256), default=8, show_default=True, help="Clients."),
             click.option("--seed", type=int, default=None, help="Seed of load and faults; default: a random one."),
+            click.option(
+                "--patience-s", type=float, default=120.0, show_default=True, help="How long a recovery may take."
+            ),
             click.option("--mode", default="minedraft", show_default=True, help="Mode of the service."),
             click.option(
                 "--set",
@@ -62,21 +65,22 @@ def run_command(
     server: str | None,
     clients: int,
     seed: int | None,
+    patience_s: float,
     mode: str,
     settings: Sequence[str],
     json_path: Path | None,
     log_path: Path | None,
 ) -> None:
     """Run, report, and end the process with 0 if all held, else 1."""
-    given = dict(setting.partition("=")[::2] for setting in settings)
+    given = {name: _to_value(text) for name, _, text in (setting.partition("=") for setting in settings)}
     seed = random.SystemRandom().randrange(1 << 31) if seed is None else seed
     max_len = int(given.get("max_model_len", 512 if tiny else 640))
-    plan = Plan(minutes * 60, clients, fault_every_s, restarts_scheduler, max_len, seed)
-    service = {"models": "tiny" if tiny else "default pair", "mode": mode, "num_blocks": _NUM_BLOCKS} | given
+    plan = Plan(minutes * 60, clients, fault_every_s, restarts_scheduler, max_len, seed, patience_s)
+    about = {"models": "tiny" if tiny else "default pair", "mode": mode, "num_blocks": _NUM_BLOCKS, **given}
     with tempfile.TemporaryDirectory(prefix="minedraft-chaos-") as folder:
         work = Path(folder)
         log: list[str] = []
-        result = asyncio.run(_run(plan, work, server, tiny, {"mode": mode} | given, log))
+        result = asyncio.run(_run(plan, work, server, tiny, {"mode": mode, **given}, log))
     if log_path is not None:
         log_path.write_text("\n".join(log) + "\n")
     for line in lines(result):
@@ -84,14 +88,23 @@ def run_command(
     if not result.is_good:
         click.echo("\n".join(["last lines of the service:", *log[-12:]]))
     if json_path is not None:
-        content = to_json(result, plan, service if server is None else {"server": "given"})
+        content = to_json(result, plan, about if server is None else {"server": "given"})
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(content, indent=1) + "\n")
     sys.exit(0 if result.is_good else EXIT_BROKEN)
 
 
+def _to_value(text: str) -> str | int | float | bool:
+    """Return the value of a setting as TOML would have it: a number, a truth value, or the text."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, int | float) else text
+
+
 async def _run(
-    plan: Plan, work: Path, server: str | None, tiny: bool, settings: Mapping[str, str], log: list[str]
+    plan: Plan, work: Path, server: str | None, tiny: bool, settings: Mapping[str, object], log: list[str]
 ) -> Result:
     stop = _stop_at_interrupt()
     if server is not None:
@@ -107,7 +120,7 @@ async def _run(
 
 @asynccontextmanager
 async def _started(
-    work: Path, tiny: bool, settings: Mapping[str, str], log: list[str]
+    work: Path, tiny: bool, settings: Mapping[str, object], log: list[str]
 ) -> AsyncIterator[tuple[str, int]]:
     """Run a service of its own, with little KV memory, while the block does. Yield its address and process id."""
     folder = work / "run"

@@ -35,7 +35,7 @@ def to_json(result: Result, plan: Plan, service: Mapping[str, object]) -> dict[s
             "by_kind": {
                 kind: {
                     "count": len(times),
-                    "whole_again_s": spread(times),
+                    "back_s": spread(times),
                     "new_request_answered_s": spread(result.pause_s[kind]),
                 }
                 for kind, times in sorted(result.back_s.items())
@@ -62,7 +62,7 @@ def lines(result: Result) -> list[str]:
     for kind, times in sorted(result.back_s.items()):
         back, pause = spread(times), spread(result.pause_s[kind])
         said.append(
-            f"  {len(times):4} x {kind}: whole again after {back['p50']:.1f} s (max {back['max']:.1f}), "
+            f"  {len(times):4} x {kind}: back after {back['p50']:.1f} s (max {back['max']:.1f}), "
             f"a new request answered after {pause.get('p50', 0):.1f} s (max {pause.get('max', 0):.1f})"
         )
     for role, figures in result.growth.items():

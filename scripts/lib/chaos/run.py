@@ -14,7 +14,7 @@ from typing import Any
 
 from minedraft import AsyncClient
 from minedraft.address import Address
-from scripts.lib.chaos.clients import HANG_S, RandomClient
+from scripts.lib.chaos.clients import RandomClient
 from scripts.lib.chaos.faults import Budget, FaultMaker, Kind, NotNow
 from scripts.lib.chaos.growth import Growth
 from scripts.lib.chaos.relay import Relay
@@ -23,7 +23,6 @@ from scripts.lib.chaos.service import Processes, files_in, shared_memory
 from scripts.lib.chaos.tally import Excuses, Tally
 from scripts.lib.chaos.watch import NotBack, Watch
 
-_BACK_S = 120.0
 _IDLE_S = 30.0
 _PROGRESS_S = 10.0
 _RELAYED_SHARE = 4  # every fourth client is behind the relay
@@ -37,8 +36,9 @@ class Plan:
     """What to do.
 
     Attributes:
-        seconds: of load. num_clients: that send it. fault_every_s: mean pause between the recovery from a fault and the
-            next one; 0 for no faults. restarts_scheduler: also kill the scheduler. max_len: tokens of a request.
+        seconds: of load. num_clients: that send it. fault_every_s: mean pause between two faults; 0 for none.
+            restarts_scheduler: also kill the scheduler. max_len: tokens of a request.
+            patience_s: how long a recovery may take, and a client get nothing.
     """
 
     seconds: float
@@ -47,6 +47,7 @@ class Plan:
     restarts_scheduler: bool
     max_len: int
     seed: int
+    patience_s: float = 120.0
 
 
 @dataclass(slots=True)
@@ -98,7 +99,7 @@ class Run:
         assert to is not None, "checked before"
         async with AsyncExitStack() as stack:
             relay = await stack.enter_async_context(Relay(work / "relay.sock", to))
-            watch = Watch(await stack.enter_async_context(AsyncClient(self._address, timeout_s=5.0)))
+            watch = Watch(await stack.enter_async_context(AsyncClient(self._address, timeout_s=5.0)), plan.patience_s)
             await watch.idle(_IDLE_S)
             before = self._held()
             growth = Growth(self._processes)
@@ -126,13 +127,13 @@ class Run:
                 address = relayed if number % _RELAYED_SHARE == 0 else self._address
                 client = await stack.enter_async_context(AsyncClient(address))
                 rng = random.Random(f"{self._plan.seed} {number}")
-                one = RandomClient(client, pool, self.result.tally, self._excuses, rng)
+                one = RandomClient(client, pool, self.result.tally, self._excuses, rng, self._plan.patience_s)
                 tasks.append(asyncio.create_task(one.run(is_over, 0.5)))
             try:
                 yield
             finally:
                 is_over.set()
-                _, hung = await asyncio.wait(tasks, timeout=2 * HANG_S)
+                _, hung = await asyncio.wait(tasks, timeout=2 * self._plan.patience_s)
                 for task in hung:
                     task.cancel()
                 for outcome in await asyncio.gather(*tasks, return_exceptions=True):
@@ -140,47 +141,46 @@ class Run:
                         self.result.tally.blame(f"a client ended with {outcome!r}", is_lost=True)
 
     async def _disturb(self, maker: FaultMaker, watch: Watch, pool: Sequence[Asked], stop: asyncio.Event) -> None:
-        """Make faults, one after the recovery from the other, until the time is over."""
-        plan = self._plan
-        end_s = time.monotonic() + plan.seconds
+        """Make faults until the time is over, several at a time if they are not about the same process."""
+        plan, end_s = self._plan, time.monotonic() + self._plan.seconds
         has_drafter = any(worker.role == "drafter" for worker in watch.status.workers) if watch.status else False
         kinds = maker.kinds(has_drafter=has_drafter, restarts_scheduler=plan.restarts_scheduler)
-        budget = Budget()
-        while not stop.is_set() and (left_s := end_s - time.monotonic()) > 0:
-            pause_s = self._rng.expovariate(1 / plan.fault_every_s) if plan.fault_every_s else left_s
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), min(pause_s, left_s, 3 * (plan.fault_every_s or left_s)))
-            if stop.is_set() or not plan.fault_every_s or time.monotonic() >= end_s:
+        budget, busy = Budget(), dict[asyncio.Task[None], Kind]()
+        is_broken = asyncio.Event()
+        while not (stop.is_set() or is_broken.is_set()) and (left_s := end_s - time.monotonic()) > 0:
+            every_s = plan.fault_every_s or 2 * left_s
+            await _wait_for(stop, is_broken, seconds=min(self._rng.expovariate(1 / every_s), left_s, 3 * every_s))
+            touched = {role for kind in busy.values() for role in kind.touches}
+            allowed = [kind for kind in kinds if budget.allows(kind) and touched.isdisjoint(kind.touches)]
+            if stop.is_set() or not plan.fault_every_s or time.monotonic() >= end_s or not allowed:
                 continue
-            allowed = [kind for kind in kinds if budget.allows(kind)]
             kind = self._rng.choices(allowed, [kind.weight for kind in allowed])[0]
-            try:
-                await self._make(kind, budget, watch, self._rng.choice(pool))
-            except NotBack as broken:
-                self.result.broken = f"{kind.name}: {broken}"
-                self._say(f"broken: {self.result.broken}")
-                return
+            budget.spend(kind)
+            task = asyncio.create_task(self._make(kind, watch, self._rng.choice(pool), is_broken))
+            busy[task] = kind
+            task.add_done_callback(busy.pop)
+        await asyncio.gather(*busy)
 
-    async def _make(self, kind: Kind, budget: Budget, watch: Watch, asked: Asked) -> None:
+    async def _make(self, kind: Kind, watch: Watch, asked: Asked, is_broken: asyncio.Event) -> None:
+        """Make one fault, and measure how long it is felt."""
         before = await watch.epochs()
-        replaced = tuple(role for role in kind.ends if role != "scheduler")
         began_s = time.monotonic()
         probe = asyncio.create_task(watch.probe(asked))
         try:
-            try:
-                await kind.make()
-            except NotNow as why:
-                self._say(f"{kind.name}: {why}")
-                return
-            budget.spend(kind)
-            self.result.back_s[kind.name].append(await watch.back(began_s, before, replaced, _BACK_S))
+            await kind.make()
+            back_s = await watch.back(began_s, before, kind.touches, kind.ends)
             self.result.pause_s[kind.name].append(await probe)
+            self.result.back_s[kind.name].append(back_s)
+            self._say(f"fault {self.result.num_faults}: {kind.name}; back after {back_s:.1f} s")
+        except NotNow as why:
+            self._say(f"{kind.name}: {why}")
+        except NotBack as why:
+            self.result.broken = f"{kind.name}: {why}"
+            self._say(f"broken: {self.result.broken}")
+            is_broken.set()
         finally:
             probe.cancel()
-            with suppress(asyncio.CancelledError, NotBack):
-                await probe
-        last = self.result.back_s[kind.name][-1]
-        self._say(f"fault {self.result.num_faults}: {kind.name}; whole again after {last:.1f} s")
+            await asyncio.gather(probe, return_exceptions=True)
 
     async def _report_progress(self, watch: Watch) -> None:
         started_s = time.monotonic()
@@ -212,6 +212,15 @@ class Run:
             await asyncio.sleep(0.2)
         self.result.leaked += [f"{now[0] - before[0]} processes"] * (now[0] != before[0])
         self.result.leaked += [f"{more_fds} descriptors of the scheduler"] * bool(more_fds) + new
+
+
+async def _wait_for(*events: asyncio.Event, seconds: float) -> None:
+    """Return when one of the events is set, or after some seconds."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
 
 
 @asynccontextmanager

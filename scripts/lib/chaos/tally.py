@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from minedraft.errors import MineDraftError
+from minedraft.errors import MineDraftError, ReplaysExhausted
 
 _KEPT = 20
 
@@ -18,7 +18,8 @@ class Tally:
     Attributes:
         answered: whole and right. left: the client ended it (abort, deadline, closed stream), and what came was right.
         refused: an error with a hint to try again, before the first token. interrupted: such an error after it, while
-            the scheduler or the connection was gone, which is no promise of ours.
+            the scheduler or the connection was gone, or because the verifier was lost more often than a request is
+            recomputed: no promise of ours.
         wrong: tokens that differ, an answer without its end, an error that should not be.
         lost: no end at all, or an error in the middle of an answer that nothing explains.
         reasons: errors by reason. problems: descriptions of what was wrong or lost, the first ones.
@@ -67,4 +68,6 @@ class Excuses:
         """Return whether a request that began at `since_s` and has just ended with this error is excused."""
         if not error.retryable:
             return False
+        if isinstance(error, ReplaysExhausted):
+            return True
         return self._open_s is not None or any(end_s >= since_s for _, end_s in self._times)

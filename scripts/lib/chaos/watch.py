@@ -12,7 +12,6 @@ from minedraft.output import ServiceStatus
 from scripts.lib.chaos.requests import Asked
 
 _POLL_S = 0.05
-_PROBE_S = 30.0
 _PROBE_NEW = 4
 
 
@@ -23,12 +22,16 @@ class NotBack(Exception):
 class Watch:
     """Asks a service for its status, over a connection of its own.
 
+    Args:
+        patience_s: how long the recovery from a fault may take.
+
     Attributes:
         status: the last one, None while there is no answer.
     """
 
-    def __init__(self, client: AsyncClient) -> None:
+    def __init__(self, client: AsyncClient, patience_s: float) -> None:
         self._client = client
+        self._patience_s = patience_s
         self.status: ServiceStatus | None = None
 
     async def look(self) -> ServiceStatus | None:
@@ -43,19 +46,21 @@ class Watch:
         status = await self.look()
         return {worker.role: worker.epoch for worker in status.workers} if status is not None else {}
 
-    async def back(self, since_s: float, before: dict[str, int], replaced: tuple[str, ...], within_s: float) -> float:
-        """Return the seconds from a moment until the service is whole: it serves, with both workers, those `replaced`
-        of another epoch than `before`.
+    async def back(
+        self, since_s: float, before: dict[str, int], roles: tuple[str, ...], ended: tuple[str, ...]
+    ) -> float:
+        """Return the seconds from a moment until the service answers with the workers of these roles, those `ended`
+        with another epoch than `before`.
 
         Raises:
-            NotBack: not within `within_s`.
+            NotBack: not in time.
         """
         while True:
             status = await self.look()
-            if status is not None and status.state == "serving" and _is_whole(status, before, replaced):
+            if status is not None and _has(status, before, roles, ended):
                 return time.monotonic() - since_s
-            if time.monotonic() - since_s > within_s:
-                raise NotBack(f"not as before {within_s:g} s after a fault: {describe(status)}")
+            if time.monotonic() - since_s > self._patience_s:
+                raise NotBack(f"not as before {self._patience_s:g} s after a fault: {describe(status)}")
             await asyncio.sleep(_POLL_S)
 
     async def probe(self, asked: Asked) -> float:
@@ -68,9 +73,9 @@ class Watch:
         started_s = time.monotonic()
         while True:
             try:
-                answer = await self._client.complete(asked.prompt, params, timeout_s=_PROBE_S)
+                answer = await self._client.complete(asked.prompt, params, timeout_s=self._patience_s)
             except MineDraftError as error:
-                if time.monotonic() - started_s > 2 * _PROBE_S or not error.retryable:
+                if time.monotonic() - started_s > self._patience_s or not error.retryable:
                     raise NotBack(f"a new request was not answered: {error}") from None
                 await asyncio.sleep(_POLL_S)
                 continue
@@ -97,9 +102,11 @@ def describe(status: ServiceStatus | None) -> str:
     return f"{status.state}, {status.num_running} running, {status.num_waiting} waiting; {workers}"
 
 
-def _is_whole(status: ServiceStatus, before: dict[str, int], replaced: tuple[str, ...]) -> bool:
+def _has(status: ServiceStatus, before: dict[str, int], roles: tuple[str, ...], ended: tuple[str, ...]) -> bool:
     here = {worker.role: worker.epoch for worker in status.workers if worker.state == "ready"}
-    return here.keys() >= before.keys() and all(here[role] != before.get(role) for role in replaced if role in here)
+    is_there = all(role in here for role in roles if role in before)
+    is_new = all(here.get(role) != before[role] for role in ended if role in before)
+    return status.state != "starting" and is_there and is_new
 
 
 def _left(status: ServiceStatus | None) -> list[str]:

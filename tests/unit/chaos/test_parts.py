@@ -95,8 +95,8 @@ async def test_while_the_scheduler_is_gone_a_stream_may_break() -> None:
 
 
 def test_no_more_workers_are_killed_than_the_launcher_forgives() -> None:
-    budget, kind = Budget(per_window=2), Kind("both killed", asyncio.Event().wait, 1, ("drafter", "verifier"))  # type: ignore[arg-type]
-    other = Kind("drafter killed", asyncio.Event().wait, 1, ("drafter",))  # type: ignore[arg-type]
+    budget, kind = Budget(per_window=2), Kind("both killed", asyncio.Event().wait, 1, (), ("drafter", "verifier"))  # type: ignore[arg-type]
+    other = Kind("drafter killed", asyncio.Event().wait, 1, (), ("drafter",))  # type: ignore[arg-type]
     for _ in range(2):
         assert budget.allows(kind)
         budget.spend(kind)
@@ -117,7 +117,7 @@ def test_a_report_says_what_broke() -> None:
     assert lines(result)[-1] == "BROKEN"
     content = to_json(result, Plan(1, 1, 1, False, 1, 1), {})
     assert content["requests"]["wrong"] == 1
-    assert content["faults"]["by_kind"]["drafter killed"]["whole_again_s"] == {"p50": 2.0, "p99": 3.0, "max": 3.0}
+    assert content["faults"]["by_kind"]["drafter killed"]["back_s"] == {"p50": 2.0, "p99": 3.0, "max": 3.0}
     assert spread([]) == {}
 
 
