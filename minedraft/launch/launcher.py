@@ -29,6 +29,7 @@ from minedraft.process.entry import EXIT_OF_SIGNAL
 from minedraft.process.heartbeat import Unburdened, feed_watchdog
 from minedraft.process.notify import Notifier
 from minedraft.process.run_folder import OWN_DOOR, RunFolder
+from minedraft.process.with_parent import bind_to_parent
 from minedraft.rpc.health import INFERENCE_SERVICE, LIVE, wait_serving
 from minedraft.security.tls import Access, worker_client_tls
 from minedraft.security.tokens import read_tokens
@@ -221,7 +222,7 @@ class Launcher:
         is_drafter = name == Role.DRAFTER.value
         process = Supervised(
             name,
-            argv,
+            bind_to_parent(argv, folder.path if name == "scheduler" else None),
             folder.path,
             report=self._report,
             on_line=self._pass_on,
