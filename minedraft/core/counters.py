@@ -38,6 +38,7 @@ class Counters:
         failed_commands: commands that a worker refused, or answered against the contract.
         past_links: traffic of lost links.
         sources: the same of each source of drafts that had any.
+        late_drafts: times that the drafter was late, and rounds went on without it.
         replays: times that a request lost its KV with the verifier.
         losses: lost workers, by role and cause. rejoins: workers that came back.
         causes: requests that ended with an error, by the error's reason.
@@ -61,6 +62,7 @@ class Counters:
     losses: Counter[tuple[Role, LossCause]] = field(default_factory=Counter)
     rejoins: int = 0
     replays: int = 0
+    late_drafts: int = 0
     _away: set[Role] = field(default_factory=set)
     causes: Counter[str] = field(default_factory=Counter)
 
@@ -86,6 +88,8 @@ class Counters:
                     self.causes[event.error] += 1
             case events.RequestPreempted():
                 self.preemptions += 1
+            case events.DrafterLate():
+                self.late_drafts += 1
             case events.RequestReplayed():
                 self.replays += 1
             case events.WorkerJoined():

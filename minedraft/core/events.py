@@ -180,6 +180,14 @@ class CommandFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class DrafterLate:
+    """A round waited `waited_s` seconds for the drafter in vain and goes on without drafts; so do those after it, until
+    the drafter answers or is lost."""
+
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerJoined:
     """A worker joined, with nothing cached."""
 
@@ -265,6 +273,7 @@ Event: TypeAlias = (
     | RoundAbandoned
     | ProposalsDropped
     | CommandFailed
+    | DrafterLate
     | WorkerJoined
     | WorkerLeft
     | ModeChanged

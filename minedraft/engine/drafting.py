@@ -22,7 +22,7 @@ from minedraft.core.rounds import RoundPlan
 from minedraft.core.running_ahead import plan_runs
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.workers import Drafter
-from minedraft.errors import ChannelFailed, InternalError, LossCause, MineDraftError, WorkerLost
+from minedraft.errors import ChannelFailed, LossCause, MineDraftError, WorkerLost
 from minedraft.messages import DraftReply, DraftSpan, Proposal, VerifySpan, WorkerInfo
 from minedraft.types import Role, RoundId
 
@@ -127,7 +127,7 @@ class Drafting:
         except TimeoutError:
             # It may still execute the command: what comes after it in the same stream introduces the requests anew.
             book.refused(command, None)
-            self._on_late(drafter, book, plan)
+            self._on_late(drafter, book)
             return None
         except MineDraftError as error:
             book.refused(command, error.request_id)
@@ -160,7 +160,7 @@ class Drafting:
                 num_free = await drafter.release(released)
         except TimeoutError:
             book.kv.return_releases(released)
-            self._on_late(drafter, book, None)
+            self._on_late(drafter, book)
         except asyncio.CancelledError:
             book.kv.return_releases(released)
             raise
@@ -173,13 +173,13 @@ class Drafting:
             self._wake()
             check_balance(Role.DRAFTER, self._scheduler, book.kv, num_free)
 
-    def _on_late(self, drafter: Drafter, book: DraftBook, plan: RoundPlan | None) -> None:
+    def _on_late(self, drafter: Drafter, book: DraftBook) -> None:
         """Ask nothing of the drafter until it has answered: a release, which comes after all that it owes."""
         if drafter is not self.drafter or self._probe is not None:
             return
-        error = InternalError(f"no reply within {self.patience.limit_s:.1f} s")
-        logger.warning("the drafter is late, rounds have no drafts until it answers: %s", error)
-        self._publish(failed_command(Role.DRAFTER, plan, error))
+        waited_s = self.patience.limit_s
+        logger.warning("no reply of the drafter within %.1f s, rounds have no drafts until it answers", waited_s)
+        self._publish(events.DrafterLate(waited_s))
         self.patience.late()
         self._probe = asyncio.get_running_loop().create_task(self._await_answer(drafter, book), name="late-drafter")
 
