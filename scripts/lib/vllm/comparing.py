@@ -73,10 +73,12 @@ class Found:
     """What a comparison has measured.
 
     Attributes:
+        failed: why a way's server did not start.
         samples: with the drafter at its own pace. paced: with the slow one.
         paced_ms: by requests, how long a draft of the slow one takes.
     """
 
+    failed: dict[Way, str] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     paced: list[Sample] = field(default_factory=list)
     paced_ms: dict[int, float] = field(default_factory=dict)
@@ -92,11 +94,11 @@ async def compare(comparison: Comparison, environment: PluginEnvironment, say: S
     """Start everything, show one answer, and measure all cells in all ways, then those with the slow drafter.
 
     Raises:
-        StartFailed: a process did not start. PeerFailed: a server broke off.
+        StartFailed: the drafter, or no server at all, did start. PeerFailed: a server broke off.
     """
     found, prompts = Found(), PromptSet.load(comparison.pair.target)
-    async with _running(comparison, environment, say) as (engines, plan):
-        way = comparison.ways[-1]
+    async with _running(comparison, environment, found, say) as (engines, plan):
+        way = list(engines)[-1]
         say(f"{way.value}, through the OpenAI client: {PROMPT}")
         say(await ask_once(engines[way], plan.socket(way), environment, PROMPT))
         warm_up = Cell(CellKind.FIXED, max(comparison.counts), None, _WARM_UP_TOKENS)
@@ -105,9 +107,9 @@ async def compare(comparison: Comparison, environment: PluginEnvironment, say: S
         for repeat in range(comparison.repeats):
             say(f"repeat {repeat + 1} of {comparison.repeats}")
             for cell in comparison.cells():
-                asked = {way: engines[way] for way in comparison.ways_of(cell)}
+                asked = {way: engines[way] for way in comparison.ways_of(cell) if way in engines}
                 found.samples += await _measure(asked, prompts, cell, repeat)
-        if comparison.can_be_paced:
+        if comparison.can_be_paced and {Way.SERIAL, Way.ALTERNATING} <= engines.keys():
             await _measure_paced(comparison, engines, prompts, plan.times, found)
     return found
 
@@ -130,7 +132,7 @@ async def _measure_paced(
 
 @asynccontextmanager
 async def _running(
-    comparison: Comparison, environment: PluginEnvironment, say: Say
+    comparison: Comparison, environment: PluginEnvironment, found: Found, say: Say
 ) -> AsyncIterator[tuple[dict[Way, HttpEngine], ServerPlan]]:
     """Run the drafter and the servers, this process on the drafter's core."""
     places, everywhere, ways = own_places(), usable_cores(), comparison.ways
@@ -142,8 +144,13 @@ async def _running(
             times = plan.times if comparison.can_be_paced else None
             async with (
                 drafter_for(plan, places, num_drafting, times) as drafter,
-                servers_for(ways, plan, places, environment, drafter) as engines,
+                servers_for(ways, plan, places, environment, drafter) as (engines, failed),
             ):
+                for way, error in failed.items():
+                    found.failed[way] = str(error)
+                    say(f"{way.value} is left out: {error}")
+                if not engines:
+                    raise next(iter(failed.values()))
                 run_on((places.drafter,))
                 yield engines, plan
     finally:

@@ -58,6 +58,7 @@ def to_document(comparison: Comparison, found: Found) -> dict[str, Any]:
         "draft_len": comparison.draft_len,
         "max_new_tokens": comparison.max_new_tokens,
         "repeats": comparison.repeats,
+        "did_not_start": {way.value: said.splitlines()[-1].strip() for way, said in found.failed.items()},
         "own_pace": _to_json(found.samples),
         "paced": {
             "drafter_takes_of_a_verify": comparison.paced,

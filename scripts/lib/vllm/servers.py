@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minedraft.address import Address
+from minedraft.errors import StartFailed
 from minedraft.rpc.health import LIVE
 from scripts.lib.peers.arrivals import Rates, to_rates
 from scripts.lib.peers.cells import Cell
@@ -63,12 +64,9 @@ async def drafter_for(
 @asynccontextmanager
 async def servers_for(
     ways: Sequence[Way], plan: ServerPlan, places: Places, environment: PluginEnvironment, drafter: Address
-) -> AsyncIterator[dict[Way, HttpEngine]]:
-    """Run a server for each way, all started together and bound to their cores when they are ready.
-
-    Raises:
-        StartFailed: one did not start; the message has its last lines.
-    """
+) -> AsyncIterator[tuple[dict[Way, HttpEngine], dict[Way, StartFailed]]]:
+    """Run a server for each way, all started together and bound to their cores when they are ready. Yield those that
+    serve, and the errors of the others, which have their last lines."""
     async with AsyncExitStack() as stack:
         starts = [
             stack.enter_async_context(
@@ -83,15 +81,19 @@ async def servers_for(
             for way in ways
         ]
         engines: dict[Way, HttpEngine] = {}
+        failed: dict[Way, StartFailed] = {}
         for way, engine in zip(ways, await asyncio.gather(*starts, return_exceptions=True), strict=True):
-            if isinstance(engine, BaseException):
+            if isinstance(engine, StartFailed):
+                failed[way] = engine
+            elif isinstance(engine, BaseException):
                 raise engine
-            engines[way] = engine
+            else:
+                engines[way] = engine
         for way, engine in engines.items():
             server, *others = family(engine.pid)
             keep_on([server], (places.drafter,))
             keep_on(others, places.of(way))
-        yield engines
+        yield engines, failed
 
 
 async def measure(

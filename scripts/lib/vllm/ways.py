@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minedraft.device import format_cores
+from minedraft.models.folder import DRAFT_VOCAB_NAME
 from scripts.lib.vllm.environment import PluginEnvironment
 
 SCHEDULER = "minedraft.vllm.scheduler.MineDraftScheduler"
@@ -77,7 +78,8 @@ class ServerPlan:
             "--disable-uvicorn-access-log",
         ]
         if way is Way.OWN:
-            own = {"method": "draft_model", "model": str(self.draft), "num_speculative_tokens": self.draft_len}
+            model = str(plain_folder(self.draft, self.folder))
+            own = {"method": "draft_model", "model": model, "num_speculative_tokens": self.draft_len}
             words += ["--speculative-config", json.dumps(own)]
         elif way.groups:
             words += plugin_flags(drafter, self.draft_len, groups=way.groups, wait_ms=self.wait_ms)
@@ -90,6 +92,17 @@ class ServerPlan:
 
     def socket(self, way: Way) -> Path:
         return self.folder / f"{way.name.lower()}.sock"
+
+
+def plain_folder(model: Path, folder: Path) -> Path:
+    """Return a folder with a model's files but for the list of the ids that it can draft: vLLM takes every file of
+    tensors for weights."""
+    plain = folder / "draft"
+    plain.mkdir(exist_ok=True)
+    for path in model.iterdir():
+        if path.name != DRAFT_VOCAB_NAME and not (plain / path.name).exists():
+            (plain / path.name).symlink_to(path)
+    return plain
 
 
 def plugin_flags(drafter: str, draft_len: int, **settings: Any) -> list[str]:  # noqa: ANN401 - JSON
