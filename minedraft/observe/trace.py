@@ -2,7 +2,8 @@
 
 The event loop only keeps what has happened; a thread writes it down four times a second. The file is a whole JSON
 array after every write, so it is also valid if the service is killed. When it is full it is renamed to FILE.1, in
-place of an older one, and a new one begins: the last hours are kept, and no more than twice the limit.
+place of an older one, and a new one begins; so is the file of an earlier run, whose end may say why there is another
+one. The last hours are kept, and no more than twice the limit.
 """
 
 from __future__ import annotations
@@ -64,13 +65,14 @@ class TraceFile:
     def rotate(self) -> None:
         """Rename the file to FILE.1 and begin a new one."""
         os.close(self._file)
-        os.replace(self._path, f"{self._path}.1")
         self._begin()
 
     def close(self) -> None:
         os.close(self._file)
 
     def _begin(self) -> None:
+        if self._path.is_file():
+            os.replace(self._path, f"{self._path}.1")
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         self._end = 0
         data = b"[\n" + ",\n".join(self._head).encode()

@@ -21,8 +21,8 @@ class ObservingSettings(SharedSettings):
     )
     trace: OptionalPath = Field(
         None,
-        description="Write a trace of both workers to this file, for Perfetto and `minedraft timeline`. A full file is "
-        "renamed to FILE.1.",
+        description="Write a trace of both workers to this file, for Perfetto and `minedraft timeline`. A full file, "
+        "and that of an earlier run, is renamed to FILE.1.",
         examples=["FILE"],
     )
     otlp_traces_endpoint: str | None = Field(

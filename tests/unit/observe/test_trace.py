@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from minedraft.messages import LinkStats, Timing
 from minedraft.observe.trace import TraceFile, Tracer
 from minedraft.observe.trace_reader import Note, read_trace
 from minedraft.types import Batch, Mode, Role
+from tests.support.processes import until
 from tests.unit.observe.trace_format import check_trace
 
 MS = 1_000_000
@@ -93,6 +96,30 @@ def test_the_file_is_whole_after_every_write_and_readable_if_one_was_cut_off(tmp
     file.close()
 
 
+KILLED = """
+import sys, itertools
+from pathlib import Path
+from minedraft.core import events
+from minedraft.messages import Timing
+from minedraft.observe.trace import Tracer
+from minedraft.types import Batch
+tracer = Tracer(Path(sys.argv[1]), "x")
+for n in itertools.count():
+    tracer.observe(events.Verified(Batch(n % 2), n, Timing(busy_ns=900, start_ns=n * 1000)), 0.0)
+"""
+
+
+def test_a_killed_process_leaves_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)])
+    try:
+        until(lambda: path.exists() and path.stat().st_size > 100_000, 60, "no trace")
+    finally:
+        process.kill()
+        process.wait()
+    check_trace(json.loads(path.read_text()))
+
+
 def test_a_full_file_is_renamed_and_another_one_begins(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     verifies = [
@@ -102,6 +129,12 @@ def test_a_full_file_is_renamed_and_another_one_begins(tmp_path: Path) -> None:
     check_trace(json.loads((tmp_path / "t.json.1").read_text()))
     assert "the trace goes on" in path.read_text()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["t.json", "t.json.1"]
+
+
+def test_the_trace_of_a_run_that_was_killed_is_kept_beside_that_of_the_next(tmp_path: Path) -> None:
+    traced(tmp_path / "t.json", EVENTS[:1])
+    traced(tmp_path / "t.json", EVENTS)
+    assert [note.text for note in read_trace(tmp_path / "t.json.1").notes] == ["mode minedraft"]
 
 
 def test_a_disk_that_fills_up_leaves_a_whole_file(tmp_path: Path, caplog, monkeypatch) -> None:
