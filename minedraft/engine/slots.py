@@ -18,7 +18,7 @@ from minedraft.messages import WorkerInfo
 logger = logging.getLogger("minedraft.server")
 
 _FIRST_RETRY_S = 0.25
-_LAST_RETRY_S = 5.0
+_LAST_RETRY_S = 1.0
 
 WorkerT = TypeVar("WorkerT", bound=Worker)
 
@@ -119,7 +119,7 @@ class WorkerSlot(Generic[WorkerT]):
             try:
                 return await self._reconnect()
             except MineDraftError as error:
-                if str(error) != last_cause:  # once for each cause, not every five seconds
+                if str(error) != last_cause:  # once for each cause, not every second
                     logger.warning("%s not back yet: %s", self._name, error)
                     last_cause = str(error)
 

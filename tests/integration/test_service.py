@@ -278,7 +278,43 @@ async def test_a_drafter_that_answers_again_is_taken_back_and_drafts(client, ser
     assert again.usage.accepted_tokens > 0
 
 
-async def test_a_lost_verifier_fails_every_waiter_at_once_and_ends_the_server(tmp_path):
+async def test_answers_wait_for_a_lost_verifier_and_so_do_new_ones(client, service):
+    live = asyncio.create_task(client.complete(PROMPT, greedy(100)))
+    await service.until(lambda: service.server.pipeline.scheduler.requests)
+    service.verifier.give_up("killed")
+    await service.until(lambda: not service.server.pipeline.has_verifier)
+    assert (await client.status()).state == "recovering"
+    late = asyncio.create_task(client.complete(PROMPT, greedy(9)))
+    await service.until(lambda: len(service.server.pipeline.scheduler.requests) == 2)
+    service.verifier.is_back = True
+    assert list((await live).token_ids) == continuation(PROMPT, 100)
+    assert list((await late).token_ids) == continuation(PROMPT, 9)
+    status = await client.status()
+    assert (status.state, status.replays, status.worker_rejoins) == ("serving", 1, 1)
+    assert status.worker_losses == {"verifier:dead": 1}
+    assert [worker.state for worker in status.workers] == ["ready", "ready"]
+
+
+async def test_a_verifier_that_stays_away_ends_answers_with_a_hint_and_the_service_outlives_it(tmp_path):
+    async with (
+        fake_service(tmp_path, verifier_wait_s=0.05) as service,
+        AsyncClient(service.address, timeout_s=20) as client,
+    ):
+        live = asyncio.create_task(client.complete(PROMPT, greedy(100)))
+        await service.until(lambda: service.server.pipeline.scheduler.requests)
+        service.verifier.give_up("killed")
+        with pytest.raises(WorkerLost, match=r"has not come back within 0\.05 s") as caught:
+            await live
+        assert caught.value.retry_after_s == 5.0
+        with pytest.raises(Unavailable, match="no verifier") as caught:
+            await client.complete(PROMPT, greedy(9))
+        assert caught.value.retry_after_s == 5.0
+        service.verifier.is_back = True
+        await service.until(lambda: service.server.pipeline.has_verifier)
+        assert list((await client.complete(PROMPT, greedy(9))).token_ids) == continuation(PROMPT, 9)
+
+
+async def test_a_service_that_cannot_go_on_fails_every_waiter_at_once_and_ends(tmp_path):
     async with fake_service(tmp_path) as service, AsyncClient(service.address, timeout_s=20) as client:
         gate = Gate(service.verifier)
         gate.close()
