@@ -86,7 +86,7 @@ async def _measure_steps(folder: Path, mode: Mode, max_batch_size: int) -> dict[
 async def _measure_memory(folder: Path, num_requests: int, console: Console) -> list[dict[str, float]]:
     """Return samples of the scheduler process's resident memory while it answers `num_requests` requests."""
     model, listen = folder / "model", f"unix:{folder}/m.sock"
-    _write_tokenizer(model)
+    write_letters(model)
     flags = ("--tokenizer", str(model))
     async with workers(folder, NULL_WORKER, verifier=flags, drafter=flags) as (verifier_at, drafter_at):
         argv = ["--target", str(model), "--listen", listen]
@@ -118,7 +118,7 @@ async def _send(client: AsyncClient, rng: random.Random, count: int) -> None:
     await asyncio.gather(*(one() for _ in range(count)))
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_letters(folder: Path) -> None:
     """Write the smallest tokenizer that a scheduler accepts: one token per letter."""
     folder.mkdir()
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(LETTERS)}, []))

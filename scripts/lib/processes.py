@@ -21,13 +21,18 @@ _STOP_S = 5.0
 
 
 @asynccontextmanager
-async def serving(address: Address, service: str, module: str, *flags: str) -> AsyncIterator[WatchedProcess]:
+async def serving(
+    address: Address, service: str, module: str, *flags: str, prefix: Sequence[str] = ()
+) -> AsyncIterator[WatchedProcess]:
     """Run a module as a child process until the block ends. The block begins when its `service` at `address` serves.
+
+    Args:
+        prefix: a command that runs the one behind it in its place, `ip netns exec NAME`.
 
     Raises:
         StartFailed: the child ended before that; the message has its last lines.
     """
-    process = WatchedProcess(child_command(module, *flags), environment=child_environment())
+    process = WatchedProcess([*prefix, *child_command(module, *flags)], environment=child_environment())
     process.start()
     ready = asyncio.create_task(wait_serving(address, service))
     ended = asyncio.wrap_future(process.ended)
