@@ -130,7 +130,8 @@ def worker_server() -> grpc.aio.Server:
 
 
 def bind(server: grpc.aio.Server, address: Address, tls: ServerTls | None = None) -> None:
-    """Have a server listen at `address` once it is started; a unix socket is accessible to this user only.
+    """Have a server listen at `address` once it is started; a unix socket is accessible to this user only, and has no
+    TLS.
 
     Raises:
         ConfigError: the server cannot listen there, or other hosts would reach it without TLS.
@@ -139,7 +140,7 @@ def bind(server: grpc.aio.Server, address: Address, tls: ServerTls | None = None
         raise ConfigError("listen", str(address), "reachable from other hosts, which requires TLS")
     old_mask = os.umask(0o177)
     try:
-        if tls is None:
+        if tls is None or address.path is not None:
             server.add_insecure_port(address.uri)
         else:
             server.add_secure_port(address.uri, _server_credentials(tls))

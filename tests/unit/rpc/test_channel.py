@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from minedraft.address import Address
 from minedraft.errors import ConfigError
 from minedraft.rpc.channel import bind, client_server, worker_server
+from minedraft.rpc.health import LIVE, add_health, wait_serving
 from minedraft.security.tls import ServerTls
 from tests.fakes.certificates import certify
 
@@ -45,4 +47,15 @@ async def test_no_server_is_open_to_other_hosts_without_tls(make: Callable[[], g
     server = make()
     with pytest.raises(ConfigError, match="reachable from other hosts, which requires TLS"):
         bind(server, Address.parse(address))
+    await server.stop(None)
+
+
+async def test_a_unix_socket_is_used_without_tls(tmp_path: Path) -> None:
+    host = certify(tmp_path)
+    server, address = client_server(), Address.parse(f"unix:{tmp_path}/a.sock")
+    await add_health(server)
+    bind(server, address, ServerTls(host / "cert.pem", host / "key.pem"))
+    await server.start()
+    async with asyncio.timeout(10):
+        await wait_serving(address, LIVE)
     await server.stop(None)
