@@ -1,4 +1,4 @@
-"""scripts/bench/padding: what messages of one size cost in bytes, speed and time to the first text."""
+"""scripts/bench/network/padding: what messages of one size cost in bytes, speed and time to the first text."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def main(tokens: int, repeats: int, json_path: Path | None) -> None:
 
     \b
     Examples:
-      scripts/bench/padding
-      scripts/bench/padding --tokens 32 --json padding.json
+      scripts/bench/network/padding
+      scripts/bench/network/padding --tokens 32 --json padding.json
     """
     rows = asyncio.run(_measure((0, 4, 8, 16), tokens, repeats))
     console = Console()
@@ -98,4 +98,4 @@ async def _ask(channel: grpc.aio.Channel, prompt: str, tokens: int, start_s: flo
 
 
 if __name__ == "__main__":
-    run(main, "scripts/bench/padding")
+    run(main, "scripts/bench/network/padding")

@@ -1,4 +1,4 @@
-"""scripts/bench/two_hosts: measures a verifier on another host, behind a wire that delays and drops packets."""
+"""scripts/bench/network/two_hosts: measures a verifier on another host, behind a wire that delays and drops packets."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def main(
 
     \b
     Examples:
-      scripts/bench/two_hosts
-      scripts/bench/two_hosts --pairs real -m 2 --delay-ms 5 --json two_hosts.json
+      scripts/bench/network/two_hosts
+      scripts/bench/network/two_hosts --pairs real -m 2 --delay-ms 5 --json two_hosts.json
     """
     console = Console()
     far = Weather(delay_ms / 1e3, loss)
@@ -178,4 +178,4 @@ def _show(console: Console, pair: str, found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "scripts/bench/two_hosts")
+    run(main, "scripts/bench/network/two_hosts")
