@@ -21,7 +21,7 @@ from typing import Any
 
 from minedraft.address import Address
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError
-from minedraft.launch.placement import cores_beside, divide_memory
+from minedraft.launch.placement import cores_beside, divide_memory, find_hang_timeout_s
 from minedraft.launch.restart import ESSENTIAL, OPTIONAL, GiveUp
 from minedraft.launch.supervised import Report, Supervised
 from minedraft.process.claim import ListenClaim
@@ -228,7 +228,7 @@ class Launcher:
             on_line=self._pass_on,
             on_change=self._tell_status,
             cores=cores,
-            hang_timeout_s=self._settings.hang_timeout_s,
+            hang_timeout_s=find_hang_timeout_s(self._settings, name),
             rules=OPTIONAL if is_drafter else ESSENTIAL,
             is_worker=name != "scheduler",
             meanwhile="continuing without drafts" if is_drafter else "",

@@ -11,6 +11,7 @@ from minedraft.types import DraftMethod, Role
 # What a worker needs beside its weights, when a GPU is divided: KV cache, and what the driver takes. Without it, a
 # small drafter beside a large target would get hardly more than its weights.
 _BESIDE_WEIGHTS = 2_000_000_000  # bytes
+_COMPILE_S = 30.0  # the time after which a worker itself takes a command for hung
 
 
 def divide_memory(settings: Settings) -> Settings:
@@ -69,3 +70,13 @@ def tell_unused_gpus(settings: Settings) -> str | None:
     flags = f"--target-device cuda:0 --draft-device cuda:{min(1, num_gpus - 1)}"
     has = "has a GPU" if num_gpus == 1 else f"has {num_gpus} GPUs"
     return f"this machine {has}, and the default devices are CPU cores; to use the GPU (not tested yet): {flags}"
+
+
+def find_hang_timeout_s(settings: Settings, name: str) -> float:
+    """Return the seconds without progress after which a process is killed; 0: never. On a GPU kernels are also compiled
+    when they are first used, in one call of a library."""
+    devices = {Role.VERIFIER.value: settings.target_device, Role.DRAFTER.value: settings.draft_device}
+    is_on_gpu = name in devices and Device.parse(devices[name]).kind == "cuda"
+    if not is_on_gpu or not settings.hang_timeout_s:
+        return settings.hang_timeout_s
+    return max(settings.hang_timeout_s, _COMPILE_S)

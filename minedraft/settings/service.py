@@ -190,7 +190,7 @@ class Settings(ObservingSettings):
         ge=0,
         le=86400,
         description="Seconds without progress after which minedraft-launch kills a process and starts it again; a long "
-        "forward makes progress with each layer; 0: never, for a debugger.",
+        "forward makes progress with each layer. 0: never, for a debugger; on a GPU at least 30, for its compiler.",
     )
 
     @property

@@ -7,7 +7,7 @@ import pytest
 from minedraft.device import Device
 from minedraft.launch import placement
 from minedraft.launch.launcher import worker_flags
-from minedraft.launch.placement import cores_beside, divide_memory, tell_unused_gpus
+from minedraft.launch.placement import cores_beside, divide_memory, find_hang_timeout_s, tell_unused_gpus
 from minedraft.settings.loading import load_settings
 from minedraft.settings.service import Settings
 from minedraft.types import Role
@@ -119,3 +119,10 @@ def test_the_verifier_may_have_the_cores_of_both_workers_that_this_launcher_star
     flags = worker_flags(settings, Role.VERIFIER, "unix:/v.sock")
     assert (flags[flags.index("--max-device") + 1] if "--max-device" in flags else None) == cores
     assert "--max-device" not in worker_flags(settings, Role.DRAFTER, "unix:/d.sock")
+
+
+@pytest.mark.parametrize(("given_s", "on_gpu_s"), [(5.0, 30.0), (60.0, 60.0), (0.0, 0.0)])
+def test_a_worker_on_a_gpu_has_time_to_compile(given_s, on_gpu_s):
+    settings = load_settings({"target_device": "cuda:0", "draft_device": "cpu:0", "hang_timeout_s": given_s})
+    assert find_hang_timeout_s(settings, "verifier") == on_gpu_s
+    assert find_hang_timeout_s(settings, "drafter") == find_hang_timeout_s(settings, "scheduler") == given_s
