@@ -93,7 +93,6 @@ _SERVICE_ROWS = (
         proofs=(
             "tests/fuzz/test_doors.py::test_a_service_survives_whatever_it_is_sent",
             "tests/fuzz/test_decoders.py::test_every_field_of_a_valid_message_at_every_edge",
-            f"{SERVICE}test_a_foreign_client_gets_standard_codes",
             "tests/unit/rpc/test_codec_inference.py::test_random_bytes_decode_or_are_refused",
             "tests/unit/rpc/test_codec_inference.py::test_a_hostile_message_is_refused_by_field",
         ),
