@@ -17,7 +17,7 @@ from scripts.lib.peers.engines.affinity import run_on
 from scripts.lib.peers.engines.http_engine import HttpEngine
 from scripts.lib.peers.prompts import PromptSet
 from scripts.lib.vllm.environment import PluginEnvironment
-from scripts.lib.vllm.findings import round_times
+from scripts.lib.vllm.findings import round_times, verify_times
 from scripts.lib.vllm.servers import Sample, ask_once, drafter_for, measure, servers_for
 from scripts.lib.vllm.ways import Places, ServerPlan, Way
 
@@ -119,8 +119,8 @@ async def _measure_paced(
 ) -> None:
     """Measure serial and alternating with a drafter as slow as a share of the verify, most requests in flight."""
     count = max(comparison.counts)
-    known = round_times(found.samples)
-    found.paced_ms = {n: 1e3 * comparison.paced * known[n].verify_s for n in (count // 2, count) if n in known}
+    verify_s = verify_times(round_times(found.samples), count)
+    found.paced_ms = {n: 1e3 * comparison.paced * seconds for n, seconds in verify_s.items()}
     table = {n: {comparison.draft_len: ms} for n, ms in found.paced_ms.items()}
     path.with_suffix(".new").write_text(json.dumps(table), encoding="utf-8")
     path.with_suffix(".new").replace(path)

@@ -78,6 +78,19 @@ def round_times(samples: Iterable[Sample]) -> dict[int, Times]:
     }
 
 
+def verify_times(times: Mapping[int, Times], most: int) -> dict[int, float]:
+    """Return the seconds of a verify of 1 to `most` requests: between two measured numbers on a straight line, outside
+    of them as of the nearest; nothing if none is measured."""
+    known = sorted(times)
+    found: dict[int, float] = {}
+    for count in range(1, most + 1 if known else 1):
+        below = max((n for n in known if n <= count), default=known[0])
+        above = min((n for n in known if n >= count), default=known[-1])
+        part = (count - below) / (above - below) if below < above else 0.0
+        found[count] = times[below].verify_s + part * (times[above].verify_s - times[below].verify_s)
+    return found
+
+
 def to_lines(samples: Sequence[Sample]) -> list[Line]:
     """Return a line for each number in flight at which both serial and alternating were measured."""
     times = round_times(samples)

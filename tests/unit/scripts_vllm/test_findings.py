@@ -9,7 +9,15 @@ import pytest
 from scripts.lib.peers.arrivals import Rates
 from scripts.lib.peers.cells import Cell, CellKind
 from scripts.lib.vllm.counters import Counters
-from scripts.lib.vllm.findings import Times, median_rates, round_times, split_bound, to_lines, to_sentences
+from scripts.lib.vllm.findings import (
+    Times,
+    median_rates,
+    round_times,
+    split_bound,
+    to_lines,
+    to_sentences,
+    verify_times,
+)
 from scripts.lib.vllm.servers import Sample
 from scripts.lib.vllm.ways import Way
 
@@ -61,6 +69,14 @@ def test_times_are_of_serial_rounds_and_blocked_of_alternating_ones() -> None:
     (line,) = to_lines(samples)
     assert line.bound == pytest.approx(1.5)
     assert line.blocked == pytest.approx(0.05 / 1.25)
+
+
+def test_a_verify_between_two_measured_ones_is_on_the_line_between_them() -> None:
+    times = {8: Times(0.0, 0.06), 4: Times(0.0, 0.04)}
+    assert verify_times(times, 9) == pytest.approx(
+        {1: 0.04, 2: 0.04, 3: 0.04, 4: 0.04, 5: 0.045, 6: 0.05, 7: 0.055, 8: 0.06, 9: 0.06}
+    )
+    assert verify_times({}, 9) == {}
 
 
 def test_sentences_say_where_it_loses_and_why() -> None:
