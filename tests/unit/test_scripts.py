@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-COMMANDS = sorted(path for folder in (SCRIPTS, SCRIPTS / "bench") for path in folder.iterdir() if not path.suffix)
+COMMANDS = sorted(
+    path
+    for folder in (SCRIPTS, SCRIPTS / "bench", SCRIPTS / "bench" / "network")
+    for path in folder.iterdir()
+    if not path.suffix
+)
 COMMANDS = [path for path in COMMANDS if path.is_file()]
 HELPERS = {SCRIPTS / "lib" / "run", SCRIPTS / "lib" / "help"}
 

@@ -20,7 +20,7 @@ from minedraft import AsyncClient, SamplingParams
 from minedraft.address import Address
 from minedraft.bench.prompts import load_prompts
 from minedraft.bench.report import machine_facts
-from minedraft.cli.console import run
+from minedraft.cli.console import run, say
 from minedraft.errors import ConfigError
 from minedraft.models.catalogue import ensure_pair
 from minedraft.process.watched import WatchedProcess
@@ -95,6 +95,7 @@ async def _measure(network: Network, pair: str, size: int, far: Weather, tokens:
                         texts, elapsed_s = await _ask(client, pair, 2 * size, in_flight, tokens)
                         rates[name, is_far].append(2 * size * tokens / elapsed_s)
                         answers.add(texts)
+                        say(f"{pair}, {name}, {'far' if is_far else 'still'}: {elapsed_s:.1f} s")
                 network.weather = STILL
             status = await client.status()
     figures = {
@@ -146,7 +147,8 @@ async def _service(network: Network, pair: str, folder: Path) -> AsyncIterator[A
         models = ensure_pair()
         assert models.draft is not None, "the default pair has a draft model"
         target, module = models.target, REAL
-        verifies, drafts = ["--model", str(target), "--device", "cpu:1"], ["--model", str(models.draft)]
+        verifies = ["--model", str(target), "--device", "cpu:1"]
+        drafts = ["--model", str(models.draft), "--device", "cpu:0"]
     else:
         target, module = folder / "letters", TIMED
         write_letters(target)
