@@ -21,7 +21,7 @@ from minedraft.sampling_params import SamplingParams
 from minedraft.types import Acceptance, Batch, FinishReason, Mode, RoundId, SequenceSpec
 
 PREFILL_TOKENS = 256  # committed tokens that one command has the drafter cache
-INLINE_TOKENS = 16  # committed tokens that a draft waits for; a request that lacks more is left out once
+INLINE_TOKENS = 8  # tokens of a request that a draft waits for; one that lacks more is left out until they are cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +196,10 @@ class DraftDesk:
 
     # Commands
 
-    def num_lagging_tokens(self, names: Iterable[str]) -> int:
-        """Return the tokens that the drafter lacks of these requests, beyond those that a draft makes up."""
-        return sum([book.prefill_len(request, 1 << 30) for book, request in self._idle(names)])
+    def nearly_ready(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return those requests of which the drafter lacks a few tokens, but more than a draft makes up."""
+        lacking = [(request, book.prefill_len(request, PREFILL_TOKENS)) for book, request in self._idle(names)]
+        return tuple([self._names[request.id] for request, size in lacking if 0 < size <= INLINE_TOKENS])
 
     def plan_prefill(self, names: Iterable[str], budget: int) -> DraftCommand | None:
         """Return a command that has the drafter cache at most `budget` tokens of these requests; None for nothing."""

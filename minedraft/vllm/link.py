@@ -187,8 +187,8 @@ class DrafterLink:
 
     async def _draft(self, report: StepReport) -> Mapping[str, Drafts]:
         desk = self._desk
-        if 0 < desk.num_lagging_tokens(report.wanted) <= INLINE_TOKENS:
-            await self._ask(desk.plan_prefill(report.wanted, INLINE_TOKENS))
+        if nearly_ready := desk.nearly_ready(report.wanted):
+            await self._ask(desk.plan_prefill(nearly_ready, INLINE_TOKENS * len(nearly_ready)))
         drafts = await self._ask(desk.plan_draft(report.batch, report.wanted, time.monotonic()))
         self._lagging.update(dict.fromkeys(report.wanted))
         return drafts

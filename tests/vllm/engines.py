@@ -30,7 +30,9 @@ def plugin(address: str, num_drafts: int = 3, **settings: object) -> dict[str, A
     return {
         "scheduler_cls": SCHEDULER,
         "speculative_config": {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": num_drafts},
-        "additional_config": {"minedraft": {"drafter": address, "wait_ms": 10_000.0, "connect_timeout_s": 120, **settings}},
+        "additional_config": {
+            "minedraft": {"drafter": address, "wait_ms": 10_000.0, "connect_timeout_s": 120, **settings}
+        },
     }
 
 

@@ -156,3 +156,12 @@ def test_a_policy_that_fails_is_replaced_and_named():
     assert command is not None
     assert command.spans[0].draft_len == 3
     assert causes == ["Failing.draft_len: ZeroDivisionError: no costs"]
+
+
+def test_a_request_that_lacks_a_few_tokens_is_told_from_one_that_lacks_many():
+    desk = _desk()
+    newcomers = (_newcomer("ready", 2), _newcomer("nearly", 6), _newcomer("not", 60))
+    desk.take_in(StepReport(A, newcomers=newcomers), 0.0)
+    assert desk.nearly_ready(["ready", "nearly", "not"]) == ("nearly",)
+    _answer(desk, desk.plan_prefill(["nearly"], 8))
+    assert desk.nearly_ready(["ready", "nearly", "not"]) == ()
