@@ -8,6 +8,7 @@ import socket
 import tempfile
 import time
 import urllib.request
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -23,17 +24,27 @@ from minedraft.address import Address
 from minedraft.bench.prompts import load_prompts
 from minedraft.bench.report import machine_facts
 from minedraft.cli.console import progress_printer, run
-from minedraft.core.events import Event, Observer
+from minedraft.core.events import (
+    Drafted,
+    Event,
+    Observer,
+    RequestQueued,
+    RoundCommitted,
+    RoundPlanned,
+    Verified,
+)
+from minedraft.messages import Timing
 from minedraft.models.catalogue import ensure_pair
 from minedraft.observe.exposition import Page
 from minedraft.observe.metrics import Meter
 from minedraft.observe.metrics_server import serve_metrics
 from minedraft.observe.status import StatusBoard
 from minedraft.observe.trace import Tracer
+from minedraft.observe.trace_events import TraceRecords
 from minedraft.output import ServiceStatus
 from minedraft.settings.loading import load_settings
 from minedraft.text.tokenizer import Tokenizer
-from minedraft.types import Mode
+from minedraft.types import Batch, DraftMethod, Mode
 from scripts.lib.driving import Driven, driven
 from scripts.lib.processes import workers
 
@@ -54,8 +65,9 @@ SCRAPE_INTERVAL_S = 1.0  # a Prometheus server asks every 15 s
 def main(steps: int, repeats: int, control: bool, real: bool, json_path: Path | None) -> None:
     """Compare runs without anything, with metrics that are asked for every second, and with a trace, interleaved.
 
-    First, the pipeline drives null workers, whose forward takes no time: a step is then control alone, and what an
-    observer costs shows as much as it can. Then it drives the default pair of models.
+    First, the observers are given the events of many steps, alone. Then the pipeline drives null workers, whose forward
+    takes no time: a step is then control alone, and what an observer costs shows as much as it can. Then it drives the
+    default pair of models.
 
     \b
     Examples:
@@ -63,6 +75,8 @@ def main(steps: int, repeats: int, control: bool, real: bool, json_path: Path | 
       scripts/bench/observing --no-real --repeats 3
     """
     console, rows = Console(), []
+    costs = _observer_costs()
+    console.print("microseconds of one thread for a step with 8 requests and 5 drafts each:", costs)
     with tempfile.TemporaryDirectory(prefix="minedraft-") as folder:
         loads = [_null_load(mode, m, steps) for mode, m in SIZES] if control else []
         for load in [*loads, *([_real_load()] if real else [])]:
@@ -71,8 +85,48 @@ def main(steps: int, repeats: int, control: bool, real: bool, json_path: Path | 
             for what in ("step_ms", "scheduler_cpu_us"):
                 console.print(what, {key: value for key, value in rows[-1][what].items() if key != "all"})
     if json_path is not None:
-        content = {"machine": machine_facts(), "repeats": repeats, "loads": rows}
+        content = {"machine": machine_facts(), "observer_us": costs, "repeats": repeats, "loads": rows}
         json_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _observer_costs() -> dict[str, float]:
+    """Return the least microseconds of a thread's time that each part takes for a step of eight requests."""
+    steps, meter, records = [_step(n) for n in range(2000)], Meter(), TraceRecords()
+    for request_id in range(8):
+        meter.observe(RequestQueued(request_id, 20), 0.0)
+    kept: deque[tuple[Event, float]] = deque(maxlen=8192)
+
+    def write(event: Event, now_s: float) -> None:
+        for record in records.of(event, now_s):
+            record.encode()
+
+    parts: dict[str, Observer] = {
+        "metrics, in the event loop": meter.observe,
+        "trace, in the event loop": lambda event, now_s: kept.append((event, now_s)),
+        "trace, in its thread": write,
+    }
+    return {name: min(_thread_us(observe, steps) for _ in range(5)) for name, observe in parts.items()}
+
+
+def _thread_us(observe: Observer, steps: Sequence[Sequence[Event]]) -> float:
+    began_ns = time.thread_time_ns()
+    for step in steps:
+        for event in step:
+            observe(event, 1.0)
+    return (time.thread_time_ns() - began_ns) / 1e3 / len(steps)
+
+
+def _step(number: int) -> Sequence[Event]:
+    batch, start_ns = Batch(number % 2), number * 1_000_000
+    timing = Timing(1000, 400_000, 500_000, 1000, start_ns)
+    accepted, grown = tuple([(5, 2)] * 8), tuple([(request_id, 3) for request_id in range(8)])
+    sources = (DraftMethod.MODEL,) * 8
+    return (
+        RoundPlanned(batch, number, 8, 0, 40, 5),
+        Drafted(batch, number, timing, is_prefill=False),
+        Verified(batch, number, timing),
+        RoundCommitted(batch, number, 8, 24, accepted, False, 2, sources, (), grown),
+    )
 
 
 @dataclass(frozen=True, slots=True)
