@@ -23,25 +23,41 @@ ROOT = Path(__file__).parents[3]
 README = ROOT / "README.md"
 MEASURED = ROOT / "scripts/results/faults/matrix.json"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+CHAOS = ROOT / "scripts/results/faults/chaos.json"
 MATRIX = "tests/faults/test_matrix.py"
 
 _SAID = {"noticed_s": "noticed", "back_s": "back"}
+_IN_CHAOS = {
+    1: ("drafter killed",),
+    2: ("verifier killed",),
+    4: ("scheduler killed",),
+    6: ("drafter stopped for good", "verifier stopped for good"),
+    12: ("client with 16 streams killed",),
+}
+"""The kinds of faults in the report of chaos, by row."""
+
+Figures = Mapping[str, Mapping[str, float]]
 
 
-def table(measured: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the table: a line for each row. `measured`: seconds by the name of a live case."""
+def table(measured: Figures, chaos: Mapping[str, Any]) -> str:
+    """Return the table: a line for each row. `measured`: seconds by the name of a live case. `chaos`: figures by the
+    kind of fault."""
     lines = ["| row | fault | what a client sees | bound | measured | shown by |", "|---|---|---|---|---|---|"]
     for case in ROWS:
-        cells = (str(case.row), case.fault, case.client, case.bound, _figures(case, measured), _places(case))
+        cells = (str(case.row), case.fault, case.client, case.bound, _figures(case, measured, chaos), _places(case))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _figures(case: Case, measured: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the longest times of a row's live cases."""
+def _figures(case: Case, measured: Figures, chaos: Mapping[str, Any]) -> str:
+    """Return the longest times of a row's live cases, and the median and longest ones under chaos."""
     found = [measured[name] for live in case.live if (name := f"{case.row}-{live}") in measured]
     longest = {key: max(times[key] for times in found if key in times) for key in _SAID if any(key in t for t in found)}
-    return ", ".join(f"{_SAID[key]} after {seconds:.1f} s" for key, seconds in longest.items())
+    said = [", ".join(f"{_SAID[key]} after {seconds:.1f} s" for key, seconds in longest.items())] if longest else []
+    for kind in (kind for kind in _IN_CHAOS.get(case.row, ()) if kind in chaos):
+        times, count = chaos[kind]["back_s"], chaos[kind]["count"]
+        said.append(f"in chaos {count} x {kind}: back after {times['p50']:.0f} s (most {times['max']:.0f})")
+    return "; ".join(said)
 
 
 def _places(case: Case) -> str:
@@ -82,7 +98,9 @@ def main() -> int:
     if not begin or not end:
         print(f"{README.name} has no {BEGIN} ... {END}", file=sys.stderr)
         return 1
-    current = f"{head}{BEGIN}\n{table(json.loads(MEASURED.read_text())['seconds'])}\n{END}{tail}"
+    measured = json.loads(MEASURED.read_text())["seconds"] if MEASURED.exists() else {}
+    chaos = json.loads(CHAOS.read_text())["faults"]["by_kind"]
+    current = f"{head}{BEGIN}\n{table(measured, chaos)}\n{END}{tail}"
     if "--check" in arguments:
         if current != text:
             what = "the table of faults is out of date; run python -m scripts.lib.faults.table"

@@ -18,9 +18,10 @@ def test_figures_are_those_of_the_tests(tmp_path: Path) -> None:
     (tmp_path / "report.xml").write_text(REPORT.format(more=""))
     measured = take(tmp_path / "report.xml")
     assert measured == {"1-drafter-kill-in_draft": {"noticed_s": 0.05, "back_s": 4.25}}
-    lines = table(measured).splitlines()
+    chaos = {"drafter killed": {"count": 3, "back_s": {"p50": 5.0, "max": 9.0}}}
+    lines = table(measured, chaos).splitlines()
     assert len(lines) == 2 + len(ROWS)
-    assert "| noticed after 0.1 s, back after 4.2 s |" in lines[2]
+    assert "| noticed after 0.1 s, back after 4.2 s; in chaos 3 x drafter killed: back after 5 s (most 9) |" in lines[2]
 
 
 @pytest.mark.parametrize("more", ["<failure/>", "<error/>"])
