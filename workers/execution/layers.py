@@ -119,6 +119,7 @@ class LayerStack(Generic[WeightT, LayerCacheT, PlanT]):
         ops.rope_(qkv[:, :num_rotated], inputs.cos, inputs.sin)
         ops.store(cache, qkv[:, first_key:num_rotated], qkv[:, num_rotated:], plan)
         attended = ops.linear(ops.attend(cache, qkv[:, :first_key], plan, self._scale), layer.output)
+        PULSE.beat()  # of a large model, a layer of a long prompt takes seconds
         normed = ops.rms_norm(attended, layer.mlp_norm, self._eps, residual=residual)
         return ops.linear(ops.silu_mul(ops.linear(normed, layer.gate_up)), layer.down)
 
