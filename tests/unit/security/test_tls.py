@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 
 from minedraft.address import Address
+from minedraft.cli.certs import certs
 from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.security.authority import make_certificates
 from minedraft.security.tls import Access, ServerTls, worker_client_tls, worker_server_tls
+from minedraft.security.tokens import read_tokens
 from minedraft.settings.loading import load_settings
 from tests.fakes.certificates import certify, write_secret
 
@@ -156,3 +159,12 @@ def test_secrets_are_not_shown(here: Path) -> None:
     assert TOKEN not in shown
     assert "PRIVATE KEY" not in shown
     assert access.metadata == (("authorization", f"Bearer {TOKEN}"),)
+
+
+def test_one_command_makes_everything_and_says_how_to_use_it(tmp_path: Path) -> None:
+    done = CliRunner().invoke(certs, [str(tmp_path / "all"), "far.example,10.0.0.2", "near"])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.split() == [str(tmp_path / "all" / "far.example"), str(tmp_path / "all" / "near")]
+    for words in ("--worker-tls", "--tls-cert", "--tls-ca", f"--token-file {tmp_path}/all/token"):
+        assert words in done.stderr
+    assert read_tokens(tmp_path / "all" / "token")
