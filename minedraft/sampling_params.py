@@ -20,6 +20,8 @@ MAX_LOGIT_BIAS = 1024
 MAX_LOGPROBS = 20
 MAX_TOP_K = 1 << 20
 MAX_DRAFT_LEN = 16  # the largest k that a service or a request can be set to
+MAX_GRAMMAR_CHARS = 1 << 16
+GRAMMARS = ("json_schema", "regex", "lark")
 MAX_TOKEN_ID = (1 << 31) - 1
 
 
@@ -55,6 +57,10 @@ class SamplingParams:
         draft_len: most drafts per round (k) for this request, 0..16; None, and a number above the
             service's, mean the service's. The output does not depend on it.
         speculate: False decodes this request without drafts; the drafter never hears of it.
+        json_schema: the output is JSON that this JSON Schema allows ("{}": any JSON). regex: the output matches it
+            as a whole. lark: the output is of this grammar, in the dialect of the llguidance library. At most one of
+            the three; with one, `ignore_eos` and `min_new_tokens` must be left alone, for the grammar says where the
+            output may end.
     """
 
     temperature: float = 0.0
@@ -76,6 +82,9 @@ class SamplingParams:
     skip_special_tokens: bool = True
     draft_len: int | None = None
     speculate: bool = True
+    json_schema: str | None = None
+    regex: str | None = None
+    lark: str | None = None
 
     def __post_init__(self) -> None:
         _fill_in(self)
@@ -92,6 +101,12 @@ class SamplingParams:
         self._set("stop", _to_stop(self.stop))
         self._set("stop_token_ids", _to_token_ids(self.stop_token_ids))
         self._set("logit_bias", _to_bias(self.logit_bias))
+        _check_grammar(self)
+
+    @property
+    def grammar(self) -> tuple[str, str] | None:
+        """The kind and the text of the grammar that the output must have; None if it is free."""
+        return next(((kind, text) for kind in GRAMMARS if (text := getattr(self, kind)) is not None), None)
 
     @property
     def is_greedy(self) -> bool:
@@ -164,6 +179,22 @@ def _fill_in(params: SamplingParams) -> None:
             object.__setattr__(params, each.name, value)
 
 
+def _check_grammar(params: SamplingParams) -> None:
+    given = [kind for kind in GRAMMARS if getattr(params, kind) is not None]
+    for kind in given:
+        text = getattr(params, kind)
+        if not isinstance(text, str):
+            raise InvalidRequest(kind, text, "must be text")
+        _check_count(kind, len(text), MAX_GRAMMAR_CHARS, "characters")
+    if len(given) > 1:
+        raise InvalidRequest(given[1], "given", f"{given[0]} is given already; an output has one grammar")
+    if given and params.ignore_eos:
+        raise InvalidRequest("ignore_eos", True, f"must be False with {given[0]}, which says where the output ends")
+    if given and params.min_new_tokens:
+        limit = f"must be 0 with {given[0]}, which says where the output may end"
+        raise InvalidRequest("min_new_tokens", params.min_new_tokens, limit)
+
+
 def _to_float(name: str, value: Any, low: float, high: float) -> float:  # noqa: ANN401 - what a client gave
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number:
@@ -217,6 +248,6 @@ def _to_tuple(name: str, value: Any, limit: int) -> tuple[Any, ...]:  # noqa: AN
     return entries
 
 
-def _check_count(name: str, count: int, limit: int) -> None:
+def _check_count(name: str, count: int, limit: int, of: str = "entries") -> None:
     if count > limit:
-        raise InvalidRequest(name, f"{count} entries", f"at most {limit} are allowed")
+        raise InvalidRequest(name, f"{count} {of}", f"at most {limit} are allowed")

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Self
 
 from minedraft.device import Device
 from minedraft.errors import ConfigError, MemoryExhausted
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from minedraft_workers.execution.eagle.head import EagleHead
     from minedraft_workers.execution.executor import Executor
     from minedraft_workers.proposers.base import Proposer
+    from minedraft_workers.sampling.guides import Guides
     from minedraft_workers.sampling.sampler import Sampler
     from minedraft_workers.verifier import VerifierActor
 
@@ -141,7 +142,8 @@ def load_actors(plan: Plan, channels: Sequence[TokenChannel | None]) -> Sequence
     if not settings.has_model:
         from minedraft_workers.proposers.ngram import NgramProposer
 
-        return [DrafterActor(NgramProposer(), _make_info(plan, None), channel) for channel in channels]
+        info, guides = _make_info(plan, None), _make_guides(plan)
+        return [DrafterActor(NgramProposer(), info, channel, guides) for channel in channels]
     import torch
 
     from minedraft_workers.execution.eagle.head import EagleHead
@@ -166,10 +168,11 @@ def load_actors(plan: Plan, channels: Sequence[TokenChannel | None]) -> Sequence
     if settings.role is Role.VERIFIER:
         assert not isinstance(model, EagleHead), "a head drafts"
         check_context(plan.max_model_len, plan.folder.max_context, model.num_blocks * model.block_size)
-        return [VerifierActor(model, _make_info(plan, model), sampler, channels[0])]
+        return [VerifierActor(model, _make_info(plan, model), sampler, channels[0], _make_guides(plan))]
+    guides = _make_guides(plan)
     parts = [model] if len(channels) == 1 else model.divide(len(channels))
     return [
-        DrafterActor(_make_proposer(plan, part, sampler), _make_info(plan, part), channel)
+        DrafterActor(_make_proposer(plan, part, sampler), _make_info(plan, part), channel, guides)
         for part, channel in zip(parts, channels, strict=True)
     ]
 
@@ -179,30 +182,24 @@ def _load_model(plan: Plan) -> Executor | EagleHead:
     from minedraft_workers.execution.executor import Executor
 
     settings = plan.settings
-    options = _LoadOptions(
-        device=plan.device,
-        dtype=settings.dtype,
-        num_blocks=settings.num_blocks,
-        block_size=settings.block_size,
-        max_model_len=plan.max_model_len,
-        kernels=settings.kernels,
-        memory_share=settings.memory_share,
-        max_requests=settings.max_requests,
-    )
+    options: dict[str, Any] = {
+        "device": plan.device,
+        "dtype": settings.dtype,
+        "num_blocks": settings.num_blocks,
+        "block_size": settings.block_size,
+        "max_model_len": plan.max_model_len,
+        "kernels": settings.kernels,
+        "memory_share": settings.memory_share,
+        "max_requests": settings.max_requests,
+    }
     return Executor.load(plan.folder.path, **options) if plan.head is None else load_head(plan.head, **options)
 
 
-class _LoadOptions(TypedDict):
-    """The options of `Executor.load` and `load_head`."""
+def _make_guides(plan: Plan) -> Guides:
+    """Return what makes guides from grammars; a head has no tokenizer of its own."""
+    from minedraft_workers.sampling.guides import Guides
 
-    device: Device
-    dtype: str
-    num_blocks: int | None
-    block_size: int
-    max_model_len: int | None
-    kernels: str
-    memory_share: float | None
-    max_requests: int | None
+    return Guides(plan.folder.path if plan.head is None or plan.settings.target is None else plan.settings.target)
 
 
 def _make_proposer(plan: Plan, model: Executor | EagleHead, sampler: Sampler) -> Proposer:

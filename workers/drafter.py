@@ -17,6 +17,7 @@ from minedraft_workers.feature_rows import read_features
 from minedraft_workers.proposers.base import DraftRow, Proposer
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.rounds.actors import Work
+from minedraft_workers.sampling.guides import Guides
 from minedraft_workers.sequence import SequenceState
 
 logger = logging.getLogger("minedraft.drafter")
@@ -25,12 +26,18 @@ logger = logging.getLogger("minedraft.drafter")
 class DrafterActor:
     """Executes the Drafter commands, in the device thread."""
 
-    def __init__(self, proposer: Proposer, info: WorkerInfo, channel: TokenChannel | None = None) -> None:
+    def __init__(
+        self,
+        proposer: Proposer,
+        info: WorkerInfo,
+        channel: TokenChannel | None = None,
+        guides: Guides | None = None,
+    ) -> None:
         self.info = info
         self._proposer = proposer
         self._channel = channel or InlineChannel()
         self._method = info.draft_method or DraftMethod.MODEL
-        self._requests = RequestTable()
+        self._requests = RequestTable(guides)
 
     @property
     def num_free_blocks(self) -> int:
@@ -81,4 +88,8 @@ class DrafterActor:
             q = TruncatedQ(pack(ids), pack(probs))
         branch = Branch(len(row.lead) - 1, row.lead[-1]) if row.lead else None
         committed_len, drafts = row.committed_len + len(row.lead), tuple(row.drafts)
+        state = row.state
+        if state.guide is not None and row.source is DraftMethod.NGRAM:  # a model's logits were masked
+            output = state.tokens[state.spec.prompt_len :]
+            drafts = drafts[: state.guide.count_allowed(output, drafts)]
         return Proposal(row.state.request_id, committed_len, drafts, q, row.source, tuple(row.scores), branch)

@@ -6,13 +6,20 @@ from collections.abc import Iterable
 
 from minedraft.errors import InvalidRequest
 from minedraft.messages import DraftSpan, VerifySpan
+from minedraft.types import SequenceSpec
+from minedraft_workers.sampling.guides import Guides
 from minedraft_workers.sequence import SequenceState
 
 
 class RequestTable:
-    """SequenceState by request id. A state's tokens are exactly those whose KV is valid."""
+    """SequenceState by request id. A state's tokens are exactly those whose KV is valid.
 
-    def __init__(self) -> None:
+    Args:
+        guides: make what follows a request's grammar; None: grammars are not followed here.
+    """
+
+    def __init__(self, guides: Guides | None = None) -> None:
+        self._guides = guides
         self._states: dict[int, SequenceState] = {}
 
     def __len__(self) -> int:
@@ -22,10 +29,11 @@ class RequestTable:
         """Return the state that a span continues; for a span with a spec, a new state that is not in the table yet.
 
         Raises:
-            InvalidRequest: the request or its branch is unknown, or the span keeps more tokens than are cached.
+            InvalidRequest: the request or its branch is unknown, the span keeps more tokens than are cached, or its
+                grammar cannot be used.
         """
         if span.spec is not None:
-            return SequenceState(span.request_id, span.spec)
+            return self._new(span, span.spec)
         state = self._states.get(span.request_id)
         if state is None:
             raise _refusal(span, "request_id", span.request_id, "unknown, and the span has no spec")
@@ -35,6 +43,16 @@ class RequestTable:
         if span.prefix_len > (num_cached := state.length_of(branch)):
             limit = f"{num_cached} tokens of request {span.request_id} are cached"
             raise _refusal(span, "prefix_len", span.prefix_len, limit)
+        return state
+
+    def _new(self, span: DraftSpan | VerifySpan, spec: SequenceSpec) -> SequenceState:
+        state = SequenceState(span.request_id, spec)
+        if self._guides is not None and spec.sampling.grammar is not None:
+            try:
+                state.guide = self._guides.make(spec.sampling)
+            except InvalidRequest as error:
+                error.request_id = span.request_id
+                raise
         return state
 
     def keep(self, states: Iterable[SequenceState]) -> None:

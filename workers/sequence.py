@@ -5,11 +5,15 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from minedraft.types import SequenceSpec
+
+if TYPE_CHECKING:
+    from minedraft_workers.sampling.guides import Guide
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class SequenceState:
         bias_ids, bias_values: int64 and float32 [n], the request's logit bias.
         stop_ids: int64 [m], masked until `min_new_tokens`.
         branches: of the last run ahead, all but the first, which is in `tokens`.
+        guide: what the request's grammar allows next; None until it is asked, and without a grammar.
     """
 
     __slots__ = (
@@ -42,6 +47,7 @@ class SequenceState:
         "bias_ids",
         "bias_values",
         "branches",
+        "guide",
         "request_id",
         "spec",
         "stop_ids",
@@ -57,6 +63,7 @@ class SequenceState:
         self.bias_values = np.fromiter(bias.values(), dtype=np.float32, count=len(bias))
         self.stop_ids = np.array(spec.stop_ids, dtype=np.int64)
         self.branches: Sequence[HeldBranch] = ()
+        self.guide: Guide | None = None
         self._counted_len = 0  # how many of `tokens` are in the counts
         self._slots: dict[int, int] = {}  # token id -> index in the two arrays
         self._seen_ids = array("q")

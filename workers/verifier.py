@@ -19,6 +19,7 @@ from minedraft_workers.feature_rows import pack_features
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.rounds.actors import Work
 from minedraft_workers.sampling.acceptance import Outcome, VerifyRow
+from minedraft_workers.sampling.guides import Guides
 from minedraft_workers.sampling.sampler import Sampler
 from minedraft_workers.sequence import SequenceState
 
@@ -35,14 +36,16 @@ class VerifierActor:
         info: WorkerInfo,
         sampler: Sampler | None = None,
         channel: TokenChannel | None = None,
+        guides: Guides | None = None,
     ) -> None:
-        """Take the target, and what decides about drafts and carries q; by default torch, and the message."""
+        """Take the target, and what decides about drafts, carries q and follows grammars; by default torch, the
+        message, and nothing."""
         self.info = info
         self._executor = executor
         self._clock = clock_for(executor.device)
         self._sampler = sampler or Sampler()
         self._channel = channel or InlineChannel()
-        self._requests = RequestTable()
+        self._requests = RequestTable(guides)
 
     @property
     def resizes(self) -> tuple[Callable[[int], None], ...]:

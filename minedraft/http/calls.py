@@ -9,10 +9,10 @@ from typing import Any, cast
 
 from minedraft.client import AsyncClient
 from minedraft.errors import MineDraftError
-from minedraft.http.answering import metrics_of, stop_reason
-from minedraft.http.chunks import DONE, TextTemplate, event
 from minedraft.http.errors import error_event
-from minedraft.http.forms import Asked, Form, echo_of, reason_of
+from minedraft.http.wire.answering import metrics_of, stop_reason
+from minedraft.http.wire.chunks import DONE, TextTemplate, event
+from minedraft.http.wire.forms import Asked, ChatForm, Form, echo_of, reason_of
 from minedraft.output import Output, join_outputs
 from minedraft.prompts import Prompt
 from minedraft.text.tokenizer import Tokenizer
@@ -134,9 +134,10 @@ class _Stream:
             if (begun := form.first(asked, index)) is not None:
                 made.append(event(begun, self._extra))
         self._pieces[index].append(output)
-        if output.token_ids and (asked.params.logprobs is not None or asked.shows_rounds):
+        is_detailed = asked.params.logprobs is not None or asked.shows_rounds
+        if output.token_ids and is_detailed and asked.tools is None:
             made.append(self._detailed(index, output))
-        elif output.text:
+        elif output.text and asked.tools is None:  # a call is told as a whole
             made.append(self._templates[index].event(output.text))
         self._num_chars[index] += len(output.text)
         if output.finish_reason is not None:
@@ -161,5 +162,9 @@ class _Stream:
         extra = dict(self._extra)
         if asked.num_samples == 1 and whole.usage is not None:
             extra["metrics"] = metrics_of(whole.usage, whole.round_lens, asked.draft_len)
-        reason = stop_reason(self._tokenizer, asked.params, whole)
-        return event(self._form.last(asked, index, reason_of(whole)), extra, {"stop_reason": reason})
+        stopped_by = stop_reason(self._tokenizer, asked.params, whole)
+        reason, called = reason_of(whole), b""
+        if asked.tools is not None and isinstance(self._form, ChatForm):
+            called = event(self._form.call(asked, index, whole.text), self._extra)
+            reason = asked.tools.finish_reason if reason == "stop" else reason
+        return called + event(self._form.last(asked, index, reason), extra, {"stop_reason": stopped_by})

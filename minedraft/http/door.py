@@ -21,8 +21,12 @@ from starlette.routing import Route
 
 from minedraft.client import AsyncClient
 from minedraft.errors import InvalidRequest, MineDraftError, RequestAborted, Unavailable
-from minedraft.http.asking import chat_params, chat_prompt, completion_params, completion_prompts, renamed
-from minedraft.http.bodies import (
+from minedraft.http.calls import Answers
+from minedraft.http.errors import HttpError, error_response
+from minedraft.http.guard import Guard
+from minedraft.http.model_facts import ModelFacts
+from minedraft.http.wire.asking import chat_params, chat_prompt, completion_params, completion_prompts, renamed
+from minedraft.http.wire.bodies import (
     BodyReader,
     ChatBody,
     CompletionBody,
@@ -30,12 +34,9 @@ from minedraft.http.bodies import (
     TokenizeBody,
     check_messages,
 )
-from minedraft.http.calls import Answers
-from minedraft.http.errors import HttpError, error_response
-from minedraft.http.forms import Asked, ChatForm, CompletionForm, Form
-from minedraft.http.guard import Guard
-from minedraft.http.model_facts import ModelFacts
-from minedraft.http.openapi import package_version, schema
+from minedraft.http.wire.forms import Asked, ChatForm, CompletionForm, Form
+from minedraft.http.wire.openapi import package_version, schema
+from minedraft.http.wire.tools import ToolPlan, plan_tools
 from minedraft.prompts import Prompt
 from minedraft.sampling_params import SamplingParams
 from minedraft.text.tokenizer import Tokenizer
@@ -107,9 +108,10 @@ class Door:
         """POST /v1/chat/completions."""
         body = await self._body(request, ChatBody)
         with _renaming(body):
-            params = chat_params(body)
-            prompts: list[Prompt] = [chat_prompt(body)]
-        return await self._answer(request, self._chat, body, prompts, params)
+            tools = plan_tools(body)
+            params = chat_params(body, tools)
+            prompts: list[Prompt] = [chat_prompt(body, tools)]
+        return await self._answer(request, self._chat, body, prompts, params, tools=tools)
 
     async def complete(self, request: Request) -> Response:
         """POST /v1/completions."""
@@ -129,6 +131,7 @@ class Door:
         prompts: list[Prompt],
         params: SamplingParams,
         echo: list[str] | None = None,
+        tools: ToolPlan | None = None,
     ) -> Response:
         facts = await self._facts.get()
         facts.check_name(body["model"])
@@ -146,6 +149,7 @@ class Door:
             include_usage=bool(options.get("include_usage")),
             shows_rounds=bool(body.get("return_rounds")),
             draft_len=facts.draft_len,
+            tools=tools,
         )
         with _renaming(body):
             if body.get("stream"):

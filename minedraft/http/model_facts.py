@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from minedraft.client import AsyncClient
 from minedraft.errors import Unavailable
 from minedraft.http.errors import HttpError
-from minedraft.http.openapi import package_version
+from minedraft.http.wire.openapi import package_version
 from minedraft.types import Role
 
 _FRESH_S = 5.0

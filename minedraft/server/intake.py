@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 
@@ -15,6 +16,7 @@ from minedraft.sampling_params import DEFAULT_CHAT_TOKENS, DEFAULT_NEW_TOKENS, S
 from minedraft.server.answers.answer import Answer
 from minedraft.server.live_call import LiveCall
 from minedraft.server.tokenizing import PromptTokenizer
+from minedraft.text.grammars import GrammarCheck
 from minedraft.text.tokenizer import Tokenizer
 
 
@@ -24,6 +26,7 @@ class Intake:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._prompts = PromptTokenizer(tokenizer)
+        self._grammars = GrammarCheck(tokenizer)
 
     async def submit(self, pipeline: Pipeline, call: GenerateCall, live: LiveCall, name: str, client: str) -> None:
         """Submit the samples of a call, with `live` to receive their output.
@@ -41,6 +44,8 @@ class Intake:
         stop_ids += call.sampling.stop_token_ids
         if call.sampling.skip_special_tokens:
             stop_ids += tokenizer.stop_ids(call.sampling.stop)
+        if (grammar := call.sampling.grammar) is not None:
+            await asyncio.to_thread(self._grammars.check, *grammar)
         context_len = _context_len(pipeline.scheduler)
         prompt_ids = await self._prompts.encode(call.prompt, client, context_len - 1)
         default = DEFAULT_CHAT_TOKENS if is_chat else DEFAULT_NEW_TOKENS

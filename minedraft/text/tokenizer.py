@@ -72,6 +72,11 @@ class Tokenizer:
             eos_ids += (own_eos_id,)
         return cls(raw, ChatTemplate.load(model_dir), eos_ids, fingerprint)
 
+    def to_json(self) -> str:
+        """Return the tokenizer as its file has it."""
+        text: str = self._raw.to_str()
+        return text
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of `text`, with the tokens that the tokenizer adds around it (BOS, say).
 

@@ -22,6 +22,7 @@ from minedraft_workers.proposers.draft_model import ModelProposer
 from minedraft_workers.proposers.eagle import EagleProposer
 from minedraft_workers.proposers.ngram import NgramProposer
 from minedraft_workers.rounds.following import Follower
+from minedraft_workers.sampling.guides import Guides
 from minedraft_workers.sampling.sampler import Sampler
 from minedraft_workers.verifier import VerifierActor
 from tests.fakes.loopback import deliver_draft, deliver_verify
@@ -92,10 +93,10 @@ class _InProcess:
 class InProcessVerifier(_InProcess):
     actor: VerifierActor
 
-    def __init__(self, executor: Executor, sampler: Sampler | None = None) -> None:
+    def __init__(self, executor: Executor, sampler: Sampler | None = None, guides: Guides | None = None) -> None:
         super().__init__()
         self.info = make_info(Role.VERIFIER, executor)
-        self.actor = VerifierActor(executor, self.info, sampler)
+        self.actor = VerifierActor(executor, self.info, sampler, guides=guides)
         self._follower = Follower(self.actor.verify, self.actor.release)
         self.executor = executor
 
@@ -117,19 +118,20 @@ class InProcessDrafter(_InProcess):
         *,
         ngram: bool = False,
         lookup: bool = False,
+        guides: Guides | None = None,
     ) -> None:
         super().__init__()
         if executor is None or ngram:
             no_model = {"num_blocks": 0, "draft_method": DraftMethod.NGRAM, "feature_layers": (), "feature_size": 0}
             self.info = replace(verifier.info, role=Role.DRAFTER, **no_model)
-            self.actor = DrafterActor(NgramProposer(), self.info)
+            self.actor = DrafterActor(NgramProposer(), self.info, guides=guides)
         elif isinstance(executor, EagleHead):
             self.info = make_info(Role.DRAFTER, executor)
-            self.actor = DrafterActor(EagleProposer(executor), self.info)
+            self.actor = DrafterActor(EagleProposer(executor), self.info, guides=guides)
         else:
             self.info = replace(make_info(Role.DRAFTER, executor), draft_method=DraftMethod.MODEL)
             model = ModelProposer(executor)
-            self.actor = DrafterActor(CombinedProposer(model) if lookup else model, self.info)
+            self.actor = DrafterActor(CombinedProposer(model) if lookup else model, self.info, guides=guides)
         self.actor.reset(verifier.info.vocab_size)  # as a handshake does
 
     async def draft(self, command: DraftCommand) -> DraftReply:

@@ -36,7 +36,8 @@ def _make(kind: type[MineDraftError]) -> MineDraftError:
 
 
 for module in pkgutil.walk_packages(minedraft.__path__, "minedraft."):
-    import_module(module.name)
+    if not module.name.startswith("minedraft.vllm."):  # it imports vLLM, which is in another environment
+        import_module(module.name)
 EVERY_KIND = [kind for kind in _kinds() if not kind.__name__.startswith("_")]
 
 

@@ -49,7 +49,7 @@ ROOMS = {
     "core": Room("values", is_pure=True),
     "engine": Room("values core"),
     "rpc": Room("values places security core.liveness v1", "grpc google grpc_health grpc_reflection grpc_status"),
-    "text": Room("values models", "jinja2 tokenizers"),
+    "text": Room("values models", "jinja2 tokenizers llguidance"),
     "models": Room("values process"),
     "process": Room("values places", "click"),
     "launch": Room("values places security settings core.liveness process rpc models text"),
@@ -84,7 +84,7 @@ ROOMS = {
     ),
     "kernels": Room("values core.blocks native", "torch numpy triton"),
     "native": Room("values models.cache workers.pulse", "torch numpy"),
-    "sampling": Room("values workers.sequence native", "torch numpy"),
+    "sampling": Room("values workers.sequence native models.generation_config", "torch numpy llguidance"),
     "channels": Room("values places", "torch numpy"),
 }
 WORKER_ROOMS = ("rounds", "proposers", "execution", "kernels", "native", "sampling", "channels")

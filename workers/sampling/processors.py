@@ -1,7 +1,7 @@
 """From a row of logits to the distribution that a request asks for, for drafter and verifier.
 
 The order is fixed: repetition penalty, frequency and presence penalty, logit bias, minimum length
-mask, temperature, top-k, top-p, min-p; the conventions are those of transformers and vLLM. Each
+mask, grammar mask, temperature, top-k, top-p, min-p; the conventions are those of transformers and vLLM. Each
 position has its own context: the request's tokens plus the drafts before the position.
 
 Truncations keep tokens by value: a token as probable as the last one kept is kept too, so the result
@@ -67,7 +67,7 @@ def is_greedy(state: SequenceState) -> bool:
 
 
 def needs_adjusting(state: SequenceState, position: int) -> bool:
-    """Whether penalties, bias or the minimum length change the logits at `position`."""
+    """Whether penalties, bias, the minimum length or a grammar change the logits at `position`."""
     sampling = state.spec.sampling
     return (
         sampling.repetition_penalty != 1.0
@@ -75,6 +75,7 @@ def needs_adjusting(state: SequenceState, position: int) -> bool:
         or sampling.presence_penalty != 0.0
         or len(state.bias_ids) > 0
         or position - state.spec.prompt_len < sampling.min_new_tokens
+        or state.guide is not None
     )
 
 
@@ -96,7 +97,7 @@ def adjust(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], colum
 
 
 def adjust_in_place(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], columns: Columns) -> None:
-    """Apply penalties, bias and the minimum length mask to a row; arguments as for `adjust`.
+    """Apply penalties, bias, the minimum length mask and the grammar's to a row; arguments as for `adjust`.
 
     The changed columns are few: they are computed on the host, where a step over a few numbers costs a
     microsecond, a fifth of an operator of torch.
@@ -116,6 +117,7 @@ def adjust_in_place(row: torch.Tensor, state: SequenceState, drafts: Sequence[in
         masked, _ = columns.locate(state.stop_ids)
     if row.is_cpu:
         _change(row.numpy(), sampling, seen, times, bias, bias_values, masked)
+        _mask_by_grammar(row, state, drafts, columns)
         return
     touched = np.unique(np.concatenate([seen, bias, masked]))
     index = torch.from_numpy(touched).to(row.device)
@@ -123,6 +125,16 @@ def adjust_in_place(row: torch.Tensor, state: SequenceState, drafts: Sequence[in
     seen, bias, masked = (np.searchsorted(touched, part) for part in (seen, bias, masked))
     _change(values, sampling, seen, times, bias, bias_values, masked)
     row[index] = torch.from_numpy(values).to(row.device)
+    _mask_by_grammar(row, state, drafts, columns)
+
+
+def _mask_by_grammar(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], columns: Columns) -> None:
+    """Mask the tokens that the request's grammar does not allow after `drafts`. If it does not allow these themselves,
+    the position is never reached, and its row stays as it is."""
+    if state.guide is None or not state.guide.move_to([*state.tokens[state.spec.prompt_len :], *drafts]):
+        return
+    refused = torch.from_numpy(~columns.of_ids(state.guide.allowed(columns.num_ids)))
+    row.masked_fill_(refused.to(row.device), -math.inf)
 
 
 def _change(

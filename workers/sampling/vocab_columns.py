@@ -35,6 +35,15 @@ class Columns:
         """Return the token ids of columns, of any shape; -1 stays -1."""
         return columns if self._token_ids is None else np.where(columns < 0, columns, self._token_ids[columns])
 
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest token id that has a column."""
+        return self.num_columns if self._token_ids is None else len(self._column_of)
+
+    def of_ids(self, flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Return the flags of all columns, bool [num_columns], from those of all token ids, bool [num_ids]."""
+        return flags if self._token_ids is None else flags[self._token_ids]
+
     def locate(self, token_ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return the columns of the `token_ids` that have one, int64, and the mask of those ids in `token_ids`."""
         if self._token_ids is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minedraft.sampling_params import SamplingParams
+from minedraft.sampling_params import GRAMMARS, SamplingParams
 from minedraft.v1 import common_pb2
 
 _DEFAULTS = SamplingParams()
@@ -35,6 +35,9 @@ def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
         message.logprobs = params.logprobs
     if params.draft_len is not None:
         message.draft_len = params.draft_len
+    if params.grammar is not None:
+        kind, text = params.grammar
+        setattr(message, kind, text)
     return message
 
 
@@ -68,4 +71,5 @@ def sampling_from_pb(message: common_pb2.SamplingParams) -> SamplingParams:
         ),
         draft_len=message.draft_len if message.HasField("draft_len") else None,
         speculate=message.speculate if message.HasField("speculate") else _DEFAULTS.speculate,
+        **{kind: getattr(message, kind) for kind in GRAMMARS if message.HasField(kind)},
     )

@@ -11,7 +11,7 @@ import httpx2 as httpx
 import pytest
 
 from minedraft.http.guard import MAX_BODY_BYTES, MAX_HEADER_BYTES
-from minedraft.http.openapi import schema
+from minedraft.http.wire.openapi import schema
 from minedraft.security.tokens import TokenFile
 from tests.integration.http.conftest import Served, http_door
 

@@ -12,12 +12,13 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 from openai.types.chat.chat_completion import Choice
 from openai.types.chat.chat_completion import ChoiceLogprobs as ChatLogprobs
 from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
-from openai.types.chat.chat_completion_chunk import ChoiceDelta
+from openai.types.chat.chat_completion_chunk import ChoiceDelta, ChoiceDeltaToolCall, ChoiceDeltaToolCallFunction
 from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as ChunkLogprobs
 from openai.types.completion_choice import Logprobs
 from pydantic import BaseModel
 
-from minedraft.http.answering import FINISH_REASONS, chat_logprobs, completion_logprobs, usage_of
+from minedraft.http.wire.answering import FINISH_REASONS, chat_logprobs, completion_logprobs, usage_of
+from minedraft.http.wire.tools import ToolPlan
 from minedraft.output import Output
 from minedraft.prompts import Prompt
 from minedraft.sampling_params import SamplingParams
@@ -35,6 +36,7 @@ class Asked:
         include_usage: end the stream with a chunk that has the usage.
         shows_rounds: say with each piece which tokens it has, and how many came in each round.
         draft_len: the service's most drafts per round.
+        tools: what the answer is to call; None for a free one.
     """
 
     id: str
@@ -46,6 +48,7 @@ class Asked:
     include_usage: bool = False
     shows_rounds: bool = False
     draft_len: int = 0
+    tools: ToolPlan | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -100,11 +103,22 @@ class ChatForm:
                 logprobs = ChatLogprobs(content=chat_logprobs(self._tokenizer, output), refusal=None)
             message = ChatCompletionMessage(role="assistant", content=output.text, refusal=None, annotations=[])
             reason = cast(Any, reason_of(output))
+            if asked.tools is not None:
+                message.content, message.tool_calls = None, [asked.tools.call_of(output.text)]
+                reason = asked.tools.finish_reason if reason == "stop" else reason
             choices.append(Choice(index=index, message=message, finish_reason=reason, logprobs=logprobs))
         return ChatCompletion(object="chat.completion", choices=choices, usage=_usage(samples, asked), **asked.facts)
 
     def first(self, asked: Asked, index: int) -> ChatCompletionChunk | None:
         return self._chunk(asked, index, ChoiceDelta(role="assistant", content=""))
+
+    def call(self, asked: Asked, index: int, text: str) -> ChatCompletionChunk:
+        """Return the chunk with the call that a whole answer makes."""
+        assert asked.tools is not None, "called for answers that call"
+        made = asked.tools.call_of(text)
+        function = ChoiceDeltaToolCallFunction(name=made.function.name, arguments=made.function.arguments)
+        delta = ChoiceDeltaToolCall(index=0, id=made.id, type="function", function=function)
+        return self._chunk(asked, index, ChoiceDelta(tool_calls=[delta]))
 
     def text(self, asked: Asked, index: int, text: str) -> ChatCompletionChunk:
         return self._chunk(asked, index, ChoiceDelta(content=text))

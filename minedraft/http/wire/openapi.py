@@ -10,7 +10,7 @@ from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, TypeAdapter
 
-from minedraft.http.bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from minedraft.http.wire.bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 
 _POSTS: dict[str, tuple[str, type[Any], type[BaseModel] | None]] = {
     "/v1/chat/completions": ("Answer a chat.", ChatBody, ChatCompletion),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from minedraft.errors import InvalidRequest
-from minedraft.http.bodies import ChatBody, CompletionBody, check_messages
+from minedraft.http.wire.bodies import ChatBody, CompletionBody, check_messages
+from minedraft.http.wire.tools import ToolPlan, with_tools
 from minedraft.prompts import Prompt
 from minedraft.sampling_params import SamplingParams
 
@@ -27,9 +29,6 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "echo": (False, True),
@@ -37,12 +36,18 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
 # Notes of the client to itself: they never change an answer.
 _NOTES = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
 _READ_ELSEWHERE = frozenset(
-    {"model", "messages", "prompt", "stream", "stream_options", "parallel_tool_calls", "return_rounds"}
-)
+    {
+        "model", "messages", "prompt", "stream", "stream_options", "return_rounds", "response_format", "tools",
+        "tool_choice", "parallel_tool_calls",
+    }
+)  # fmt: skip
 
 
-def chat_params(body: ChatBody) -> SamplingParams:
+def chat_params(body: ChatBody, plan: ToolPlan | None = None) -> SamplingParams:
     """Return the sampling parameters of a chat completion.
+
+    Args:
+        plan: what is to be called, if anything is.
 
     Raises:
         InvalidRequest: a value is out of range, or a field asks for something that is not done here.
@@ -57,6 +62,7 @@ def chat_params(body: ChatBody) -> SamplingParams:
         given["logprobs"] = top_logprobs or 0
     elif top_logprobs is not None:
         raise InvalidRequest("top_logprobs", top_logprobs, "needs logprobs: true")
+    given |= _grammar(body.get("response_format")) if plan is None else {"json_schema": plan.schema}
     return _params(given)
 
 
@@ -75,9 +81,10 @@ def completion_params(body: CompletionBody) -> SamplingParams:
     return _params(given)
 
 
-def chat_prompt(body: ChatBody) -> Prompt:
-    """Return the messages, as plain text."""
-    return check_messages(body["messages"])
+def chat_prompt(body: ChatBody, plan: ToolPlan | None = None) -> Prompt:
+    """Return the messages, as plain text, with the functions that may be called."""
+    messages = check_messages(body["messages"])
+    return messages if plan is None else with_tools(messages, plan)
 
 
 def completion_prompts(body: CompletionBody) -> list[Prompt]:
@@ -93,6 +100,8 @@ def completion_prompts(body: CompletionBody) -> list[Prompt]:
 def renamed(error: InvalidRequest, body: Mapping[str, Any]) -> InvalidRequest:
     """Return an error of the service with the name that the client used for the field."""
     name = _NAMES.get(error.field, error.field)
+    if error.field == "json_schema":
+        name = "tools" if body.get("tools") else "response_format"
     if error.field == "max_new_tokens" and body.get("max_completion_tokens") is not None:
         name = "max_completion_tokens"
     if error.field.partition(".")[0] == "prompt":  # "prompt.token_ids", say
@@ -119,6 +128,18 @@ def _given(body: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
     if body.get("logit_bias"):
         given["logit_bias"] = {_token_id(key): float(value) for key, value in body["logit_bias"].items()}
     return given
+
+
+def _grammar(wanted: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the grammar of a `response_format`."""
+    match wanted:
+        case None | {"type": "text"}:
+            return {}
+        case {"type": "json_object"}:
+            return {"json_schema": '{"type": "object"}'}
+        case {"type": "json_schema", "json_schema": {"schema": dict() as found}}:
+            return {"json_schema": json.dumps(found)}
+    raise InvalidRequest("response_format", wanted, "must be text, json_object, or json_schema with a schema")
 
 
 def _params(given: dict[str, Any]) -> SamplingParams:
