@@ -31,9 +31,13 @@ class GrammarCheck:
         Args:
             kind: "json_schema", "regex" or "lark".
         """
-        with self._lock:
-            if self._compiled is None:
-                self._compiled = LLTokenizer(self._tokenizer.to_json())
+        try:
+            with self._lock:
+                if self._compiled is None:
+                    self._compiled = LLTokenizer(self._tokenizer.to_json())
+        except ValueError as error:
+            limit = f"the model's tokenizer is of a kind for which grammars are not known: {error}"
+            raise InvalidRequest(kind, text, limit) from None
         try:
             problem = LLMatcher.validate_grammar(_COMPILE[kind](text), self._compiled)
         except ValueError as error:

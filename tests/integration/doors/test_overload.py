@@ -31,7 +31,7 @@ async def start(folder: Path, **settings: object) -> AsyncIterator[FakeService]:
 
 @pytest.fixture(autouse=True)
 def little_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minedraft.server.answer.MAX_UNSENT_TOKENS", 128)
+    monkeypatch.setattr("minedraft.server.answers.answer.MAX_UNSENT_TOKENS", 128)
 
 
 @pytest.fixture

@@ -18,6 +18,19 @@ from tests.integration.http.conftest import Served, http_door
 
 CHAT = [{"role": "user", "content": "good day"}]
 PROMPT = [5, 6, 7]
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "description": "Does it.",
+        "parameters": {
+            "type": "object",
+            "properties": {"at": {"enum": ["x", "y"]}},
+            "required": ["at"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 
 async def post(served: Served, path: str, body: Any, **headers: str) -> httpx.Response:
@@ -175,8 +188,14 @@ async def test_what_stopped_an_answer_is_told(served: Served) -> None:
         ({"store": True}, "store"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "b"}}}},
+         "response_format"),
+        ({"tools": [TOOL]}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "auto"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {}}], "tool_choice": "required"}, "tools[0].function"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"min_tokens": 9}, "min_tokens"),
         ({"n": 0}, "n"),
         ({"n": 65}, "n"),

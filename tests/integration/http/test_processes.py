@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import openai
@@ -60,6 +62,39 @@ def test_the_door_opens_with_the_service_and_closes_with_it(models: Path, port: 
     assert len(processes) == 5
     assert all(is_gone(process) for process in processes)
     assert httpx_state(port) == 0
+
+
+def test_answers_have_the_form_that_was_asked_for(models: Path, port: int) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 22]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "pick", "parameters": schema}}
+    asked: dict[str, Any] = {
+        "model": "t",
+        "messages": [{"role": "user", "content": "a"}],
+        "max_tokens": 60,
+        "temperature": 0,
+    }
+    service = serve(models / "target", models / "draft", http=f"127.0.0.1:{port}", model_name="t", **SMALL)
+    with service, openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as door:
+        wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
+        made = door.chat.completions.create(**asked, response_format=wanted)
+        assert json.loads(made.choices[0].message.content)["n"] in (1, 22)
+        assert made.choices[0].finish_reason == "stop"
+        called = door.chat.completions.create(**asked, tools=[tool], tool_choice="required").choices[0]
+        [call] = called.message.tool_calls
+        assert (called.finish_reason, call.function.name) == ("tool_calls", "pick")
+        assert json.loads(call.function.arguments)["n"] in (1, 22)
+        named = {"type": "function", "function": {"name": "pick"}}
+        stream = door.chat.completions.create(**asked, tools=[tool], tool_choice=named, stream=True)
+        deltas = [chunk.choices[0].delta for chunk in stream]
+        [call] = [call for delta in deltas for call in delta.tool_calls or []]
+        assert call.function.name == "pick"
+        assert json.loads(call.function.arguments)["n"] in (1, 22)
+        assert not any(delta.content for delta in deltas)
 
 
 def test_other_hosts_need_tls_and_a_token(models: Path, port: int, tmp_path: Path) -> None:

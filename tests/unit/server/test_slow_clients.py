@@ -21,7 +21,7 @@ LONG = GenerateCall(TokenPrompt(tuple(PROMPT)), SamplingParams(max_new_tokens=40
 
 @pytest.fixture(autouse=True)
 def little_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minedraft.server.answer.MAX_UNSENT_TOKENS", MOST_UNSENT)
+    monkeypatch.setattr("minedraft.server.answers.answer.MAX_UNSENT_TOKENS", MOST_UNSENT)
 
 
 def test_what_a_client_does_not_read_costs_no_round_and_no_seat(tmp_path: Path) -> None:
