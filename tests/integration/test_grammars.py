@@ -101,7 +101,7 @@ async def answers(
 ) -> tuple[list[Collector], float]:
     """Return the answers, and the share of the drafts that was accepted."""
     guides = Guides(target)
-    verifier = InProcessVerifier(load_executor(target, num_blocks=num_blocks), guides)
+    verifier = InProcessVerifier(load_executor(target, num_blocks=num_blocks), guides=guides)
     drafter = None
     if draft is not None or ngram:
         model = None if draft is None else load_executor(draft, num_blocks=num_blocks)
