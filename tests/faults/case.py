@@ -36,6 +36,12 @@ class Live:
     fails_with: str = ""
     resume_after_s: float | None = None
 
+    @property
+    def num_deaths(self) -> int:
+        """Processes of the worker that end."""
+        is_deadly = self.action in (Action.KILL, Action.STOP, Action.HANG, Action.SPIN, Action.RAISE)
+        return is_deadly + self.dies_loading
+
     def __str__(self) -> str:
         return f"{self.role.value}-{self.action.value}-{self.point.value}"
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections import Counter
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
+from minedraft.types import Role
 from tests.faults.load import Answers, ask_all
 from tests.faults.stack import Stack, running
 from tests.stress.models import Pair, PairKind, make_pair
@@ -20,6 +22,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return make_pair(tmp_path_factory.mktemp("pair"), PairKind.EVEN)
 
 
+_MAX_DEATHS = 3
 _SERVICES: set[int] = set()  # process ids of launchers that outlive a test
 
 
@@ -32,9 +35,16 @@ class Service:
         self._tmp_path_factory = tmp_path_factory
         self._running = None
         self._stack: Stack | None = None
+        self._deaths: Counter[Role] = Counter()
         self.truth: Answers = []
 
-    def get(self) -> Stack:
+    def get(self, dying: Role | None = None, num_deaths: int = 1) -> Stack:
+        """Return the service. `dying`: whose process will end so many times: the launcher forgives few ends in five
+        minutes, and waits longer each time."""
+        if dying is not None and self._deaths[dying] + num_deaths > _MAX_DEATHS:
+            self.stop()
+        if dying is not None:
+            self._deaths[dying] += num_deaths
         if self._stack is None:
             self._running = running(self._pair, self._tmp_path_factory.mktemp("service"))
             self._stack = self._running.__enter__()
@@ -45,6 +55,7 @@ class Service:
 
     def stop(self) -> None:
         running, self._running, self._stack = self._running, None, None
+        self._deaths.clear()
         if running is not None:
             running.__exit__(None, None, None)
 

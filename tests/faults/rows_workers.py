@@ -122,7 +122,7 @@ WORKER_ROWS = (
         "noticed within max(5 s, 20 x p99 of a step); SIGKILL, or taken back if it goes on before",
         when="in_draft, in_verify",
         live=(
-            Live(D, Point.IN_DRAFT, Action.STOP, 4, NO_DRAFTS, _LOST, "drafter_hung_silent", resume_after_s=12),
+            Live(D, Point.IN_DRAFT, Action.STOP, 4, NO_DRAFTS, _LOST, "drafter_hung_silent", resume_after_s=9),
             Live(V, Point.IN_VERIFY, Action.STOP, 6, NO_VERIFIER, _WAIT, "verifier_hung_silent"),
         ),
         proofs=(

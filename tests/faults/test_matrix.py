@@ -31,7 +31,7 @@ _LIVE = [pytest.param(live, id=f"{row.row}-{live}") for row in ROWS for live in 
 
 @pytest.mark.parametrize("live", _LIVE)
 def test_a_fault_costs_what_the_matrix_says(live: Live, service: Service, record_property: Callable[..., None]) -> None:
-    stack = service.get()
+    stack = service.get(live.role if live.num_deaths else None, live.num_deaths)
     try:
         measured = asyncio.run(disturb(stack, live, service))
     except BaseException:
