@@ -86,7 +86,7 @@ async def test_a_call_ends_with_a_typed_status(channel, caplog, method, data, co
         name, error = await error_of(channel.unary_stream(f"/t.T/{method}")(data))
         assert (name, type(error)) == (code, kind)
         assert "secret" not in str(error)
-    assert len(caplog.records) <= 1
+    assert sum(record.name.startswith("minedraft") for record in caplog.records) <= 1
     assert "secret" not in caplog.text
 
 
