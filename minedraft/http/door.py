@@ -233,7 +233,7 @@ class Door:
     async def metrics(self, request: Request) -> Response:
         """GET /metrics: those of the service."""
         if self._metrics is None:
-            raise HttpError(404, "the service exports no metrics; start it with --metrics HOST:PORT")
+            raise HttpError("the service exports no metrics; start it with --metrics HOST:PORT", 404)
         return PlainTextResponse(await self._metrics(), media_type="text/plain; version=0.0.4")
 
     async def openapi(self, request: Request) -> Response:
@@ -317,7 +317,7 @@ async def _not_routed(request: Request, error: Exception) -> Response:
         status, "cannot be answered"
     )
     headers = dict(cast(HTTPException, error).headers or {})
-    return error_response(HttpError(status, f"{request.url.path}: {what}", headers=headers))
+    return error_response(HttpError(f"{request.url.path}: {what}", status, headers=headers))
 
 
 class _renaming:

@@ -26,9 +26,13 @@ _TYPES = {
 
 
 class HttpError(MineDraftError):
-    """A refusal that only this door makes. headers: of the response, besides the usual ones."""
+    """A refusal that only this door makes.
 
-    def __init__(self, status: int, message: str, *, headers: dict[str, str] | None = None) -> None:
+    Args:
+        status: of the response. headers: of it, besides the usual ones.
+    """
+
+    def __init__(self, message: str, status: int = 500, *, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
         self.http_status = status
         self.headers = headers or {}

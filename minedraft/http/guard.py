@@ -67,9 +67,9 @@ class Guard:
     def _refusal(self, scope: Scope, headers: Headers) -> HttpError | None:
         if scope["path"].startswith("/v1") and not self._is_admitted(headers.get("authorization", "")):
             message = "a bearer token is needed: Authorization: Bearer TOKEN"
-            return HttpError(401, message, headers={"www-authenticate": "Bearer"})
+            return HttpError(message, 401, headers={"www-authenticate": "Bearer"})
         if sum(len(key) + len(value) for key, value in scope["headers"]) > MAX_HEADER_BYTES:
-            return HttpError(431, f"the headers have more than {MAX_HEADER_BYTES} bytes")
+            return HttpError(f"the headers have more than {MAX_HEADER_BYTES} bytes", 431)
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > MAX_BODY_BYTES:
             return _too_large()
@@ -96,7 +96,7 @@ class _Counted:
 
 
 def _too_large() -> HttpError:
-    return HttpError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
+    return HttpError(f"the body has more than {MAX_BODY_BYTES} bytes", 413)
 
 
 async def _preflight(send: Send) -> None:

@@ -33,7 +33,7 @@ class Facts:
     def check_name(self, name: str) -> None:
         """Raise HttpError unless the model has this name."""
         if name != self.name:
-            raise HttpError(404, f"The model `{name}` does not exist; this server has `{self.name}`.")
+            raise HttpError(f"The model `{name}` does not exist; this server has `{self.name}`.", 404)
 
 
 class ModelFacts:

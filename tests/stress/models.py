@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from tests.support.tiny_heads import make_tiny_head, soften_layers
 from tests.support.tiny_models import add_noise, make_tiny_model, write_tiny_tokenizer
@@ -18,7 +19,7 @@ EOS_ID = 2
 _SHORT_CONTEXT = 64
 _NOISE = 0.05
 # Heads of a size that the native kernels take; presets with kernels torch run the same models without them.
-_HEADS = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+_HEADS: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 
 class PairKind(Enum):

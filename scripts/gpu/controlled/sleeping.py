@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minedraft.messages import DraftCommand, Proposal, WorkerInfo
+from minedraft.messages import Branch, DraftCommand, DraftSpan, Proposal, WorkerInfo
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role
 from minedraft_workers.rounds.actors import Work
@@ -68,17 +68,20 @@ class SleepingDrafter:
     def draft(self, command: DraftCommand) -> Work[Proposal]:
         start_s = time.monotonic()
         asked = [span for span in command.spans if span.draft_len]
-        proposals = [
-            Proposal(
-                span.request_id,
-                span.prefix_len + len(span.tokens),
-                tuple(self._map.drafts(span.tokens[-1], span.draft_len)),
-            )
-            for span in asked
-        ]
+        proposals = [self._propose(span) for span in asked]
         until_s = start_s + self._times.seconds(len(asked), max((span.draft_len for span in asked), default=0))
         time.sleep(max(until_s - time.monotonic(), 0.0))
         return Work(tuple(proposals))
+
+    def _propose(self, span: DraftSpan) -> Proposal:
+        """Return the drafts of a span; of one that runs ahead, the branch in which all drafts are accepted."""
+        if span.ahead is None:
+            drafts = tuple(self._map.drafts(span.tokens[-1], span.draft_len))
+            return Proposal(span.request_id, span.committed_len, drafts)
+        guess, *after = self._map.drafts(span.tokens[-1], span.draft_len + 1)
+        committed_len = span.committed_len + span.ahead.num_drafts + 1
+        branch = Branch(span.ahead.num_drafts, guess)
+        return Proposal(span.request_id, committed_len, tuple(after), branch=branch)
 
     def prefill(self, command: DraftCommand) -> Work[Proposal]:
         return self.draft(command)

@@ -191,6 +191,6 @@ async def test_a_killed_worker_leaves_nothing_and_its_successor_is_joined(pair: 
     else:
         back, other = await connector.reconnect_verifier(), drafter
     assert {back.stats.carrier, other.stats.carrier} == {Carrier.SHM}
-    assert num_files(survivor.pid) == num_before
+    assert num_files(survivor.pid) <= num_before  # a map of an end before may have gone meanwhile
     await back.close()
     await other.close()
