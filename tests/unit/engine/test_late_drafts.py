@@ -14,10 +14,10 @@ from minedraft.core.liveness.patience import FIRST_PATIENCE_S, LEAST_PATIENCE_S,
 from minedraft.core.request import NewRequest
 from minedraft.messages import DraftCommand, DraftReply, VerifyCommand, VerifyReply
 from minedraft.sampling_params import SamplingParams
+from minedraft.sim.virtual_time import run_virtual
 from minedraft.types import Mode
 from scripts.lib.sink import Collector
 from tests.fakes.workers import FakeDrafter, FakeVerifier, continuation
-from tests.simulated.virtual_time import run_virtual
 from tests.support.counted import CountedPipeline
 
 T = TypeVar("T")

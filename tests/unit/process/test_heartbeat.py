@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from minedraft.process.heartbeat import feed_watchdog
-from tests.simulated.virtual_time import run_virtual
+from minedraft.sim.virtual_time import run_virtual
 
 
 @dataclass

@@ -11,9 +11,9 @@ import pytest
 
 from minedraft.errors import DeadlineExceeded, Draining, RequestAborted
 from minedraft.prompts import TextPrompt, TokenPrompt
+from minedraft.sim.virtual_time import run_virtual
 from tests.fakes.timed_service import PROMPT, ROUND_S, TimedService, timed_service
 from tests.fakes.workers import continuation
-from tests.simulated.virtual_time import run_virtual
 
 
 @pytest.fixture

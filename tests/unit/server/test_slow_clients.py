@@ -10,10 +10,10 @@ import pytest
 
 from minedraft import SamplingParams
 from minedraft.prompts import GenerateCall, TokenPrompt
+from minedraft.sim.virtual_time import run_virtual
 from minedraft.types import Mode
 from tests.fakes.timed_service import PROMPT, ROUND_S, timed_service
 from tests.fakes.workers import continuation
-from tests.simulated.virtual_time import run_virtual
 
 MOST_UNSENT = 64
 LONG = GenerateCall(TokenPrompt(tuple(PROMPT)), SamplingParams(max_new_tokens=400))

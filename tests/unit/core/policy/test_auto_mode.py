@@ -16,8 +16,8 @@ from minedraft.core.policy.forecast.experience import Experience
 from minedraft.core.policy.forecast.mode import ModeForecast
 from minedraft.core.policy.steady import Steady
 from minedraft.sampling_params import MAX_DRAFT_LEN
+from minedraft.sim.virtual_time import run_virtual
 from minedraft.types import Mode
-from tests.simulated.virtual_time import run_virtual
 from tests.simulated.workers import Load, Machine, Simulation
 
 SECONDS = 9.0

@@ -11,8 +11,8 @@ from minedraft.core.policy.draft_len import AutoDraftLen
 from minedraft.core.policy.forecast.experience import Experience
 from minedraft.core.request import NewRequest, Request
 from minedraft.sampling_params import MAX_DRAFT_LEN, SamplingParams
+from minedraft.sim.virtual_time import run_virtual
 from minedraft.types import Batch, Mode
-from tests.simulated.virtual_time import run_virtual
 from tests.simulated.workers import Load, Machine, Simulation
 
 SECONDS = 8.0
