@@ -1,9 +1,10 @@
 """A trace of both workers, streamed to a file while the service runs: an observer.
 
 The event loop only keeps what has happened; a thread writes it down four times a second. The file is a whole JSON
-array after every write, so it is also valid if the service is killed. When it is full it is renamed to FILE.1, in
-place of an older one, and a new one begins; so is the file of an earlier run, whose end may say why there is another
-one. The last hours are kept, and no more than twice the limit.
+array after every write, so it is also valid if the service is killed between two; killed within one, its last record
+may be torn, which Perfetto and `minedraft timeline` read over (the format's closing bracket is optional). When it is
+full it is renamed to FILE.1, in place of an older one, and a new one begins; so is the file of an earlier run, whose
+end may say why there is another one. The last hours are kept, and no more than twice the limit.
 """
 
 from __future__ import annotations

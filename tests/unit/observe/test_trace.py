@@ -109,7 +109,8 @@ for n in itertools.count():
 """
 
 
-def test_a_killed_process_leaves_a_whole_file(tmp_path: Path) -> None:
+def test_the_trace_of_a_killed_process_can_be_read(tmp_path: Path) -> None:
+    """A kill in the middle of a write cuts it at a page's end: the last record may be torn, and no other."""
     path = tmp_path / "t.json"
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)])
     try:
@@ -117,7 +118,7 @@ def test_a_killed_process_leaves_a_whole_file(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    check_trace(json.loads(path.read_text()))
+    assert len(read_trace(path).bars) >= path.read_text().count('"verify ') - 1 > 100
 
 
 def test_a_full_file_is_renamed_and_another_one_begins(tmp_path: Path) -> None:
