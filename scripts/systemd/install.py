@@ -1,4 +1,4 @@
-"""Installs MineDraft's units, or removes them: `scripts/install-systemd`, `scripts/uninstall-systemd`."""
+"""Installs MineDraft's units, or removes them: `scripts/install-systemd`."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ Examples:
   scripts/install-systemd --user               minedraft.service of this user
   scripts/install-systemd --dry-run            show what would be written
   scripts/install-systemd --prefix /usr --destdir build/root --bin /usr/bin      for a package
-  sudo scripts/uninstall-systemd               stop and remove the units; settings stay
+  sudo scripts/install-systemd --undo          stop and remove the units; settings stay
 \b
 Then name the models in the settings, and:
   sudo systemctl enable --now minedraft.service      one unit: the launcher supervises the processes
@@ -169,7 +169,7 @@ Then name the models in the settings, and:
 )  # fmt: skip
 @click.option("--destdir", type=click.Path(path_type=Path), metavar="DIR", help="Write everything below DIR.")
 @click.option("--dry-run", "is_dry", is_flag=True, help="Show what would be done, and do nothing.")
-@click.option("--undo", is_flag=True, help="Stop and remove the units, as scripts/uninstall-systemd does.")
+@click.option("--undo", is_flag=True, help="Stop and remove the units.")
 @click.option("--purge", is_flag=True, help="With --undo: remove the settings too.")
 def command(
     is_user: bool,

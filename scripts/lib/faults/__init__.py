@@ -1,1 +1,1 @@
-"""The table of faults in the README."""
+"""The table of faults."""

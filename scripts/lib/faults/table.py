@@ -1,8 +1,6 @@
-"""Keeps the README's table of faults equal to `tests/faults/rows.py` and to what was measured.
+"""The table of faults: `tests/faults/rows.py` and what was measured of them.
 
-python -m scripts.lib.faults.table                writes the table between the two markers
-python -m scripts.lib.faults.table --check        only checks that it is up to date
-python -m scripts.lib.faults.table --take FILE    takes the figures of `pytest tests/faults --junitxml FILE` first
+python -m scripts.lib.faults.table --take FILE    takes the figures of `pytest tests/faults --junitxml FILE`
 """
 
 from __future__ import annotations
@@ -16,14 +14,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 from minedraft.bench.report import machine_facts
+from scripts.lib.report.results import Results
 from tests.faults.case import Case
 from tests.faults.rows import ROWS
 
 ROOT = Path(__file__).parents[3]
-README = ROOT / "README.md"
-MEASURED = ROOT / "scripts/results/faults/matrix.json"
-BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
-CHAOS = ROOT / "scripts/results/faults/chaos.json"
+MEASURED = "faults/matrix.json"
+CHAOS = "faults/chaos.json"
 MATRIX = "tests/faults/test_matrix.py"
 
 _SAID = {"noticed_s": "noticed", "back_s": "back"}
@@ -37,6 +34,11 @@ _IN_CHAOS = {
 """The kinds of faults in the report of chaos, by row."""
 
 Figures = Mapping[str, Mapping[str, float]]
+
+
+def faults_table(results: Results) -> str:
+    """Return the table with the figures of the result files."""
+    return table(results.load(MEASURED)["seconds"], results.load(CHAOS)["faults"]["by_kind"])
 
 
 def table(measured: Figures, chaos: Mapping[str, Any]) -> str:
@@ -87,26 +89,13 @@ def take(report: Path) -> dict[str, dict[str, float]]:
 
 
 def main() -> int:
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["--take"]:
-        content: dict[str, Any] = {"machine": machine_facts(), "seconds": take(Path(arguments[1]))}
-        MEASURED.parent.mkdir(exist_ok=True)
-        MEASURED.write_text(json.dumps(content, indent=1) + "\n")
-    text = README.read_text()
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        print(f"{README.name} has no {BEGIN} ... {END}", file=sys.stderr)
-        return 1
-    measured = json.loads(MEASURED.read_text())["seconds"] if MEASURED.exists() else {}
-    chaos = json.loads(CHAOS.read_text())["faults"]["by_kind"]
-    current = f"{head}{BEGIN}\n{table(measured, chaos)}\n{END}{tail}"
-    if "--check" in arguments:
-        if current != text:
-            what = "the table of faults is out of date; run python -m scripts.lib.faults.table"
-            print(f"README.md: {what}", file=sys.stderr)
-        return int(current != text)
-    README.write_text(current)
+    if len(sys.argv) != 3 or sys.argv[1] != "--take":
+        print(__doc__, file=sys.stderr)
+        return 2
+    content: dict[str, Any] = {"machine": machine_facts(), "seconds": take(Path(sys.argv[2]))}
+    path = ROOT / Results.FOLDER / MEASURED
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"{path.relative_to(ROOT)}: written; run scripts/report")
     return 0
 
 

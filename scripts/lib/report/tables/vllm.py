@@ -1,0 +1,32 @@
+"""The plugin inside vLLM, of the file of `scripts/vllm`."""
+
+from __future__ import annotations
+
+from scripts.lib.report.markdown import bold, percent, times, to_table
+from scripts.lib.report.results import Results
+
+_WAYS = {
+    "ar": "vLLM alone",
+    "vllm draft model": "vLLM's own draft-model speculation",
+    "serial": "our drafter, in turns",
+    "alternating": bold("our drafter, two groups"),
+}
+
+
+def vllm_table(results: Results, file: str) -> str:
+    """Return tokens/s of each way over requests in flight, at the drafter's own pace and slowed to that of a verify."""
+    content = results.load(file)
+    own, paced = content["own_pace"], content["paced"]
+    counts = [line["in_flight"] for line in own["lines"]]
+    slowed = [line["in_flight"] for line in paced["lines"]]
+    pace = f"the drafter slowed to {paced['drafter_takes_of_a_verify']} of a verify"
+    header = ["tokens/s, in flight", *map(str, counts), *(f"{count}, {pace}" for count in slowed)]
+    lines = []
+    for way, name in _WAYS.items():
+        rates = [own["medians"][f"{way}, {count}"] for count in counts]
+        rates += [paced["medians"].get(f"{way}, {count}") for count in slowed]
+        lines.append([name, *("" if rate is None else f"{rate:.0f}" for rate in rates)])
+    both = [*own["lines"], *paced["lines"]]
+    lines.append(["two groups of in turns", *(times(line["alternating_of_serial"]) for line in both)])
+    lines.append(["waits for drafts, of the run", *(percent(line["blocked"]) for line in both)])
+    return to_table(header, lines)
