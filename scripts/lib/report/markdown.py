@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
-def to_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; its first column is on the left, the others are numbers on the right.
+def to_table(header: Sequence[str], rows: Iterable[Sequence[str]], text: Collection[int] = (0,)) -> str:
+    """Return a table with numbers on the right.
+
+    Args:
+        text: columns of words, which are on the left.
 
     Raises:
         ValueError: a row is longer or shorter than the header.
     """
-    rules = ["---", *["--:"] * (len(header) - 1)]
+    rules = ["---" if index in text else "--:" for index in range(len(header))]
     lines = [header, rules]
     for row in rows:
         if len(row) != len(header):

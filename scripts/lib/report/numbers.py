@@ -15,7 +15,7 @@ _NOT_PROSE = (
     re.compile(r"\]\([^)]*\)"),  # where a link leads
     re.compile(r"https?://\S+"),
     re.compile(r"^\s*\d+\. ", re.MULTILINE),  # of a list
-    re.compile(r"\b[kmn] = \d+(?:(?:, | and | or | to )\d+)*"),  # the setting of a measurement
+    re.compile(r"\b[kmn] = \d+(?:(?: and | or | to )\d+)*"),  # the setting of a measurement
 )
 
 

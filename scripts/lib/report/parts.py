@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from scripts.lib.faults.table import faults_table
+from scripts.lib.report.studies import machines_table, made_line
+from scripts.lib.report.tables import studies
 from scripts.lib.report.tables.drafters import drafters_table
 from scripts.lib.report.tables.forward import forward_table
+from scripts.lib.report.tables.headline import headline_table
 from scripts.lib.report.tables.modes import loads_table, modes_table
 from scripts.lib.report.tables.peers import decoding_table, prompts_table
 from scripts.lib.report.tables.settings import settings_table
@@ -23,4 +26,21 @@ PARTS: Mapping[str, Part] = {
     "vllm": vllm_table,
     "forward": forward_table,
     "drafters": drafters_table,
+    "headline": headline_table,
+    "machines": machines_table,
+    "made": made_line,
+    "padding": studies.padding_table,
+    "two_hosts": studies.two_hosts_table,
+    "useless": studies.useless_table,
+    "ways": studies.ways_table,
+    "sampled": studies.sampled_table,
+    "pearl": studies.pearl_table,
+    "channels": studies.channels_table,
+    "cores": studies.cores_table,
+    "doors": studies.doors_table,
+    "observing": studies.observing_table,
+    "control": studies.control_table,
+    "choosing": studies.choosing_table,
+    "products": studies.products_table,
+    "chaos": studies.chaos_table,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,7 +35,7 @@ class Results:
         self._contents: dict[str, Any] = {}
         self.used: list[str] = []
         self._expressions = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-        self._expressions.filters |= {"one": _one, "median": median}
+        self._expressions.filters |= {"one": _one, "median": median, "spread": _spread}
 
     def path(self, name: str) -> str:
         """Return the file's path in the repository: names are relative to the folder of results, or to the root."""
@@ -60,8 +60,8 @@ class Results:
     def value(self, name: str, expression: str) -> Json:
         """Return what a Jinja expression says of a file: its keys are variables, `all` is the whole content.
 
-        Besides Jinja's filters there are `median`, and `one("key", value)`: the only row whose key, which may have
-        dots, has the value.
+        Besides Jinja's filters there are `median`; `spread`, the most of the least; and `one("key", value)`, the only
+        row whose key, which may have dots, has the value.
 
         Raises:
             SourceError: the file or the value is not there, or the expression is none.
@@ -90,6 +90,11 @@ def _one(rows: Iterable[Mapping[str, Any]], *wanted: Json) -> Mapping[str, Any]:
         said = ", ".join(f"{key} = {value}" for key, value in pairs)
         raise LookupError(f"{len(found)} rows with {said}")
     return found[0]
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Return how many times the least of the values the most is."""
+    return max(values) / min(values)
 
 
 def _at(row: Json, key: str) -> Json:

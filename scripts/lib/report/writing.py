@@ -44,7 +44,7 @@ def write_page(text: str, results: Results, parts: Mapping[str, Part]) -> tuple[
                 content = _make(part, results, parts, problems)
                 if content is not None:
                     blocks.append((part, content))
-            elif part.note is not None:
+            else:
                 _write_numbers(part, results, written, problems)
     except PageError as error:
         return text, [Problem(error.line, str(error), can_be_written=False)]

@@ -84,6 +84,7 @@ def test_a_changed_number_of_a_page_is_named_and_written_back(old: str, new: str
     ("old", "new", "problem"),
     [
         ("once more", "once more, and 12 ms", "4: 12 has no source"),
+        ("# A page", "# A page with 5 ms", "1: 5 has no source"),
         ("keeps 0.66", "keeps much", "7: 0.66 has a source, but is not in the text"),
         ("at 8 in flight", "at once", "5: '8 in flight' is not in the text"),
         ("0.66: kept", "0.66: lost", "3: 0.66: lost: not in scripts/results/a.json"),

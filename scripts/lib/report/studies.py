@@ -1,0 +1,77 @@
+"""Every study that is committed: its file and the command that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from scripts.lib.report.markdown import to_table
+from scripts.lib.report.results import Json, Results
+
+_BENCH = "scripts/bench"
+COMMANDS = {
+    "peers.json": f"{_BENCH}/peers --repeats 2",
+    "smollm2.json": "minedraft bench -m 2,4,8 -k 2 --max-new-tokens 40 --json smollm2.json",
+    "studies/head.json": "minedraft bench -m 1,2,4,8 -k 2 --max-new-tokens 40 --json head.json",
+    "qwen.json": "minedraft bench -m 1,2,4 -k 3 --max-new-tokens 32 --json qwen.json",
+    "k4.json": "minedraft bench -m 8 -k 4 --max-new-tokens 40 --repeats 3 --json k4.json",
+    "quickstart.json": "scripts/quickstart --json quickstart.json",
+    "overlap.json": f"{_BENCH}/overlap --target DIR --draft DIR --out overlap",
+    "studies/modes.json": f"{_BENCH}/modes -k 2",
+    "studies/useless.json": f"{_BENCH}/useless --json useless.json",
+    "studies/sampled.json": f"{_BENCH}/sampled --json sampled.json",
+    "studies/lookup.json": f"{_BENCH}/drafts --vary lookup --by-kind -m 4 --json lookup.json",
+    "studies/tetris.json": f"{_BENCH}/drafts --vary policy --json tetris.json",
+    "studies/pearl.json": f"{_BENCH}/pearl --target DIR --draft DIR --in-flight 1 --json pearl.json",
+    "channels.json": f"{_BENCH}/channels --json channels.json",
+    "studies/cores.json": f"{_BENCH}/cores MODEL --json cores.json",
+    "studies/http.json": f"{_BENCH}/doors/http --json http.json",
+    "vllm/smollm2.json": "scripts/vllm",
+    "studies/two_hosts.json": f"{_BENCH}/network/two_hosts --pairs timed --json two_hosts.json",
+    "studies/two_hosts_real.json": f"{_BENCH}/network/two_hosts --pairs real --tokens 24 --json two_hosts_real.json",
+    "studies/padding.json": f"{_BENCH}/network/padding --json padding.json",
+    "studies/overload.json": f"{_BENCH}/doors/overload --json overload.json",
+    "studies/observing.json": f"{_BENCH}/observing --json observing.json",
+    "forward.json": f"{_BENCH}/forward MODEL --json forward.json",
+    "kernels.json": f"{_BENCH}/kernels --json kernels.json",
+    "sampling.json": f"{_BENCH}/sampling --json sampling.json",
+    "control.json": f"{_BENCH}/control --json control.json",
+    "ar_control.json": "minedraft bench -m 2,4,8 --repeats 3 --max-new-tokens 64 --json ar_control.json",
+    "ar.json": f"{_BENCH}/ar --target DIR --json ar.json",
+    "faults/matrix.json": "pytest tests/faults --junitxml FILE; python -m scripts.lib.faults.table --take FILE",
+    "faults/chaos.json": "scripts/chaos --minutes 30 --json chaos.json",
+    "scripts/drafter/results/model.json": "scripts/train_drafter --target DIR --kind model",
+    "scripts/drafter/results/head.json": "scripts/train_drafter --target DIR --kind head",
+}  # fmt: skip
+"""Result file -> the command line whose figures it has; the name behind --json stands for the file's own path."""
+
+
+def made_line(results: Results, file: str) -> str:
+    """Return where a study's figures are, the command that makes them, and the machine that it ran on."""
+    path = results.path(file)
+    machine = _machine(results.load(file))
+    where = f", {_machine_line(machine)}" if machine else ""
+    return f"Made by `{COMMANDS[file]}`; figures in [`{file}`](../{path}){where}."
+
+
+def machines_table(results: Results) -> str:
+    """Return the machines and libraries of all studies, and how many studies have each of them."""
+    counts: dict[tuple[str, str], int] = {}
+    for file in COMMANDS:
+        if machine := _machine(results.load(file)):
+            versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
+            key = (_machine_line(machine), versions or "not recorded")
+            counts[key] = counts.get(key, 0) + 1
+    lines = [[machine, versions, str(count)] for (machine, versions), count in counts.items()]
+    return to_table(["machine", "libraries", "studies"], lines, text=(0, 1))
+
+
+def _machine(content: Json) -> Mapping[str, Any]:
+    parts: Iterator[Json] = iter(content if isinstance(content, list) else [content])
+    return next((part["machine"] for part in parts if "machine" in part), {})
+
+
+def _machine_line(machine: Mapping[str, Any]) -> str:
+    best = machine["instructions"][-1] if machine["instructions"] else "no vector instructions"
+    gpus = "".join(f", {gpu['name']}" for gpu in machine.get("gpus", ()))
+    return f"{machine['cores']} cores of an {machine['cpu']} with {best}{gpus}"
