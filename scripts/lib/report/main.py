@@ -26,21 +26,34 @@ def report(check: bool) -> None:
       scripts/report           after a measurement, a new setting or a new fault
       scripts/report --check   as scripts/check and continuous integration do
     """
-    results = Results(ROOT)
-    num_wrong = 0
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))):
-        name = path.relative_to(ROOT).as_posix()
+    complaints, written = write_pages(ROOT, is_check=check)
+    for line in written:
+        print(line)
+    for line in complaints:
+        print(line, file=sys.stderr)
+    if complaints:
+        sys.exit("write them: scripts/report, or python -m scripts.lib.report.main" if check else 1)
+
+
+def write_pages(root: Path, *, is_check: bool) -> tuple[list[str], list[str]]:
+    """Write or check README.md and docs/ of a repository.
+
+    Returns:
+        what is wrong after that, each with its page, line, number and file; and what was written.
+    """
+    results = Results(root)
+    complaints, lines = [], []
+    for path in (root / "README.md", *sorted((root / "docs").glob("**/*.md"))):
+        name = path.relative_to(root).as_posix()
         text = path.read_text(encoding="utf-8")
         written, problems = write_page(text, results, PARTS)
-        for problem in problems:
-            if check or not problem.can_be_written:
-                num_wrong += 1
-                print(f"{name}:{problem.line}: {problem.message}", file=sys.stderr)
-        if not check and written != text:
+        wrong = (problem for problem in problems if is_check or not problem.can_be_written)
+        complaints += [f"{name}:{problem.line}: {problem.message}" for problem in wrong]
+        if not is_check and written != text:
             path.write_text(written, encoding="utf-8")
-            print(f"{name}: written")
-    if num_wrong:
-        sys.exit("run scripts/report to write what has a source" if check else 1)
+            lines.append(f"{name}: written")
+    lines += [f"{name}: no page shows it" for name in results.unused()]
+    return complaints, lines
 
 
 if __name__ == "__main__":

@@ -24,8 +24,6 @@ class Results:
     Args:
         root: folder of the repository.
 
-    Attributes:
-        used: the files that were read, relative to the repository, in the order of their first use.
     """
 
     FOLDER = "scripts/results"
@@ -33,7 +31,8 @@ class Results:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._contents: dict[str, Any] = {}
-        self.used: list[str] = []
+        self._used: list[str] = []
+        self._shown: set[str] = set()
         self._expressions = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
         self._expressions.filters |= {"one": _one, "median": median, "spread": _spread}
 
@@ -53,9 +52,20 @@ class Results:
                 self._contents[path] = json.loads((self._root / path).read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise SourceError(f"{path}: {error}") from error
-        if path not in self.used:
-            self.used.append(path)
+        if path not in self._used:
+            self._used.append(path)
+        self._shown.add(path)
         return self._contents[path]
+
+    def pop_used(self) -> list[str]:
+        """Return the files that were read since the last call, in the order of their first use."""
+        used, self._used = self._used, []
+        return used
+
+    def unused(self) -> list[str]:
+        """Return the files in the folder of results that nothing has read."""
+        found = (path.relative_to(self._root).as_posix() for path in (self._root / self.FOLDER).rglob("*.json"))
+        return sorted(set(found) - self._shown)
 
     def value(self, name: str, expression: str) -> Json:
         """Return what a Jinja expression says of a file: its keys are variables, `all` is the whole content.

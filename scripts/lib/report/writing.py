@@ -59,7 +59,7 @@ def _make(block: Block, results: Results, parts: Mapping[str, Part], problems: l
         known = ", ".join(sorted(parts))
         problems.append(Problem(block.start, f"no part is named {block.name}; there are {known}", False))
         return None
-    results.used.clear()
+    results.pop_used()
     try:
         content = parts[block.name](results, *block.arguments).split("\n")
     except (SourceError, TypeError, LookupError) as error:
@@ -67,12 +67,11 @@ def _make(block: Block, results: Results, parts: Mapping[str, Part], problems: l
         problems.append(Problem(block.start, f"{block.name} cannot be made: {said}", False))
         return None
     if content != list(block.lines):
-        problems.append(_first_difference(block, content, results))
+        problems.append(_first_difference(block, content, ", ".join(results.pop_used()) or "the code"))
     return content
 
 
-def _first_difference(block: Block, content: list[str], results: Results) -> Problem:
-    files = ", ".join(results.used) or "the code"
+def _first_difference(block: Block, content: list[str], files: str) -> Problem:
     for index, (old, new) in enumerate(zip(block.lines, content, strict=False)):
         if old != new:
             pairs = zip(_numbers(old), _numbers(new), strict=False)
