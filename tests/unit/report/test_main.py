@@ -67,3 +67,16 @@ def test_a_number_without_a_source_and_a_result_that_no_page_shows_are_named(cop
     complaints, lines = write_pages(copy, is_check=True)
     assert complaints == [f"README.md:{len(page.read_text().splitlines())}: 7 has no source"]
     assert "scripts/results/new.json: no page shows it" in lines
+
+
+def test_a_picture_of_other_figures_fails_the_check_until_it_is_drawn(copy: Path) -> None:
+    file = copy / "scripts/results/studies/modes.json"
+    content = json.loads(file.read_text())
+    content["rows"][0]["tokens_per_s"]["ar"] = 10.0
+    file.write_text(json.dumps(content))
+    picture = "scripts/results/pictures/modes.svg"
+    assert (
+        f"{picture}: shows other figures than scripts/results/studies/modes.json" in write_pages(copy, is_check=True)[0]
+    )
+    assert f"{picture}: drawn" in write_pages(copy, is_check=False)[1]
+    assert write_pages(copy, is_check=True)[0] == []
