@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Of the form 12, 1,898, 0.33, 5.23.0.
-_NUMBER = re.compile(r"(?<![\w.])(?<!\w-)(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)*)(?![\d])([A-Za-z_]*)")
+_NUMBER = re.compile(r"(?<![\w.])(?<![A-Za-z_]-)(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)*)(?![\d])([A-Za-z_]*)")
 _UNITS = frozenset({"", "x", "s", "ms", "us", "ns", "min", "h", "KB", "MB", "GB", "K", "k"})
 _NOT_PROSE = (
     re.compile(r"<!--.*?-->", re.DOTALL),

@@ -11,7 +11,8 @@ from scripts.lib.report.numbers import StaleFact, find_numbers, write_like
     ("text", "numbers"),
     [
         ("It keeps 0.66 of 1,898 tokens/s, 17 % less, 5.43x as fast.", ["0.66", "1,898", "17", "5.43"]),
-        ("A step takes 20ms.", ["20"]),
+        ("A step takes 20ms, a verify 60-75 ms.", ["20", "60", "75"]),
+        ("EAGLE-3 and GPT-4", []),
         ("SmolLM2-135M on an H100 in bfloat16, avx512_bf16, 1.5B, p99, V2: names", []),
         ("`-k 3` and `` a `4` b `` are code, as is `one\nover 2 lines`", []),
         ("[12 of them](docs/13.md) at https://example.org/14", ["12"]),
