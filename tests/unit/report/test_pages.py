@@ -10,6 +10,7 @@ import click
 import pytest
 
 from minedraft.cli.main import command as minedraft
+from minedraft.settings.service import Settings
 from scripts.lib.report.parts import PARTS
 from scripts.lib.report.results import Results
 from scripts.lib.report.studies import COMMANDS
@@ -20,6 +21,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 MOST_WORDS_ON_THE_FIRST_PAGE = 1200
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+
+SETTINGS = {name for name, _ in Settings.own_first()}
+SOURCES = "".join(
+    path.read_text()
+    for folder in ("minedraft", "workers", "scripts", "tests")
+    for path in (ROOT / folder).rglob("*.py")
+)
+FOREIGN_FLAGS = {"now", "junitxml", "vllm"}  # of systemctl and pytest; of scripts/test, which is no Python
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -58,6 +67,13 @@ def test_commands_of_the_pages_are_commands(page: Path) -> None:
                 assert words[1] in minedraft.list_commands(context), line
             elif words and words[0].startswith("scripts/"):
                 assert (ROOT / words[0]).is_file(), line
+
+
+@pages
+def test_flags_of_the_pages_are_flags(page: Path) -> None:
+    for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", COMMENT.sub("", page.read_text())):
+        name = flag.removeprefix("no-").replace("-", "_")
+        assert flag in FOREIGN_FLAGS or name in SETTINGS or f'"--{flag}' in SOURCES, flag
 
 
 def test_the_first_page_fits_a_few_screens_and_has_the_call_that_the_quickstart_prints() -> None:
