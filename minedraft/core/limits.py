@@ -30,7 +30,8 @@ class SchedulerLimits:
         is_lent: whether a borrower of the service sets mode and sizes, and no policy may deviate from them.
         extra_drafts: tokens proposed beyond `draft_len`, for the draft policy to choose from.
         scores: what the drafter says of its drafts, for the draft policy.
-        max_replays: times that a request is recomputed because the verifier was lost.
+        max_replays: times that a request is recomputed because the verifier was lost in a round of it, the last time
+            alone.
     """
 
     mode: Mode = Mode.MINEDRAFT
@@ -110,10 +111,12 @@ def check_request(new: NewRequest, limits: SchedulerLimits, verifier_kv: KvLedge
 
 
 def check_replays(request: Request, limits: SchedulerLimits) -> ReplaysExhausted | None:
-    """Return an error if a request has lost its KV with the verifier more often than the limits allow."""
+    """Return an error if the verifier was lost in rounds of a request more often than the limits allow."""
     if request.num_replays <= limits.max_replays:
         return None
-    what = f"the verifier was lost {request.num_replays} times during the request"
+    what = f"the verifier was lost {request.num_replays} times while it computed this request"
+    if limits.max_replays:
+        what += ", the last time this one alone"
     return ReplaysExhausted(f"{what}, the limit is max_replays {limits.max_replays}", RETRY_AFTER_LOSS_S)
 
 

@@ -48,6 +48,9 @@ class Request:
         must_leave: whether it is preempted when its round ends.
         is_paused: whether it wants no seat; one that it has, it leaves when its round ends.
         seniority: which one it was to be seated for the first time; 0 before that. The youngest is preempted.
+        num_replays: times that it was recomputed because the verifier was lost in a round of it, less an acquittal.
+        trial_len: it is on trial (`queueing/trials.py`) until the verifier has computed so many tokens of it; 0: it is
+            not.
     """
 
     id: int
@@ -65,6 +68,7 @@ class Request:
     num_accepted: int = 0
     num_preemptions: int = 0
     num_replays: int = 0
+    trial_len: int = 0
 
     @classmethod
     def create(cls, request_id: int, new: NewRequest) -> Request:

@@ -18,6 +18,7 @@ from minedraft.core.limits import SchedulerLimits, check_replays, check_request,
 from minedraft.core.policy.base import DraftOffer, DraftPolicy, FixedDraftLen
 from minedraft.core.policy.guarded import GuardedDraftPolicy
 from minedraft.core.queueing.seating import Seating
+from minedraft.core.queueing.trials import Trials
 from minedraft.core.queueing.waiting_room import WaitingRoom
 from minedraft.core.request import NewRequest, Request, RequestUpdate
 from minedraft.core.rounds import (
@@ -61,6 +62,7 @@ class Scheduler:
         self._policy = GuardedDraftPolicy(
             policy or FixedDraftLen(), lambda cause: self._events.append(events.PolicyReplaced(cause))
         )
+        self._trials = Trials()
         self._in_flight: dict[int, Batch] = {}  # by number, the rounds that are planned and not ended
         self._events: list[events.Event] = []
         self._next_id = 1
@@ -118,6 +120,7 @@ class Scheduler:
         updates = [self._fail(request, error) for request in list(self.requests.values())]
         self._events += [events.RoundAbandoned(batch, number) for number, batch in self._in_flight.items()]
         self._in_flight.clear()
+        self._trials = Trials()
         return updates
 
     # Mode and sizes
@@ -155,16 +158,16 @@ class Scheduler:
 
     def detach_verifier(self) -> Updates:
         """Plan nothing until `attach_verifier`. Requests keep their tokens, their seats and their KV in the
-        drafter; each round in flight must be given up with `lose_round`. A request that has been recomputed too
-        often ends."""
+        drafter; each round in flight must be given up with `lose_round`. A request that was computed too often when a
+        verifier was lost ends (`queueing/trials.py`)."""
         old = self.verifier_kv
         self.verifier_kv = KvLedger(old.num_blocks, old.pool.block_size, old.max_model_len)
         self.has_verifier = False
         if self.book is not None:
             self.book.drop_features()
+        self._trials.blame(self.limits.max_replays)
         for request in self.requests.values():
             if request.verifier_len or request.in_round:
-                request.num_replays += 1
                 self._events.append(events.RequestReplayed(request.id))
             request.verifier_len = 0
             request.must_leave = False
@@ -184,7 +187,11 @@ class Scheduler:
         self._seating.admit(batch)
         if self._change is not None:  # members of a closed batch need not wait for its next round
             self._move_from(batch)
-        members = list(self.batches.members(batch))
+        members: Sequence[Request] = tuple(self.batches.members(batch))
+        if on_trial := self._trials.on_trial():
+            if self._in_flight:
+                return None
+            members = [request for request in on_trial if request.batch is batch]
         planner = SpanPlanner(self.limits, self.verifier_kv, self.book, self._policy, self._seating.make_room, members)
         spans: list[PlannedSpan] = []
         for request in members:
@@ -193,13 +200,16 @@ class Scheduler:
             if (span := planner.plan(request)) is not None:
                 request.num_open_rounds += 1
                 spans.append(span)
+                if on_trial:
+                    break
         return self._begin_round(batch, spans, planner.num_prompt_tokens) if spans else None
 
     def follow(self, plan: RoundPlan) -> RoundPlan | None:
         """Begin the round that follows a planned one, before that has ended, if only it is to be done: decoding in one
         batch, without drafts. So the verifier need not wait for the scheduler between two rounds. A request
         that ends with `plan`, in a way that is not known yet, takes part in vain. End the two in their order."""
-        if self.limits.num_batches > 1 or self._change is not None or not self.is_current(plan):
+        is_alone = self.limits.num_batches == 1 and not self._trials.on_trial()
+        if not is_alone or self._change is not None or not self.is_current(plan):
             return None
         spans = following_spans(plan, self.batches.members(plan.batch))
         is_seat_wanted = self.room.queue and (self.batches.has_seat() or len(spans) < self.batches.size(plan.batch))
@@ -225,6 +235,8 @@ class Scheduler:
         lens = self._policy.select([DraftOffer(p.request_id, len(p.tokens), p.scores, p.source) for p in fitting])
         chosen = {p.request_id: shorten(p, num_drafts) for p, num_drafts in zip(fitting, lens, strict=True)}
         live = [span for span in plan.spans if span.request.id in self.requests and not span.request.is_aborted]
+        if live:
+            self._trials.send(plan)
         return tuple([to_verify_span(span, chosen.get(span.request.id)) for span in live])
 
     def commit(self, plan: RoundPlan, command: Sequence[VerifySpan], verdicts: Iterable[Verdict]) -> Updates:
@@ -300,6 +312,7 @@ class Scheduler:
     def _end_round(self, plan: RoundPlan) -> None:
         """Unseat the requests that must leave or are paused, and rebalance the batches."""
         self._in_flight.pop(plan.number, None)
+        self._trials.end(plan)
         for span in plan.spans:
             if span.request.batch is None or span.request.in_round:
                 continue
@@ -341,6 +354,7 @@ class Scheduler:
         if verdict.error:
             error = NumericError(f"the target's logits are not finite after {span.committed_len} tokens")
             return self._fail(request, error)
+        self._trials.survive(span)
         token_ids, reason = apply_verdict(span, num_drafts, verdict)
         if reason is not None:
             self._remove(request, reason)
@@ -355,6 +369,7 @@ class Scheduler:
         self.verifier_kv.release(request.id)
         if self.book is not None:
             self.book.forget(request.id)
+        self._trials.forget(request.id)
         del self.requests[request.id]
         cause = "" if error is None else error.reason
         self._events.append(events.RequestEnded(request.id, request.output_len, reason, cause))

@@ -40,7 +40,6 @@ from minedraft.types import Batch, FinishReason, Role
 
 logger = logging.getLogger("minedraft.pipeline")
 
-
 EventSource: TypeAlias = Callable[[], Sequence[events.Event]]
 """Returns what has happened since its last call, in order."""
 
@@ -362,6 +361,8 @@ class Pipeline:
                 self._wake[event.batch].set()
             elif isinstance(event, events.ModeChanged):
                 self._settled.set()
+                self._wake_lanes()
+            elif isinstance(event, events.RequestPreempted):  # it may have been on trial, and the others waited for it
                 self._wake_lanes()
 
     def _publish(self, event: events.Event) -> None:

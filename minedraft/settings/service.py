@@ -179,7 +179,11 @@ class Settings(ObservingSettings):
         "until it is back.",
     )
     max_replays: int = Field(
-        2, ge=0, le=1000, description="Times that a request is recomputed because the verifier was lost."
+        2,
+        ge=0,
+        le=1000,
+        description="Times that a request is recomputed because the verifier was lost in a round of it; the last time "
+        "alone, so that a request that kills the verifier ends, and no other one.",
     )
     drain_timeout_s: float = Field(
         30.0, ge=0, le=3600, description="Seconds that running requests have to finish at shutdown."

@@ -1,13 +1,15 @@
 """A worker process without a model, which starts in half a second: the product's runtime and gRPC edge, with fakes.
 
 `python -m tests.fakes.fake_worker drafter|verifier` takes the flags of `minedraft-worker`. A file
-`behaviour` in the model folder with "ROLE CODE" makes the worker of that role exit with CODE while it loads.
+`behaviour` in the model folder with "ROLE CODE" makes the worker of that role exit with CODE while it loads. A file
+`poison` there with a token id kills every verifier that is to compute that token.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -61,6 +63,9 @@ class FakeActor:
     def verify(self, command: VerifyCommand) -> Work[Verdict]:
         assert isinstance(self._fake, FakeVerifier)
         time.sleep(_VERIFY_S)
+        poison = self._model / "poison"
+        if poison.exists() and int(poison.read_text()) in {token for span in command.spans for token in span.tokens}:
+            os.kill(os.getpid(), signal.SIGKILL)
         return Work(self._fake.run(command).verdicts)
 
     def release(self, request_ids: Sequence[int]) -> None:

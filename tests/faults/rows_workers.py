@@ -7,6 +7,7 @@ from tests.faults.case import Case, Live
 from tests.faults.gate import Action, Point
 
 REPLAYS = "tests/unit/engine/test_replays.py::"
+TRIALS = "tests/unit/engine/test_trials.py::"
 RESTART = "tests/unit/launch/test_restart.py::"
 SUPERVISION = "tests/integration/launch/test_supervision.py::"
 LINK = "tests/integration/workers/test_link.py::"
@@ -39,8 +40,9 @@ WORKER_ROWS = (
     Case(
         2,
         "verifier killed",
-        "streams pause and go on with the same tokens; after two replays UNAVAILABLE with RetryInfo",
-        "noticed within 1 s",
+        "streams pause and go on with the same tokens; a request that kills it alone after two replays: UNAVAILABLE "
+        "with RetryInfo",
+        "noticed within 1 s; one such request ends with the third death, and nobody with it",
         when="in_prefill, in_verify, after_verify_before_reply",
         live=(
             Live(V, Point.IN_PREFILL, Action.KILL, 0, NO_VERIFIER, _WAIT, "verifier_dead"),
@@ -52,6 +54,8 @@ WORKER_ROWS = (
             "test_answers_go_on_with_another_verifier_and_no_token_is_lost_or_repeated",
             f"{REPLAYS}test_a_request_is_recomputed_twice_and_then_ends_with_a_hint_when_to_try_again",
             f"{REPLAYS}test_requests_wait_so_long_and_no_longer_and_the_service_goes_on_when_the_verifier_is_back",
+            f"{TRIALS}test_of_any_crowd_only_the_killers_end_and_each_after_a_bounded_number_of_deaths",
+            "tests/integration/launch/test_poison.py::test_a_request_that_kills_every_verifier_ends_and_its_neighbours_go_on",
         ),
     ),
     Case(

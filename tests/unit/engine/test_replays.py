@@ -30,6 +30,17 @@ def submit(pipeline: CountedPipeline, prompt: tuple[int, ...] = (1, 2), num_toke
     return sink
 
 
+async def die_of_next_command(pipeline: CountedPipeline) -> None:
+    """Kill the verifier with its next command and replace it."""
+
+    def die(command: object) -> None:
+        raise WorkerLost("verifier: killed")
+
+    pipeline.verifier.refuse = die
+    await until(lambda: not pipeline.has_verifier)
+    pipeline.gain_verifier(FakeVerifier())
+
+
 async def lose_and_return(pipeline: CountedPipeline) -> None:
     pipeline.lose_verifier(WorkerLost("verifier: killed"))
     await until(lambda: not any(request.in_round for request in pipeline.scheduler.requests.values()))
@@ -40,21 +51,33 @@ async def test_a_request_is_recomputed_twice_and_then_ends_with_a_hint_when_to_t
     async with CountedPipeline(LIMITS, FakeVerifier(), FakeDrafter(), verifier_returns=True) as pipeline:
         async with asyncio.timeout(20):
             unlucky = submit(pipeline)
-            for number in range(2):
-                await until(lambda number=number: len(unlucky.tokens) > 10 * (number + 1))
-                await lose_and_return(pipeline)
-            num_tokens = len(unlucky.tokens)
+            await until(lambda: len(unlucky.tokens) > 10)
+            for _ in range(2):
+                await die_of_next_command(pipeline)
             young = submit(pipeline, (3, 4), 40)
-            await until(lambda: bool(young.tokens) and len(unlucky.tokens) > num_tokens)
-            await lose_and_return(pipeline)
+            await die_of_next_command(pipeline)
             await young.done.wait()
-            assert young.tokens == continuation((3, 4), 40), "its budget is its own"
+            assert young.tokens == continuation((3, 4), 40), "it was in none of these rounds"
             assert isinstance(unlucky.error, ReplaysExhausted)
+            assert "was lost 3 times while it computed this request, the last time this one alone" in str(unlucky.error)
             assert unlucky.error.retry_after_s == RETRY_AFTER_LOSS_S
             assert unlucky.error.grpc_code == "UNAVAILABLE"
             assert unlucky.tokens == continuation((1, 2), len(unlucky.tokens)), "what came before stays right"
-            assert pipeline.counters.replays == 4
+            assert pipeline.counters.replays == 3
             assert pipeline.counters.causes == {"REPLAYS_EXHAUSTED": 1}
+
+
+async def test_losses_that_come_between_requests_that_get_on_end_none_of_them() -> None:
+    async with CountedPipeline(LIMITS, FakeVerifier(), FakeDrafter(), verifier_returns=True) as pipeline:
+        async with asyncio.timeout(20):
+            sinks = [submit(pipeline, (n, 2)) for n in (1, 3, 5)]
+            for number in range(5):
+                await until(lambda number=number: all(len(sink.tokens) > 9 * (number + 1) for sink in sinks))
+                await lose_and_return(pipeline)
+            for n, sink in zip((1, 3, 5), sinks, strict=True):
+                await sink.done.wait()
+                assert sink.tokens == continuation((n, 2), 60)
+            assert pipeline.counters.causes == {}
 
 
 async def test_who_had_no_seat_when_the_verifier_was_lost_has_lost_nothing() -> None:
@@ -63,7 +86,7 @@ async def test_who_had_no_seat_when_the_verifier_was_lost_has_lost_nothing() -> 
         running = [submit(pipeline, (n, 9)) for n in (1, 2)]
         await until(lambda: all(sink.tokens for sink in running))
         waiting = submit(pipeline, (5, 6), 20)
-        await lose_and_return(pipeline)
+        await die_of_next_command(pipeline)
         await waiting.done.wait()
         assert waiting.tokens == continuation((5, 6), 20)
         assert all(isinstance(sink.error, ReplaysExhausted) for sink in running)
