@@ -189,10 +189,13 @@ class LinkStats:
 
 @dataclass(frozen=True, slots=True)
 class DraftReply:
+    """The answer to a draft command. num_not_finite: rows whose drafts ended at logits with NaN or Inf."""
+
     round: RoundId
     proposals: tuple[Proposal, ...]
     timing: Timing
     num_free_blocks: int
+    num_not_finite: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class DrafterActor:
             if span.draft_len
             for answer in (row.branches if row.ahead is not None else (row,))
         ]
-        return Work(tuple(proposals), forward_ns)
+        return Work(tuple(proposals), forward_ns, sum(_count_not_finite(row) for row in rows))
 
     def prefill(self, command: DraftCommand) -> Work[Proposal]:
         """Execute a draft command that is sent during the verify of its round: its spans cache, or run ahead."""
@@ -93,3 +93,7 @@ class DrafterActor:
             output = state.tokens[state.spec.prompt_len :]
             drafts = drafts[: state.guide.count_allowed(output, drafts)]
         return Proposal(row.state.request_id, committed_len, drafts, q, row.source, tuple(row.scores), branch)
+
+
+def _count_not_finite(row: DraftRow) -> int:
+    return (not row.is_finite) + sum(not branch.is_finite for branch in row.branches)

@@ -319,7 +319,7 @@ def _epoch_of(context: _Context) -> int:
 
 
 def _encode_drafts(round_id: RoundId, call: int, done: Executed[Any]) -> worker_pb2.Reply:
-    reply = DraftReply(round_id, done.rows, done.timing, done.num_free_blocks)
+    reply = DraftReply(round_id, done.rows, done.timing, done.num_free_blocks, done.num_not_finite)
     return worker_pb2.Reply(call=call, draft=draft_reply_to_pb(reply))
 
 

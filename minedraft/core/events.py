@@ -112,6 +112,15 @@ class Drafted:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftsNotFinite:
+    """The drafts of `num_rows` rows of a round ended where the draft model's logits have NaN or Inf."""
+
+    batch: Batch
+    number: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Verified:
     """The verifier executed a round's command. feature_bytes: of the features that it delivered."""
 
@@ -268,6 +277,7 @@ Event: TypeAlias = (
     | LaneIdle
     | RoundPlanned
     | Drafted
+    | DraftsNotFinite
     | Verified
     | RoundCommitted
     | RoundAbandoned

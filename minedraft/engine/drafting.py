@@ -141,6 +141,8 @@ class Drafting:
         is_ahead = any(span.ahead is not None for span in spans)
         is_prefill = is_prefill and not is_ahead
         self._publish(events.Drafted(plan.batch, plan.number, reply.timing, is_prefill, is_ahead))
+        if reply.num_not_finite:
+            self._publish(events.DraftsNotFinite(plan.batch, plan.number, reply.num_not_finite))
         return reply
 
     async def _in_time(self, reply: Awaitable[DraftReply]) -> DraftReply:

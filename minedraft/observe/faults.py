@@ -26,8 +26,9 @@ class FaultLog:
     """Counts of faults, and the last ones.
 
     The causes are a closed vocabulary: drafter_ or verifier_ and how it was lost (dead, failed, hung_silent ...) or
-    that it refused a command (refused); stale_proposals, policy_failed, drafting_suspended; and request_ and an
-    error's reason in small letters for a request that ended with it.
+    that it refused a command (refused); drafter_numeric for a command with NaN or Inf in the draft model's logits;
+    stale_proposals, policy_failed, drafting_suspended; and request_ and an error's reason in small letters for a
+    request that ended with it.
     """
 
     def __init__(self) -> None:
@@ -57,6 +58,7 @@ def _describe_end(event: events.RequestEnded) -> tuple[str, str] | None:
 _FAULTS: dict[type, Callable[..., tuple[str, str] | None]] = {
     events.WorkerLeft: lambda event: (f"{event.role.value}_{event.kind.value}", event.cause),
     events.CommandFailed: lambda event: (f"{event.role.value}_refused", event.cause),
+    events.DraftsNotFinite: lambda event: ("drafter_numeric", f"{event.num_rows} rows in round {event.number}"),
     events.ProposalsDropped: lambda event: ("stale_proposals", f"{event.num_proposals} in round {event.number}"),
     events.PolicyReplaced: lambda event: ("policy_failed", event.cause),
     events.DraftingSuspended: lambda event: ("drafting_suspended", event.cause),

@@ -283,16 +283,18 @@ class Proposal(_message.Message):
     def __init__(self, request_id: _Optional[int] = ..., committed_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ..., scores: _Optional[_Iterable[float]] = ..., source: _Optional[_Union[DraftSource, str]] = ..., branch: _Optional[_Union[Branch, _Mapping]] = ...) -> None: ...
 
 class DraftReply(_message.Message):
-    __slots__ = ("round", "proposals", "timing", "num_free_blocks")
+    __slots__ = ("round", "proposals", "timing", "num_free_blocks", "num_not_finite")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PROPOSALS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     NUM_FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_NOT_FINITE_FIELD_NUMBER: _ClassVar[int]
     round: RoundId
     proposals: _containers.RepeatedCompositeFieldContainer[Proposal]
     timing: Timing
     num_free_blocks: int
-    def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., num_free_blocks: _Optional[int] = ...) -> None: ...
+    num_not_finite: int
+    def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., num_free_blocks: _Optional[int] = ..., num_not_finite: _Optional[int] = ...) -> None: ...
 
 class VerifySpan(_message.Message):
     __slots__ = ("request_id", "prefix_len", "tokens", "drafts", "q", "sample", "spec", "follows", "wants_features")

@@ -231,13 +231,13 @@ WORKER_ROWS = (
         33,
         "NaN in the draft model's logits",
         "nothing but speed",
-        "",
+        "the row has no drafts in that round; counted by cause, drafter_numeric",
         when="in_draft",
-        live=(Live(D, Point.IN_DRAFT, Action.NAN, 4, is_lost=False),),
+        live=(Live(D, Point.IN_DRAFT, Action.NAN, 4, counts="drafter_numeric", is_lost=False),),
         proofs=(
             f"{BAD}test_a_drafter_that_is_no_help_is_left_out_and_the_answers_are_the_targets_own",
             "tests/integration/test_exactness.py::"
-            "test_a_draft_model_that_computes_nan_is_said_a_few_times_and_costs_only_drafts",
+            "test_a_draft_model_that_computes_nan_is_counted_said_a_few_times_and_costs_only_drafts",
         ),
     ),
     Case(

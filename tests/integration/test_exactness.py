@@ -25,6 +25,7 @@ from minedraft.core.request import NewRequest
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import WorkerLost
 from minedraft.messages import DraftCommand, DraftReply, Proposal
+from minedraft.observe.faults import FaultLog
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import DraftMethod, FinishReason, Mode, ScoreKind
 from scripts.lib.sink import Collector
@@ -227,7 +228,9 @@ async def test_unseeded_drafts_of_padding_rows_are_never_proposed(target_dir: Pa
     assert all(len(p.tokens) > 0 for p in seen)
 
 
-async def test_a_draft_model_that_computes_nan_is_said_a_few_times_and_costs_only_drafts(
+@pytest.mark.parametrize("mode", [Mode.MINEDRAFT, Mode.PEARL])
+async def test_a_draft_model_that_computes_nan_is_counted_said_a_few_times_and_costs_only_drafts(
+    mode: Mode,
     target_dir: Path,
     prompts: list[tuple[int, ...]],
     truth: list[list[int]],
@@ -239,10 +242,11 @@ async def test_a_draft_model_that_computes_nan_is_said_a_few_times_and_costs_onl
     weights["model.embed_tokens.weight"][60:] = torch.nan  # the load's own check uses the first ids
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     verifier = InProcessVerifier(load_executor(target_dir))
-    drafter = InProcessDrafter(load_executor(broken), verifier)
-    async with CountedPipeline(limits(Mode.MINEDRAFT, 4), verifier, drafter) as pipeline:
+    drafter, faults = InProcessDrafter(load_executor(broken), verifier), FaultLog()
+    async with CountedPipeline(limits(mode, 4), verifier, drafter, observers=[faults.observe]) as pipeline:
         answers = await answer(pipeline, prompts, SamplingParams(max_new_tokens=NUM_NEW))
     assert [a.tokens for a in answers] == truth
+    assert faults.counts.keys() == {"drafter_numeric"}
     said = [record for record in caplog.records if "not finite" in record.message]
     assert 1 <= len(said) <= 10
 

@@ -141,4 +141,5 @@ class InProcessDrafter(_InProcess):
     prefill = draft
 
     def _run(self, command: DraftCommand) -> DraftReply:
-        return DraftReply(command.round, self.actor.draft(command).rows, Timing(), self.actor.num_free_blocks)
+        work = self.actor.draft(command)
+        return DraftReply(command.round, work.rows, Timing(), self.actor.num_free_blocks, work.num_not_finite)

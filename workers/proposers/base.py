@@ -33,6 +33,7 @@ class DraftRow:
         branches: of a row that runs ahead, what it has prepared: one row each, all with drafts.
         lead: of a branch, the tokens between the committed ones and its drafts.
         kv_id: of a branch, whose KV it continues.
+        is_finite: whether all logits that were to be drafted from were finite.
     """
 
     state: SequenceState
@@ -51,6 +52,7 @@ class DraftRow:
     branches: list[DraftRow] = field(default_factory=list)
     lead: tuple[int, ...] = ()
     kv_id: int = 0
+    is_finite: bool = True
 
     @property
     def committed_len(self) -> int:

@@ -58,7 +58,7 @@ class DraftChooser:
         self._count_bad(sum(token is None for token in choice.tokens))
         for row, token in zip(rows, choice.tokens, strict=True):
             if token is None:
-                row.draft_len = len(row.drafts)
+                row.draft_len, row.is_finite = len(row.drafts), False
             else:
                 row.drafts.append(token)
         if any(row.score_kind for row in rows):
@@ -77,7 +77,11 @@ class DraftChooser:
         """Return the branches of a row that runs ahead; see `likely_branches`."""
         assert row.ahead is not None, "the row runs ahead"
         columns = logits[:, : self._num_columns]
-        return likely_branches(columns, row.state, row.in_flight, row.ahead.num_branches, self._ids)
+        branches = likely_branches(columns, row.state, row.in_flight, row.ahead.num_branches, self._ids)
+        if not branches:  # nothing else keeps the first one away
+            row.is_finite = False
+            self._count_bad(1)
+        return branches
 
     def _score(self, logits: torch.Tensor, rows: Sequence[DraftRow], tokens: Sequence[int | None]) -> None:
         """Add its score to each draft. It is of the logits as they are: temperature and truncation would make most

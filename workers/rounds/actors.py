@@ -18,10 +18,12 @@ RowT = TypeVar("RowT")
 
 @dataclass(frozen=True, slots=True)
 class Work(Generic[RowT]):
-    """An actor's result of a command. forward_ns: nanoseconds spent in forwards of the model."""
+    """An actor's result of a command. forward_ns: nanoseconds spent in forwards of the model. num_not_finite: rows
+    whose drafts ended at logits with NaN or Inf."""
 
     rows: tuple[RowT, ...]
     forward_ns: int = 0
+    num_not_finite: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Executed(Generic[RowT]):
     rows: tuple[RowT, ...]
     timing: Timing
     num_free_blocks: int
+    num_not_finite: int = 0
 
 
 class Actor(Protocol):

@@ -149,7 +149,8 @@ class DeviceThread:
                     idle_ns=taken_ns - idle_since_ns,
                     start_ns=taken_ns,
                 )
-                outcome = Executed(work.rows, timing, self._actors[item.session].num_free_blocks)
+                num_free_blocks = self._actors[item.session].num_free_blocks
+                outcome = Executed(work.rows, timing, num_free_blocks, work.num_not_finite)
             except REFUSALS as error:
                 ready_ns, outcome = time.monotonic_ns(), error
             except BaseException as error:  # the process ends with it, see `_fail`

@@ -53,6 +53,7 @@ def draft_reply_to_pb(reply: DraftReply) -> worker_pb2.DraftReply:
         proposals=[_proposal_to_pb(proposal) for proposal in reply.proposals],
         timing=common.timing_to_pb(reply.timing),
         num_free_blocks=reply.num_free_blocks,
+        num_not_finite=reply.num_not_finite,
     )
 
 
@@ -80,6 +81,7 @@ def draft_reply_from_pb(message: worker_pb2.DraftReply, command: DraftCommand, i
             proposals=tuple([p for id_, span in drafting.items() for p in _proposals_from_pb(by_id[id_], span, info)]),
             timing=common.timing_from_pb(message.timing, info),
             num_free_blocks=common.num_free_blocks_from_pb(message.num_free_blocks, info),
+            num_not_finite=message.num_not_finite,
         )
     except InvalidRequest as error:
         raise ProtocolError(f"drafter's reply: {error}") from error

@@ -210,6 +210,7 @@ def test_faults_are_counted_by_cause_and_the_end_of_a_drain_is_none():
         events.WorkerLeft(Role.DRAFTER, "drafter: killed", LinkStats()),
         events.CommandFailed(Role.VERIFIER, Batch.A, 1, "no"),
         events.ProposalsDropped(Batch.A, 1, 2),
+        events.DraftsNotFinite(Batch.B, 2, 3),
         events.PolicyReplaced("ValueError"),
         events.DraftingSuspended(None, "useless", 0, 8),
         events.RequestEnded(1, 0, None, "NUMERIC"),
@@ -219,6 +220,6 @@ def test_faults_are_counted_by_cause_and_the_end_of_a_drain_is_none():
         log.observe(event, 5.0)
     assert dict(log.counts) == {
         "drafter_dead": 1, "verifier_refused": 1, "stale_proposals": 1, "policy_failed": 1,
-        "drafting_suspended": 1, "request_numeric": 1,
+        "drafting_suspended": 1, "request_numeric": 1, "drafter_numeric": 1,
     }  # fmt: skip
     assert [fault.cause for fault in log.recent][:2] == ["drafter_dead", "verifier_refused"]

@@ -102,7 +102,8 @@ def draft_replies(draw: st.DrawFn) -> tuple[DraftCommand, DraftReply]:
             drafts = draw(tokens(span.draft_len))
             q = make_q(len(drafts)) if drafts and draw(st.booleans()) else None
             proposals.append(Proposal(span.request_id, span.prefix_len + len(span.tokens), drafts, q))
-    return command, DraftReply(command.round, tuple(proposals), draw(TIMINGS), draw(st.integers(0, INFO.num_blocks)))
+    num_free, num_not_finite = draw(st.integers(0, INFO.num_blocks)), draw(st.integers(0, 1 << 10))
+    return command, DraftReply(command.round, tuple(proposals), draw(TIMINGS), num_free, num_not_finite)
 
 
 @st.composite
