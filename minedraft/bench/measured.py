@@ -20,25 +20,48 @@ class MeasuredRow:
     """A row of a benchmark.
 
     Attributes:
-        tokens_per_round: of one request, the one that the verify adds included.
+        tokens_per_round: of one request, the one that the verify adds included, and first and last rounds, too, in
+            which drafts are missing or of no use.
         decode_tokens_per_s: of the steady rounds alone, without prompts, ramp and tail.
-        tokens_per_s: of the whole run.
+        tokens_per_s: of the whole run. run_tokens_per_s: of each of its repeats.
+        mean_accepted_len: drafts accepted in a round that has drafts.
+        num_requests, output_len: of the run: sent together, and tokens of each answer.
     """
 
     rounds: Measured
     tokens_per_round: float
     decode_tokens_per_s: float
     tokens_per_s: float
+    run_tokens_per_s: tuple[float, ...] = ()
+    mean_accepted_len: float = 0.0
+    num_requests: int = 0
+    output_len: int = 0
 
     @property
     def num_in_flight(self) -> float:
         return self.rounds.num_requests * self.rounds.mode.num_batches
 
     @property
+    def label(self) -> str:
+        """As "sd 8" or "minedraft 4+4"."""
+        return f"{self.rounds.mode.value} {'+'.join([f'{self.rounds.num_requests:g}'] * self.rounds.mode.num_batches)}"
+
+    @property
     def rates(self) -> list[float]:
         """The acceptance of each draft, taken to be the same for all."""
         draft_len = self.rounds.draft_len
         return [rate_of(self.tokens_per_round, draft_len)] * draft_len
+
+    @property
+    def draft_rate(self) -> float:
+        """The acceptance of each draft once those before it are accepted, in rounds that have drafts."""
+        draft_len = self.rounds.draft_len
+        return rate_of(1 + self.mean_accepted_len, draft_len) if draft_len else 0.0
+
+    @property
+    def spread(self) -> float:
+        """By how much the fastest repeat was faster than the slowest one, as a share of that."""
+        return max(self.run_tokens_per_s) / min(self.run_tokens_per_s) - 1 if self.run_tokens_per_s else 0.0
 
     def predicted(self, costs: Costs) -> Prediction:
         """Return what these costs say about this row."""
@@ -54,7 +77,8 @@ def read_rows(path: Path) -> list[MeasuredRow]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = [_row(row) for table in content["tables"] for row in table["rows"] if not row["config"].get("is_auto")]
+        tables = content["tables"]
+        found = [_row(row, table) for table in tables for row in table["rows"] if not row["config"].get("is_auto")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         limit = f"must be a result of `minedraft bench --json`: {type(error).__name__} {error}"
         raise ConfigError("result", str(path), limit) from None
@@ -69,11 +93,19 @@ def fit_rows(rows: Sequence[MeasuredRow]) -> Costs:
     return fit_costs([row.rounds for row in rows])
 
 
-def _row(row: Mapping[str, Any]) -> MeasuredRow:
+def _row(row: Mapping[str, Any], table: Mapping[str, Any]) -> MeasuredRow:
     config, medians = row["config"], row["median"]
     times = [float(medians[name]) / 1e3 for name in ("draft_ms", "verify_ms", "step_ms")]
     mode = Mode(config["mode"])
     draft_len = int(config["draft_len"]) if mode.has_drafts else 0
     rounds = Measured(mode, float(config["max_batch_size"]), draft_len, *times)
-    rates = (float(medians[name]) for name in ("tokens_per_round", "decode_tokens_per_s", "tokens_per_s"))
-    return MeasuredRow(rounds, *rates)
+    return MeasuredRow(
+        rounds,
+        float(medians["tokens_per_round"]),
+        float(medians["decode_tokens_per_s"]),
+        float(medians["tokens_per_s"]),
+        tuple(float(run["tokens_per_s"]) for run in row.get("runs", ())),
+        float(medians["mean_accepted_len"]),
+        int(table["num_prompts"]),
+        int(table["sampling"]["max_new_tokens"]),
+    )

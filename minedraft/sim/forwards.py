@@ -10,15 +10,23 @@ from minedraft.sim.shapes import ModelShape
 from minedraft.theory.costs import Cost
 
 
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What a command of a worker takes. seconds: alone. reading: the share of them in which it only reads."""
+
+    seconds: float
+    reading: float = 1.0
+
+
 class Forward(Protocol):
     """A model on its device."""
 
-    def seconds(self, num_rows: int, num_kv_tokens: int, *, is_contended: bool = False, is_wide: bool = False) -> float:
-        """Return the time of a forward pass.
+    def work(self, num_rows: int, num_kv_tokens: int, *, num_prompt: int = 0, is_wide: bool = False) -> Effort:
+        """Return what a forward pass takes.
 
         Args:
-            num_rows: tokens that it computes. num_kv_tokens: cached tokens that they attend to, over all requests.
-            is_contended: the other worker computes at the same time.
+            num_rows: tokens that it computes. num_prompt: those of them that belong to prompts.
+            num_kv_tokens: cached tokens that they attend to, over all requests.
             is_wide: it may use the other worker's cores.
         """
         ...
@@ -38,8 +46,8 @@ class RooflineForward:
     num_gpus: int = 1
     layer_s: float = 10e-6
 
-    def seconds(self, num_rows: int, num_kv_tokens: int, *, is_contended: bool = False, is_wide: bool = False) -> float:
-        """Return the time of a forward pass; devices of their own neither contend nor widen."""
+    def work(self, num_rows: int, num_kv_tokens: int, *, num_prompt: int = 0, is_wide: bool = False) -> Effort:
+        """Return what a forward pass takes; devices of their own neither collide nor widen."""
         shape, gpu = self.shape, self.gpu
         read_bytes = shape.read_bytes + shape.kv_bytes * num_kv_tokens
         # Each row attends to its own request's tokens: on average to num_kv_tokens / requests; rows of one request
@@ -47,7 +55,8 @@ class RooflineForward:
         flops = shape.flops_per_token * num_rows + shape.flops_per_kv_token * num_kv_tokens
         read_s = read_bytes / (gpu.bytes_per_s * MEMORY_SHARE)
         compute_s = flops / (gpu.flops * COMPUTE_SHARE)
-        return max(read_s, compute_s) / self.num_gpus + shape.num_layers * (self.layer_s + self._reduce_s(num_rows))
+        layers_s = shape.num_layers * (self.layer_s + self._reduce_s(num_rows))
+        return Effort(max(read_s, compute_s) / self.num_gpus + layers_s, reading=0.0)
 
     def _reduce_s(self, num_rows: int) -> float:
         """Return the time of a layer's two all-reduces."""
@@ -63,17 +72,21 @@ class FittedForward:
 
     Attributes:
         kv_token_s: seconds that a cached token adds.
-        contention: how many times as long reading weights takes while the other worker computes.
+        prompt_token_s: seconds that a token of a prompt adds; None: as any other row.
         wide: the cost on all cores; None: it has no others.
     """
 
     cost: Cost
     kv_token_s: float = 0.0
-    contention: float = 1.0
+    prompt_token_s: float | None = None
     wide: Cost | None = None
 
-    def seconds(self, num_rows: int, num_kv_tokens: int, *, is_contended: bool = False, is_wide: bool = False) -> float:
-        """Return the time of a forward pass."""
-        if is_wide and self.wide is not None:
-            return self.wide.at(num_rows) + self.kv_token_s * num_kv_tokens
-        return self.cost.at(num_rows, self.contention if is_contended else 1.0) + self.kv_token_s * num_kv_tokens
+    def work(self, num_rows: int, num_kv_tokens: int, *, num_prompt: int = 0, is_wide: bool = False) -> Effort:
+        """Return what a forward pass takes."""
+        cost = self.wide if is_wide and self.wide is not None else self.cost
+        if self.prompt_token_s is None:
+            seconds = cost.at(num_rows)
+        else:
+            seconds = cost.at(num_rows - num_prompt) + self.prompt_token_s * num_prompt
+        seconds += self.kv_token_s * num_kv_tokens
+        return Effort(seconds, cost.base_s / seconds if seconds else 0.0)

@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass
 
 from minedraft.errors import ConfigError
+from minedraft.sim.acceptance import AcceptanceLaw, same
 from minedraft.sim.forwards import FittedForward, RooflineForward
 from minedraft.sim.gpus import Gpu, find_gpu
+from minedraft.sim.service import Machine
 from minedraft.sim.shapes import ModelShape
-from minedraft.sim.simulation import Machine
 from minedraft.theory.costs import Costs
 
 BLOCK_SIZE = 16
@@ -74,7 +75,7 @@ def gpu_machine(
     return Machine(
         target.forward(launches),
         draft.forward(launches) if draft is not None else None,
-        lambda kind, num_before: acceptance,
+        same(acceptance),
         target.num_blocks,
         draft.num_blocks if draft is not None else 1,
         BLOCK_SIZE,
@@ -82,9 +83,20 @@ def gpu_machine(
     )
 
 
-def measured_machine(costs: Costs, acceptance: float, link_s: float = 0.0) -> Machine:
-    """Return a machine with the costs that a measurement of this one gave."""
-    draft = FittedForward(costs.draft, contention=costs.contention) if costs.draft.base_s else None
-    verify = FittedForward(costs.verify, contention=costs.contention, wide=costs.verify_wide)
-    is_wide = costs.verify_wide is not None
-    return Machine(verify, draft, lambda kind, num_before: acceptance, link_s=link_s, shares_cores=is_wide)
+def measured_machine(costs: Costs, acceptance: AcceptanceLaw, num_requests: float = 1.0) -> Machine:
+    """Return a machine with the costs that a measurement of this one gave.
+
+    Args:
+        num_requests: of a batch, by which messages take their time.
+    """
+    draft = FittedForward(costs.draft, costs.draft_kv_s) if costs.draft.base_s else None
+    return Machine(
+        FittedForward(costs.verify, costs.verify_kv_s, wide=costs.verify_wide),
+        draft,
+        acceptance,
+        # A batch's draft and verify are two commands, each with a message to the worker and one back.
+        link_s=costs.turns_overhead.at(num_requests) / 4,
+        gap_s=costs.queued_overhead.at(num_requests),
+        collision=costs.collision,
+        shares_cores=costs.verify_wide is not None,
+    )

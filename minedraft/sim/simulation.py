@@ -5,51 +5,20 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from statistics import fmean, median, quantiles
 
 from minedraft.core import events
 from minedraft.core.counters import Counters
 from minedraft.core.limits import SchedulerLimits
-from minedraft.core.policy.base import DraftPolicy, ModePolicy
 from minedraft.core.request import NewRequest
 from minedraft.core.round_stats import RoundStats, RoundSummary
 from minedraft.engine.pipeline import Pipeline
-from minedraft.errors import MineDraftError
-from minedraft.messages import TokenLogprobs
-from minedraft.output import RequestUsage
+from minedraft.errors import Overloaded
 from minedraft.sampling_params import SamplingParams
-from minedraft.sim.forwards import Forward
+from minedraft.sim.service import NO_POLICIES, Machine, SimulatedAnswer, SimulatedPolicies, SimulatedService
 from minedraft.sim.virtual_time import run_virtual
-from minedraft.sim.workers import AcceptanceLaw, SimulatedDevice, SimulatedDrafter, SimulatedVerifier
-from minedraft.types import FinishReason, Mode
-
-_BOTH_CORES = (0, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Two devices and the pair of models on them.
-
-    Attributes:
-        draft: None: no drafter.
-        acceptance: see `sim.workers.AcceptanceLaw`.
-        verify_blocks, draft_blocks: KV blocks of `block_size` tokens that each has.
-        link_s: time of a message to a worker, or from it. draft_link_s: the same for the drafter; None: as that.
-        noise: standard deviation of a command's time, as a part of it.
-        shares_cores: the verifier may have the drafter's cores in mode ar.
-    """
-
-    verify: Forward
-    draft: Forward | None
-    acceptance: AcceptanceLaw
-    verify_blocks: int = 1 << 20
-    draft_blocks: int = 1 << 20
-    block_size: int = 16
-    link_s: float = 0.0
-    draft_link_s: float | None = None
-    noise: float = 0.0
-    shares_cores: bool = False
+from minedraft.types import Mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +58,10 @@ class SimulatedRun:
         seconds: from the first arrival to the last answer.
         tokens_per_s: output of the whole run. decode_tokens_per_s: of the rounds without prompts, as the paper counts.
         makespan_per_request_s: seconds / requests: the paper's "E2EL", which is no latency.
-        latency, first_token, per_token: of requests, from arrival to the end, to the first token, and per token after.
-        num_failed: requests that ended with an error.
+        latency, queue, first_token, per_token: of requests, from arrival to the end, to their first round, to the first
+            token, and per token after.
+        num_failed: requests that ended with an error. num_refused: requests for which there was no room to wait.
+        peak_kv_tokens: the most that the verifier held at a time, over all requests.
     """
 
     seconds: float
@@ -100,10 +71,13 @@ class SimulatedRun:
     decode_tokens_per_s: float
     makespan_per_request_s: float
     latency: Percentiles
+    queue: Percentiles
     first_token: Percentiles
     per_token: Percentiles
     rounds: RoundSummary
     num_failed: int = 0
+    num_refused: int = 0
+    peak_kv_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -122,25 +96,17 @@ class _Decoding:
             self._last_s = now_s
 
 
-@dataclass(slots=True)
-class _Answer:
-    """A sink that keeps the account of a request."""
-
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-    usage: RequestUsage | None = None
-    error: MineDraftError | None = None
-
-    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
-        return False
-
-    def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
-        self.usage, self.error = usage, error
-        self.done.set()
-
-
 def endless_limits(mode: Mode, max_batch_size: int, draft_len: int) -> SchedulerLimits:
     """Return limits that refuse no request for its length or for the number of those that wait."""
-    return SchedulerLimits(mode, max_batch_size, draft_len, max_waiting=1 << 20, max_model_len=1 << 20, branches=1)
+    return SchedulerLimits(
+        mode,
+        max_batch_size,
+        draft_len,
+        max_waiting=1 << 20,
+        max_waiting_tokens=1 << 40,
+        max_model_len=1 << 20,
+        branches=1,
+    )
 
 
 def run_simulation(
@@ -148,7 +114,7 @@ def run_simulation(
     limits: SchedulerLimits,
     load: Load,
     *,
-    policies: tuple[DraftPolicy | None, ModePolicy | None] = (None, None),
+    policies: SimulatedPolicies = NO_POLICIES,
     observers: Sequence[events.Observer] = (),
     seed: int = 1,
     drafter_dies_every_s: float | None = None,
@@ -164,80 +130,43 @@ def run_simulation(
     Raises:
         InvalidRequest: a request never fits.
     """
-    run = _Run(machine, limits, load, policies, observers, seed)
+    run = _Run(SimulatedService(machine, limits, policies, observers, seed), load, seed)
     return run_virtual(run.main(drafter_dies_every_s, drafter_returns_after_s))
 
 
 class _Run:
-    def __init__(
-        self,
-        machine: Machine,
-        limits: SchedulerLimits,
-        load: Load,
-        policies: tuple[DraftPolicy | None, ModePolicy | None],
-        observers: Sequence[events.Observer],
-        seed: int,
-    ) -> None:
-        self._machine, self._limits, self._load = machine, limits, load
-        self._draft_policy, self._mode_policy = policies
-        self._observers = observers
-        self._rng = random.Random(seed)
-        self._seed = seed
+    def __init__(self, service: SimulatedService, load: Load, seed: int) -> None:
+        self._service, self._load = service, load
+        self._rng = random.Random(seed + 1)
+        self._num_refused = 0
+        self._peak_blocks = 0
 
     async def main(self, dies_every_s: float | None, returns_after_s: float) -> SimulatedRun:
-        loop, machine = asyncio.get_running_loop(), self._machine
+        loop, service = asyncio.get_running_loop(), self._service
         stats, counters, decoding = RoundStats(1 << 16), Counters(), _Decoding()
-        target = SimulatedDevice(machine.verify, self._rng, machine.link_s, machine.noise)
-        cores = _BOTH_CORES if machine.shares_cores else ()
-        verifier = SimulatedVerifier(target, machine.verify_blocks, machine.block_size, cores)
-        draft = self._draft_device(target)
-        pipeline = Pipeline(
-            self._limits,
-            verifier,
-            self._drafter(draft) if draft is not None else None,
-            observers=[stats.observe, counters.observe, decoding.observe, *self._observers],
-            draft_policy=self._draft_policy,
-            mode_policy=self._mode_policy,
-            clock=loop.time,
-        )
+        pipeline = service.start([stats.observe, counters.observe, decoding.observe, self._observe])
         async with pipeline:
             faults = None
-            if draft is not None and dies_every_s is not None:
-                faults = loop.create_task(self._kill(pipeline, draft, dies_every_s, returns_after_s))
+            if service.machine.draft is not None and dies_every_s is not None:
+                faults = loop.create_task(_kill(service, dies_every_s, returns_after_s))
             answers = await self._ask_all(pipeline)
             seconds = loop.time()
             if faults is not None:
                 faults.cancel()
-        return _summary(answers, seconds, sum(counters.rounds.values()), decoding, stats.summary())
+        num_steps = sum(counters.rounds.values())
+        run = _summary([a for a in answers if a is not None], seconds, num_steps, decoding, stats.summary())
+        peak_kv_tokens = self._peak_blocks * service.machine.block_size
+        return replace(run, num_refused=self._num_refused, peak_kv_tokens=peak_kv_tokens)
 
-    def _draft_device(self, target: SimulatedDevice) -> SimulatedDevice | None:
-        machine = self._machine
-        if machine.draft is None:
-            return None
-        link_s = machine.link_s if machine.draft_link_s is None else machine.draft_link_s
-        draft = SimulatedDevice(machine.draft, self._rng, link_s, machine.noise, target)
-        target.other = draft
-        return draft
+    def _observe(self, event: events.Event, now_s: float) -> None:
+        if isinstance(event, events.RoundCommitted):
+            pool = self._service.pipeline.scheduler.verifier_kv.pool
+            self._peak_blocks = max(self._peak_blocks, pool.num_blocks - pool.num_free)
 
-    def _drafter(self, device: SimulatedDevice) -> SimulatedDrafter:
-        machine = self._machine
-        return SimulatedDrafter(device, machine.acceptance, machine.draft_blocks, machine.block_size, self._seed)
-
-    async def _kill(self, pipeline: Pipeline, device: SimulatedDevice, every_s: float, returns_after_s: float) -> None:
-        while True:
-            await asyncio.sleep(every_s)
-            drafter = pipeline.drafter
-            assert drafter is not None, "it was given back"
-            drafter.give_up("it died")
-            if drafter.lost_error is not None:
-                pipeline.lose_drafter(drafter.lost_error)
-            await asyncio.sleep(returns_after_s)
-            pipeline.gain_drafter(self._drafter(device))
-
-    async def _ask_all(self, pipeline: Pipeline) -> list[_Answer]:
+    async def _ask_all(self, pipeline: Pipeline) -> list[SimulatedAnswer | None]:
         load = self._load
         seats = asyncio.Semaphore(load.concurrency or load.num_requests)
-        asked: list[asyncio.Task[_Answer]] = []
+        asked: list[asyncio.Task[SimulatedAnswer | None]] = []
         for number in range(load.num_requests):
             if load.arrivals_per_s is not None and number:
                 await asyncio.sleep(self._rng.expovariate(load.arrivals_per_s))
@@ -247,19 +176,35 @@ class _Run:
             asked.append(task)
         return await asyncio.gather(*asked)
 
-    async def _ask(self, pipeline: Pipeline, number: int) -> _Answer:
-        load, answer = self._load, _Answer()
+    async def _ask(self, pipeline: Pipeline, number: int) -> SimulatedAnswer | None:
+        load, answer = self._load, SimulatedAnswer()
         prompt_len = load.prompt_lens[number % len(load.prompt_lens)]
         length = load.output_lens[number % len(load.output_lens)]
         prompt = (number % load.num_kinds, *([4] * (prompt_len - 1)))
         sampling = SamplingParams(max_new_tokens=length, ignore_eos=True)
-        pipeline.submit(NewRequest(prompt, sampling), answer)
+        try:
+            pipeline.submit(NewRequest(prompt, sampling), answer)
+        except Overloaded:
+            self._num_refused += 1
+            return None
         await answer.done.wait()
         return answer
 
 
+async def _kill(service: SimulatedService, every_s: float, returns_after_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        drafter = service.pipeline.drafter
+        assert drafter is not None, "it was given back"
+        drafter.give_up("it died")
+        if drafter.lost_error is not None:
+            service.pipeline.lose_drafter(drafter.lost_error)
+        await asyncio.sleep(returns_after_s)
+        service.pipeline.gain_drafter(service.new_drafter())
+
+
 def _summary(
-    answers: Sequence[_Answer], seconds: float, num_steps: int, decoding: _Decoding, rounds: RoundSummary
+    answers: Sequence[SimulatedAnswer], seconds: float, num_steps: int, decoding: _Decoding, rounds: RoundSummary
 ) -> SimulatedRun:
     usages = [answer.usage for answer in answers if answer.usage is not None and answer.error is None]
     num_tokens = sum(usage.output_tokens for usage in usages)
@@ -269,8 +214,9 @@ def _summary(
         num_steps=num_steps,
         tokens_per_s=num_tokens / seconds,
         decode_tokens_per_s=decoding.num_tokens / max(decoding.seconds, 1e-12),
-        makespan_per_request_s=seconds / len(answers),
+        makespan_per_request_s=seconds / max(len(answers), 1),
         latency=_percentiles([usage.total_s for usage in usages]),
+        queue=_percentiles([usage.queue_s for usage in usages]),
         first_token=_percentiles([usage.first_token_s for usage in usages]),
         per_token=_percentiles(
             [(u.total_s - u.first_token_s) / (u.output_tokens - 1) for u in usages if u.output_tokens > 1]

@@ -8,9 +8,8 @@ the same questions.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from minedraft.carriers import ChannelCommand, ChannelEnd
 from minedraft.errors import WorkerLost
@@ -19,8 +18,10 @@ from minedraft.messages import (
     DraftCommand,
     DraftReply,
     DraftSpan,
+    Features,
     LinkStats,
     Proposal,
+    Tensor,
     Timing,
     Verdict,
     VerifyCommand,
@@ -28,71 +29,24 @@ from minedraft.messages import (
     VerifySpan,
     WorkerInfo,
 )
-from minedraft.sim.forwards import Forward
-from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role
+from minedraft.sim.acceptance import AcceptanceLaw, chance_at
+from minedraft.sim.devices import SimulatedDevice
+from minedraft.sim.forwards import Effort, Forward
+from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role, ScoreKind
 
 RIGHT, WRONG, OTHER = 1, 2, 3
-
-AcceptanceLaw = Callable[[int, int], float]
-"""The probability that a draft is accepted, given its request's kind (its first prompt token) and how many accepted
-drafts go before it in its round."""
+FEATURE_LAYERS, FEATURE_SIZE = (0,), 1
+"""What a simulated head reads of the target; nothing is computed with it."""
 
 
-@dataclass
-class SimulatedDevice:
-    """One device: a command at a time, slower while the other device computes, if they share memory.
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A model on a device, and the KV blocks that it has there."""
 
-    Attributes:
-        link_s: the time that a message takes to it, and one from it.
-        noise: standard deviation of a command's time, as a part of it.
-    """
-
+    device: SimulatedDevice
     forward: Forward
-    rng: random.Random
-    link_s: float = 0.0
-    noise: float = 0.0
-    other: SimulatedDevice | None = None
-    _is_busy: bool = False
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)  # replaced at each change of `_is_busy`
-    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    async def run(self, seconds: Callable[[bool], float]) -> Timing:
-        """Take the time of a command, given whether the other device computes all the while."""
-        loop = asyncio.get_running_loop()
-        if self.link_s:
-            await asyncio.sleep(self.link_s)
-        received_s = loop.time()
-        async with self._lock:
-            start_s = loop.time()
-            self._set_busy(True)
-            scale = max(self.rng.gauss(1.0, self.noise), 0.3) if self.noise else 1.0
-            await self._compute(scale * seconds(False), scale * seconds(True))
-            self._set_busy(False)
-            end_s = loop.time()
-        if self.link_s:
-            await asyncio.sleep(self.link_s)
-        queue_ns, busy_ns, start_ns = (round(1e9 * value) for value in (start_s - received_s, end_s - start_s, start_s))
-        return Timing(queue_ns=queue_ns, forward_ns=busy_ns, busy_ns=busy_ns, start_ns=start_ns)
-
-    async def _compute(self, alone_s: float, contended_s: float) -> None:
-        other, loop = self.other, asyncio.get_running_loop()
-        if other is None or alone_s == contended_s:
-            await asyncio.sleep(alone_s)
-            return
-        part = 1.0  # that is left
-        while part > 0:
-            whole_s, start_s = contended_s if other._is_busy else alone_s, loop.time()
-            try:
-                async with asyncio.timeout(part * whole_s):
-                    await other._changed.wait()
-            except TimeoutError:
-                return
-            part -= (loop.time() - start_s) / whole_s
-
-    def _set_busy(self, is_busy: bool) -> None:
-        self._is_busy = is_busy
-        self._changed.set()
-        self._changed = asyncio.Event()
+    num_blocks: int = 1 << 20
+    block_size: int = 16
 
 
 class _SimulatedLink:
@@ -100,30 +54,31 @@ class _SimulatedLink:
 
     role: Role
 
-    def __init__(
-        self, device: SimulatedDevice, num_blocks: int, block_size: int, max_cores: tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, seat: Seat, max_cores: tuple[int, ...] = (), draft_method: DraftMethod | None = None) -> None:
+        has_features = draft_method in (None, DraftMethod.EAGLE)
         self.info = WorkerInfo(
             role=self.role,
-            epoch=device.rng.getrandbits(32) | 1,
+            epoch=seat.device.rng.getrandbits(32) | 1,
             protocol_version=PROTOCOL_VERSION,
             vocab_size=16,
             vocab_fingerprint="simulated",
-            num_blocks=num_blocks,
-            block_size=block_size,
+            num_blocks=seat.num_blocks,
+            block_size=seat.block_size,
             max_model_len=1 << 20,
             model_name="simulated",
             device="simulated",
             dtype="bfloat16",
-            draft_method=DraftMethod.MODEL if self.role is Role.DRAFTER else None,
+            draft_method=draft_method,
             cores=max_cores[-1:],
             max_cores=max_cores,
+            feature_layers=FEATURE_LAYERS if has_features else (),
+            feature_size=FEATURE_SIZE if has_features else 0,
         )
         self.stats = LinkStats()
         self.lost = asyncio.Event()
         self.lost_error: WorkerLost | None = None
         self.on_channel_failure: Callable[[str], None] = _ignore
-        self._device = device
+        self._seat = seat
 
     def give_up(self, cause: str) -> None:
         """Declare the link dead; commands under way end with WorkerLost."""
@@ -142,13 +97,13 @@ class _SimulatedLink:
     async def close(self) -> None:
         pass
 
-    async def _run(self, seconds: Callable[[bool], float]) -> Timing:
+    async def _run(self, work: Effort) -> Timing:
         """Take the time of a command.
 
         Raises:
             WorkerLost: the worker was lost before the end.
         """
-        timing = await self._device.run(seconds)
+        timing = await self._seat.device.run(work)
         if self.lost_error is not None:
             raise self.lost_error
         return timing
@@ -165,10 +120,11 @@ class SimulatedVerifier(_SimulatedLink):
         return Timing()
 
     async def verify(self, command: VerifyCommand) -> VerifyReply:
-        num_rows = sum(max(len(span.tokens), 1) + len(span.drafts) for span in command.spans)
-        num_kv = sum(span.prefix_len for span in command.spans)
-        forward, is_wide = self._device.forward, self.is_wide
-        timing = await self._run(lambda busy: forward.seconds(num_rows, num_kv, is_contended=busy, is_wide=is_wide))
+        num_prompt = sum([len(span.tokens) for span in command.spans if len(span.tokens) > 1])
+        num_rows = num_prompt + sum([len(s.drafts) + (len(s.tokens) <= 1) for s in command.spans])
+        num_kv = sum([span.prefix_len for span in command.spans])
+        work = self._seat.forward.work(num_rows, num_kv, num_prompt=num_prompt, is_wide=self.is_wide)
+        timing = await self._run(work)
         return VerifyReply(command.round, tuple(map(_judge, command.spans)), timing, self.info.num_blocks)
 
 
@@ -178,70 +134,79 @@ class SimulatedDrafter(_SimulatedLink):
     role = Role.DRAFTER
 
     def __init__(
-        self, device: SimulatedDevice, acceptance: AcceptanceLaw, num_blocks: int, block_size: int, seed: int = 0
+        self, seat: Seat, acceptance: AcceptanceLaw, draft_method: DraftMethod = DraftMethod.MODEL, seed: int = 0
     ) -> None:
-        super().__init__(device, num_blocks, block_size)
+        super().__init__(seat, draft_method=draft_method)
         self._acceptance = acceptance
         self._seed = seed
         self._kinds: dict[int, int] = {}
 
     async def draft(self, command: DraftCommand) -> DraftReply:
-        timing = await self._run(lambda busy: self._seconds(command.spans, busy))
-        return DraftReply(command.round, tuple(map(self._propose, command.spans)), timing, self.info.num_blocks)
+        timing = await self._run(self._work(command.spans))
+        proposals = tuple([self._propose(span, command.scores) for span in command.spans])
+        return DraftReply(command.round, proposals, timing, self.info.num_blocks)
 
     async def prefill(self, command: DraftCommand) -> DraftReply:
         """Cache tokens; for spans that run ahead, prepare the way in which every draft is accepted."""
-        timing = await self._run(lambda busy: self._seconds(command.spans, busy))
+        timing = await self._run(self._work(command.spans))
         proposals = tuple(self._run_ahead(span) for span in command.spans if span.ahead is not None)
         return DraftReply(command.round, proposals, timing, self.info.num_blocks)
 
-    def _seconds(self, spans: Sequence[DraftSpan], is_contended: bool) -> float:
-        """Return the time of a command's forwards: one that caches the tokens, and one for each further draft."""
-        num_kv = sum(span.prefix_len for span in spans)
-        forward = self._device.forward
-        total_s = forward.seconds(sum(len(span.tokens) for span in spans), num_kv, is_contended=is_contended)
-        for step in range(1, max(span.draft_len for span in spans)):
-            num_rows = sum(span.draft_len > step for span in spans)
-            total_s += forward.seconds(num_rows, num_kv, is_contended=is_contended)
-        return total_s
+    def _work(self, spans: Sequence[DraftSpan]) -> Effort:
+        """Return what a command's forwards take: one that caches the tokens, and one for each further draft."""
+        num_kv = sum([span.prefix_len for span in spans])
+        # A token or two in the span of a draft were committed since the last one; they count as one row, as in
+        # `theory.costs.Costs.draft`. More are a prompt's.
+        num_prompt = sum([len(span.tokens) for span in spans if span.spec is not None or not span.draft_len])
+        num_rows = num_prompt + sum([span.spec is None and span.draft_len > 0 for span in spans])
+        works = [self._seat.forward.work(num_rows, num_kv, num_prompt=num_prompt)]
+        lens = [span.draft_len for span in spans]
+        for step in range(1, max(lens)):
+            works.append(self._seat.forward.work(sum([length > step for length in lens]), num_kv))
+        seconds = sum([work.seconds for work in works])
+        return Effort(seconds, sum([work.seconds * work.reading for work in works]) / seconds if seconds else 0.0)
 
-    def _propose(self, span: DraftSpan) -> Proposal:
+    def _propose(self, span: DraftSpan, kind: ScoreKind) -> Proposal:
         committed_len = span.prefix_len + len(span.tokens)
-        return Proposal(span.request_id, committed_len, self._drafts(span, committed_len))
+        drafts = self._drafts(span, committed_len)
+        # The drafter knows how sure each draft is, however it turns out.
+        scores = () if kind is ScoreKind.NONE else tuple([rate for _, rate in drafts])
+        return Proposal(span.request_id, committed_len, tuple([token for token, _ in drafts]), scores=scores)
 
     def _run_ahead(self, span: DraftSpan) -> Proposal:
         num_drafts = span.ahead.num_drafts if span.ahead is not None else 0
         committed_len = span.committed_len + num_drafts + 1
         # The token after the drafts is guessed as a draft would be: the verifier says RIGHT there.
-        guess = self._token(span, committed_len - 1, num_drafts)
-        drafts = self._drafts(span, committed_len)
+        guess, _ = self._token(span, committed_len - 1, num_drafts)
+        drafts = tuple([token for token, _ in self._drafts(span, committed_len)])
         return Proposal(span.request_id, committed_len, drafts, branch=Branch(num_drafts, guess))
 
-    def _drafts(self, span: DraftSpan, committed_len: int) -> tuple[int, ...]:
-        return tuple(self._token(span, committed_len + i, i) for i in range(span.draft_len))
+    def _drafts(self, span: DraftSpan, committed_len: int) -> list[tuple[int, float]]:
+        return [self._token(span, committed_len + i, i) for i in range(span.draft_len)]
 
-    def _token(self, span: DraftSpan, position: int, num_before: int) -> int:
+    def _token(self, span: DraftSpan, position: int, num_before: int) -> tuple[int, float]:
+        """Return a draft, and how likely it was to be right."""
         if span.spec is not None:
             self._kinds[span.request_id] = span.tokens[0]
-        rate = self._acceptance(self._kinds.get(span.request_id, 0), num_before)
-        return RIGHT if _draw(self._seed, span.request_id, position) < rate else WRONG
+        place = chance_at(self._seed, span.request_id, position, 1)
+        rate = self._acceptance(self._kinds.get(span.request_id, 0), num_before, place)
+        return (RIGHT if chance_at(self._seed, span.request_id, position) < rate else WRONG), rate
 
 
 def _judge(span: VerifySpan) -> Verdict:
     if not span.sample:
-        return Verdict(span.request_id, span.committed_len, 0, ())
+        return Verdict(span.request_id, span.committed_len, 0, (), features=_features(span, 0))
     accepted_len = next((i for i, draft in enumerate(span.drafts) if draft != RIGHT), len(span.drafts))
     bonus = RIGHT if accepted_len == len(span.drafts) else OTHER
-    return Verdict(span.request_id, span.committed_len, accepted_len, (*span.drafts[:accepted_len], bonus))
+    tokens = (*span.drafts[:accepted_len], bonus)
+    return Verdict(span.request_id, span.committed_len, accepted_len, tokens, features=_features(span, accepted_len))
 
 
-def _draw(seed: int, request_id: int, position: int) -> float:
-    """Return a number in [0, 1) that depends on its arguments alone (the finaliser of SplitMix64)."""
-    mask = (1 << 64) - 1
-    value = (seed * 0x9E3779B97F4A7C15 + request_id * 0xD1B54A32D192ED03 + position * 0x8CB92BA72F3D8DD7 + 1) & mask
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & mask
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & mask
-    return ((value ^ (value >> 31)) >> 11) / (1 << 53)
+def _features(span: VerifySpan, accepted_len: int) -> Features | None:
+    if not span.wants_features:
+        return None
+    num_tokens = span.committed_len + accepted_len - span.prefix_len
+    return Features(span.prefix_len, Tensor("bfloat16", (num_tokens, FEATURE_SIZE)))
 
 
 def _ignore(cause: str) -> None:

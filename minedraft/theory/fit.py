@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from minedraft.theory.costs import Cost, Costs
 from minedraft.types import Mode
+
+_KNEES = 12
+"""Knees to try between two measured sizes."""
+_FEWEST_SIZES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +42,12 @@ def fit_costs(rounds: Sequence[Measured]) -> Costs:
     """Return the costs that explain measured rounds best.
 
     The costs of a worker alone are fitted to the rounds of `sd`, or, if there are none, to all; the rounds of
-    `minedraft` tell how much reading weights is slowed down while both do so, and those of `ar` what a verify takes
-    there.
+    `minedraft` tell how much two forwards at the same time slow each other down, and those of `ar` what a verify takes
+    there, and what a worker loses between two commands.
     """
     turns = [r for r in rounds if r.mode is Mode.SD]
     overlapped = [r for r in rounds if r.mode is Mode.MINEDRAFT]
-    queued = [r for r in rounds if r.mode in (Mode.AR, Mode.MINEDRAFT)]
+    queued = [r for r in rounds if r.mode is Mode.AR] or overlapped
     alone = turns or list(rounds)
     draft = fit_cost((r.num_requests, r.draft_s / r.draft_len) for r in alone if r.draft_len)
     verify = fit_cost((r.num_rows, r.verify_s) for r in alone)
@@ -53,7 +58,7 @@ def fit_costs(rounds: Sequence[Measured]) -> Costs:
         fit_cost(plain) if plain else None,
         _fit_overhead([(r.num_requests, r.step_s - r.draft_s - r.verify_s) for r in turns]),
         _fit_overhead([(r.num_requests, r.step_s - max(r.draft_s, r.verify_s)) for r in queued]),
-        _fit_contention(draft, verify, overlapped),
+        _fit_collision(draft, verify, overlapped),
     )
 
 
@@ -64,7 +69,10 @@ def fit_cost(points: Iterable[tuple[float, float]]) -> Cost:
         return Cost(0.0)
     sizes = sorted({size for size, _ in pairs})
     costs = [Cost(_mean(pairs, 0.0))]
-    for free in [0.0, *sizes[:-1]]:
+    # The knee may lie between two sizes; three sizes would fit any knee.
+    steps = pairwise(sizes if len(sizes) > _FEWEST_SIZES else [])
+    knees = [a + (b - a) * i / _KNEES for a, b in steps for i in range(_KNEES)]
+    for free in [0.0, *knees]:
         bent = [(max(size - free, 0.0), seconds) for size, seconds in pairs]
         base_s, slope_s = _line(bent)
         if base_s >= 0 and slope_s >= 0:
@@ -128,9 +136,15 @@ def _fit_overhead(points: Sequence[tuple[float, float]]) -> Cost:
     return Cost(base_s, slope_s)
 
 
-def _fit_contention(draft: Cost, verify: Cost, overlapped: Sequence[Measured]) -> float:
-    """Return by how much both workers' reading is slowed down: the best of many values, at least 1."""
-    times = [(draft, r.num_requests, r.draft_s / r.draft_len) for r in overlapped if r.draft_len and r.draft_s]
-    times += [(verify, r.num_rows, r.verify_s) for r in overlapped]
-    tried = [1 + i / 100 for i in range(301)]
-    return min(tried, key=lambda c: sum((cost.at(size, c) / seconds - 1) ** 2 for cost, size, seconds in times))
+def _fit_collision(draft: Cost, verify: Cost, overlapped: Sequence[Measured]) -> float:
+    """Return by how much two forwards that only read slow each other down: the best of many values."""
+    rounds = [r for r in overlapped if r.draft_len and r.draft_s > 0 and r.verify_s > 0]
+
+    def error(collision: float) -> float:
+        total, costs = 0.0, Costs(draft, verify, collision=collision)
+        for r in rounds:
+            draft_s, verify_s = costs.overlapped(r.num_requests, r.draft_len)
+            total += (draft_s / r.draft_s - 1) ** 2 + (verify_s / r.verify_s - 1) ** 2
+        return total
+
+    return min((i / 100 for i in range(301)), key=error)

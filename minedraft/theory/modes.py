@@ -1,9 +1,9 @@
 """Step time and throughput of each mode, at requests in flight or per batch, and when overlapping can win.
 
 In `sd` a round is a draft and then a verify of all requests. In `minedraft` the requests are halved; while one half is
-verified the other is drafted, so that both halves have a round in twice the longer time. At equal requests *per batch*
-that is up to twice as fast. At equal requests *in flight* it wins only if halving a batch shortens its forwards, or if
-drafting takes about as long as verifying.
+verified the other is drafted, so that both halves have a round in twice the longer time, or in the time that a half
+takes for its own draft, verify and messages, if that is longer. At equal requests *per batch* that is up to twice as
+fast. When it wins at equal requests *in flight* is told by `minedraft.theory.winning`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,12 @@ class Prediction:
 
 
 def predict_mode(
-    costs: Costs, mode: Mode, num_in_flight: float, rates: Sequence[float] = (), hit_rate: float | None = None
+    costs: Costs,
+    mode: Mode,
+    num_in_flight: float,
+    rates: Sequence[float] = (),
+    hit_rate: float | None = None,
+    context_len: float = 0.0,
 ) -> Prediction:
     """Return what a mode gives with this many requests in flight.
 
@@ -67,23 +72,25 @@ def predict_mode(
         hit_rate: in pearl, the share of rounds whose drafts were ready when the verify before ended; default: that of
             a single request with one prepared way, all drafts accepted and the token after them guessed, too. What
             pearl gives to several requests, some of which have their drafts ready, is left to the simulator.
+        context_len: cached tokens of each request, beyond those in whose presence the costs were measured.
     """
     rates = () if mode is Mode.AR else rates
     draft_len, per_batch = len(rates), num_in_flight / mode.num_batches
-    is_overlapped = mode in (Mode.MINEDRAFT, Mode.PEARL)
-    draft_s = costs.draft_s(per_batch, draft_len, is_overlapped=is_overlapped)
-    verify_s = costs.verify_s(per_batch, draft_len, is_overlapped=is_overlapped)
+    draft_s, verify_s = (cost(per_batch, draft_len, context_len) for cost in (costs.draft_s, costs.verify_s))
+    alone_s = draft_s
+    if mode in (Mode.MINEDRAFT, Mode.PEARL):
+        draft_s, verify_s = costs.overlapped(per_batch, draft_len, context_len)
     if mode is Mode.AR and costs.verify_wide is not None:
-        verify_s = costs.verify_wide.at(num_in_flight)
-    overhead_s = (costs.turns_overhead if mode is Mode.SD else costs.queued_overhead).at(per_batch)
+        verify_s = costs.verify_wide.at(num_in_flight) + costs.verify_kv_s * num_in_flight * context_len
+    turns_s, queued_s = costs.turns_overhead.at(per_batch), costs.queued_overhead.at(per_batch)
+    longer_s = max(draft_s, verify_s) + queued_s
     if mode is Mode.MINEDRAFT:
-        period_s = 2 * (max(draft_s, verify_s) + overhead_s)
+        period_s = max(2 * longer_s, draft_s + verify_s + turns_s)
     elif mode is Mode.PEARL:
         hit_rate = _all_guessed(rates) if hit_rate is None else hit_rate
-        missed_s = (1 - hit_rate) * costs.draft_s(per_batch, draft_len)
-        period_s = max(draft_s, verify_s) + missed_s + overhead_s
+        period_s = longer_s + (1 - hit_rate) * alone_s
     else:
-        period_s = draft_s + verify_s + overhead_s
+        period_s = draft_s + verify_s + (turns_s if mode is Mode.SD else queued_s)
     tokens_per_s = num_in_flight * tokens_per_round(rates) / period_s
     return Prediction(mode, num_in_flight, draft_len, draft_s, verify_s, period_s, tokens_per_s)
 
@@ -97,20 +104,21 @@ def best_draft_len(
     return max(predictions, key=lambda prediction: prediction.tokens_per_s)
 
 
-def overlap_gain(costs: Costs, num_in_flight: float, draft_len: int) -> float:
+def overlap_gain(costs: Costs, num_in_flight: float, draft_len: int, context_len: float = 0.0) -> float:
     """Return how much faster `minedraft` is than `sd` with as many requests in flight and as many drafts.
 
-    Above 1 if and only if 2 max(k d(n/2), V(n/2)) < k d(n) + V(n), overheads and contention aside.
+    Above 1 if and only if 2 max(k d(n/2), V(n/2)) < k d(n) + V(n), overheads and collisions aside.
     """
     rates = [0.0] * draft_len  # both have the same tokens per round, whatever it is
-    turns, overlapped = (predict_mode(costs, mode, num_in_flight, rates) for mode in (Mode.SD, Mode.MINEDRAFT))
+    modes = (Mode.SD, Mode.MINEDRAFT)
+    turns, overlapped = (predict_mode(costs, m, num_in_flight, rates, context_len=context_len) for m in modes)
     return turns.period_s / overlapped.period_s
 
 
 def same_batch_gain(costs: Costs, max_batch_size: float, draft_len: int) -> float:
     """Return how much faster `minedraft` with two batches of m is than `sd` with one: the paper's comparison.
 
-    It has twice the requests in flight. At most 2 (without contention), where drafting takes as long as verifying.
+    It has twice the requests in flight. At most 2 (without collisions), where drafting takes as long as verifying.
     """
     rates = [0.0] * draft_len
     turns = predict_mode(costs, Mode.SD, max_batch_size, rates)

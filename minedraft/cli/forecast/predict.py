@@ -13,6 +13,13 @@ from rich.table import Table
 
 from minedraft.bench.measured import MeasuredRow, fit_rows, read_rows
 from minedraft.cli.console import parse_ints, print_json
+from minedraft.cli.forecast.whole_run import (
+    SHIPPED_PROMPT_LENS,
+    WholeRun,
+    simulate_rows,
+    whole_runs_remark,
+    whole_runs_table,
+)
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.settings.flags import UserPath
 from minedraft.theory.costs import Costs
@@ -27,7 +34,9 @@ Measure first, with a service that runs with --allow-configure:
 Then:
   minedraft predict result.json
   minedraft predict result.json --in-flight 1,4,16,64 --acceptance 0.8
+  minedraft predict result.json --whole-runs
 """
+_MAX_PROMPT_LEN = 1 << 20
 _MODES = (Mode.AR, Mode.SD, Mode.MINEDRAFT)
 
 
@@ -47,8 +56,18 @@ _MODES = (Mode.AR, Mode.SD, Mode.MINEDRAFT)
     type=click.FloatRange(0, 1),
     help="How likely a draft is accepted; default: as measured.",
 )
+@click.option("--whole-runs", is_flag=True, help="Simulate every row's whole run, too: prompts, ramp and tail.")
+@click.option(
+    "--prompt-lens",
+    metavar="N,...",
+    default=",".join(map(str, SHIPPED_PROMPT_LENS)),
+    show_default="those of the prompts in the package",
+    help="Tokens of the prompts, for --whole-runs.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print costs, comparison and map as one JSON object.")
-def predict(result: Path, in_flight: str, acceptance: float | None, as_json: bool) -> None:
+def predict(
+    result: Path, in_flight: str, acceptance: float | None, whole_runs: bool, prompt_lens: str, as_json: bool
+) -> None:
     """Set theory beside a measured RESULT.json, and say which mode is best where.
 
     The times of a draft and of a verify are fitted to the result: a part that every forward takes, and a part for
@@ -59,13 +78,18 @@ def predict(result: Path, in_flight: str, acceptance: float | None, as_json: boo
     rows = read_rows(result)
     costs = fit_rows(rows)
     rate = _mean_rate(rows) if acceptance is None else acceptance
+    lens = parse_ints("prompt-lens", prompt_lens, _MAX_PROMPT_LEN)
+    simulated = simulate_rows(rows, costs, lens) if whole_runs else []
     best = {load: [_best(costs, mode, load, rate) for mode in _MODES] for load in loads}
     if as_json:
-        print_json(_to_json(rows, costs, rate, best))
+        print_json(_to_json(rows, costs, rate, best) | _whole_runs_json(simulated))
         return
     console = Console()
     console.print(_comparison(rows, costs))
     console.print(_remarks(rows, costs), style="italic")
+    if simulated:
+        console.print(whole_runs_table(simulated))
+        console.print(whole_runs_remark(simulated), style="italic")
     console.print(_map(best))
     remark = f"tok/s predicted with the best k, if {rate:.0%} of the drafts that are reached are accepted."
     console.print(remark, style="italic")
@@ -89,9 +113,8 @@ def _comparison(rows: Sequence[MeasuredRow], costs: Costs) -> Table:
         table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
     for row in rows:
         prediction = row.predicted(costs)
-        in_flight = "+".join([f"{row.rounds.num_requests:g}"] * row.rounds.mode.num_batches)
         table.add_row(
-            f"{row.rounds.mode.value} {in_flight}",
+            row.label,
             str(row.rounds.draft_len or "-"),
             f"{row.rounds.step_s * 1e3:.1f}",
             f"{prediction.step_s * 1e3:.1f}",
@@ -117,7 +140,7 @@ def _costs_line(costs: Costs) -> str:
     return (
         f"draft: {draft.base_s * 1e3:.2f} ms + {draft.slope_s * 1e3:.3f} a request beyond {draft.free:g};"
         f" verify: {verify.base_s * 1e3:.2f} ms + {verify.slope_s * 1e3:.3f} a row beyond {verify.free:g}.\n"
-        f"While both workers work, reading weights takes {costs.contention:.2f} times as long."
+        f"Forwards that only read take {1 + costs.collision:.2f} times as long while both workers have one."
     )
 
 
@@ -158,4 +181,20 @@ def _to_json(
         ],
         "acceptance": rate,
         "map": [asdict(p) for predictions in best.values() for p in predictions if p is not None],
+    }
+
+
+def _whole_runs_json(simulated: Sequence[WholeRun]) -> dict[str, object]:
+    return {
+        "whole_runs": [
+            {
+                "label": whole.row.label,
+                "draft_len": whole.row.rounds.draft_len,
+                "measured_tokens_per_s": whole.row.tokens_per_s,
+                "simulated_tokens_per_s": whole.run.tokens_per_s,
+                "ratio": whole.ratio,
+                "repeats_differ_by": whole.row.spread,
+            }
+            for whole in simulated
+        ]
     }

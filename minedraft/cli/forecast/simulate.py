@@ -17,10 +17,12 @@ from minedraft.cli.console import parse_ints, print_json
 from minedraft.errors import ConfigError
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.settings.flags import UserPath
+from minedraft.sim.acceptance import same
 from minedraft.sim.gpus import COMPUTE_SHARE, GPUS, MEMORY_SHARE
 from minedraft.sim.planning import LAYER_S, Placed, gpu_machine, measured_machine, parse_gpus
+from minedraft.sim.service import Machine
 from minedraft.sim.shapes import SHAPES, find_shape
-from minedraft.sim.simulation import Load, Machine, SimulatedRun, endless_limits, run_simulation
+from minedraft.sim.simulation import Load, SimulatedRun, endless_limits, run_simulation
 from minedraft.types import MAX_BATCH_SIZE, Mode
 
 _EPILOG = f"""
@@ -131,9 +133,8 @@ def _machine(options: dict[str, Any]) -> tuple[Machine, dict[Mode, int], list[st
     acceptance, link_s = options["acceptance"], options["link_ms"] / 1e3
     if options["measured"] is not None:
         costs = fit_rows(read_rows(options["measured"]))
-        overhead_s = costs.queued_overhead.at(1) / 2
         fact = f"Costs as fitted to {options['measured'].name}; acceptance {acceptance:g}."
-        return measured_machine(costs, acceptance, overhead_s), {}, [fact]
+        return measured_machine(costs, same(acceptance)), {}, [fact]
     if options["target"] is None:
         raise ConfigError("target", None, "must be given, or --measured")
     gpu, num_gpus = parse_gpus("target-gpu", options["target_gpu"])

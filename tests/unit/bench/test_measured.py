@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from minedraft.bench.measured import fit_rows, read_rows
 from minedraft.cli.forecast.predict import predict
+from minedraft.cli.forecast.whole_run import simulate_rows
 from minedraft.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -22,14 +23,25 @@ def test_the_committed_results_are_predicted(path: Path) -> None:
     costs = fit_rows(rows)
     ratios = [row.predicted(costs).tokens_per_s / row.decode_tokens_per_s for row in rows]
     assert len(ratios) >= 12
-    assert sum(0.9 <= ratio <= 1.1 for ratio in ratios) >= 0.9 * len(ratios)
-    assert all(0.85 <= ratio <= 1.15 for ratio in ratios)
+    assert all(0.9 <= ratio <= 1.1 for ratio in ratios), ratios
+    assert sum(0.96 <= ratio <= 1.04 for ratio in ratios) >= 10, ratios
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_whole_runs_of_the_committed_results_are_simulated(path: Path) -> None:
+    """All that repeat: one row's own repeats differ by 27 %, as another process had the machine."""
+    rows = read_rows(path)
+    simulated = simulate_rows(rows, fit_rows(rows))
+    steady = [whole for whole in simulated if whole.row.spread < 0.2]
+    assert len(simulated) == 12
+    assert len(steady) >= 11
+    assert all(whole.is_within for whole in steady), [(whole.row.label, whole.ratio) for whole in steady]
 
 
 def test_the_command_says_which_mode_is_best() -> None:
     result = CliRunner().invoke(predict, [str(RESULTS[0]), "--in-flight", "1,8"], catch_exceptions=False)
     assert result.exit_code == 0
-    assert "of 12 within 10 %" in result.output
+    assert "12 of 12 within 10 %" in result.output
     lines = [line.split() for line in result.output.splitlines()]
     assert any(line[:1] == ["8"] and line[-1] == "ar" for line in lines)
     assert all(len(line.rstrip()) <= 80 for line in result.output.splitlines()[:20])

@@ -32,17 +32,17 @@ def test_a_forward_of_few_rows_reads_and_one_of_many_computes() -> None:
     shape, gpu = SHAPES["llama-3.1-8b"], GPUS["h100"]
     forward = RooflineForward(shape, gpu, layer_s=0.0)
     read_s = shape.read_bytes / gpu.bytes_per_s / MEMORY_SHARE
-    assert forward.seconds(1, 0) == forward.seconds(64, 0) == pytest.approx(read_s)
+    assert forward.work(1, 0).seconds == forward.work(64, 0).seconds == pytest.approx(read_s)
     rows = 8192
-    assert forward.seconds(rows, 0) == pytest.approx(rows * shape.flops_per_token / gpu.flops / COMPUTE_SHARE)
+    assert forward.work(rows, 0).seconds == pytest.approx(rows * shape.flops_per_token / gpu.flops / COMPUTE_SHARE)
     # 128 KiB of keys and values a token (8 heads of 128, 32 layers): a million of them take longer than the weights.
     assert shape.kv_bytes == 128 * 1024
-    assert forward.seconds(1, 1_000_000) > 5 * read_s
+    assert forward.work(1, 1_000_000).seconds > 5 * read_s
 
 
 def test_more_gpus_divide_the_work_and_add_their_messages() -> None:
     shape, gpu = SHAPES["qwen3-32b"], GPUS["a100"]
-    one, four = (RooflineForward(shape, gpu, n).seconds(16, 0) for n in (1, 4))
+    one, four = (RooflineForward(shape, gpu, n).work(16, 0).seconds for n in (1, 4))
     assert one / 4 < four < one / 2.5
 
 

@@ -19,7 +19,7 @@ TRUE = Costs(
     verify_wide=Cost(0.006, 0.0003),
     turns_overhead=Cost(0.002, 0.0001),
     queued_overhead=Cost(0.0005),
-    contention=1.3,
+    collision=0.3,
 )
 
 

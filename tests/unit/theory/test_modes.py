@@ -67,26 +67,63 @@ def test_a_verify_that_dominates_gains_if_and_only_if_its_fixed_part_is_below_th
         assert (overlap_gain(costs, n, k) > 1) is (margin > 0)
 
 
-@given(times, times, st.floats(0.0, 0.01), st.floats(1.0, 2.0))
+@given(times, times, st.floats(0.0, 0.01), st.floats(0.0, 0.3), st.floats(0.0, 1.0))
 def test_the_period_is_that_of_two_batches_that_take_turns_on_two_devices(
-    draft_s: float, verify_s: float, overhead_s: float, contention: float
+    draft_s: float, verify_s: float, queued_s: float, message_s: float, collision: float
 ) -> None:
-    costs = Costs(Cost(draft_s), Cost(verify_s), queued_overhead=Cost(overhead_s), contention=contention)
+    costs = Costs(
+        Cost(draft_s),
+        Cost(verify_s),
+        turns_overhead=Cost(2 * message_s),
+        queued_overhead=Cost(queued_s),
+        collision=collision,
+    )
+    taken_s = dict(zip(("drafter", "verifier"), costs.overlapped(1, 1), strict=True))
     # Event by event: a batch is drafted when its verify has ended and the drafter is free, and the other way round.
     free_s = {"drafter": 0.0, "verifier": 0.0}
     ready_s, ends = [0.0, 0.0], []
     for step in range(400):
         batch = step % 2
-        drafted_s = max(free_s["drafter"], ready_s[batch]) + contention * draft_s
-        free_s["drafter"] = drafted_s + overhead_s
-        ready_s[batch] = max(free_s["verifier"], drafted_s) + contention * verify_s
-        free_s["verifier"] = ready_s[batch] + overhead_s
-        ends.append(ready_s[batch])
+        for worker, seconds in taken_s.items():
+            end_s = max(free_s[worker], ready_s[batch]) + seconds
+            free_s[worker], ready_s[batch] = end_s + queued_s, end_s + message_s
+        ends.append(free_s["verifier"])
     period_s = (ends[-1] - ends[199]) / 100
     prediction = predict_mode(costs, Mode.MINEDRAFT, 2, [0.5])
     assert period_s == pytest.approx(prediction.period_s, rel=1e-6)
     assert prediction.step_s == pytest.approx(prediction.period_s / 2)
     assert max(prediction.verifier_busy, prediction.drafter_busy) <= 1 + 1e-9
+
+
+@given(times, times, st.floats(0.0, 1.0))
+def test_forwards_that_begin_together_slow_each_other_down_as_long_as_both_run(
+    draft_s: float, verify_s: float, collision: float
+) -> None:
+    """A clock in small steps, in each of which a forward gets as much done as the other one lets it."""
+    both = Costs(Cost(draft_s), Cost(verify_s), collision=collision).overlapped(1, 1)
+    left, ends, now_s, tick_s = [draft_s, verify_s], [0.0, 0.0], 0.0, (draft_s + verify_s) / 4000
+    while max(left) > 0:
+        speed = 1 / (1 + collision) if min(left) > 0 else 1.0
+        now_s += tick_s
+        for index in (0, 1):
+            if left[index] > 0:
+                left[index] -= speed * tick_s
+                ends[index] = now_s
+    assert ends == pytest.approx(both, abs=3 * tick_s)
+
+
+def test_who_does_not_read_does_not_collide() -> None:
+    costs = Costs(Cost(4.0), Cost(10.0, 1.0, free=2), collision=0.4)
+    assert costs.slowdown(1, 1) == pytest.approx(1.4)
+    assert costs.slowdown(6, 1) == pytest.approx(1 + 0.4 * 10 / 20), "half of the verify computes"
+    assert costs.slowdown(6, 0) == 1.0
+
+
+def test_caches_that_are_read_cost_time_in_every_mode() -> None:
+    costs = Costs(Cost(1.0), Cost(10.0), draft_kv_s=1e-3, verify_kv_s=1e-2)
+    assert predict_mode(costs, Mode.AR, 4, context_len=100).period_s == pytest.approx(10 + 4)
+    assert predict_mode(costs, Mode.SD, 4, [0.5] * 2, context_len=100).period_s == pytest.approx(14 + 2 * 1.4)
+    assert predict_mode(costs, Mode.MINEDRAFT, 4, [0.5] * 2, context_len=100).period_s == pytest.approx(24)
 
 
 def test_pearl_drafts_for_nothing_where_it_guessed_right() -> None:
