@@ -40,18 +40,35 @@ def read_trace(path: Path) -> Trace:
     Raises:
         ConfigError: the file cannot be read, or is no trace of ours.
     """
+    records = read_records(path)
     try:
-        records = _load(path.read_text(encoding="utf-8"))
         title = next((r["args"]["name"] for r in records if r["name"] == "process_name"), "")
         bars = [_bar(r) for r in records if r["ph"] == "X" and r.get("cat") in _BATCHES]
         notes = [_note(r) for r in records if r["ph"] == "i" and r.get("tid") == NOTES_LANE]
-    except OSError as error:
-        raise ConfigError("FILE", str(path), f"cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError("FILE", str(path), "is not a trace that minedraft-launch --trace has written") from None
+        raise no_trace(path) from None
     return Trace(
         title, tuple(sorted(bars, key=lambda bar: bar.start_s)), tuple(sorted(notes, key=lambda note: note.at_s))
     )
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a trace as they were written.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no list of records.
+    """
+    try:
+        return _load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("FILE", str(path), f"cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise no_trace(path) from None
+
+
+def no_trace(path: Path) -> ConfigError:
+    """Return the error for a file that is something else."""
+    return ConfigError("FILE", str(path), "is not a trace that minedraft-launch --trace has written")
 
 
 def _load(text: str) -> list[dict[str, Any]]:

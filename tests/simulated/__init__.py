@@ -1,1 +1,1 @@
-"""A pipeline in virtual time, on workers that take the time of a cost curve."""
+"""Loads that change with the time, on the services that `minedraft.sim` simulates."""

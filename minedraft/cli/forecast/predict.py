@@ -13,6 +13,7 @@ from rich.table import Table
 
 from minedraft.bench.measured import MeasuredRow, fit_rows, read_rows
 from minedraft.cli.console import parse_ints, print_json
+from minedraft.cli.forecast.traced import is_trace, traced_rows
 from minedraft.cli.forecast.whole_run import (
     SHIPPED_PROMPT_LENS,
     WholeRun,
@@ -20,6 +21,7 @@ from minedraft.cli.forecast.whole_run import (
     whole_runs_remark,
     whole_runs_table,
 )
+from minedraft.errors import ConfigError
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.settings.flags import UserPath
 from minedraft.theory.costs import Costs
@@ -35,13 +37,14 @@ Then:
   minedraft predict result.json
   minedraft predict result.json --in-flight 1,4,16,64 --acceptance 0.8
   minedraft predict result.json --whole-runs
+  minedraft predict trace.json
 """
 _MAX_PROMPT_LEN = 1 << 20
 _MODES = (Mode.AR, Mode.SD, Mode.MINEDRAFT)
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("result", type=UserPath(), metavar="RESULT.json")
+@click.argument("result", type=UserPath(), metavar="RESULT")
 @click.option(
     "--in-flight",
     metavar="N,...",
@@ -68,14 +71,18 @@ _MODES = (Mode.AR, Mode.SD, Mode.MINEDRAFT)
 def predict(
     result: Path, in_flight: str, acceptance: float | None, whole_runs: bool, prompt_lens: str, as_json: bool
 ) -> None:
-    """Set theory beside a measured RESULT.json, and say which mode is best where.
+    """Set theory beside a measured RESULT, and say which mode is best where.
+
+    RESULT is what `minedraft bench --json` wrote, or a trace that `minedraft-launch --trace` wrote during real work.
 
     The times of a draft and of a verify are fitted to the result: a part that every forward takes, and a part for
     each row beyond those that are free. The first table compares what follows with what was measured; the second
     predicts each mode, with its best number of drafts, for other numbers of requests in flight.
     """
     loads = parse_ints("in-flight", in_flight, 2 * MAX_BATCH_SIZE)
-    rows = read_rows(result)
+    rows = traced_rows(result) if is_trace(result) else read_rows(result)
+    if whole_runs and not all(row.num_requests for row in rows):
+        raise ConfigError("whole-runs", str(result), "a trace has no runs of a known load; give a result of bench")
     costs = fit_rows(rows)
     rate = _mean_rate(rows) if acceptance is None else acceptance
     lens = parse_ints("prompt-lens", prompt_lens, _MAX_PROMPT_LEN)

@@ -16,22 +16,20 @@ from minedraft.core.policy.forecast.experience import Experience
 from minedraft.core.policy.forecast.mode import ModeForecast
 from minedraft.core.policy.steady import Steady
 from minedraft.sampling_params import MAX_DRAFT_LEN
+from minedraft.sim.acceptance import same
+from minedraft.sim.service import Machine
 from minedraft.sim.virtual_time import run_virtual
+from minedraft.theory.costs import Cost
 from minedraft.types import Mode
-from tests.simulated.workers import Load, Machine, Simulation
+from tests.simulated.changing_load import ChangingLoad, Simulation, small_machine
 
 SECONDS = 9.0
 SEATS = 32
 
 
-def knee(flat_ms: float, rows: int, slope_ms: float) -> Callable[[int], float]:
-    """Return a verify's cost: flat up to so many rows, then linear."""
-    return lambda n: (flat_ms + max(n - rows, 0) * slope_ms) / 1e3
-
-
 def machine(draft_ms: float, acceptance: float, wide: float | None) -> Machine:
     draft_s = draft_ms / 1e3
-    return Machine(knee(7.1, 4, 0.5), lambda n: draft_s * (1 + n / 10), acceptance=(acceptance,), wide=wide)
+    return small_machine(Cost(0.0071, 0.0005, free=4), Cost(draft_s, draft_s / 10), same(acceptance), wide)
 
 
 def simulate(
@@ -44,11 +42,10 @@ def simulate(
     simulation = Simulation(
         on,
         SchedulerLimits(first, SEATS // first.num_batches, MAX_DRAFT_LEN),
-        AutoDraftLen(experience),
-        auto if mode is None else FixedMode(),
+        (AutoDraftLen(experience), auto if mode is None else FixedMode()),
         [experience.observe],
     )
-    run_virtual(simulation.run(Load(in_flight), seconds))
+    run_virtual(simulation.run(ChangingLoad(in_flight), seconds))
     return simulation, auto
 
 

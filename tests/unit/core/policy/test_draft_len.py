@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
 
 import pytest
 
@@ -11,42 +11,33 @@ from minedraft.core.policy.draft_len import AutoDraftLen
 from minedraft.core.policy.forecast.experience import Experience
 from minedraft.core.request import NewRequest, Request
 from minedraft.sampling_params import MAX_DRAFT_LEN, SamplingParams
+from minedraft.sim.acceptance import AcceptanceLaw, by_kind, same
 from minedraft.sim.virtual_time import run_virtual
+from minedraft.theory.costs import Cost
 from minedraft.types import Batch, Mode
-from tests.simulated.workers import Load, Machine, Simulation
+from tests.simulated.changing_load import ChangingLoad, Simulation, small_machine
 
 SECONDS = 8.0
-
-
-def knee(flat_ms: float, rows: int, slope_ms: float) -> Callable[[int], float]:
-    """Return a verify's cost: flat up to so many rows, then linear."""
-    return lambda n: (flat_ms + max(n - rows, 0) * slope_ms) / 1e3
-
-
-HEAD = Machine(knee(7.1, 4, 0.5), lambda n: 0.001 + 0.0001 * n)  # a small head beside a target that is bound by memory
-MODEL = Machine(knee(7.1, 4, 0.5), lambda n: 0.005 + 0.0001 * n)  # a drafter nearly as slow as its target
+TARGET = Cost(0.0071, 0.0005, free=4)
+HEAD = Cost(0.001, 0.0001)  # a small head beside a target that is bound by memory
+MODEL = Cost(0.005, 0.0001)  # a drafter nearly as slow as its target
 
 
 def simulate(
-    machine: Machine,
-    mode: Mode,
-    in_flight: int,
-    draft_len: int | None,
-    acceptance: Sequence[float] | Callable[[float], float],
-    seconds: float = SECONDS,
+    draft: Cost, mode: Mode, in_flight: int, draft_len: int | None, law: AcceptanceLaw, seconds: float = SECONDS
 ) -> Simulation:
     """Return a run with a fixed draft length, or None for the automatic one."""
-    machine = Machine(machine.verify, machine.draft, acceptance=acceptance)
     experience = Experience()
     policy = AutoDraftLen(experience) if draft_len is None else None
     limits = SchedulerLimits(mode, -(-in_flight // mode.num_batches), MAX_DRAFT_LEN if policy else draft_len or 0)
-    simulation = Simulation(machine, limits, policy, observers=[experience.observe])
-    run_virtual(simulation.run(Load(lambda now_s: in_flight, num_kinds=4), seconds))
+    machine = small_machine(TARGET, draft, law)
+    simulation = Simulation(machine, limits, (policy, None), [experience.observe])
+    run_virtual(simulation.run(ChangingLoad(lambda now_s: in_flight, num_kinds=4), seconds))
     return simulation
 
 
 @pytest.mark.parametrize(
-    ("machine", "mode", "in_flight", "acceptance", "fixed"),
+    ("draft", "mode", "in_flight", "acceptance", "fixed"),
     [
         (HEAD, Mode.SD, 1, (0.6,), (0, 2, 3, 4)),
         (HEAD, Mode.SD, 4, (0.2, 0.5, 0.7, 0.95), (0, 1, 3)),
@@ -59,17 +50,20 @@ def simulate(
     ],
 )
 def test_no_fixed_length_is_much_better(
-    machine: Machine, mode: Mode, in_flight: int, acceptance: tuple[float, ...], fixed: tuple[int, ...]
+    draft: Cost, mode: Mode, in_flight: int, acceptance: tuple[float, ...], fixed: tuple[int, ...]
 ) -> None:
     """The bound is wider than the regret that long runs show: some seconds of a few requests are a sample."""
-    auto = simulate(machine, mode, in_flight, None, acceptance).rate(SECONDS / 4, SECONDS)
-    rates = {k: simulate(machine, mode, in_flight, k, acceptance).rate(SECONDS / 4, SECONDS) for k in fixed}
+    auto = simulate(draft, mode, in_flight, None, by_kind(acceptance)).rate(SECONDS / 4, SECONDS)
+    rates = {k: simulate(draft, mode, in_flight, k, by_kind(acceptance)).rate(SECONDS / 4, SECONDS) for k in fixed}
     assert auto > 0.95 * max(rates.values()), rates
 
 
 def test_drafting_stops_when_drafts_are_refused_and_begins_again_when_they_are_accepted() -> None:
-    simulation = simulate(HEAD, Mode.SD, 4, None, lambda now_s: 0.95 if now_s > 12 or now_s < 2 else 0.0, 40.0)
-    without = simulate(HEAD, Mode.SD, 4, 0, (0.0,), 12.0).rate(4, 12)
+    def law(kind: int, num_before: int, place: float) -> float:
+        return 0.0 if 2 <= asyncio.get_running_loop().time() <= 12 else 0.95
+
+    simulation = simulate(HEAD, Mode.SD, 4, None, law, 40.0)
+    without = simulate(HEAD, Mode.SD, 4, 0, same(0.0), 12.0).rate(4, 12)
     assert simulation.rate(4, 12) > 0.96 * without, "trying costs at most a little"
     assert simulation.rate(34, 40) > 1.15 * without
 
