@@ -53,7 +53,9 @@ class AsyncLoan:
         finally:
             self._call.cancel()
 
-    async def configure(self, mode: Mode | str, max_batch_size: int, draft_len: int, branches: int = 0) -> None:
+    async def configure(
+        self, mode: Mode | str, max_batch_size: int, draft_len: int, branches: int = 0, *, keep_cores: bool = False
+    ) -> None:
         """Run with these settings. Return when they are in force; live requests are kept, and recent rates
         begin anew.
 
@@ -62,11 +64,13 @@ class AsyncLoan:
             max_batch_size: requests per batch (m).
             draft_len: tokens proposed per request and round (k).
             branches: prepared per request in mode pearl; 0: as many as the service was started with.
+            keep_cores: in mode ar, the verifier computes on its own cores only.
 
         Raises:
             InvalidRequest: a value out of range. Unavailable: the loan has ended; the subclass says why.
         """
-        message = borrow_to_pb(LoanTerms.check(mode, max_batch_size, draft_len, branches))
+        terms = LoanTerms.check(mode, max_batch_size, draft_len, branches, keep_cores=keep_cores)
+        message = borrow_to_pb(terms)
         with suppress(asyncio.InvalidStateError):  # the stream has ended; reading raises the reason
             async with self._typed_errors():
                 await self._call.write(message)
@@ -115,9 +119,12 @@ class Loan:
         finally:
             self._cancel()
 
-    def configure(self, mode: Mode | str, max_batch_size: int, draft_len: int, branches: int = 0) -> None:
+    def configure(
+        self, mode: Mode | str, max_batch_size: int, draft_len: int, branches: int = 0, *, keep_cores: bool = False
+    ) -> None:
         """See `AsyncLoan.configure`."""
-        self._requests.put(borrow_to_pb(LoanTerms.check(mode, max_batch_size, draft_len, branches)))
+        terms = LoanTerms.check(mode, max_batch_size, draft_len, branches, keep_cores=keep_cores)
+        self._requests.put(borrow_to_pb(terms))
         self._read_reply()
 
     def _read_reply(self) -> None:

@@ -85,6 +85,7 @@ class WorkerState:
         cores: numbers of the cores that it computes on now, as "0-1"; "" on a GPU.
         carrier: what large tensors from and to it travel by: "inline" (messages), "shm", "cuda_ipc" or "dist".
         num_queued: commands that it has been sent and has not answered. restarts: times that it came back after a loss.
+        busy_s: seconds since the start of the service in which its device worked.
     """
 
     role: str
@@ -105,6 +106,16 @@ class WorkerState:
     carrier: str = ""
     num_queued: int = 0
     restarts: int = 0
+    busy_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptanceState:
+    """Rows of rounds, since the start of the service, with so many drafts of which so many were accepted."""
+
+    drafts: int
+    accepted: int
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +175,10 @@ class ServiceStatus:
         faults: number of faults by cause. recent_faults: the last ones, oldest first.
         max_model_len: most tokens of prompt and answer together.
         exposed_drafting_s: seconds since the start in which the verifier was idle while the drafter drafted.
+        acceptances: rows of rounds since the start by their drafts and those accepted.
+        both_busy_s: seconds since the start in which both devices worked.
+        decode_s, decode_tokens: duration and output tokens of all rounds without prompt tokens before which no batch
+            had waited for requests.
     """
 
     state: str
@@ -209,6 +224,10 @@ class ServiceStatus:
     worker_losses: dict[str, int] = field(default_factory=dict)
     worker_rejoins: int = 0
     replays: int = 0
+    acceptances: tuple[AcceptanceState, ...] = ()
+    both_busy_s: float = 0.0
+    decode_s: float = 0.0
+    decode_tokens: int = 0
 
 
 def join_outputs(pieces: Sequence[Output]) -> Output:

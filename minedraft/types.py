@@ -92,15 +92,19 @@ class DraftMethod(str, Enum):
 @dataclass(frozen=True, slots=True)
 class LoanTerms:
     """What a client that borrows the service sets: mode, requests per batch (m), drafts per request (k), and for
-    `pearl` the branches prepared per request (0: as many as the service was started with)."""
+    `pearl` the branches prepared per request (0: as many as the service was started with). keep_cores: in `ar`, the
+    verifier computes on its own cores only."""
 
     mode: Mode
     max_batch_size: int
     draft_len: int
     branches: int = 0
+    keep_cores: bool = False
 
     @classmethod
-    def check(cls, mode: object, max_batch_size: object, draft_len: object, branches: object = 0) -> LoanTerms:
+    def check(
+        cls, mode: object, max_batch_size: object, draft_len: object, branches: object = 0, keep_cores: bool = False
+    ) -> LoanTerms:
         """Return the terms. Raise InvalidRequest for an unknown mode or a size out of range."""
         modes = [mode.value for mode in Mode]
         if mode not in modes:
@@ -108,7 +112,7 @@ class LoanTerms:
         most = MAX_BATCH_SIZE * 2 // Mode(mode).num_batches
         m = _check_int("max_batch_size", max_batch_size, 1, most)
         k = _check_int("draft_len", draft_len, 0, MAX_DRAFT_LEN)
-        return cls(Mode(mode), m, k, _check_int("branches", branches, 0, MAX_BRANCHES))
+        return cls(Mode(mode), m, k, _check_int("branches", branches, 0, MAX_BRANCHES), keep_cores)
 
 
 class Role(str, Enum):

@@ -1,38 +1,38 @@
-"""The prompts of a benchmark, from the package or from a file."""
+"""The prompts of a benchmark: what one is, those of the package, and how a run takes some of many."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import random
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from minedraft.errors import ConfigError
+from minedraft.bench.datasets.files import ANY_LAYOUT, read_dataset
+from minedraft.bench.datasets.prompt import BenchPrompt
+from minedraft.prompts import Prompt
 
 
-@dataclass(frozen=True, slots=True)
-class BenchPrompt:
-    """A user message and the kind of task it is."""
-
-    kind: str
-    text: str
-
-
-def load_prompts(path: Path | None) -> list[BenchPrompt]:
+def load_prompts(path: Path | None, layout: str = ANY_LAYOUT) -> list[BenchPrompt]:
     """Return the prompts of a file, or the 24 that come with the package.
 
-    Args:
-        path: a file with a JSON list of {"prompt", "kind"?}, or with one such object per line.
-
     Raises:
-        ConfigError: the file cannot be read or has no prompts.
+        ConfigError: see `read_dataset`.
     """
-    try:
-        text = (path or files("minedraft") / "assets" / "prompts.json").read_text(encoding="utf-8")
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
-        prompts = [BenchPrompt(str(row.get("kind", "-")), str(row["prompt"])) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError("prompts", str(path), f'must be a readable JSON list of {{"prompt": ...}}: {error}') from None
-    if not prompts:
-        raise ConfigError("prompts", str(path), "must have at least one prompt")
-    return prompts
+    return read_dataset(path or Path(str(files("minedraft") / "assets" / "prompts.json")), layout)
+
+
+def choose_prompts(prompts: Sequence[BenchPrompt], num: int, seed: int | None) -> list[BenchPrompt]:
+    """Return `num` prompts: shuffled by the seed, or, without one, in their order; again from the start if there are
+    too few."""
+    order = list(prompts)
+    if seed is not None:
+        random.Random(seed).shuffle(order)
+    return [order[i % len(order)] for i in range(num)]
+
+
+def as_prompt(prompt: BenchPrompt, *, has_template: bool) -> Prompt:
+    """Return what a client sends: messages for the model's chat template, or the text alone."""
+    if not has_template:
+        return prompt.text
+    messages: Sequence[Mapping[str, str]] = prompt.messages or [{"role": "user", "content": prompt.text}]
+    return messages

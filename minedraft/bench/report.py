@@ -1,30 +1,34 @@
-"""The output of a benchmark: a progress line, a table, and a JSON file."""
+"""The output of a benchmark: progress, tables, and a JSON file."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from minedraft.bench.machine import find_gpus, find_versions
-from minedraft.bench.prompts import BenchPrompt
-from minedraft.bench.runner import BenchConfig, BenchRow, bound_of, run_benchmark
+from minedraft.bench.progress import RunProgress
+from minedraft.bench.runner import BenchRow, BenchTable, bound_of, planned_runs, run_tables
+from minedraft.bench.traffic import Traffic
 from minedraft.client import AsyncClient
 from minedraft.loan import AsyncLoan
 from minedraft.output import ServiceStatus
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Mode
 
-BenchTable = tuple[Sequence[BenchPrompt], SamplingParams, Sequence[BenchRow]]
+_LATENCIES = (
+    "decode_only_tokens_per_s", "tokens_per_s_per_device", "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms",
+    "median_itl_ms", "p99_itl_ms", "median_e2el_ms", "p99_e2el_ms", "makespan_per_request_ms",
+)  # fmt: skip
 _WORKER_FACTS = ("role", "model", "device", "dtype", "kernels", "draft_method", "num_blocks", "block_size")
 
 
@@ -32,20 +36,28 @@ async def run_with_progress(
     console: Console,
     client: AsyncClient,
     loan: AsyncLoan,
-    configs: Sequence[BenchConfig],
-    prompts: Sequence[BenchPrompt],
-    params: SamplingParams,
+    tables: Sequence[BenchTable],
     repeats: int,
-) -> list[BenchRow]:
-    """Call `run_benchmark` and show which run is in progress."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("starting", total=None)
+    traffic: Traffic | None = None,
+    *,
+    is_detailed: bool = False,
+) -> None:
+    """Call `run_tables` and show which run is in progress, and the time left."""
+    rows = [id(row) for _, row in planned_runs(tables)]
+    with RunProgress(console, rows * repeats) as progress:
 
-        def on_run(config: BenchConfig, repeat: int) -> None:
-            progress.update(task, description=f"{config.label}: run {repeat + 1} of {repeats}")
+        def on_run(table: BenchTable, row: BenchRow, repeat: int) -> None:
+            progress.begin(id(row), row.config.label + describe_sampling(table.sampling))
 
-        return await run_benchmark(client, loan, configs, prompts, params, num_repeats=repeats, on_run=on_run)
+        await run_tables(
+            client, loan, tables, num_repeats=repeats, traffic=traffic, is_detailed=is_detailed, on_run=on_run
+        )
+
+
+def describe_sampling(sampling: SamplingParams) -> str:
+    """Return the number of samples and the temperature, if they are not the usual ones: " n=2 T=0.8"."""
+    num = f" n={sampling.n}" if sampling.n > 1 else ""
+    return num + (f" T={sampling.temperature:g}" if sampling.temperature else "")
 
 
 def render_rows(rows: Sequence[BenchRow]) -> Table:
@@ -59,6 +71,7 @@ def render_rows(rows: Sequence[BenchRow]) -> Table:
         has_drafts = row.config.mode.has_drafts
         in_flight = "+".join([str(row.config.max_batch_size)] * row.config.mode.num_batches)
         mode = f"auto: {row.config.mode.value}" if row.config.is_auto else row.config.mode.value
+        mode = f"{mode}, 1 device" if row.config.keeps_cores else mode
         cells = [f"{mode} {in_flight}", f"{row.median('tokens_per_s'):.1f}"]
         if base is not None:
             cells.append(f"{row.median('tokens_per_s') / base.median('tokens_per_s'):.2f}x")
@@ -84,27 +97,65 @@ def render_rows(rows: Sequence[BenchRow]) -> Table:
     return table
 
 
+def render_latencies(rows: Sequence[BenchRow]) -> Table:
+    """Return what requests see, as a table that fits 80 columns; times in milliseconds."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, caption_justify="left")
+    names = ["mode", "decode", "/device", "TTFT", "p99", "TPOT", "ITL", "p99", "E2E", "p99", "mksp"]
+    for name in names:
+        table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
+    for row in rows:
+        in_flight = "+".join([str(row.config.max_batch_size)] * row.config.mode.num_batches)
+        own = ", 1 device" if row.config.keeps_cores else ""
+        figures = [_ms(row.median(name)) for name in _LATENCIES]
+        table.add_row(f"{row.config.mode.value}{own} {in_flight}", *figures)
+    table.caption = (
+        "decode: tokens/s of rounds without prompts; /device: tokens/s per GPU or core;\n"
+        "medians and 99th percentiles of requests; mksp: makespan / requests. In ms."
+    )
+    return table
+
+
 def _ms(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def write_report(path: Path, tables: Sequence[BenchTable], status: ServiceStatus, repeats: int) -> None:
-    """Write all measurements as JSON, with the facts that a comparison needs."""
-    content = {
+def write_report(
+    path: Path,
+    tables: Sequence[BenchTable],
+    status: ServiceStatus,
+    repeats: int,
+    traffic: Traffic | None = None,
+) -> None:
+    """Write all measurements as JSON, with the facts that a comparison needs. Rows without runs are left out; a
+    benchmark of one run has vLLM's keys at the top, too."""
+    content: dict[str, Any] = {
         "machine": machine_facts(),
         "workers": [{name: getattr(worker, name) for name in _WORKER_FACTS} for worker in status.workers],
         "repeats": repeats,
-        "tables": [
-            {
-                "num_prompts": len(prompts),
-                "sampling": asdict(params),
-                "bound": bound_of(base) if (base := _first_sd(rows)) is not None else None,
-                "rows": [row.to_json() for row in rows],
-            }
-            for prompts, params, rows in tables
-        ],
+        "traffic": asdict(traffic or Traffic()),
+        "tables": [_table_to_json(table) for table in with_runs(tables)],
     }
+    runs = [run for table in with_runs(tables) for row in table.rows for run in row.runs]
+    if len(runs) == 1:
+        content = {**runs[0].to_json(), **content}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def with_runs(tables: Sequence[BenchTable]) -> list[BenchTable]:
+    """Return the tables and rows that have runs: of an interrupted benchmark, those that it got to."""
+    found = [replace(table, rows=[row for row in table.rows if row.runs]) for table in tables]
+    return [table for table in found if table.rows]
+
+
+def _table_to_json(table: BenchTable) -> dict[str, Any]:
+    base = _first_sd(table.rows)
+    return {
+        "num_prompts": len(table.prompts),
+        "kinds": dict(Counter(prompt.kind for prompt in table.prompts)),
+        "sampling": asdict(table.sampling),
+        "bound": bound_of(base) if base is not None else None,
+        "rows": [row.to_json() for row in table.rows],
+    }
 
 
 def _first_sd(rows: Sequence[BenchRow]) -> BenchRow | None:

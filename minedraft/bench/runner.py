@@ -1,20 +1,21 @@
 """Compare modes on one running service: same processes, same prompts, runs interleaved.
 
-Each configuration answers the same prompts, sent together, with a fixed number of tokens. Each repeat
-runs every configuration once, so that a machine that slows down slows all of them; the table shows
+Each repeat runs every configuration once, so that a machine that slows down slows all of them; the table shows
 medians over repeats. Ratios between rows of one run mean more than the absolute numbers.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-from minedraft.bench.prompts import BenchPrompt
+from minedraft.bench.datasets.prompt import BenchPrompt
+from minedraft.bench.metrics.record import RunRecord, ServiceCounts, SteadyRounds, count_devices
+from minedraft.bench.metrics.registry import compute_all
+from minedraft.bench.traffic import Traffic, send_all
+from minedraft.bench.vllm_result import to_vllm_result
 from minedraft.client import AsyncClient
 from minedraft.errors import ConfigError, Unavailable
 from minedraft.loan import AsyncLoan
@@ -28,13 +29,15 @@ from minedraft.types import Mode, Role
 class BenchConfig:
     """One row of the table: a mode, requests per batch (m) and drafts per round (k).
 
-    is_auto: the service chose mode and k; these are the ones at the end.
+    is_auto: the service chose mode and k; these are the ones at the end. keeps_cores: in ar, the verifier computes on
+    its own device only, and not on the drafter's cores too.
     """
 
     mode: Mode
     max_batch_size: int
     draft_len: int
     is_auto: bool = False
+    keeps_cores: bool = False
 
     @property
     def num_in_flight(self) -> int:
@@ -43,28 +46,30 @@ class BenchConfig:
     @property
     def label(self) -> str:
         suffix = f" k={self.draft_len}" if self.mode.has_drafts else ""
-        return f"{'auto, ' * self.is_auto}{self.mode.value} m={self.max_batch_size}{suffix}"
+        own = " on the verifier's device" if self.keeps_cores else ""
+        return f"{'auto, ' * self.is_auto}{self.mode.value} m={self.max_batch_size}{suffix}{own}"
 
 
 @dataclass(frozen=True, slots=True)
 class BenchRun:
-    """The measurements of one run of one configuration. Times in milliseconds are medians over its steady
-    decode rounds, measured in the workers and by the scheduler's clock."""
+    """The measurements of one run of one configuration.
 
-    tokens_per_s: float  # output tokens / time from first submit to last answer, prompts included
-    vsr: float
-    mean_accepted_len: float
-    tokens_per_round: float
-    draft_ms: float
-    verify_ms: float
-    step_ms: float
-    overlap_efficiency: float
-    control_overhead_ms: float
-    verifier_busy: float
-    drafter_busy: float
-    wire_bytes_per_step: float
-    first_token_s: float
-    num_output_tokens: int
+    Attributes:
+        values: every metric by its name; see `minedraft.bench.metrics.registry`.
+        vllm: the run as a result of `vllm bench serve`.
+    """
+
+    values: Mapping[str, Any]
+    vllm: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: RunRecord, *, is_detailed: bool = False) -> BenchRun:
+        """Return the measurements of a record."""
+        return cls(compute_all(record), to_vllm_result(record, is_detailed=is_detailed))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return vLLM's keys, and ours under "minedraft"."""
+        return {**self.vllm, "minedraft": dict(self.values)}
 
 
 @dataclass(slots=True)
@@ -75,21 +80,37 @@ class BenchRow:
     runs: list[BenchRun] = field(default_factory=list)
 
     def median(self, name: str) -> float:
-        return float(median(getattr(run, name) for run in self.runs))
+        """Return the median of a metric over the runs."""
+        return float(median(run.values[name] for run in self.runs))
 
-    @property
-    def decode_tokens_per_s(self) -> float:
-        """Tokens per second of the steady rounds alone, without prompts, ramp and tail."""
-        num_rows = self.config.max_batch_size  # of one batch: a step completes one batch's round
-        return num_rows * self.median("tokens_per_round") / max(self.median("step_ms") / 1e3, 1e-9)
+    def medians(self, name: str) -> list[float]:
+        """Return the median of each entry of a metric that is a list; an entry that a run lacks counts as 0."""
+        lists = [run.values[name] for run in self.runs]
+        longest = max(map(len, lists), default=0)
+        return [float(median(each[i] if i < len(each) else 0 for each in lists)) for i in range(longest)]
 
     def to_json(self) -> dict[str, Any]:
-        medians = {name: self.median(name) for name in BenchRun.__slots__}
+        """Return the configuration, its runs and the medians over them, of our metrics and of vLLM's numbers."""
+        first = self.runs[0]
+        numbers = [name for name, value in first.vllm.items() if isinstance(value, int | float)]
         return {
             "config": {**asdict(self.config), "num_in_flight": self.config.num_in_flight, "label": self.config.label},
-            "median": {**medians, "decode_tokens_per_s": self.decode_tokens_per_s},
-            "runs": [asdict(run) for run in self.runs],
+            "median": {
+                name: self.medians(name) if isinstance(value, list) else self.median(name)
+                for name, value in first.values.items()
+            },
+            "vllm_median": {name: median(run.vllm.get(name, 0) for run in self.runs) for name in numbers},
+            "runs": [run.to_json() for run in self.runs],
         }
+
+
+@dataclass(slots=True)
+class BenchTable:
+    """Rows that answer the same prompts with the same sampling parameters."""
+
+    prompts: Sequence[BenchPrompt]
+    sampling: SamplingParams
+    rows: list[BenchRow]
 
 
 def default_configs(max_batch_size: int, draft_len: int) -> list[BenchConfig]:
@@ -112,23 +133,45 @@ async def run_benchmark(
     num_repeats: int,
     on_run: Callable[[BenchConfig, int], None] = lambda config, repeat: None,
 ) -> list[BenchRow]:
-    """Run every configuration once per repeat, in an order that rotates by one each repeat.
+    """Run every configuration once per repeat with the same prompts; see `run_tables`."""
+    table = BenchTable(prompts, sampling, [BenchRow(config) for config in configs])
+    await run_tables(
+        client, loan, [table], num_repeats=num_repeats, on_run=lambda table, row, repeat: on_run(row.config, repeat)
+    )
+    return table.rows
+
+
+async def run_tables(
+    client: AsyncClient,
+    loan: AsyncLoan,
+    tables: Sequence[BenchTable],
+    *,
+    num_repeats: int,
+    traffic: Traffic | None = None,
+    is_detailed: bool = False,
+    on_run: Callable[[BenchTable, BenchRow, int], None] = lambda table, row, repeat: None,
+) -> None:
+    """Run every row of every table once per repeat, in an order that rotates by one each repeat, and add each run to
+    its row when it is complete.
 
     Args:
         loan: the client's loan of the service, to switch configurations.
-        on_run: called with the configuration and the number of the repeat before each run.
+        traffic: by default all requests are sent at once.
+        on_run: called before each run with its table, its row and the number of the repeat.
 
     Raises:
         MineDraftError: the service lacks the drafter (see `require_drafter`), or refused a configuration.
     """
-    require_drafter(await client.status(), configs)
-    rows = [BenchRow(config) for config in configs]
+    require_drafter(await client.status(), [row.config for table in tables for row in table.rows])
+    plan = planned_runs(tables)
     for repeat in range(num_repeats):
-        for index in range(len(rows)):
-            row = rows[(index + repeat) % len(rows)]
-            on_run(row.config, repeat)
-            row.runs.append(await measure(client, loan, row.config, prompts, sampling))
-    return rows
+        for index in range(len(plan)):
+            table, row = plan[(index + repeat) % len(plan)]
+            on_run(table, row, repeat)
+            run = await measure(
+                client, loan, row.config, table.prompts, table.sampling, traffic, is_detailed=is_detailed
+            )
+            row.runs.append(run)
 
 
 def require_drafter(status: ServiceStatus, configs: Sequence[BenchConfig]) -> None:
@@ -148,12 +191,28 @@ def require_drafter(status: ServiceStatus, configs: Sequence[BenchConfig]) -> No
     raise ConfigError("modes", modes, f"the service runs in mode {status.mode} without a drafter: {restart}")
 
 
+def planned_runs(tables: Sequence[BenchTable]) -> list[tuple[BenchTable, BenchRow]]:
+    """Return what one repeat runs. A row that several tables share is run once."""
+    rows: dict[int, tuple[BenchTable, BenchRow]] = {}
+    for table in tables:
+        for row in table.rows:
+            rows.setdefault(id(row), (table, row))
+    return list(rows.values())
+
+
 async def measure(
-    client: AsyncClient, loan: AsyncLoan, config: BenchConfig, prompts: Sequence[BenchPrompt], sampling: SamplingParams
+    client: AsyncClient,
+    loan: AsyncLoan,
+    config: BenchConfig,
+    prompts: Sequence[BenchPrompt],
+    sampling: SamplingParams,
+    traffic: Traffic | None = None,
+    *,
+    is_detailed: bool = False,
 ) -> BenchRun:
-    """Measure one run: configure, send all prompts together, wait for all answers, read the counters."""
-    await loan.configure(config.mode, config.max_batch_size, config.draft_len)
-    return await _run(client, prompts, sampling)
+    """Measure one run: configure, send all prompts, wait for all answers, read the counters."""
+    await loan.configure(config.mode, config.max_batch_size, config.draft_len, keep_cores=config.keeps_cores)
+    return BenchRun.of(await _run(client, prompts, sampling, traffic or Traffic()), is_detailed=is_detailed)
 
 
 async def measure_auto(
@@ -161,39 +220,28 @@ async def measure_auto(
 ) -> BenchRow:
     """Measure what the service makes of its own choice of mode, without a loan. The first run is not counted: in it
     the service gets to know this load."""
-    await _run(client, prompts, sampling)
-    runs = [await _run(client, prompts, sampling) for _ in range(num_repeats)]
+    await _run(client, prompts, sampling, Traffic())
+    runs = [BenchRun.of(await _run(client, prompts, sampling, Traffic())) for _ in range(num_repeats)]
     status = await client.status()
     config = BenchConfig(Mode(status.mode), status.max_batch_size, status.draft_len, is_auto=True)
     return BenchRow(config, runs)
 
 
-async def _run(client: AsyncClient, prompts: Sequence[BenchPrompt], sampling: SamplingParams) -> BenchRun:
+async def _run(
+    client: AsyncClient, prompts: Sequence[BenchPrompt], sampling: SamplingParams, traffic: Traffic
+) -> RunRecord:
     before = await client.status()
-    started_s = time.monotonic()
-    calls: list[Awaitable[Any]] = [
-        client.complete([{"role": "user", "content": prompt.text}], sampling) for prompt in prompts
-    ]
-    outputs = await asyncio.gather(*calls)
-    elapsed_s = time.monotonic() - started_s
-    status = await client.status()
-    num_tokens = sum(len(output.token_ids) for output in outputs)
-    busy = {worker.role: worker.busy for worker in status.workers}
-    return BenchRun(
-        tokens_per_s=num_tokens / elapsed_s,
-        vsr=status.vsr,
-        mean_accepted_len=status.mean_accepted_len,
-        tokens_per_round=num_tokens / max(sum(output.usage.rounds for output in outputs), 1),
-        draft_ms=status.draft_ms,
-        verify_ms=status.verify_ms,
-        step_ms=status.step_ms,
-        overlap_efficiency=status.overlap_efficiency,
-        control_overhead_ms=status.control_overhead_ms,
-        verifier_busy=busy.get("verifier", 0.0),
-        drafter_busy=busy.get("drafter", 0.0),
-        wire_bytes_per_step=(status.wire_bytes - before.wire_bytes) / max(status.steps - before.steps, 1),
-        first_token_s=median(output.usage.first_token_s for output in outputs),
-        num_output_tokens=num_tokens,
+    requests = await send_all(client, prompts, sampling, traffic)
+    if all(request.error for request in requests):
+        raise Unavailable(f"all {len(requests)} requests failed, the first one with {requests[0].error}")
+    after = await client.status()
+    return RunRecord(
+        tuple(requests),
+        max(request.end_s for request in requests) - min(request.sent_s for request in requests),
+        ServiceCounts.of(after).since(ServiceCounts.of(before)),
+        SteadyRounds.of(after),
+        after.max_batch_size,
+        count_devices(after.workers, has_drafts=Mode(after.mode).has_drafts),
     )
 
 

@@ -112,3 +112,18 @@ def parse_ints(field: str, text: str, most: int) -> list[int]:
     if not values or min(values) < 1 or max(values) > most:
         raise ConfigError(field, text, f"must be numbers in [1, {most}], separated by commas")
     return values
+
+
+def parse_floats(field: str, text: str, most: float) -> list[float]:
+    """Return the numbers of a list like "0,0.8".
+
+    Raises:
+        ConfigError: it has other things, or numbers outside [0, most].
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0 <= value <= most for value in values):
+        raise ConfigError(field, text, f"must be numbers in [0, {most:g}], separated by commas")
+    return values

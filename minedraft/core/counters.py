@@ -42,6 +42,7 @@ class Counters:
         replays: times that a request lost its KV with the verifier.
         losses: lost workers, by role and cause. rejoins: workers that came back.
         causes: requests that ended with an error, by the error's reason.
+        acceptances: rows of rounds by (drafts verified, drafts accepted).
     """
 
     finished: int = 0
@@ -65,6 +66,7 @@ class Counters:
     late_drafts: int = 0
     _away: set[Role] = field(default_factory=set)
     causes: Counter[str] = field(default_factory=Counter)
+    acceptances: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     def observe(self, event: events.Event, now_s: float) -> None:
         """Count an event; see `minedraft.core.events.Observer`."""
@@ -73,6 +75,7 @@ class Counters:
                 self.rounds[event.batch] += 1
                 self.output_tokens += event.num_output_tokens
                 self.drafted_rows += len(event.accepted)
+                self.acceptances.update(event.accepted)
                 self.runs_ahead += len(event.runs)
                 self.used_runs += sum(event.runs)
                 for num_drafts, accepted_len in event.accepted:

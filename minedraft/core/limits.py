@@ -32,6 +32,7 @@ class SchedulerLimits:
         scores: what the drafter says of its drafts, for the draft policy.
         max_replays: times that a request is recomputed because the verifier was lost in a round of it, the last time
             alone.
+        keep_cores: whether a borrower wants the verifier to compute on its own cores only.
     """
 
     mode: Mode = Mode.MINEDRAFT
@@ -46,6 +47,7 @@ class SchedulerLimits:
     scores: ScoreKind = ScoreKind.NONE
     max_waiting_tokens: int = 1 << 18
     max_replays: int = 2
+    keep_cores: bool = False
 
     def __post_init__(self) -> None:
         if not self.mode.has_drafts:
@@ -83,11 +85,11 @@ class SchedulerLimits:
 
     def lent(self, terms: LoanTerms) -> SchedulerLimits:
         """Return these limits with the terms that a borrower of the service sets."""
-        return replace(self.with_terms(terms), is_lent=True)
+        return replace(self.with_terms(terms), is_lent=True, keep_cores=terms.keep_cores)
 
     def changed(self, why: str) -> ModeChanged:
         """Return the event that says that these limits are in force."""
-        return ModeChanged(self.mode, self.max_batch_size, self.draft_len, why, self.is_lent)
+        return ModeChanged(self.mode, self.max_batch_size, self.draft_len, why, self.is_lent, self.keep_cores)
 
 
 def check_request(new: NewRequest, limits: SchedulerLimits, verifier_kv: KvLedger) -> None:

@@ -65,10 +65,16 @@ class RoundSummary:
 
 
 class RoundStats:
-    """A window of recent rounds, which begins anew when mode or sizes change."""
+    """A window of recent rounds, which begins anew when mode or sizes change.
+
+    Attributes:
+        decode_s, decode_tokens: duration and output tokens of all rounds without prompt tokens before which no batch
+            had waited for requests; they only grow.
+    """
 
     def __init__(self, window: int = WINDOW_ROUNDS) -> None:
         self.samples: deque[RoundSample] = deque(maxlen=window)
+        self.decode_s, self.decode_tokens = 0.0, 0
         self._last_finished_s: float | None = None
         self._drafted_ns: dict[Batch, int] = {}
         self._verified: dict[Batch, Timing] = {}
@@ -133,6 +139,9 @@ class RoundStats:
         )
         self._has_waited.discard(batch)
         self.samples.append(sample)
+        if sample.is_steady and not sample.is_prefill:
+            self.decode_s += sample.step_s
+            self.decode_tokens += sample.num_output_tokens
 
 
 def summarise(samples: Iterable[RoundSample]) -> RoundSummary:

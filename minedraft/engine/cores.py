@@ -27,6 +27,7 @@ class CoreSharing:
         self._verifier = verifier
         self._publish = publish
         self._mode: Mode | None = None
+        self._keeps_own = False
         self._present: tuple[int, ...] = ()
         self._has_changed = asyncio.Event()
 
@@ -36,7 +37,7 @@ class CoreSharing:
             case events.WorkerJoined() if event.info.role is Role.VERIFIER:
                 self._present = event.info.cores  # a handshake gives it its own
             case events.ModeChanged():
-                self._mode = event.mode
+                self._mode, self._keeps_own = event.mode, event.keep_cores
             case _:
                 return
         self._has_changed.set()
@@ -50,7 +51,10 @@ class CoreSharing:
 
     async def _apply(self) -> None:
         verifier = self._verifier()
-        if self._mode is None or (wanted := verifier_cores(self._mode, verifier.info)) == self._present:
+        if self._mode is None:
+            return
+        wanted = verifier.info.cores if self._keeps_own else verifier_cores(self._mode, verifier.info)
+        if wanted == self._present:
             return
         try:
             timing = await verifier.configure(wanted)

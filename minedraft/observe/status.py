@@ -17,9 +17,9 @@ from minedraft.device import format_cores
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import MineDraftError
 from minedraft.messages import LinkStats, WorkerInfo
-from minedraft.observe.exposed import ExposedDrafting
+from minedraft.observe.device_use import DeviceUse
 from minedraft.observe.faults import FaultLog
-from minedraft.output import BatchState, FaultState, ServiceStatus, SourceState, WorkerState
+from minedraft.output import AcceptanceState, BatchState, FaultState, ServiceStatus, SourceState, WorkerState
 from minedraft.settings.choices import AUTO
 from minedraft.settings.service import Settings
 from minedraft.types import Batch, Role
@@ -42,7 +42,7 @@ class StatusBoard:
         self.counters = Counters()
         self.rounds = RoundStats()
         self._faults = FaultLog()
-        self._exposed = ExposedDrafting()
+        self._devices = DeviceUse()
         self._joins: Counter[Role] = Counter()
         self._settings = settings
         self._clock = clock
@@ -60,7 +60,7 @@ class StatusBoard:
         self.counters.observe(event, now_s)
         self.rounds.observe(event, now_s)
         self._faults.observe(event, now_s)
-        self._exposed.observe(event, now_s)
+        self._devices.observe(event, now_s)
         match event:
             case events.WorkerJoined():
                 self._workers[event.info.role] = event.info
@@ -133,7 +133,11 @@ class StatusBoard:
             mode_reason="" if scheduler.limits.is_lent else self.explain_mode(),
             faults=dict(self._faults.counts),
             recent_faults=self._fault_states(),
-            exposed_drafting_s=self._exposed.seconds,
+            exposed_drafting_s=self._devices.exposed_drafting_s,
+            both_busy_s=self._devices.both_busy_s,
+            acceptances=tuple(AcceptanceState(*pair, rows) for pair, rows in sorted(counters.acceptances.items())),
+            decode_s=self.rounds.decode_s,
+            decode_tokens=self.rounds.decode_tokens,
         )
 
     def _batch_states(self, batches: BatchManager) -> tuple[BatchState, ...]:
@@ -198,6 +202,7 @@ class StatusBoard:
                 carrier=carrier.value,
                 num_queued=num_open[role] if role not in lost else 0,
                 restarts=self._joins[role] - 1,
+                busy_s=self._devices.busy_s[role],
             )
             for role in figures
             if role in self._workers

@@ -114,16 +114,18 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class BorrowRequest(_message.Message):
-    __slots__ = ("mode", "max_batch_size", "draft_len", "branches")
+    __slots__ = ("mode", "max_batch_size", "draft_len", "branches", "keep_cores")
     MODE_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     DRAFT_LEN_FIELD_NUMBER: _ClassVar[int]
     BRANCHES_FIELD_NUMBER: _ClassVar[int]
+    KEEP_CORES_FIELD_NUMBER: _ClassVar[int]
     mode: str
     max_batch_size: int
     draft_len: int
     branches: int
-    def __init__(self, mode: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., draft_len: _Optional[int] = ..., branches: _Optional[int] = ...) -> None: ...
+    keep_cores: bool
+    def __init__(self, mode: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., draft_len: _Optional[int] = ..., branches: _Optional[int] = ..., keep_cores: _Optional[bool] = ...) -> None: ...
 
 class BorrowReply(_message.Message):
     __slots__ = ()
@@ -146,7 +148,7 @@ class BatchStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., num_requests: _Optional[int] = ..., rounds: _Optional[int] = ..., num_tokens: _Optional[int] = ..., vsr: _Optional[float] = ..., mean_accepted_len: _Optional[float] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("role", "state", "model", "device", "dtype", "epoch", "num_blocks", "num_free_blocks", "block_size", "busy", "step_ms", "draft_method", "kernels", "is_batch_invariant", "cores", "carrier", "num_queued", "restarts")
+    __slots__ = ("role", "state", "model", "device", "dtype", "epoch", "num_blocks", "num_free_blocks", "block_size", "busy", "step_ms", "draft_method", "kernels", "is_batch_invariant", "cores", "carrier", "num_queued", "restarts", "busy_s")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +167,7 @@ class WorkerStatus(_message.Message):
     CARRIER_FIELD_NUMBER: _ClassVar[int]
     NUM_QUEUED_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
     role: str
     state: str
     model: str
@@ -183,7 +186,8 @@ class WorkerStatus(_message.Message):
     carrier: str
     num_queued: int
     restarts: int
-    def __init__(self, role: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., epoch: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., busy: _Optional[float] = ..., step_ms: _Optional[float] = ..., draft_method: _Optional[str] = ..., kernels: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., cores: _Optional[str] = ..., carrier: _Optional[str] = ..., num_queued: _Optional[int] = ..., restarts: _Optional[int] = ...) -> None: ...
+    busy_s: float
+    def __init__(self, role: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., epoch: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., busy: _Optional[float] = ..., step_ms: _Optional[float] = ..., draft_method: _Optional[str] = ..., kernels: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., cores: _Optional[str] = ..., carrier: _Optional[str] = ..., num_queued: _Optional[int] = ..., restarts: _Optional[int] = ..., busy_s: _Optional[float] = ...) -> None: ...
 
 class FaultStatus(_message.Message):
     __slots__ = ("cause", "age_s")
@@ -192,6 +196,16 @@ class FaultStatus(_message.Message):
     cause: str
     age_s: float
     def __init__(self, cause: _Optional[str] = ..., age_s: _Optional[float] = ...) -> None: ...
+
+class AcceptanceStatus(_message.Message):
+    __slots__ = ("drafts", "accepted", "rows")
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    drafts: int
+    accepted: int
+    rows: int
+    def __init__(self, drafts: _Optional[int] = ..., accepted: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class SourceStatus(_message.Message):
     __slots__ = ("name", "rows", "verified_drafts", "accepted_drafts")
@@ -206,7 +220,7 @@ class SourceStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., verified_drafts: _Optional[int] = ..., accepted_drafts: _Optional[int] = ...) -> None: ...
 
 class GetStatusReply(_message.Message):
-    __slots__ = ("state", "mode", "draft_len", "max_batch_size", "num_waiting", "num_running", "batches", "workers", "vsr", "mean_accepted_len", "overlap_efficiency", "control_overhead_ms", "tokens_per_s", "output_tokens", "finished_requests", "preemptions", "stale_replies", "wire_bytes", "steps", "uptime_s", "verify_ms", "draft_ms", "step_ms", "errors", "verified_drafts", "accepted_drafts", "sources", "feature_bytes", "suspended", "num_suspended", "is_mode_auto", "is_draft_len_auto", "mode_reason", "branches", "runs_ahead", "used_runs", "faults", "recent_faults", "max_model_len", "exposed_drafting_s", "worker_losses", "worker_rejoins", "replays")
+    __slots__ = ("state", "mode", "draft_len", "max_batch_size", "num_waiting", "num_running", "batches", "workers", "vsr", "mean_accepted_len", "overlap_efficiency", "control_overhead_ms", "tokens_per_s", "output_tokens", "finished_requests", "preemptions", "stale_replies", "wire_bytes", "steps", "uptime_s", "verify_ms", "draft_ms", "step_ms", "errors", "verified_drafts", "accepted_drafts", "sources", "feature_bytes", "suspended", "num_suspended", "is_mode_auto", "is_draft_len_auto", "mode_reason", "branches", "runs_ahead", "used_runs", "faults", "recent_faults", "max_model_len", "exposed_drafting_s", "worker_losses", "worker_rejoins", "replays", "acceptances", "both_busy_s", "decode_s", "decode_tokens")
     class ErrorsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -271,6 +285,10 @@ class GetStatusReply(_message.Message):
     WORKER_LOSSES_FIELD_NUMBER: _ClassVar[int]
     WORKER_REJOINS_FIELD_NUMBER: _ClassVar[int]
     REPLAYS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTANCES_FIELD_NUMBER: _ClassVar[int]
+    BOTH_BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    DECODE_S_FIELD_NUMBER: _ClassVar[int]
+    DECODE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     state: str
     mode: str
     draft_len: int
@@ -314,4 +332,8 @@ class GetStatusReply(_message.Message):
     worker_losses: _containers.ScalarMap[str, int]
     worker_rejoins: int
     replays: int
-    def __init__(self, state: _Optional[str] = ..., mode: _Optional[str] = ..., draft_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., batches: _Optional[_Iterable[_Union[BatchStatus, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., vsr: _Optional[float] = ..., mean_accepted_len: _Optional[float] = ..., overlap_efficiency: _Optional[float] = ..., control_overhead_ms: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., output_tokens: _Optional[int] = ..., finished_requests: _Optional[int] = ..., preemptions: _Optional[int] = ..., stale_replies: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., uptime_s: _Optional[float] = ..., verify_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., step_ms: _Optional[float] = ..., errors: _Optional[_Mapping[str, int]] = ..., verified_drafts: _Optional[int] = ..., accepted_drafts: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[SourceStatus, _Mapping]]] = ..., feature_bytes: _Optional[int] = ..., suspended: _Optional[str] = ..., num_suspended: _Optional[int] = ..., is_mode_auto: _Optional[bool] = ..., is_draft_len_auto: _Optional[bool] = ..., mode_reason: _Optional[str] = ..., branches: _Optional[int] = ..., runs_ahead: _Optional[int] = ..., used_runs: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., recent_faults: _Optional[_Iterable[_Union[FaultStatus, _Mapping]]] = ..., max_model_len: _Optional[int] = ..., exposed_drafting_s: _Optional[float] = ..., worker_losses: _Optional[_Mapping[str, int]] = ..., worker_rejoins: _Optional[int] = ..., replays: _Optional[int] = ...) -> None: ...
+    acceptances: _containers.RepeatedCompositeFieldContainer[AcceptanceStatus]
+    both_busy_s: float
+    decode_s: float
+    decode_tokens: int
+    def __init__(self, state: _Optional[str] = ..., mode: _Optional[str] = ..., draft_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., batches: _Optional[_Iterable[_Union[BatchStatus, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., vsr: _Optional[float] = ..., mean_accepted_len: _Optional[float] = ..., overlap_efficiency: _Optional[float] = ..., control_overhead_ms: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., output_tokens: _Optional[int] = ..., finished_requests: _Optional[int] = ..., preemptions: _Optional[int] = ..., stale_replies: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., uptime_s: _Optional[float] = ..., verify_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., step_ms: _Optional[float] = ..., errors: _Optional[_Mapping[str, int]] = ..., verified_drafts: _Optional[int] = ..., accepted_drafts: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[SourceStatus, _Mapping]]] = ..., feature_bytes: _Optional[int] = ..., suspended: _Optional[str] = ..., num_suspended: _Optional[int] = ..., is_mode_auto: _Optional[bool] = ..., is_draft_len_auto: _Optional[bool] = ..., mode_reason: _Optional[str] = ..., branches: _Optional[int] = ..., runs_ahead: _Optional[int] = ..., used_runs: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., recent_faults: _Optional[_Iterable[_Union[FaultStatus, _Mapping]]] = ..., max_model_len: _Optional[int] = ..., exposed_drafting_s: _Optional[float] = ..., worker_losses: _Optional[_Mapping[str, int]] = ..., worker_rejoins: _Optional[int] = ..., replays: _Optional[int] = ..., acceptances: _Optional[_Iterable[_Union[AcceptanceStatus, _Mapping]]] = ..., both_busy_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., decode_tokens: _Optional[int] = ...) -> None: ...

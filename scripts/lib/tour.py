@@ -13,9 +13,10 @@ from openai import AsyncOpenAI
 from rich.console import Console
 
 from minedraft import AsyncClient, SamplingParams
-from minedraft.bench.prompts import BenchPrompt, load_prompts
+from minedraft.bench.datasets.prompt import BenchPrompt
+from minedraft.bench.prompts import load_prompts
 from minedraft.bench.report import render_rows, run_with_progress, write_report
-from minedraft.bench.runner import default_configs, measure_auto
+from minedraft.bench.runner import BenchRow, BenchTable, default_configs, measure_auto
 from minedraft.cli.console import progress_printer, run, say
 from minedraft.errors import StartFailed
 from minedraft.local import LocalService, serve
@@ -111,13 +112,14 @@ async def _show(
         configs = default_configs(size, draft_len)
         params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
         async with client.borrow() as loan:
-            rows = await run_with_progress(console, client, loan, configs, prompts[: 2 * size], params, repeats)
+            table = BenchTable(prompts[: 2 * size], params, [BenchRow(config) for config in configs])
+            await run_with_progress(console, client, loan, [table], repeats)
         auto = await measure_auto(client, prompts[: 2 * size], params, repeats)
         status = await client.status()
-        rows.append(auto)
-        console.print(render_rows(rows))
+        table.rows.append(auto)
+        console.print(render_rows(table.rows))
         if json_path is not None:
-            write_report(json_path, [(prompts[: 2 * size], params, rows)], await client.status(), repeats)
+            write_report(json_path, [table], await client.status(), repeats)
             console.print(f"written to {json_path}", markup=False)
         console.print(f"auto runs {status.mode} here: {status.suspended or status.mode_reason}.")
 

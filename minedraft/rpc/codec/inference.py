@@ -7,7 +7,16 @@ from dataclasses import fields
 
 from minedraft.errors import InvalidRequest
 from minedraft.messages import TokenLogprobs
-from minedraft.output import BatchState, FaultState, Output, RequestUsage, ServiceStatus, SourceState, WorkerState
+from minedraft.output import (
+    AcceptanceState,
+    BatchState,
+    FaultState,
+    Output,
+    RequestUsage,
+    ServiceStatus,
+    SourceState,
+    WorkerState,
+)
 from minedraft.prompts import (
     MAX_CHAT_MESSAGES,
     MAX_PROMPT_TOKENS,
@@ -30,7 +39,7 @@ from minedraft.v1 import common_pb2, inference_pb2
 
 CLIENT_KEY = "minedraft-client"  # metadata key of a call: the random name of a client object
 
-_PARTS = {"batches", "workers", "sources", "recent_faults"}  # of a status, each a message of its own
+_PARTS = {"batches", "workers", "sources", "recent_faults", "acceptances"}  # of a status, each a message of its own
 
 _PADDING_HEAD_BYTES = 4  # tag and length
 _MIN_PADDING = 128  # bytes; a length below it is encoded in one byte
@@ -153,6 +162,10 @@ def status_to_pb(status: ServiceStatus) -> inference_pb2.GetStatusReply:
             inference_pb2.FaultStatus(**{name: getattr(fault, name) for name in _names(FaultState)})
             for fault in status.recent_faults
         ],
+        acceptances=[
+            inference_pb2.AcceptanceStatus(**{name: getattr(entry, name) for name in _names(AcceptanceState)})
+            for entry in status.acceptances
+        ],
     )
 
 
@@ -176,6 +189,10 @@ def status_from_pb(message: inference_pb2.GetStatusReply) -> ServiceStatus:
         recent_faults=tuple(
             FaultState(**{name: getattr(fault, name) for name in _names(FaultState)}) for fault in message.recent_faults
         ),
+        acceptances=tuple(
+            AcceptanceState(**{name: getattr(entry, name) for name in _names(AcceptanceState)})
+            for entry in message.acceptances
+        ),
     )
 
 
@@ -185,15 +202,19 @@ def borrow_to_pb(terms: LoanTerms) -> inference_pb2.BorrowRequest:
         max_batch_size=terms.max_batch_size,
         draft_len=terms.draft_len,
         branches=terms.branches,
+        keep_cores=terms.keep_cores,
     )
 
 
 def borrow_from_pb(message: inference_pb2.BorrowRequest) -> LoanTerms:
     """Return the terms. Raise InvalidRequest for an unknown mode or a size out of range."""
-    return LoanTerms.check(message.mode, message.max_batch_size, message.draft_len, message.branches)
+    sizes = message.max_batch_size, message.draft_len, message.branches
+    return LoanTerms.check(message.mode, *sizes, keep_cores=message.keep_cores)
 
 
-def _names(kind: type[RequestUsage | BatchState | WorkerState | SourceState | FaultState | ServiceStatus]) -> set[str]:
+def _names(
+    kind: type[RequestUsage | BatchState | WorkerState | SourceState | FaultState | AcceptanceState | ServiceStatus],
+) -> set[str]:
     return {field.name for field in fields(kind)}
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from minedraft import AsyncClient, SamplingParams
-from minedraft.bench.prompts import BenchPrompt
+from minedraft.bench.datasets.prompt import BenchPrompt
 from minedraft.bench.runner import BenchConfig, BenchRow, bound_of, default_configs, run_benchmark
 from minedraft.device import Device, usable_cores
 from minedraft.errors import StartFailed

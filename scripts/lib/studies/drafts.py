@@ -17,7 +17,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from minedraft.bench.prompts import BenchPrompt, load_prompts
+from minedraft.bench.datasets.prompt import BenchPrompt
+from minedraft.bench.prompts import load_prompts
 from minedraft.bench.report import machine_facts
 from minedraft.cli.console import run
 from minedraft.client import AsyncClient

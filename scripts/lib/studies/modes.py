@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from minedraft import AsyncClient, SamplingParams
-from minedraft.bench.prompts import BenchPrompt, load_prompts
+from minedraft.bench.datasets.prompt import BenchPrompt
+from minedraft.bench.prompts import load_prompts
 from minedraft.bench.report import machine_facts
 from minedraft.cli.console import progress_printer, run, say
 from minedraft.local import serve

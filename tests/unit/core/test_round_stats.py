@@ -86,3 +86,15 @@ def test_tokens_per_second_counts_the_window_only() -> None:
 
 def test_no_rounds_summarise_to_zeros() -> None:
     assert RoundStats().summary().step_ms == 0.0
+
+
+def test_decoding_is_all_rounds_without_prompts_and_without_waits_over_any_change() -> None:
+    stats = play(step_s=0.040, draft_s=0.030, verify_s=0.040)
+    assert stats.decode_s == pytest.approx(19 * 0.040)
+    assert stats.decode_tokens == 19 * 8, "the first round of each batch followed nothing"
+    stats.observe(events.ModeChanged(Mode.SD, 4, 3, "test"), 105.0)
+    commit(stats, 30, 106.0, 0.03, Timing(busy_ns=40_000_000), 1)
+    commit(stats, 32, 106.5, 0.03, Timing(busy_ns=40_000_000), 1)
+    stats.observe(events.RoundCommitted(Batch.A, 34, 4, 8, (), is_prefill=True, num_active=1), 107.5)
+    assert stats.decode_s == pytest.approx(19 * 0.040 + 0.5)
+    assert stats.decode_tokens == 20 * 8

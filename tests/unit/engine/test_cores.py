@@ -11,7 +11,7 @@ from minedraft.core import events
 from minedraft.core.limits import SchedulerLimits
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import ProtocolError, WorkerLost
-from minedraft.types import Mode, Role
+from minedraft.types import LoanTerms, Mode, Role
 from tests.fakes.workers import FakeDrafter, FakeVerifier
 from tests.support.stepping import until
 
@@ -48,6 +48,16 @@ async def test_the_cores_follow_the_mode() -> None:
             pipeline.reconfigure(limits(mode))
             await until(lambda wanted=wanted: verifier.cores[-1] == wanted)
     assert verifier.cores == told.told == [ALL, OWN, ALL, OWN], "a mode that needs no change sends no command"
+
+
+async def test_a_borrower_keeps_the_verifier_to_its_own_cores() -> None:
+    verifier = a_verifier()
+    terms = {keep: LoanTerms.check("ar", 2, 0, keep_cores=keep) for keep in (False, True)}
+    async with Pipeline(limits(Mode.MINEDRAFT), verifier, None) as pipeline, asyncio.timeout(10):
+        for keep in (False, True, False):
+            pipeline.reconfigure(limits(Mode.MINEDRAFT).lent(terms[keep]))
+            await until(lambda keep=keep: verifier.cores[-1:] == [OWN if keep else ALL])
+    assert verifier.cores == [ALL, OWN, ALL]
 
 
 async def test_a_verifier_with_cores_of_its_own_only_is_left_alone() -> None:

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from minedraft.core import events
 from minedraft.messages import LinkStats, Timing
-from minedraft.observe.exposed import ExposedDrafting
+from minedraft.observe.device_use import DeviceUse
 from minedraft.observe.exposition import Page
 from minedraft.observe.histogram import Histogram
 from minedraft.observe.metrics import Meter
@@ -196,10 +196,13 @@ def test_drafting_is_exposed_while_the_verifier_is_idle_whichever_is_told_of_fir
         drafted(120, 130, is_prefill=True),
     ]
     for order in (told, told[::-1]):
-        exposed = ExposedDrafting()
+        devices = DeviceUse()
         for event in order:
-            exposed.observe(event, 0.0)
-        assert math.isclose(exposed.seconds, 0.011)
+            devices.observe(event, 0.0)
+        assert math.isclose(devices.exposed_drafting_s, 0.011)
+        assert math.isclose(devices.busy_s[Role.DRAFTER], 0.038)
+        assert math.isclose(devices.busy_s[Role.VERIFIER], 0.018)
+        assert math.isclose(devices.both_busy_s, 0.013), "5 ms of the second draft, and all of the hidden one"
 
 
 def test_faults_are_counted_by_cause_and_the_end_of_a_drain_is_none():

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from minedraft.core.limits import SchedulerLimits
 from minedraft.errors import InvalidRequest
 from minedraft.messages import TokenLogprobs
-from minedraft.output import BatchState, Output, RequestUsage, ServiceStatus, SourceState, WorkerState, join_outputs
+from minedraft.output import (
+    AcceptanceState,
+    BatchState,
+    Output,
+    RequestUsage,
+    ServiceStatus,
+    SourceState,
+    WorkerState,
+    join_outputs,
+)
 from minedraft.prompts import (
     MAX_PROMPT_BYTES,
     MAX_TIMEOUT_S,
@@ -81,6 +90,8 @@ def test_a_status_survives_the_wire():
         errors={"OVERLOADED": 2},
         uptime_s=1.5,
         sources=(SourceState("model", 3, 9, 4), SourceState("ngram", 1, 3, 3)),
+        acceptances=(AcceptanceState(3, 1, 7), AcceptanceState(3, 3, 2)),
+        both_busy_s=0.75,
     )
     assert status_from_pb(status_to_pb(status)) == status
 
@@ -173,8 +184,8 @@ def test_a_deadline_may_be_any_number_and_as_far_away_as_one_likes(timeout_s, ex
 
 def test_limits_survive_the_wire_and_keep_what_a_borrower_cannot_set():
     own = SchedulerLimits(max_model_len=77)
-    asked = own.lent(borrow_from_pb(borrow_to_pb(LoanTerms(Mode.SD, 2, 5))))
-    assert asked == replace(own, mode=Mode.SD, max_batch_size=2, draft_len=5, is_lent=True)
+    asked = own.lent(borrow_from_pb(borrow_to_pb(LoanTerms(Mode.SD, 2, 5, keep_cores=True))))
+    assert asked == replace(own, mode=Mode.SD, max_batch_size=2, draft_len=5, is_lent=True, keep_cores=True)
 
 
 def test_terms_out_of_range_are_refused_on_both_ends_of_the_wire():

@@ -1,0 +1,4 @@
+"""Files of prompts, in the layouts that benchmarks of speculative decoding use.
+
+May import: values, client, theory, bench.
+"""
