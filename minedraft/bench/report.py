@@ -25,9 +25,10 @@ from minedraft.output import ServiceStatus
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Mode
 
-_LATENCIES = (
-    "decode_only_tokens_per_s", "tokens_per_s_per_device", "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms",
-    "median_itl_ms", "p99_itl_ms", "median_e2el_ms", "p99_e2el_ms", "makespan_per_request_ms",
+_RATES = ("decode_only_tokens_per_s", "tokens_per_s_per_device")
+_TIMES = (
+    "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "median_itl_ms", "p99_itl_ms", "median_e2el_ms",
+    "p99_e2el_ms", "makespan_per_request_ms",
 )  # fmt: skip
 _WORKER_FACTS = ("role", "model", "device", "dtype", "kernels", "draft_method", "num_blocks", "block_size")
 
@@ -100,19 +101,24 @@ def render_rows(rows: Sequence[BenchRow]) -> Table:
 def render_latencies(rows: Sequence[BenchRow]) -> Table:
     """Return what requests see, as a table that fits 80 columns; times in milliseconds."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, caption_justify="left")
-    names = ["mode", "decode", "/device", "TTFT", "p99", "TPOT", "ITL", "p99", "E2E", "p99", "mksp"]
+    names = ["mode", "decode", "/dev", "TTFT", "p99", "TPOT", "ITL", "p99", "E2E", "p99", "mksp"]
     for name in names:
         table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
     for row in rows:
         in_flight = "+".join([str(row.config.max_batch_size)] * row.config.mode.num_batches)
         own = ", 1 device" if row.config.keeps_cores else ""
-        figures = [_ms(row.median(name)) for name in _LATENCIES]
-        table.add_row(f"{row.config.mode.value}{own} {in_flight}", *figures)
+        rates = [f"{row.median(name):.1f}" for name in _RATES]
+        times = [_ms_or_s(row.median(name)) for name in _TIMES]
+        table.add_row(f"{row.config.mode.value}{own} {in_flight}", *rates, *times)
     table.caption = (
-        "decode: tokens/s of rounds without prompts; /device: tokens/s per GPU or core;\n"
-        "medians and 99th percentiles of requests; mksp: makespan / requests. In ms."
+        "decode: tokens/s of rounds without prompts; /dev: tokens/s per GPU or core.\n"
+        "Medians and 99th percentiles of requests; mksp: makespan / requests. In ms, or s."
     )
     return table
+
+
+def _ms_or_s(value_ms: float) -> str:
+    return _ms(value_ms) if value_ms < 1000 else f"{value_ms / 1e3:.{int(value_ms < 1e4)}f}s"
 
 
 def _ms(value: float) -> str:

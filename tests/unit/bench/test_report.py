@@ -29,7 +29,7 @@ VLLM_KEYS = {
     *(f"{kind}_{name}_ms" for kind in ("mean", "median", "std", "p99") for name in ("ttft", "tpot", "itl", "e2el")),
 }  # fmt: skip
 RECORD = RunRecord(
-    (RequestRecord(0.0, 2.0, 30, (AnswerRecord(((0.5, 1), (1.0, 3), (2.0, 4)), 3),)),),
+    (RequestRecord(0.0, 92.0, 30, (AnswerRecord(((0.5, 1), (1.0, 3), (92.0, 4)), 3),)),),
     duration_s=2.0,
     counts=ServiceCounts(4, 2400, 0, 1.0, 7, 0.1, 1.2, 0.6, 0.4, {(16, 16): 1, (16, 3): 2}),
     steady=SteadyRounds(120.0, 1234.0, 2345.0, 0.97, 1.0),
@@ -57,6 +57,7 @@ def test_the_tables_fit_a_terminal_of_80_columns(render: Callable[[Sequence[Benc
     assert max(map(len, lines)) <= 80, lines
     assert any(line.startswith(" minedraft 16+16") for line in lines)
     assert any(line.startswith(" ar, 1 device 32") for line in lines)
+    assert "…" not in out.getvalue()
 
 
 def test_the_file_has_machine_sampling_bound_and_every_run(tmp_path: Path) -> None:
