@@ -84,9 +84,9 @@ def check_run(run: dict[str, Any], table: dict[str, Any], draft_len: int) -> Non
 
 async def test_an_interrupted_benchmark_writes_what_there_is(service: FakeService, tmp_path: Path) -> None:
     gate = Gate(service.verifier)
-    process = await start(service, tmp_path, "--modes", "ar", "-m", "2", "--max-new-tokens", "6", "--repeats", "9")
+    process = await start(service, tmp_path, "--modes", "ar", "-m", "2", "--max-new-tokens", "6", "--repeats", "99")
     assert process.stderr is not None
-    while b"run 2 of 9" not in await process.stderr.readline():
+    while b"run 2 of 99" not in await process.stderr.readline():
         pass
     gate.close()
     await service.until(lambda: gate.num_waiting)
@@ -97,7 +97,7 @@ async def test_an_interrupted_benchmark_writes_what_there_is(service: FakeServic
     assert b"interrupted; the service goes back to its own settings" in said
     assert b"written to" in out
     (row,) = read(tmp_path)["tables"][0]["rows"]
-    assert 1 <= len(row["runs"]) < 9
+    assert 1 <= len(row["runs"]) < 99
 
 
 async def test_a_benchmark_of_one_run_can_be_read_as_one_of_vllm(service: FakeService, tmp_path: Path) -> None:
