@@ -255,11 +255,11 @@ class TokenLogprobs:
 class Verdict:
     """The target's decision for one request.
 
-    tokens: the `accepted_len` accepted drafts followed by exactly one bonus (or replacement) token;
-    empty if the span did not sample or `error` is set. committed_len: number of committed tokens before
-    `tokens`. error: "" or a reason of minedraft.errors: NUMERIC, or STALE_ROUND for a span that follows a round
-    without a token for it. features: of the tokens at the positions from the span's prefix length to
-    `committed_len` + `accepted_len` - 1, if the span wants them and there is no error.
+    tokens: the `accepted_len` accepted drafts, exactly one bonus (or replacement) token, and the `num_forced` tokens
+    after it which are the only ones that the grammar allows; empty if the span did not sample or `error` is set.
+    committed_len: number of committed tokens before `tokens`. error: "" or a reason of minedraft.errors: NUMERIC, or
+    STALE_ROUND for a span that follows a round without a token for it. features: of the tokens at the positions from
+    the span's prefix length to `committed_len` + `accepted_len` - 1, if the span wants them and there is no error.
     """
 
     request_id: int
@@ -269,6 +269,12 @@ class Verdict:
     logprobs: tuple[TokenLogprobs, ...] = ()
     error: str = ""
     features: Features | None = None
+    num_forced: int = 0
+
+    @property
+    def bonus_token(self) -> int:
+        """The token that the target added; only if there are tokens."""
+        return self.tokens[self.accepted_len]
 
 
 @dataclass(frozen=True, slots=True)

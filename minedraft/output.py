@@ -21,6 +21,7 @@ class RequestUsage:
     queue_s: float  # until its first round
     first_token_s: float
     total_s: float
+    forced_tokens: int = 0  # that the grammar left no choice about, committed without a forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,9 @@ class Output:
         logprobs: one per token id, if the request asked for them.
         index: which of the n samples, 0..n-1.
         round_lens: tokens of each verify round, in order; they add up to those in `token_ids`. All of a round but
-            the last are accepted drafts, and so is the last where the answer's end cut the round short. Empty where the
-            service hides them (`stream_tokens`).
+            the last, and those that a grammar forced after it, are accepted drafts, and so is the last where the
+            answer's end cut the round short. Empty where the service hides them (`stream_tokens`).
+        forced_lens: of each of these rounds, the last tokens that the grammar forced; empty if there are none.
     """
 
     text: str = ""
@@ -45,6 +47,7 @@ class Output:
     index: int = 0
     request_id: str = ""
     round_lens: tuple[int, ...] = ()
+    forced_lens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,4 +245,13 @@ def join_outputs(pieces: Sequence[Output]) -> Output:
         index=last.index,
         request_id=last.request_id,
         round_lens=tuple(length for piece in pieces for length in piece.round_lens),
+        forced_lens=_join_forced(pieces),
     )
+
+
+def _join_forced(pieces: Sequence[Output]) -> tuple[int, ...]:
+    """Return the `forced_lens` of all pieces; those of a piece without forced tokens are 0 beside others."""
+    if not any(piece.forced_lens for piece in pieces):
+        return ()
+    lens = [piece.forced_lens or (0,) * len(piece.round_lens) for piece in pieces]
+    return tuple(length for some in lens for length in some)

@@ -9,7 +9,7 @@ import torch
 
 from minedraft.errors import ChannelFailed, InvalidRequest
 from minedraft.messages import Verdict, VerifyCommand, VerifySpan, WorkerInfo
-from minedraft.types import MAX_SPAN_DRAFTS, MAX_TOP_M
+from minedraft.types import MAX_FORCED, MAX_SPAN_DRAFTS, MAX_TOP_M
 from minedraft_workers.channels.base import TensorSpec, TokenChannel
 from minedraft_workers.channels.inline import InlineChannel
 from minedraft_workers.clock import clock_for
@@ -140,4 +140,21 @@ def _to_verdict(state: SequenceState, span: VerifySpan, outcome: Outcome | None)
         return Verdict(span.request_id, committed_len, 0, (), error=error)
     # The KV of rejected drafts is dropped by the next command's prefix length.
     state.tokens.extend(span.drafts[: outcome.accepted_len])
-    return Verdict(span.request_id, committed_len, outcome.accepted_len, outcome.tokens, outcome.logprobs)
+    forced = _forced_after(state, outcome)
+    tokens = outcome.tokens + forced
+    return Verdict(
+        span.request_id, committed_len, outcome.accepted_len, tokens, outcome.logprobs, num_forced=len(forced)
+    )
+
+
+def _forced_after(state: SequenceState, outcome: Outcome) -> tuple[int, ...]:
+    """Return the tokens after an outcome that the grammar leaves no choice about. Their probability is 1 whatever the
+    logits are, so they need no forward; their log-probabilities in the free model would."""
+    spec = state.spec
+    if state.guide is None or spec.sampling.logprobs is not None:
+        return ()
+    output = [*state.tokens[spec.prompt_len :], outcome.tokens[-1]]
+    forced = state.guide.forced_after(output, MAX_FORCED)
+    first_end = spec.sampling.min_new_tokens - len(output)  # an end before it is masked
+    wrong = next((i for i, token in enumerate(forced[: max(first_end, 0)]) if token in spec.stop_ids), len(forced))
+    return forced[:wrong]

@@ -212,13 +212,14 @@ class DraftBook:
             if not names_one or span.branch or span.ahead is not None:
                 self.release(span.request_id)
 
-    def accepted(self, request_id: int, committed_len: int, accepted_len: int) -> None:
-        """Record that of the drafts after `committed_len` tokens, `accepted_len` are committed."""
+    def accepted(self, request_id: int, committed_len: int, accepted_len: int, num_more: int = 1) -> None:
+        """Record that of the drafts after `committed_len` tokens, `accepted_len` are committed, and `num_more` tokens
+        after them."""
         entry = self._entries.get(request_id)
         if entry is not None and entry.cached_len == committed_len:  # else this drafter did not propose them
             entry.cached_len += min(accepted_len, entry.num_cached_drafts)
             entry.num_cached_drafts = 0
-            entry.left_behind = accepted_len + 1
+            entry.left_behind = accepted_len + num_more
 
     def judged(self, request_id: int, number: int, accepted_len: int, bonus_token: int) -> bool | None:
         """Record the verdict of round `number` on a request: `accepted_len` drafts and then `bonus_token`.

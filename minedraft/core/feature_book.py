@@ -148,7 +148,7 @@ class FeatureBook(DraftBook):
             self._keep(span.request_id, [piece for piece in held if piece.end > span.committed_len - 2])
         return super().executed(command, proposals)
 
-    def accepted(self, request_id: int, committed_len: int, accepted_len: int) -> None:
+    def accepted(self, request_id: int, committed_len: int, accepted_len: int, num_more: int = 1) -> None:
         """Record nothing: the drafter takes accepted drafts again, with the target's features."""
 
     def release(self, request_id: int) -> None:

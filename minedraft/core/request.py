@@ -47,6 +47,7 @@ class Request:
         num_open_rounds: rounds that it is part of and that are planned and not ended; two if one follows the other.
         must_leave: whether it is preempted when its round ends.
         is_paused: whether it wants no seat; one that it has, it leaves when its round ends.
+        num_forced: tokens that its grammar left no choice about. last_forced: those that came with its last round.
         seniority: which one it was to be seated for the first time; 0 before that. The youngest is preempted.
         num_replays: times that it was recomputed because the verifier was lost in a round of it, less an acquittal.
         trial_len: it is on trial (`queueing/trials.py`) until the verifier has computed so many tokens of it; 0: it is
@@ -69,6 +70,8 @@ class Request:
     num_preemptions: int = 0
     num_replays: int = 0
     trial_len: int = 0
+    num_forced: int = 0
+    last_forced: int = 0
 
     @classmethod
     def create(cls, request_id: int, new: NewRequest) -> Request:
@@ -87,6 +90,11 @@ class Request:
         return self.num_open_rounds > 0
 
     @property
+    def may_be_forced(self) -> bool:
+        """Whether a round may give it tokens that its grammar forces, beside the one that the target chooses."""
+        return self.spec.sampling.grammar is not None and self.spec.sampling.logprobs is None
+
+    @property
     def output_len(self) -> int:
         return len(self.tokens) - self.spec.prompt_len
 
@@ -100,7 +108,8 @@ class Request:
 class RequestUpdate:
     """New tokens of a request, its end, or both.
 
-    Exactly one update of a request has `finish_reason` or `error`: the last one.
+    Exactly one update of a request has `finish_reason` or `error`: the last one. num_forced: the last of the tokens,
+    which its grammar forced.
     """
 
     request: Request
@@ -108,6 +117,7 @@ class RequestUpdate:
     logprobs: tuple[TokenLogprobs, ...] = field(default=())
     finish_reason: FinishReason | None = None
     error: MineDraftError | None = None
+    num_forced: int = 0
 
     @property
     def is_final(self) -> bool:

@@ -30,6 +30,7 @@ class PlannedSpan:
     follows: bool = False  # its token is the bonus token of the request's round before, which has not ended
     ready: Proposal | None = None
     ahead_len: int = 0
+    num_forced: int = 0  # the last of its tokens that the grammar forced in the round before
 
     @property
     def draft_len(self) -> int:
@@ -97,7 +98,7 @@ class RoundPlan:
     @property
     def is_prefill(self) -> bool:
         """Whether the round carries prompt tokens, for either worker."""
-        if self.prefills or any(span.num_tokens > 1 for span in self.spans):
+        if self.prefills or any(span.num_tokens > span.num_forced + 1 for span in self.spans):
             return True
         # A drafter that reads features takes a prompt with the first draft after it.
         return any(len(draft.tokens) > MAX_DRAFT_LEN + 1 for draft in self.drafts)
@@ -127,11 +128,11 @@ class RoundTally:
         if self._book is None or not verdict.tokens:
             return
         request_id, accepted_len = span.request.id, verdict.accepted_len
-        came_true = self._book.judged(request_id, self._plan.number, accepted_len, verdict.tokens[-1])
+        came_true = self._book.judged(request_id, self._plan.number, accepted_len, verdict.bonus_token)
         if came_true is not None:
             self._runs.append(came_true)
         elif span.draft_len:
-            self._book.accepted(request_id, span.committed_len, accepted_len)
+            self._book.accepted(request_id, span.committed_len, accepted_len, 1 + verdict.num_forced)
 
     def event(self, updates: Sequence[RequestUpdate], num_active: int) -> RoundCommitted:
         """Return the event of the round, with what it did to its requests. num_active: batches that have requests."""
@@ -162,6 +163,8 @@ def following_spans(plan: RoundPlan, members: Sequence[Request]) -> list[Planned
         request = span.request
         if not span.sample or span.draft is not None or request.is_aborted or request.must_leave or request.is_paused:
             return []
+        if request.may_be_forced:  # more tokens than one may be to cache
+            return []
     going_on = [span for span in live if span.request.remaining_len > 1]
     return [PlannedSpan(span.request, span.committed_len + 1, 1, sample=True, follows=True) for span in going_on]
 
@@ -178,6 +181,8 @@ def apply_verdict(span: PlannedSpan, num_drafts: int, verdict: Verdict) -> tuple
     request.num_accepted += verdict.accepted_len
     token_ids, reason = truncate_output(verdict.tokens, request)
     request.tokens.extend(token_ids)
+    request.last_forced = max(len(token_ids) - verdict.accepted_len - 1, 0)
+    request.num_forced += request.last_forced
     return token_ids, reason
 
 

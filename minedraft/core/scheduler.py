@@ -358,7 +358,8 @@ class Scheduler:
         token_ids, reason = apply_verdict(span, num_drafts, verdict)
         if reason is not None:
             self._remove(request, reason)
-        return RequestUpdate(request, token_ids, verdict.logprobs[: len(token_ids)], reason) if span.sample else None
+        logprobs, num_forced = verdict.logprobs[: len(token_ids)], request.last_forced
+        return RequestUpdate(request, token_ids, logprobs, reason, num_forced=num_forced) if span.sample else None
 
     def _fail(self, request: Request, error: MineDraftError) -> RequestUpdate:
         self._remove(request, None, error)

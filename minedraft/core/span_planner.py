@@ -50,7 +50,8 @@ class SpanPlanner:
         if wanted:
             self._recompute_features(request)
         missing = committed_len - request.verifier_len
-        num_tokens = min(missing, self._num_prompt_tokens_left(request)) if missing > 1 else 1
+        is_prompt = missing > request.last_forced + 1
+        num_tokens = min(missing, self._num_prompt_tokens_left(request)) if is_prompt else max(missing, 1)
         if num_tokens <= 0:
             return None
         end = request.verifier_len + num_tokens
@@ -72,7 +73,7 @@ class SpanPlanner:
         elif self.book is not None and wanted and (num_prefill := self._prefill_len(request)):
             prefill = self.book.plan_prefill(request, num_prefill)
             self._num_drafter_tokens += num_prefill
-        if num_tokens > 1:
+        if is_prompt:
             self.num_prompt_tokens += num_tokens
         wants_features = self._wants_features(request, num_tokens, draft_len, is_idle=not wanted)
         ahead_len = self._ahead_len(request, wanted) if is_last and prefill is None else 0
@@ -86,6 +87,7 @@ class SpanPlanner:
             wants_features,
             ready=ready,
             ahead_len=ahead_len,
+            num_forced=0 if is_prompt else num_tokens - 1,
         )
 
     def _wanted_drafts(self, request: Request) -> int:

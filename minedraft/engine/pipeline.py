@@ -47,8 +47,8 @@ EventSource: TypeAlias = Callable[[], Sequence[events.Event]]
 class Sink(Protocol):
     """Receives a request's tokens. Called in the event loop; must not block."""
 
-    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
-        """Take new tokens. Return True to end the request now (a stop string was found)."""
+    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...], num_forced: int) -> bool:
+        """Take new tokens, the last `num_forced` without a choice. Return True to end now (a stop string was found)."""
 
     def on_finish(self, reason: FinishReason | None, error: MineDraftError | None, usage: RequestUsage) -> None:
         """Take the end, with either a reason or an error. Called exactly once."""
@@ -341,7 +341,7 @@ class Pipeline:
             sink, usage = self._sinks[request.id], self._usage[request.id]
             if update.token_ids:
                 usage.on_tokens(now_s)
-                if sink.on_tokens(update.token_ids, update.logprobs) and not update.is_final:
+                if sink.on_tokens(update.token_ids, update.logprobs, update.num_forced) and not update.is_final:
                     update = self.scheduler.finish(request, FinishReason.STOP)
             if update.is_final:
                 del self._sinks[request.id], self._usage[request.id]

@@ -33,6 +33,7 @@ class UsageClock:
             rounds=request.num_rounds,
             drafted_tokens=request.num_drafted,
             accepted_tokens=request.num_accepted,
+            forced_tokens=request.num_forced,
             queue_s=since_arrival(self._started_s),
             first_token_s=since_arrival(self._first_token_s),
             total_s=now_s - self._arrived_s,

@@ -40,8 +40,7 @@ class Answers:
         for choice, output in zip(content["choices"], samples, strict=True):
             choice["stop_reason"] = stop_reason(self._tokenizer, asked.params, output)
         [usage] = [output.usage for output in samples] if len(samples) == 1 else [None]
-        rounds = samples[0].round_lens
-        content["metrics"] = metrics_of(usage, rounds, asked.draft_len) if usage is not None else None
+        content["metrics"] = None if usage is None else metrics_of(usage, samples[0], asked.draft_len)
         return content
 
     async def stream(self, form: Form, asked: Asked) -> AsyncIterator[bytes]:
@@ -153,6 +152,8 @@ class _Stream:
         if asked.shows_rounds:
             texts = [self._tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in output.token_ids]
             extra["minedraft"] = {"tokens": texts, "round_lens": list(output.round_lens)}
+            if output.forced_lens:
+                extra["minedraft"]["forced_lens"] = list(output.forced_lens)
         if asked.params.logprobs is None:
             return event(self._form.text(asked, index, output.text), extra)
         return event(self._form.piece(asked, index, output, self._num_chars[index]), extra)
@@ -161,7 +162,7 @@ class _Stream:
         asked, whole = self._asked, join_outputs(self._pieces[index])
         extra = dict(self._extra)
         if asked.num_samples == 1 and whole.usage is not None:
-            extra["metrics"] = metrics_of(whole.usage, whole.round_lens, asked.draft_len)
+            extra["metrics"] = metrics_of(whole.usage, whole, asked.draft_len)
         stopped_by = stop_reason(self._tokenizer, asked.params, whole)
         reason, called = reason_of(whole), b""
         if asked.tools is not None and isinstance(self._form, ChatForm):

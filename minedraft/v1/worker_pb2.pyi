@@ -333,11 +333,12 @@ class VerifyRequest(_message.Message):
     def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[VerifySpan, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ..., feature_layers: _Optional[_Iterable[int]] = ..., freed: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("request_id", "committed_len", "accepted_len", "tokens", "logprobs", "error", "features")
+    __slots__ = ("request_id", "committed_len", "accepted_len", "tokens", "num_forced", "logprobs", "error", "features")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FORCED_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
@@ -345,10 +346,11 @@ class Verdict(_message.Message):
     committed_len: int
     accepted_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
+    num_forced: int
     logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
     error: str
     features: Features
-    def __init__(self, request_id: _Optional[int] = ..., committed_len: _Optional[int] = ..., accepted_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., error: _Optional[str] = ..., features: _Optional[_Union[Features, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[int] = ..., committed_len: _Optional[int] = ..., accepted_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., num_forced: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., error: _Optional[str] = ..., features: _Optional[_Union[Features, _Mapping]] = ...) -> None: ...
 
 class VerifyReply(_message.Message):
     __slots__ = ("round", "verdicts", "timing", "num_free_blocks")

@@ -26,7 +26,7 @@ class Collector:
         self.done = asyncio.Event()
         self._stop_after = stop_after
 
-    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
+    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...], num_forced: int) -> bool:
         self.tokens.extend(token_ids)
         self.logprobs.extend(logprobs)
         return self._stop_after is not None and len(self.tokens) >= self._stop_after

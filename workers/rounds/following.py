@@ -60,4 +60,4 @@ def _next_token(verdict: Verdict | None, prefix_len: int) -> tuple[int, ...]:
     """Return the token after `prefix_len` committed tokens, as a tuple; empty if the verdict does not give it."""
     if verdict is None or not verdict.tokens or verdict.committed_len + verdict.accepted_len != prefix_len:
         return ()
-    return verdict.tokens[-1:]
+    return (verdict.bonus_token,) if not verdict.num_forced else ()  # the forced ones come before the next round's

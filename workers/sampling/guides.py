@@ -75,6 +75,25 @@ class Guide:
         self.move_to([*output, *drafts])
         return max(len(self._taken) - len(output), 0)
 
+    def forced_after(self, output: Sequence[int], most: int) -> tuple[int, ...]:
+        """Return the tokens, at most `most`, that follow an output with certainty: at each of their places the grammar
+        allows one token alone, which may be one that ends the output."""
+        if not self.move_to(output):
+            return ()
+        start = len(self._taken)
+        while not self._has_ended and (only := self._only_token()) is not None and len(self._taken) - start < most:
+            if not self._take(only):
+                break
+        return tuple(self._taken[start:])
+
+    def _only_token(self) -> int | None:
+        """Return the token that must come next; None if there is a choice."""
+        if found := self._matcher.compute_ff_tokens():
+            return int(found[0])
+        if not self._matcher.is_stopped():  # the text may go on
+            return None
+        return next(iter(self._ends)) if len(self._ends) == 1 else None
+
     def allowed(self, num_columns: int) -> npt.NDArray[np.bool_]:
         """Return which token ids may come next, bool [num_columns]; all once the output has ended."""
         if self._has_ended:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from openai.types import CompletionUsage
@@ -86,14 +85,15 @@ def stop_reason(tokenizer: Tokenizer, params: SamplingParams, whole: Output) -> 
     return min(found)[1] if found else None
 
 
-def metrics_of(usage: RequestUsage, round_lens: Sequence[int], draft_len: int) -> dict[str, Any]:
+def metrics_of(usage: RequestUsage, whole: Output, draft_len: int) -> dict[str, Any]:
     """Return what one sample took, under vLLM's names.
 
     Args:
-        round_lens: tokens of each of its rounds. draft_len: the service's most drafts per round (k).
+        whole: the sample. draft_len: the service's most drafts per round (k).
     """
     decoding_s = usage.total_s - usage.first_token_s
-    accepted = [length - 1 for length in round_lens]
+    forced_lens = whole.forced_lens or (0,) * len(whole.round_lens)
+    accepted = [length - 1 - forced for length, forced in zip(whole.round_lens, forced_lens, strict=True)]
     histogram = [0] * (max([draft_len, *accepted], default=0) + 1)
     for length in accepted:
         histogram[length] += 1
@@ -115,6 +115,7 @@ def metrics_of(usage: RequestUsage, round_lens: Sequence[int], draft_len: int) -
         "mean_itl_ms": decoding_s * 1e3 / (usage.output_tokens - 1) if usage.output_tokens > 1 else 0.0,
         "tokens_per_second": usage.output_tokens / usage.total_s if usage.total_s else 0.0,
         "speculative_decoding": speculation if drafted else None,
+        "num_forced_tokens": usage.forced_tokens,
     }
 
 

@@ -103,6 +103,7 @@ def output_to_pb(output: Output) -> inference_pb2.GenerateReply:
         text=output.text,
         token_ids=output.token_ids,
         round_lens=output.round_lens,
+        forced_lens=output.forced_lens,
     )
     for entry in output.logprobs:
         message.logprobs.append(
@@ -139,6 +140,7 @@ def output_from_pb(message: inference_pb2.GenerateReply) -> Output:
         index=message.index,
         request_id=message.request_id,
         round_lens=tuple(message.round_lens),
+        forced_lens=tuple(message.forced_lens),
     )
 
 

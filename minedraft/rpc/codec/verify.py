@@ -7,6 +7,7 @@ from minedraft.messages import Features, TokenLogprobs, Verdict, VerifyCommand, 
 from minedraft.rpc.codec import common
 from minedraft.rpc.codec.tensor import features_from_pb, features_to_pb, layers_from_pb, q_from_pb, q_to_pb
 from minedraft.sampling_params import MAX_LOGPROBS
+from minedraft.types import MAX_FORCED
 from minedraft.v1 import common_pb2, worker_pb2
 
 _MAX_LOGPROB = 1e-3  # 0, with room for rounding
@@ -124,6 +125,7 @@ def _verdict_to_pb(verdict: Verdict) -> worker_pb2.Verdict:
         accepted_len=verdict.accepted_len,
         tokens=verdict.tokens,
         error=verdict.error,
+        num_forced=verdict.num_forced,
     )
     for entry in verdict.logprobs:
         message.logprobs.add(logprob=entry.logprob, top_ids=entry.top_ids, top_logprobs=entry.top_logprobs)
@@ -146,9 +148,11 @@ def _verdict_from_pb(message: worker_pb2.Verdict, span: VerifySpan, info: Worker
         raise refusal("error", error, f"must be one of {sorted(known)}")
     if accepted_len > len(span.drafts):
         raise refusal("accepted_len", accepted_len, f"{len(span.drafts)} drafts were sent")
-    num_expected = accepted_len + 1 if span.sample and not error else 0
+    if (num_forced := message.num_forced) > MAX_FORCED:
+        raise refusal("num_forced", num_forced, f"at most {MAX_FORCED}")
+    num_expected = accepted_len + 1 + num_forced if span.sample and not error else 0
     if len(tokens) != num_expected or (accepted_len and not num_expected):
-        limit = f"must be {num_expected} after {accepted_len} accepted drafts"
+        limit = f"must be {num_expected} after {accepted_len} accepted drafts and before {num_forced} forced tokens"
         raise refusal("tokens", f"{len(tokens)} tokens", limit)
     if tokens[:accepted_len] != span.drafts[:accepted_len]:
         raise refusal("tokens", tokens, f"must start with the accepted drafts {span.drafts[:accepted_len]}")
@@ -159,7 +163,7 @@ def _verdict_from_pb(message: worker_pb2.Verdict, span: VerifySpan, info: Worker
         name = common.name_of(request_id, "verdicts.logprobs")
         logprobs = tuple(logprobs_from_pb(entry, info.vocab_size, name) for entry in message.logprobs)
     features = _features_from_pb(message, span, info)
-    return Verdict(request_id, committed_len, accepted_len, tokens, logprobs, error, features)
+    return Verdict(request_id, committed_len, accepted_len, tokens, logprobs, error, features, num_forced)
 
 
 def _features_from_pb(message: worker_pb2.Verdict, span: VerifySpan, info: WorkerInfo) -> Features | None:

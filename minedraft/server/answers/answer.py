@@ -33,6 +33,7 @@ class _Piece:
     text: str | None
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
+    num_forced: int
 
 
 @dataclass(slots=True)
@@ -90,17 +91,19 @@ class Answer:
         self._has_ended = False
         self._has_stopped = False
 
-    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
-        """Take new tokens. Return True once a stop string has ended the text; later tokens are dropped."""
+    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...], num_forced: int = 0) -> bool:
+        """Take new tokens, of which the grammar forced the last `num_forced`. Return True once a stop string has ended
+        the text; later tokens are dropped."""
         if self._has_ended:
             return False
         if self._has_stopped:
             return True
         if self._is_lazy:
             self.num_tokens += len(token_ids)
-            piece = _Piece(None, token_ids, logprobs)
+            piece = _Piece(None, token_ids, logprobs, num_forced)
         else:
             piece = self._look_for_stop(token_ids, logprobs)
+            piece.num_forced = max(num_forced - (len(token_ids) - len(piece.token_ids)), 0)
         self._pieces.append(piece)
         self._num_unsent += len(piece.token_ids)
         if not self._is_full and self._num_unsent >= MAX_UNSENT_TOKENS:
@@ -166,7 +169,7 @@ class Answer:
             if self._has_stopped:
                 token_ids, logprobs = token_ids[:num_taken], logprobs[:num_taken]
                 break
-        return _Piece("".join(shown), token_ids, logprobs)
+        return _Piece("".join(shown), token_ids, logprobs, 0)
 
     def _next_message(self) -> Output:
         texts: list[str] = []
@@ -174,6 +177,7 @@ class Answer:
         token_ids: list[int] = []
         logprobs: list[TokenLogprobs] = []
         round_lens: list[int] = []
+        forced_lens: list[int] = []
         while self._pieces and len(token_ids) < MAX_MESSAGE_TOKENS and num_chars < MAX_MESSAGE_CHARS:
             piece = self._pieces.popleft()
             self._num_unsent -= len(piece.token_ids)
@@ -181,6 +185,7 @@ class Answer:
             num_chars += len(texts[-1])
             token_ids += piece.token_ids
             round_lens.append(len(piece.token_ids))
+            forced_lens.append(piece.num_forced)
             logprobs += piece.logprobs
         reason = usage = None
         if self._end is not None and not self._pieces:
@@ -189,4 +194,4 @@ class Answer:
             reason, usage = end.reason, end.usage
         text = "".join(texts)
         parts = tuple(token_ids), reason, usage, tuple(logprobs), self._index, self._request_id, tuple(round_lens)
-        return Output(text, *parts)
+        return Output(text, *parts, tuple(forced_lens) if any(forced_lens) else ())

@@ -52,11 +52,12 @@ def block_bytes(num_tokens: int) -> int:
 
 def _merge(held: Output | None, output: Output) -> Output:
     if held is None:
-        return replace(output, round_lens=())
+        return replace(output, round_lens=(), forced_lens=())
     return replace(
         output,
         text=held.text + output.text,
         token_ids=held.token_ids + output.token_ids,
         logprobs=held.logprobs + output.logprobs,
         round_lens=(),
+        forced_lens=(),
     )

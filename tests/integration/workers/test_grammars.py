@@ -46,6 +46,18 @@ GRAMMARS = [
     {"regex": r"(the |a )?(red|green) [a-z]{2,9}\."},
     {"lark": "start: /[0-9]+/"},
 ]
+LONG_KEYS = {
+    "json_schema": json.dumps(
+        {
+            "type": "object",
+            "properties": {"identification_number": {"enum": [3, 4]}, "preferred_address": {"enum": ["home", "work"]}},
+            "required": ["identification_number", "preferred_address"],
+            "additionalProperties": False,
+            "x-guidance": {"whitespace_flexible": False},
+        }
+    )
+}
+MAX_MORE_ROUNDS = 3  # that of the prompt, and one for each run of forced tokens that is longer than a verdict
 PROMPTS = [(5, 9, 100), (7,), tuple(range(30, 60))]
 
 
@@ -81,6 +93,18 @@ def _reference(folder: Path, prompt: tuple[int, ...], kind: str, text: str) -> l
             break
         assert matcher.consume_token(ids[-1])
     return ids[len(prompt) :]
+
+
+def count_choices(folder: Path, tokens: list[int], grammar: dict[str, str]) -> int:
+    """Return at how many places of an answer the grammar allows more than one token."""
+    [(kind, text)] = grammar.items()
+    tokenizer = LLTokenizer(str(folder / "tokenizer.json"), eos_token=EOS_ID)
+    matcher = LLMatcher(tokenizer, getattr(LLMatcher, f"grammar_from_{kind}")(text))
+    count = 0
+    for token in tokens:
+        count += np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8)).sum() > 1
+        assert token == EOS_ID or matcher.consume_token(token)
+    return int(count)
 
 
 def reference(folder: Path, prompt: tuple[int, ...], grammar: dict[str, str]) -> list[int]:
@@ -173,6 +197,22 @@ async def test_drafts_are_made_of_allowed_tokens(target_dir: Path) -> None:
     requests = [(prompt, SamplingParams(max_new_tokens=40, **GRAMMARS[0])) for prompt in PROMPTS]
     _, rate = await answers(target_dir, target_dir, Mode.SD, requests)
     assert rate > 0.95
+
+
+@pytest.mark.parametrize(("mode", "ngram"), WAYS)
+async def test_forced_tokens_take_no_forward(target_dir: Path, draft_dir: Path, mode: Mode, ngram: bool) -> None:
+    """Without drafts, a forward is made for each choice and for no other token, up to the end of the text."""
+    requests = [(prompt, SamplingParams(max_new_tokens=NUM_NEW, **LONG_KEYS)) for prompt in PROMPTS]
+    draft = None if ngram or mode is Mode.AR else draft_dir
+    sinks, _ = await answers(target_dir, draft, mode, requests, ngram=ngram)
+    for sink, (prompt, _) in zip(sinks, requests, strict=True):
+        assert sink.tokens == reference(target_dir, prompt, LONG_KEYS)
+        assert sink.usage is not None
+        num_choices = count_choices(target_dir, sink.tokens, LONG_KEYS)
+        assert sink.usage.forced_tokens > 20
+        assert sink.usage.rounds + sink.usage.accepted_tokens + sink.usage.forced_tokens == len(sink.tokens)
+        assert sink.usage.rounds <= num_choices + MAX_MORE_ROUNDS
+        assert mode is not Mode.AR or sink.usage.rounds >= num_choices
 
 
 async def test_requests_that_are_preempted_go_on_with_their_grammar(target_dir: Path, draft_dir: Path) -> None:

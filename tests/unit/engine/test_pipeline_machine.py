@@ -45,7 +45,7 @@ class Recorder:
         self.tokens: list[int] = []
         self.has_ended = False
 
-    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> bool:
+    def on_tokens(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...], num_forced: int) -> bool:
         self.tokens.extend(token_ids)
         return False
 

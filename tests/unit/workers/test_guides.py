@@ -141,6 +141,24 @@ def test_a_guide_that_went_back_allows_what_a_fresh_one_does(guides: Guides) -> 
             tokens = tokens[:-1]
 
 
+def test_what_a_grammar_forces_are_the_only_tokens_that_it_allows(guides: Guides) -> None:
+    guide = guides.make(SamplingParams(regex="(a|b)longer words than most(x|y)"))
+    [first, second] = [int(i) for i in np.flatnonzero(guide.allowed(320))[:2]]
+    for output in ([first], [second], [first]):
+        forced = guide.forced_after(output, 64)
+        assert len(forced) > 5
+        assert guide.forced_after(output, 3) == forced[:3]
+        for num_done, token in enumerate(forced):
+            assert guide.move_to([*output, *forced[:num_done]])
+            assert np.flatnonzero(guide.allowed(320)).tolist() == [token]
+        assert guide.move_to([*output, *forced])
+        assert guide.allowed(320).sum() == 2
+        last = [*output, *forced, int(np.flatnonzero(guide.allowed(320))[0])]
+        assert guide.forced_after(last, 64) == (2,), "the end is forced too"
+        assert guide.forced_after([*last, 2], 64) == ()
+    assert guide.forced_after([319], 64) == (), "not allowed"
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [("json_schema", "{"), ("json_schema", '{"type": "wrong"}'), ("regex", "a(b"), ("lark", "start: nothing")],
