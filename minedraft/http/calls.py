@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from minedraft.http.errors import error_event
 from minedraft.http.wire.answering import metrics_of, stop_reason
 from minedraft.http.wire.chunks import DONE, TextTemplate, event
 from minedraft.http.wire.forms import Asked, ChatForm, Form, echo_of, reason_of
+from minedraft.http.wire.tool_text import CallStart, Part, ToolText
 from minedraft.output import Output, join_outputs
 from minedraft.prompts import Prompt
 from minedraft.text.tokenizer import Tokenizer
@@ -123,6 +124,7 @@ class _Stream:
         self._templates: dict[int, TextTemplate] = {}
         self._num_chars: dict[int, int] = {}
         self._pieces: dict[int, list[Output]] = {}
+        self._tool_texts: dict[int, ToolText] = {}
 
     def events(self, index: int, output: Output) -> list[bytes]:
         """Return the events of one piece."""
@@ -130,17 +132,31 @@ class _Stream:
         if index not in self._templates:
             self._templates[index] = TextTemplate(form.text(asked, index, TextTemplate.HERE), self._extra)
             self._pieces[index], self._num_chars[index] = [], len(echo_of(asked, index))
+            if asked.tools is not None:
+                self._tool_texts[index] = ToolText()
             if (begun := form.first(asked, index)) is not None:
                 made.append(event(begun, self._extra))
         self._pieces[index].append(output)
         is_detailed = asked.params.logprobs is not None or asked.shows_rounds
-        if output.token_ids and is_detailed and asked.tools is None:
+        if asked.tools is not None:
+            made += self._parts(index, self._tool_texts[index].push(output.text))
+        elif output.token_ids and is_detailed:
             made.append(self._detailed(index, output))
-        elif output.text and asked.tools is None:  # a call is told as a whole
+        elif output.text:
             made.append(self._templates[index].event(output.text))
         self._num_chars[index] += len(output.text)
         if output.finish_reason is not None:
             made.append(self._end(index))
+        return made
+
+    def _parts(self, index: int, parts: Sequence[Part]) -> list[bytes]:
+        """Return the events of parts of an answer that may call tools."""
+        assert isinstance(self._form, ChatForm), "text completions have no tools"
+        number = self._tool_texts[index].num_calls - sum(isinstance(part, CallStart) for part in parts) - 1
+        made = []
+        for part in parts:
+            number += isinstance(part, CallStart)
+            made.append(event(self._form.part(self._asked, index, part, number), self._extra))
         return made
 
     def usage_event(self) -> bytes:
@@ -164,8 +180,9 @@ class _Stream:
         if asked.num_samples == 1 and whole.usage is not None:
             extra["metrics"] = metrics_of(whole.usage, whole, asked.draft_len)
         stopped_by = stop_reason(self._tokenizer, asked.params, whole)
-        reason, called = reason_of(whole), b""
-        if asked.tools is not None and isinstance(self._form, ChatForm):
-            called = event(self._form.call(asked, index, whole.text), self._extra)
-            reason = asked.tools.finish_reason if reason == "stop" else reason
-        return called + event(self._form.last(asked, index, reason), extra, {"stop_reason": stopped_by})
+        reason, held_back = reason_of(whole), b""
+        if asked.tools is not None:
+            tool_text = self._tool_texts[index]
+            held_back = b"".join(self._parts(index, tool_text.flush()))
+            reason = asked.tools.finish_reason if tool_text.num_calls and reason == "stop" else reason
+        return held_back + event(self._form.last(asked, index, reason), extra, {"stop_reason": stopped_by})

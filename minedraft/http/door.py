@@ -7,7 +7,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import files
 from typing import Any, TypeVar, cast
 
@@ -32,13 +32,14 @@ from minedraft.http.wire.bodies import (
     CompletionBody,
     DetokenizeBody,
     TokenizeBody,
-    check_messages,
 )
 from minedraft.http.wire.forms import Asked, ChatForm, CompletionForm, Form
+from minedraft.http.wire.messages import as_text, check_messages
 from minedraft.http.wire.openapi import package_version, schema
+from minedraft.http.wire.tool_text import OPEN
 from minedraft.http.wire.tools import ToolPlan, plan_tools
 from minedraft.prompts import Prompt
-from minedraft.sampling_params import SamplingParams
+from minedraft.sampling_params import DEFAULT_CHAT_TOKENS, SamplingParams
 from minedraft.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("minedraft.http")
@@ -109,9 +110,18 @@ class Door:
         body = await self._body(request, ChatBody)
         with _renaming(body):
             tools = plan_tools(body)
-            params = chat_params(body, tools)
-            prompts: list[Prompt] = [chat_prompt(body, tools)]
-        return await self._answer(request, self._chat, body, prompts, params, tools=tools)
+            params = chat_params(body, tools, self._tokenizer.is_added(OPEN))
+            messages = check_messages(body["messages"])
+            prompt = await asyncio.to_thread(chat_prompt, messages, tools, self._tokenizer)
+            params = await self._fit(params, prompt)
+        return await self._answer(request, self._chat, body, [prompt], params, tools=tools)
+
+    async def _fit(self, params: SamplingParams, prompt: Prompt) -> SamplingParams:
+        """Give a chat that is token ids already as many tokens by default as the service gives to one that is not."""
+        if params.max_new_tokens is not None or not isinstance(prompt[0], int):
+            return params
+        room = (await self._facts.get()).max_model_len - len(prompt)
+        return replace(params, max_new_tokens=max(min(DEFAULT_CHAT_TOKENS, room), 1))
 
     async def complete(self, request: Request) -> Response:
         """POST /v1/completions."""
@@ -168,7 +178,7 @@ class Door:
             raise InvalidRequest("prompt", "given" if prompt else "missing", "give either prompt or messages")
         if messages is not None:
             add_start = body.get("add_generation_prompt", True)
-            ids = await asyncio.to_thread(self._tokenizer.encode_chat, check_messages(messages), add_start)
+            ids = await asyncio.to_thread(self._tokenizer.encode_chat, as_text(check_messages(messages)), add_start)
         else:
             ids = await asyncio.to_thread(self._tokenizer.encode, str(prompt), body.get("add_special_tokens", True))
         content: dict[str, Any] = {"count": len(ids), "max_model_len": (await self._facts.get()).max_model_len}

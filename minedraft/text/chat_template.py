@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from minedraft.errors import InvalidRequest, ModelError
 from minedraft.models.files import read_json_object
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Some templates require a system message first, and some refuse it.
 _PROBES = (
@@ -91,8 +91,22 @@ class ChatTemplate:
             raise ModelError("chat_template", str(file), "not UTF-8 text") from error
         return cls(source, read_special_tokens(model_dir), model_dir.name, origin=file)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    @property
+    def knows_tools(self) -> bool:
+        """Whether it describes tools to the model, and their calls in Hermes' form (<tool_call>)."""
+        return self.source is not None and "tools" in self.source and "<tool_call>" in self.source
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """Return the prompt text for `messages`, each {"role": ..., "content": ...}.
+
+        Args:
+            tools: functions that the model may call, for a template that `knows_tools`; its messages may then have
+                `tool_calls`, and the role "tool".
 
         Raises:
             InvalidRequest: the messages are malformed, there is no template, or it refuses the messages
@@ -107,13 +121,18 @@ class ChatTemplate:
             limit = f"the chat template of {self._model_name} drops the content of messages; send text"
             raise InvalidRequest("messages", f"{len(messages)} messages", limit)
         try:
-            return self._render(self._template, messages, add_generation_prompt, self._reads_parts)
+            return self._render(self._template, messages, add_generation_prompt, self._reads_parts, tools)
         except _TEMPLATE_ERRORS as error:
             roles = [message["role"] for message in messages]
             raise InvalidRequest("messages", roles, f"the model's chat template refuses them ({error})") from error
 
     def _render(
-        self, template: Template, messages: Sequence[Message], add_generation_prompt: bool, as_parts: bool
+        self,
+        template: Template,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        as_parts: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         return template.render(
             messages=[
@@ -121,7 +140,7 @@ class ChatTemplate:
                 for message in messages
             ],
             add_generation_prompt=add_generation_prompt,
-            tools=None,
+            tools=tools,
             documents=None,
             **self._special_tokens,
         )

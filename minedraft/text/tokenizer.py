@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as RawTokenizer
 
@@ -35,6 +36,7 @@ class Tokenizer:
         self._raw = raw
         self._chat_template = chat_template
         added = raw.get_added_tokens_decoder()
+        self._added_texts = frozenset(token.content for token in added.values())
         self._special_tokens = {token.content: token_id for token_id, token in added.items() if token.special}
         self._special_ids = frozenset(self._special_tokens.values())
         self._prefix = _find_prefix(raw)
@@ -129,9 +131,25 @@ class Tokenizer:
         """Return the prompt text of a chat (see ChatTemplate.render)."""
         return self._chat_template.render(messages, add_generation_prompt)
 
-    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """Return the prompt ids of a chat; the template itself writes the special tokens."""
-        return self.encode(self.render_chat(messages, add_generation_prompt), add_special_tokens=False)
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the chat template describes tools to the model (see ChatTemplate.knows_tools)."""
+        return self._chat_template.knows_tools
+
+    def is_added(self, text: str) -> bool:
+        """Whether a text is a token that was added to the vocabulary, so that no other tokens make it up."""
+        return text in self._added_texts
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        """Return the prompt ids of a chat; the template itself writes the special tokens. tools: see
+        ChatTemplate.render."""
+        text = self._chat_template.render(messages, add_generation_prompt, tools)
+        return self.encode(text, add_special_tokens=False)
 
 
 def _find_prefix(raw: RawTokenizer) -> list[int]:

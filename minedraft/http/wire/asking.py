@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from minedraft.errors import InvalidRequest
-from minedraft.http.wire.bodies import ChatBody, CompletionBody, check_messages
-from minedraft.http.wire.tools import ToolPlan, with_tools
+from minedraft.http.wire.bodies import ChatBody, CompletionBody
+from minedraft.http.wire.messages import Messages, as_text, uses_tools
+from minedraft.http.wire.tools import ToolPlan, describe
 from minedraft.prompts import Prompt
 from minedraft.sampling_params import SamplingParams
+from minedraft.text.tokenizer import Tokenizer
 
 COMPLETION_TOKENS = 16  # OpenAI's default for text completions
 
@@ -43,11 +45,11 @@ _READ_ELSEWHERE = frozenset(
 )  # fmt: skip
 
 
-def chat_params(body: ChatBody, plan: ToolPlan | None = None) -> SamplingParams:
+def chat_params(body: ChatBody, plan: ToolPlan | None = None, is_tag_special: bool = False) -> SamplingParams:
     """Return the sampling parameters of a chat completion.
 
     Args:
-        plan: what is to be called, if anything is.
+        plan: what may be called, if anything may. is_tag_special: see `ToolPlan.grammar`.
 
     Raises:
         InvalidRequest: a value is out of range, or a field asks for something that is not done here.
@@ -62,8 +64,16 @@ def chat_params(body: ChatBody, plan: ToolPlan | None = None) -> SamplingParams:
         given["logprobs"] = top_logprobs or 0
     elif top_logprobs is not None:
         raise InvalidRequest("top_logprobs", top_logprobs, "needs logprobs: true")
-    given |= _grammar(body.get("response_format")) if plan is None else {"json_schema": plan.schema}
-    return _params(given)
+    grammar = _grammar(body.get("response_format"))
+    if plan is not None:
+        if grammar and plan.must_call:
+            limit = "cannot be had with a call that must be made"
+            raise InvalidRequest("response_format", body["response_format"], limit)
+        for name in ("logprobs", "return_rounds"):
+            if body.get(name) and body.get("stream"):
+                raise InvalidRequest(name, True, "cannot be streamed with tools")
+        grammar = {"lark": plan.grammar(is_tag_special, grammar.get("json_schema"))}
+    return _params(given | grammar)
 
 
 def completion_params(body: CompletionBody) -> SamplingParams:
@@ -81,10 +91,16 @@ def completion_params(body: CompletionBody) -> SamplingParams:
     return _params(given)
 
 
-def chat_prompt(body: ChatBody, plan: ToolPlan | None = None) -> Prompt:
-    """Return the messages, as plain text, with the functions that may be called."""
-    messages = check_messages(body["messages"])
-    return messages if plan is None else with_tools(messages, plan)
+def chat_prompt(messages: Messages, plan: ToolPlan | None, tokenizer: Tokenizer) -> Prompt:
+    """Return the prompt of a chat, with the functions that may be called. A template that knows tools renders them,
+    to token ids; any other is given messages that describe them.
+
+    Raises:
+        InvalidRequest: the template refuses the messages.
+    """
+    if tokenizer.knows_tools and (plan is not None or uses_tools(messages)):
+        return tokenizer.encode_chat(messages, tools=None if plan is None else plan.as_tools)
+    return as_text(messages, "" if plan is None else describe(plan))
 
 
 def completion_prompts(body: CompletionBody) -> list[Prompt]:
@@ -100,8 +116,8 @@ def completion_prompts(body: CompletionBody) -> list[Prompt]:
 def renamed(error: InvalidRequest, body: Mapping[str, Any]) -> InvalidRequest:
     """Return an error of the service with the name that the client used for the field."""
     name = _NAMES.get(error.field, error.field)
-    if error.field == "json_schema":
-        name = "tools" if body.get("tools") else "response_format"
+    if error.field in ("json_schema", "lark"):
+        name = "tools" if error.field == "lark" else "response_format"
     if error.field == "max_new_tokens" and body.get("max_completion_tokens") is not None:
         name = "max_completion_tokens"
     if error.field.partition(".")[0] == "prompt":  # "prompt.token_ids", say

@@ -9,13 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Generic, Optional, Required, TypeVar
 
-from openai.types.chat import (
-    ChatCompletionAssistantMessageParam,
-    ChatCompletionDeveloperMessageParam,
-    ChatCompletionSystemMessageParam,
-    ChatCompletionToolMessageParam,
-    ChatCompletionUserMessageParam,
-)
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as _ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as _CompletionParams
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -23,7 +16,7 @@ from typing_extensions import TypedDict
 
 from minedraft.errors import InvalidRequest
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True)
 _B = TypeVar("_B", bound=Mapping[str, Any])
 
 
@@ -43,23 +36,23 @@ class _Additions(TypedDict, total=False):
     return_rounds: Optional[bool]  # noqa: UP045
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class ChatBody(_ChatParams, _Additions, total=False):
-    """The body of a chat completion. Its messages are checked by role (`check_messages`)."""
+    """The body of a chat completion. Its messages are checked by role in `messages.py`."""
 
     messages: Required[list[dict[str, Any]]]  # type: ignore[misc]
     tools: list[dict[str, Any]]  # type: ignore[misc]
     functions: list[dict[str, Any]]  # type: ignore[misc]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class CompletionBody(_CompletionParams, _Additions, total=False):
     """The body of a text completion."""
 
     prompt: Required[str | list[str] | list[int] | list[list[int]]]  # type: ignore[misc]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class TokenizeBody(TypedDict, total=False):
     """The body of /tokenize: a prompt, or messages."""
 
@@ -71,7 +64,7 @@ class TokenizeBody(TypedDict, total=False):
     return_token_strs: bool
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class DetokenizeBody(TypedDict, total=False):
     """The body of /detokenize."""
 
@@ -94,57 +87,10 @@ class BodyReader(Generic[_B]):
         try:
             return self.adapter.validate_json(data)
         except ValidationError as error:
-            raise _refusal(error, "") from None
+            raise refusal_of(error, "") from None
 
 
-_ROLES: dict[str, TypeAdapter[list[Any]]] = {
-    role: TypeAdapter(list[kind], config=_STRICT)  # type: ignore[valid-type]
-    for role, kind in {
-        "developer": ChatCompletionDeveloperMessageParam,
-        "system": ChatCompletionSystemMessageParam,
-        "user": ChatCompletionUserMessageParam,
-        "assistant": ChatCompletionAssistantMessageParam,
-        "tool": ChatCompletionToolMessageParam,
-    }.items()
-}
-
-
-def check_messages(messages: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Return chat messages with plain text, as chat templates take them.
-
-    Raises:
-        InvalidRequest: a message has an unknown role or field, or content that is not text.
-    """
-    return [_check_message(f"messages[{number}]", message) for number, message in enumerate(messages)]
-
-
-def _check_message(where: str, message: dict[str, Any]) -> dict[str, str]:
-    role = message.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise InvalidRequest(f"{where}.role", role, f"must be one of {', '.join(_ROLES)}")
-    try:
-        [checked] = _ROLES[role].validate_python([message])
-        text = _text_of(where, checked.get("content"))
-    except ValidationError as error:
-        raise _refusal(error, f"{where}.") from None
-    for name in checked.keys() - {"role", "content", "tool_call_id"}:
-        if checked[name]:
-            raise InvalidRequest(f"{where}.{name}", "given", "is not supported")
-    return {"role": "system" if role == "developer" else role, "content": text}
-
-
-def _text_of(where: str, content: Any) -> str:  # noqa: ANN401 (text, or parts that are checked while they are read)
-    if isinstance(content, str):
-        return content
-    texts = []
-    for number, part in enumerate(content or ()):
-        if part["type"] != "text":
-            raise InvalidRequest(f"{where}.content[{number}].type", part["type"], "only text is supported")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-def _refusal(error: ValidationError, where: str) -> InvalidRequest:
+def refusal_of(error: ValidationError, where: str) -> InvalidRequest:
     """Return the first thing that is wrong, by its field. An alternative's name in the place of a field is left out."""
     details = error.errors(include_url=False, include_context=False)
     detail = min(details, key=lambda detail: len(detail["loc"]))

@@ -8,16 +8,23 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from openai.types import Completion, CompletionChoice, CompletionUsage
-from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    ChatCompletionMessageFunctionToolCall,
+)
 from openai.types.chat.chat_completion import Choice
 from openai.types.chat.chat_completion import ChoiceLogprobs as ChatLogprobs
 from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from openai.types.chat.chat_completion_chunk import ChoiceDelta, ChoiceDeltaToolCall, ChoiceDeltaToolCallFunction
 from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as ChunkLogprobs
+from openai.types.chat.chat_completion_message_function_tool_call import Function
 from openai.types.completion_choice import Logprobs
 from pydantic import BaseModel
 
 from minedraft.http.wire.answering import FINISH_REASONS, chat_logprobs, completion_logprobs, usage_of
+from minedraft.http.wire.tool_text import Call, CallStart, Content, Part, whole_answer
 from minedraft.http.wire.tools import ToolPlan
 from minedraft.output import Output
 from minedraft.prompts import Prompt
@@ -36,7 +43,7 @@ class Asked:
         include_usage: end the stream with a chunk that has the usage.
         shows_rounds: say with each piece which tokens it has, and how many came in each round.
         draft_len: the service's most drafts per round.
-        tools: what the answer is to call; None for a free one.
+        tools: what the answer may call; None: nothing.
     """
 
     id: str
@@ -104,21 +111,30 @@ class ChatForm:
             message = ChatCompletionMessage(role="assistant", content=output.text, refusal=None, annotations=[])
             reason = cast(Any, reason_of(output))
             if asked.tools is not None:
-                message.content, message.tool_calls = None, [asked.tools.call_of(output.text)]
-                reason = asked.tools.finish_reason if reason == "stop" else reason
+                content, calls = whole_answer(output.text)
+                message.content = content or (None if calls else "")
+                message.tool_calls = [_call(call) for call in calls] or None
+                reason = asked.tools.finish_reason if calls and reason == "stop" else reason
             choices.append(Choice(index=index, message=message, finish_reason=reason, logprobs=logprobs))
         return ChatCompletion(object="chat.completion", choices=choices, usage=_usage(samples, asked), **asked.facts)
 
     def first(self, asked: Asked, index: int) -> ChatCompletionChunk | None:
         return self._chunk(asked, index, ChoiceDelta(role="assistant", content=""))
 
-    def call(self, asked: Asked, index: int, text: str) -> ChatCompletionChunk:
-        """Return the chunk with the call that a whole answer makes."""
-        assert asked.tools is not None, "called for answers that call"
-        made = asked.tools.call_of(text)
-        function = ChoiceDeltaToolCallFunction(name=made.function.name, arguments=made.function.arguments)
-        delta = ChoiceDeltaToolCall(index=0, id=made.id, type="function", function=function)
-        return self._chunk(asked, index, ChoiceDelta(tool_calls=[delta]))
+    def part(self, asked: Asked, index: int, part: Part, call_number: int) -> ChatCompletionChunk:
+        """Return the chunk of a part of an answer that may call tools.
+
+        Args:
+            call_number: of the call that the part belongs to, from 0.
+        """
+        if isinstance(part, Content):
+            return self.text(asked, index, part.text)
+        if isinstance(part, CallStart):
+            function = ChoiceDeltaToolCallFunction(name=part.name, arguments="")
+            call = ChoiceDeltaToolCall(index=call_number, id=part.id, type="function", function=function)
+        else:
+            call = ChoiceDeltaToolCall(index=call_number, function=ChoiceDeltaToolCallFunction(arguments=part.text))
+        return self._chunk(asked, index, ChoiceDelta(tool_calls=[call]))
 
     def text(self, asked: Asked, index: int, text: str) -> ChatCompletionChunk:
         return self._chunk(asked, index, ChoiceDelta(content=text))
@@ -190,6 +206,11 @@ class CompletionForm:
             index=index, text=text, finish_reason=cast(Any, reason), logprobs=logprobs,
         )  # fmt: skip
         return Completion(object="text_completion", choices=[choice], **asked.facts)
+
+
+def _call(call: Call) -> ChatCompletionMessageFunctionToolCall:
+    function = Function(name=call.name, arguments=call.arguments)
+    return ChatCompletionMessageFunctionToolCall(id=call.id, type="function", function=function)
 
 
 def reason_of(output: Output) -> str | None:

@@ -85,16 +85,23 @@ def test_answers_have_the_form_that_was_asked_for(models: Path, port: int) -> No
         assert json.loads(made.choices[0].message.content)["n"] in (1, 22)
         assert made.choices[0].finish_reason == "stop"
         called = door.chat.completions.create(**asked, tools=[tool], tool_choice="required").choices[0]
-        [call] = called.message.tool_calls
-        assert (called.finish_reason, call.function.name) == ("tool_calls", "pick")
-        assert json.loads(call.function.arguments)["n"] in (1, 22)
+        assert called.message.tool_calls
+        assert all(call.function.name == "pick" for call in called.message.tool_calls)
+        assert json.loads(called.message.tool_calls[0].function.arguments)["n"] in (1, 22)
         named = {"type": "function", "function": {"name": "pick"}}
         stream = door.chat.completions.create(**asked, tools=[tool], tool_choice=named, stream=True)
         deltas = [chunk.choices[0].delta for chunk in stream]
-        [call] = [call for delta in deltas for call in delta.tool_calls or []]
-        assert call.function.name == "pick"
-        assert json.loads(call.function.arguments)["n"] in (1, 22)
+        parts = [call for delta in deltas for call in delta.tool_calls or []]
+        assert [part.function.name for part in parts if part.function.name] == ["pick"]
+        assert {part.index for part in parts} == {0}
+        assert json.loads("".join(part.function.arguments for part in parts))["n"] in (1, 22)
         assert not any(delta.content for delta in deltas)
+        free = door.chat.completions.create(**asked, tools=[tool]).choices[0]  # the model itself chooses
+        stream = door.chat.completions.create(**asked, tools=[tool], tool_choice="auto", stream=True)
+        deltas = [chunk.choices[0].delta for chunk in stream]
+        told = "".join(delta.content or "" for delta in deltas)
+        assert (free.message.content or "") == told
+        assert bool(free.message.tool_calls) == any(delta.tool_calls for delta in deltas)
 
 
 def test_other_hosts_need_tls_and_a_token(models: Path, port: int, tmp_path: Path) -> None:
