@@ -18,7 +18,7 @@ COMMANDS = {
     "quickstart.json": "scripts/quickstart --json quickstart.json",
     "overlap.json": f"{_BENCH}/overlap --target DIR --draft DIR --out overlap",
     "studies/modes.json": f"{_BENCH}/modes -k 2",
-    "studies/useless.json": f"{_BENCH}/useless --json useless.json",
+    "studies/useless.json": f"{_BENCH}/studies/useless --json useless.json",
     "studies/sampled.json": f"{_BENCH}/sampled --json sampled.json",
     "studies/lookup.json": f"{_BENCH}/drafts --vary lookup --by-kind -m 4 --json lookup.json",
     "studies/tetris.json": f"{_BENCH}/drafts --vary policy --json tetris.json",

@@ -1,4 +1,4 @@
-"""scripts/bench/useless: the speed of a service whose draft model is noise, before and after the watchdog has acted."""
+"""scripts/bench/studies/useless: a service whose draft model is noise, before and after the watchdog has acted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def main(target: Path | None, in_flight: int, max_new_tokens: int, repeats: int,
 
     \b
     Examples:
-      scripts/bench/useless --json useless.json
+      scripts/bench/studies/useless --json useless.json
     """
     chosen = target or ensure_pair().target
     params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
@@ -128,4 +128,4 @@ def _are_equal(answers: dict[str, list[Output]]) -> bool:
 
 
 if __name__ == "__main__":
-    run(main, "scripts/bench/useless")
+    run(main, "scripts/bench/studies/useless")
