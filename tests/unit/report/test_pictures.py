@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from scripts.lib.report.pictures import Line, Panel, draw, is_of
 
 
@@ -12,6 +14,7 @@ def _panels(last: float = 3.0) -> list[Panel]:
     return [Panel("a pair", "in flight", "tokens/s", lines, y_level=1.0)]
 
 
+@pytest.mark.slow
 def test_a_picture_shows_its_figures_and_no_others(tmp_path: Path) -> None:
     path = tmp_path / "a.svg"
     assert not is_of(path, _panels())
