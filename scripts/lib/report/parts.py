@@ -10,6 +10,7 @@ from scripts.lib.report.tables import studies
 from scripts.lib.report.tables.drafters import drafters_table
 from scripts.lib.report.tables.forward import forward_table
 from scripts.lib.report.tables.headline import headline_table
+from scripts.lib.report.tables.metrics import definitions_table
 from scripts.lib.report.tables.modes import loads_table, modes_table
 from scripts.lib.report.tables.peers import decoding_table, prompts_table
 from scripts.lib.report.tables.settings import settings_table
@@ -42,5 +43,6 @@ PARTS: Mapping[str, Part] = {
     "control": studies.control_table,
     "choosing": studies.choosing_table,
     "products": studies.products_table,
+    "metrics": definitions_table,
     "chaos": studies.chaos_table,
 }
