@@ -60,17 +60,20 @@ class Store:
                     found.setdefault(config.num_in_flight, []).append(row.median("tokens_per_s"))
         return {num: median(rates) for num, rates in found.items()}
 
-    def write(self, facts: Mapping[str, Any]) -> None:
-        """Write the file anew. A reader, also after a crash, finds the old one or the new one."""
+    def tables(self) -> list[dict[str, Any]]:
+        """Return each table as JSON, rows without runs left out."""
         tables = [
             dict(zip(_NAMES, key, strict=True))
             | {"input_lens": self._input_lens.get(key, [])}
             | {"rows": [row.to_json() for row in table.values() if row.runs]}
             for key, table in self._tables.items()
         ]
+        return [table for table in tables if table["rows"]]
+
+    def write(self, facts: Mapping[str, Any]) -> None:
+        """Write the file anew. A reader, also after a crash, finds the old one or the new one."""
         content = {**facts, "options": self._options, "used_s": round(self.used_s, 1)}
-        content["done"] = [asdict(setting) for setting in sorted(self.done, key=str)]
-        content["tables"] = [table for table in tables if table["rows"]]
+        content |= {"done": [asdict(setting) for setting in sorted(self.done, key=str)], "tables": self.tables()}
         beside = self._path.with_name(f"{self._path.name}.part")
         beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(beside, self._path)

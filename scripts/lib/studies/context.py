@@ -1,0 +1,103 @@
+"""scripts/bench/studies/context: drafting, verifying and every mode over the length of the prompts."""
+
+from __future__ import annotations
+
+import asyncio
+import pydoc_data.topics
+import time
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from minedraft import AsyncClient
+from minedraft.bench.datasets.prompt import BenchPrompt
+from minedraft.bench.report import machine_facts
+from minedraft.cli.console import parse_ints, progress_printer, run, say
+from minedraft.local import serve
+from minedraft.models.catalogue import ensure_model
+from minedraft.text.tokenizer import Tokenizer
+from scripts.lib.matrix.main import MODELS, Matrix, MatrixOptions
+from scripts.lib.matrix.plan import Axes
+from scripts.lib.matrix.store import Store
+
+_QUESTION = "\n\nWhat does this text explain? Answer in detail."
+_PROMPT_SLACK = 64  # tokens of the question and of the chat template, and more
+_CHARS_PER_TOKEN = 8  # more than there are on average
+# Of every answer: long enough that all requests decode together for a while after the last prompt.
+_OPTIONS = MatrixOptions(max_new_tokens=64, is_natural=False)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--pair", type=click.Choice(list(MODELS)), default="smollm2", show_default=True, help="Models.")
+@click.option("--lengths", default="256,1024,2048,4096", show_default=True, help="Prompt tokens.")
+@click.option("-m", "--size", default=2, show_default=True, type=click.IntRange(1), help="Requests per batch.")
+@click.option("-k", "--draft-len", default=2, show_default=True, type=click.IntRange(1), help="Drafts per round.")
+@click.option("--minutes", default=4.0, show_default=True, help="Stop before a length that would not fit.")
+@click.option("--json", "path", type=click.Path(path_type=Path), required=True, help="Result file; it is continued.")
+def main(pair: str, lengths: str, size: int, draft_len: int, minutes: float, path: Path) -> None:
+    """Measure t_draft, t_verify and the modes with prompts of several lengths, at equal requests in flight.
+
+    The prompts are parts of Python's own manual, as many tokens long as asked; each one is read in one round. A later
+    start with the same file goes on with the lengths and the pair that are missing. The tables of the file are those
+    of scripts/bench/matrix, with the length as their kind.
+
+    \b
+    Examples:
+      scripts/bench/studies/context --json context.json
+      scripts/bench/studies/context --pair qwen -m 1 -k 3 --minutes 20 --json context.json
+    """
+    counts = parse_ints("lengths", lengths, 1 << 15)
+    target, draft = (ensure_model(name, progress_printer()) for name in MODELS[pair])
+    tokenizer = Tokenizer.load(target)
+    prompts = {str(num): long_prompts(tokenizer, num, 2 * size) for num in counts}
+
+    def open_service(name: str) -> AbstractAsyncContextManager[AsyncClient]:
+        longest = max(counts) + _PROMPT_SLACK
+        return serve(
+            target, draft, mode="minedraft", max_batch_size=size, prefill_chunk=longest, allow_configure=True,
+            on_line=say,
+        )  # fmt: skip
+
+    axes = Axes([pair], list(prompts), [size], [1], [0.0], [draft_len])
+    store = Store(path, _OPTIONS.to_json())
+    matrix = Matrix(open_service, prompts, _OPTIONS, store, {"machine": machine_facts()})
+    left = asyncio.run(matrix.run(axes.in_order(), minutes * 60, time.monotonic))
+    for setting in left:
+        say(f"left out: {setting.label}")
+    Console(width=120).print(_table(store.tables()))
+
+
+def long_prompts(tokenizer: Tokenizer, num_tokens: int, num: int) -> list[BenchPrompt]:
+    """Return `num` questions about different parts of Python's manual, of about `num_tokens` tokens each, the chat
+    template included."""
+    text = "\n\n".join(str(topic) for _, topic in sorted(pydoc_data.topics.topics.items()))
+    ids = tokenizer.encode(
+        text[: 8 * num * (num_tokens + _PROMPT_SLACK)]
+    )  # no token has more than 8 characters, mostly
+    framed = len(tokenizer.encode_chat([{"role": "user", "content": _QUESTION}]))
+    length = max(num_tokens - framed, 1)
+    parts = [ids[i * length : (i + 1) * length] for i in range(num)]
+    return [BenchPrompt(str(num_tokens), tokenizer.decode(part) + _QUESTION) for part in parts]
+
+
+def _table(tables: Sequence[dict[str, Any]]) -> Table:
+    table = Table("pair", "prompt", "mode", "draft ms", "verify ms", "step ms", "decode tok/s", "of sd", "tok/s")
+    for one in tables:
+        rows = {(row["config"]["mode"], row["config"]["num_in_flight"]): row["median"] for row in one["rows"]}
+        turns = rows["sd", 2 * one["size"]]
+        for row in one["rows"]:
+            median = row["median"]
+            times = [f"{median[name]:.1f}" for name in ("draft_ms", "verify_ms", "step_ms")]
+            gain = median["decode_tokens_per_s"] / max(turns["decode_tokens_per_s"], 1e-9)
+            rates = [f"{median['decode_tokens_per_s']:.1f}", f"{gain:.2f}", f"{median['tokens_per_s']:.1f}"]
+            table.add_row(one["pair"], one["kind"], row["config"]["label"], *times, *rates)
+    return table
+
+
+if __name__ == "__main__":
+    run(main, "scripts/bench/studies/context")
