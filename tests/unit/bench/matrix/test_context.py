@@ -1,0 +1,36 @@
+"""The study of long prompts: their lengths, and what its table says of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minedraft.text.tokenizer import Tokenizer
+from scripts.lib.report.tables.context import context_lines
+from scripts.lib.studies.context import long_prompts
+from tests.support.tiny_models import write_tiny_tokenizer
+
+
+@pytest.mark.parametrize("num_tokens", [64, 500])
+def test_prompts_are_as_long_as_asked_and_have_nothing_in_common(tmp_path: Path, num_tokens: int) -> None:
+    write_tiny_tokenizer(tmp_path, vocab_size=300, eos=None)
+    tokenizer = Tokenizer.load(tmp_path)
+    prompts = long_prompts(tokenizer, num_tokens, 3)
+    lens = [len(tokenizer.encode_chat([{"role": "user", "content": prompt.text}])) for prompt in prompts]
+    assert all(abs(length - num_tokens) <= 0.05 * num_tokens for length in lens), lens
+    assert len({prompt.text[:40] for prompt in prompts}) == 3
+
+
+def row(mode: str, size: int, rate: float, keeps_cores: bool = False) -> dict[str, Any]:
+    config = {"mode": mode, "num_in_flight": size * (2 if mode == "minedraft" else 1), "keeps_cores": keeps_cores}
+    return {"config": config, "median": {"draft_ms": 30.0, "verify_ms": 40.0, "decode_tokens_per_s": rate}}
+
+
+def test_a_line_compares_modes_at_equal_requests_in_flight() -> None:
+    rows = [row("ar", 4, 50.0, True), row("ar", 4, 60.0), row("sd", 2, 70.0), row("sd", 4, 80.0)]
+    table = {"pair": "smollm2", "size": 2, "rows": [*rows, row("minedraft", 2, 100.0)]}
+    first, second = context_lines([{**table, "kind": "1024"}, {**table, "kind": "256"}])
+    assert (first["prompt"], second["prompt"]) == ("256", "1024")
+    assert list(first.values()) == ["smollm2", "256", "4", "30.0", "40.0", "1.75x", "60.0", "80.0", "100.0", "1.25x"]
