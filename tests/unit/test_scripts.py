@@ -12,7 +12,7 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 COMMANDS = sorted(
     path
-    for folder in (SCRIPTS, SCRIPTS / "bench", SCRIPTS / "bench" / "doors", SCRIPTS / "bench" / "network")
+    for folder in (SCRIPTS, *(SCRIPTS / "bench" / name for name in ("", "doors", "network", "studies")))
     for path in folder.iterdir()
     if not path.suffix
 )
