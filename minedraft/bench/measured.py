@@ -69,8 +69,9 @@ class MeasuredRow:
 
 
 def read_rows(path: Path) -> list[MeasuredRow]:
-    """Return the rows that `minedraft bench --json` wrote, without those in which the service chose for itself and
-    those of pearl, whose speed depends on how often it guessed right, which the file does not tell.
+    """Return the rows that `minedraft bench --json` wrote, without those in which the service chose for itself, those
+    of ar on the verifier's device alone, and those of pearl, whose speed depends on how often it guessed right, which
+    the file does not tell.
 
     Raises:
         ConfigError: the file cannot be read, is no such result, or has no rounds.
@@ -78,7 +79,7 @@ def read_rows(path: Path) -> list[MeasuredRow]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         tables = content["tables"]
-        found = [_row(row, table) for table in tables for row in table["rows"] if not row["config"].get("is_auto")]
+        found = [_row(row, table) for table in tables for row in table["rows"] if not _is_apart(row["config"])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         limit = f"must be a result of `minedraft bench --json`: {type(error).__name__} {error}"
         raise ConfigError("result", str(path), limit) from None
@@ -93,6 +94,10 @@ def fit_rows(rows: Sequence[MeasuredRow]) -> Costs:
     return fit_costs([row.rounds for row in rows])
 
 
+def _is_apart(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("is_auto") or config.get("keeps_cores"))
+
+
 def _row(row: Mapping[str, Any], table: Mapping[str, Any]) -> MeasuredRow:
     config, medians = row["config"], row["median"]
     times = [float(medians[name]) / 1e3 for name in ("draft_ms", "verify_ms", "step_ms")]
@@ -104,7 +109,7 @@ def _row(row: Mapping[str, Any], table: Mapping[str, Any]) -> MeasuredRow:
         float(medians["tokens_per_round"]),
         float(medians["decode_tokens_per_s"]),
         float(medians["tokens_per_s"]),
-        tuple(float(run["tokens_per_s"]) for run in row.get("runs", ())),
+        tuple(float(run.get("minedraft", run)["tokens_per_s"]) for run in row.get("runs", ())),
         float(medians["mean_accepted_len"]),
         int(table["num_prompts"]),
         int(table["sampling"]["max_new_tokens"]),

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from minedraft.bench.measured import read_rows
 from minedraft.bench.metrics.record import AnswerRecord, RequestRecord, RunRecord, ServiceCounts, SteadyRounds
 from minedraft.bench.prompts import load_prompts
 from minedraft.bench.report import render_latencies, render_rows, with_runs, write_report
@@ -85,6 +86,16 @@ def test_a_benchmark_of_one_run_has_the_keys_of_vllm_at_the_top(tmp_path: Path) 
     assert content.keys() >= VLLM_KEYS
     assert content["minedraft"]["vsr"] == pytest.approx(22 / 48)
     assert content["ttfts"] == [0.5]
+
+
+def test_the_file_can_be_predicted_from(tmp_path: Path) -> None:
+    measured = table(RUN, RUN)
+    measured.rows.insert(0, BenchRow(BenchConfig(Mode.AR, 32, 0, keeps_cores=True), [RUN]))
+    write_report(tmp_path / "r.json", [measured], ServiceStatus("serving"), repeats=2)
+    rows = read_rows(tmp_path / "r.json")
+    assert [row.label for row in rows] == ["ar 32", "sd 16", "sd 32", "minedraft 16+16"], "ar on both devices only"
+    assert rows[0].run_tokens_per_s == (RUN.values["tokens_per_s"],) * 2
+    assert (rows[1].num_requests, rows[1].output_len) == (2, 64)
 
 
 def test_rows_that_were_not_reached_are_left_out(tmp_path: Path) -> None:
