@@ -41,7 +41,7 @@ class FakeService:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Return once the condition holds; it is checked after every iteration of the event loop."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110 - the condition belongs to fakes, which set no events
                 await asyncio.sleep(0)
 
@@ -114,7 +114,7 @@ async def fake_service(
     service = FakeService(server, task, checked, verifier, drafter, tokenizer)
     try:
         ready = asyncio.create_task(wait_serving(checked.listen_address, INFERENCE_SERVICE, access))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await asyncio.wait({ready, task}, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
         yield service

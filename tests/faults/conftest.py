@@ -79,7 +79,7 @@ def _nothing_is_left() -> Iterator[None]:
         gc.collect()  # errors refer to their calls, and those keep their connections open
         return not _held() <= before
 
-    until(lambda: not has_more(), 10, f"nothing new of {_held() - before}")
+    until(lambda: not has_more(), 30, f"nothing new of {_held() - before}")
 
 
 def _held() -> frozenset[str]:

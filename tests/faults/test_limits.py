@@ -53,7 +53,7 @@ async def run_out_of_descriptors(stack: Stack, truth: Answers) -> None:
         finally:
             scheduler.rlimit(resource.RLIMIT_NOFILE, limits)
         async with AsyncClient(stack.address) as late:
-            assert (await late.complete(prompt, params, timeout_s=30)).token_ids == truth[0]
+            assert (await late.complete(prompt, params, timeout_s=60)).token_ids == truth[0]
         await settled(early)
 
 

@@ -125,7 +125,7 @@ def check_log(live: Live, stack: Stack, mark: int) -> None:
         return sum(bool(re.search(live.says, line)) for line in stack.said(mark))
 
     if live.says:
-        until(num_lines, 5, f"a line with {live.says!r} in {stack.said(mark)}")
+        until(num_lines, 30, f"a line with {live.says!r} in {stack.said(mark)}")
         assert num_lines() == 1, stack.said(mark)
 
 

@@ -35,7 +35,7 @@ async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
 
 @pytest.fixture
 async def client(service: FakeService) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(service.address, timeout_s=20) as client:
+    async with AsyncClient(service.address, timeout_s=60) as client:
         yield client
 
 
@@ -81,7 +81,7 @@ async def test_a_borrower_that_fails_gives_the_service_back(client: AsyncClient,
 
 async def test_the_blocking_client_borrows_as_well(service: FakeService) -> None:
     def talk() -> None:
-        with Client(service.address, timeout_s=20) as client:
+        with Client(service.address, timeout_s=60) as client:
             with client.borrow() as loan:
                 loan.configure("sd", 3, 2)
                 assert settings_of(service) == (Mode.SD, 3, 2)
@@ -95,7 +95,7 @@ async def test_the_blocking_client_borrows_as_well(service: FakeService) -> None
 async def test_the_service_is_lent_to_one_client_at_a_time(client: AsyncClient, service: FakeService) -> None:
     async with client.borrow() as loan:
         await loan.configure("sd", 1, 1)
-        async with AsyncClient(service.address, timeout_s=20) as other:
+        async with AsyncClient(service.address, timeout_s=60) as other:
             with pytest.raises(Unavailable, match="another client has borrowed the service"):
                 await other.borrow().__aenter__()
         assert settings_of(service) == (Mode.SD, 1, 1)
@@ -104,7 +104,7 @@ async def test_the_service_is_lent_to_one_client_at_a_time(client: AsyncClient, 
 
 
 async def test_the_operator_must_have_allowed_it(tmp_path: Path) -> None:
-    async with fake_service(tmp_path) as service, AsyncClient(service.address, timeout_s=20) as client:
+    async with fake_service(tmp_path) as service, AsyncClient(service.address, timeout_s=60) as client:
         with pytest.raises(InvalidRequest, match="without --allow-configure"):
             await client.borrow().__aenter__()
 

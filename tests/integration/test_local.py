@@ -42,7 +42,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
     yield folder
-    until(lambda: not list(folder.iterdir()), 5, f"empty {list(folder.iterdir())}")
+    until(lambda: not list(folder.iterdir()), 30, f"empty {list(folder.iterdir())}")
 
 
 def tree(pid: int) -> list[psutil.Process]:
@@ -164,9 +164,9 @@ def test_a_program_that_is_interrupted_or_killed_takes_its_service_with_it(
     processes = psutil.Process(program.pid).children(recursive=True)
     assert len(processes) == 3
     program.send_signal(signum)
-    said, _ = program.communicate(timeout=20)
+    said, _ = program.communicate(timeout=60)
     for process in processes:
-        until(lambda process=process: is_gone(process), 3, f"the end of process {process.pid}")
+        until(lambda process=process: is_gone(process), 30, f"the end of process {process.pid}")
     if signum == signal.SIGINT:
         assert said == "interrupted\n"
         assert program.returncode == 0

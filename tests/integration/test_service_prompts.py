@@ -30,7 +30,7 @@ async def service(tmp_path) -> AsyncIterator[FakeService]:
 
 @pytest.fixture
 async def client(service: FakeService) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(service.address, timeout_s=20) as client:
+    async with AsyncClient(service.address, timeout_s=60) as client:
         yield client
 
 
@@ -83,8 +83,8 @@ async def test_the_text_of_a_special_token_is_a_stop_string_and_can_be_shown(cli
 
 async def test_one_clients_long_prompts_do_not_hold_up_another_client_on_the_same_socket(client, service, monkeypatch):
     gate, count_tokens = threading.Event(), Tokenizer.count_tokens
-    monkeypatch.setattr(Tokenizer, "count_tokens", lambda self, text: gate.wait(20) and count_tokens(self, text))
-    async with AsyncClient(service.address, timeout_s=20) as other:
+    monkeypatch.setattr(Tokenizer, "count_tokens", lambda self, text: gate.wait(60) and count_tokens(self, text))
+    async with AsyncClient(service.address, timeout_s=60) as other:
         # The service has room for six requests: one prompt is in the thread, four wait, a fifth would be too much.
         greedy = [asyncio.create_task(client.complete("x" * MAX_PROMPT_BYTES)) for _ in range(5)]
         await service.until(lambda: len(service.server.service._live) == 5)

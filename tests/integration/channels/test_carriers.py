@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from minedraft.sampling_params import SamplingParams
 from minedraft.types import Mode
 from scripts.lib.driving import Driven, driven
 from scripts.lib.sink import Collector
-from tests.support.processes import memory_files, num_files, overwrite
+from tests.support.processes import memory_files, num_files, overwrite, shared_names
 from tests.support.tiny_models import add_noise, make_tiny_model
 from tests.support.worker_process import WorkerProcess, worker
 
@@ -171,7 +170,7 @@ async def test_a_carrier_that_fails_costs_one_warning_and_no_token(
 
 @pytest.mark.parametrize("killed", ["drafter", "verifier"])
 async def test_a_killed_worker_leaves_nothing_and_its_successor_is_joined(pair: Pair, killed: str) -> None:
-    names = sorted(os.listdir("/dev/shm"))
+    names = shared_names()
     [survivor] = [process for role, process in pair.processes.items() if role != killed]
     connector = PairingConnector(GrpcConnector(*pair.addresses), "shm")
     verifier = await connector.connect_verifier()
@@ -183,7 +182,7 @@ async def test_a_killed_worker_leaves_nothing_and_its_successor_is_joined(pair: 
     lost = drafter if killed == "drafter" else verifier
     await lost.lost.wait()
     await lost.close()
-    assert sorted(os.listdir("/dev/shm")) == names
+    assert shared_names() == names
     pair.start(killed)
     await wait_serving(Address.parse(pair.processes[killed].address), LIVE)
     if killed == "drafter":

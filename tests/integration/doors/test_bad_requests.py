@@ -69,7 +69,7 @@ async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
 
 
 async def refusal(channel: grpc.aio.Channel, message: inference_pb2.GenerateRequest) -> grpc.aio.AioRpcError:
-    call = inference_pb2_grpc.InferenceStub(channel).Generate(message, timeout=20)
+    call = inference_pb2_grpc.InferenceStub(channel).Generate(message, timeout=60)
 
     async def read_all() -> None:
         async for _ in call:
@@ -83,7 +83,7 @@ async def refusal(channel: grpc.aio.Channel, message: inference_pb2.GenerateRequ
 async def test_each_mistake_is_refused_by_name_and_a_neighbour_goes_on(service: FakeService) -> None:
     async with (
         grpc.aio.insecure_channel(service.address) as channel,
-        AsyncClient(service.address, timeout_s=20) as client,
+        AsyncClient(service.address, timeout_s=60) as client,
     ):
         neighbour = client.generate(PROMPT, SamplingParams(max_new_tokens=500))
         tokens = list((await anext(neighbour)).token_ids)
@@ -102,7 +102,7 @@ async def test_no_log_line_has_words_of_a_prompt(service: FakeService, caplog: A
     with caplog.at_level(logging.DEBUG, logger="minedraft"):
         async with (
             grpc.aio.insecure_channel(service.address) as channel,
-            AsyncClient(service.address, timeout_s=20) as client,
+            AsyncClient(service.address, timeout_s=60) as client,
         ):
             assert (await client.complete(SECRET, SamplingParams(max_new_tokens=5))).token_ids
             for prompt in (

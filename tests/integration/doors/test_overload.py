@@ -49,7 +49,7 @@ async def impatient(tmp_path: Path) -> AsyncIterator[FakeService]:
 async def test_a_client_that_does_not_read_is_paused_and_gets_everything_later(service: FakeService) -> None:
     async with (
         grpc.aio.insecure_channel(service.address, options=FLOW_CONTROL) as channel,
-        AsyncClient(service.address, timeout_s=20) as client,
+        AsyncClient(service.address, timeout_s=60) as client,
     ):
         call = inference_pb2_grpc.InferenceStub(channel).Generate(UNREAD)
         await call.wait_for_connection()
@@ -77,7 +77,7 @@ async def test_a_client_that_reads_nothing_for_too_long_loses_its_place(impatien
 async def test_tokens_that_wait_are_bounded_and_health_answers_in_spite_of_it(service: FakeService) -> None:
     gate = asyncio.Event()
     service.verifier.hold = gate.wait
-    async with AsyncClient(service.address, timeout_s=20) as client:
+    async with AsyncClient(service.address, timeout_s=60) as client:
         live = [asyncio.create_task(client.complete([5] * 60)) for _ in range(3)]
         await service.until(lambda: len(service.server.pipeline.scheduler.requests) == 3)
         with pytest.raises(Overloaded, match="this one has 60, the limit is 100") as caught:

@@ -35,7 +35,7 @@ TOOL = {
 
 async def post(served: Served, path: str, body: Any, **headers: str) -> httpx.Response:
     async with httpx.AsyncClient() as client:
-        return await client.post(served.url + path, content=json.dumps(body), headers=headers, timeout=30)
+        return await client.post(served.url + path, content=json.dumps(body), headers=headers, timeout=60)
 
 
 def chat(**fields: Any) -> dict[str, Any]:

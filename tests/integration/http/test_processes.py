@@ -57,7 +57,7 @@ def test_the_door_opens_with_the_service_and_closes_with_it(models: Path, port: 
         processes = [psutil.Process(service.pid), *psutil.Process(service.pid).children(recursive=True)]
         [http] = [process for process in processes if "minedraft.http.main" in " ".join(process.cmdline())]
         http.kill()  # the launcher starts it again, and the others do not notice
-        until(lambda: httpx_state(port) == 200, 20, "the door is open again")
+        until(lambda: httpx_state(port) == 200, 30, "the door is open again")
         assert client.complete("Hello", GREEDY).text == want.text
     assert len(processes) == 5
     assert all(is_gone(process) for process in processes)
@@ -114,7 +114,7 @@ def test_other_hosts_need_tls_and_a_token(models: Path, port: int, tmp_path: Pat
     service = serve(models / "target", models / "draft", token_file=files["token_file"], **SMALL)
     with service, door_process(models, service.address, port, files):
         url = f"https://127.0.0.1:{port}"
-        until(lambda: answers(f"{url}/health", trusted), 20, "the door is open")
+        until(lambda: answers(f"{url}/health", trusted), 30, "the door is open")
         assert httpx.get(f"{url}/health", verify=trusted).status_code == 200
         assert httpx.get(f"{url}/v1/models", verify=trusted).status_code == 401
         answer = httpx.get(f"{url}/v1/models", verify=trusted, headers={"authorization": f"Bearer {token}"})
@@ -142,7 +142,7 @@ def door_process(models: Path, address: str, port: int, files: dict[str, Path]) 
         yield
     finally:
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def answers(url: str, trusted: ssl.SSLContext) -> bool:

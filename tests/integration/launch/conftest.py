@@ -10,6 +10,7 @@ import pytest
 
 from tests.fakes.workers import VOCAB_SIZE
 from tests.integration.launch.launched import ROOT, Launched
+from tests.support.elapsed import Elapsed
 from tests.support.processes import is_gone, until
 from tests.support.tiny_models import write_tiny_tokenizer
 
@@ -42,10 +43,12 @@ def start(tmp_path, monkeypatch) -> Iterator[Callable[..., Launched]]:
         return launched
 
     yield start
+    elapsed = Elapsed()
     for launched, children in trees:
         if launched.process.poll() is None:
             launched.process.kill()
             launched.process.communicate()
         for child in children:
-            until(lambda child=child: is_gone(child), 2, f"the end of process {child.pid}")
-    until(lambda: not list((tmp_path / "run").iterdir()), 2, f"empty {list((tmp_path / 'run').iterdir())}")
+            until(lambda child=child: is_gone(child), 30, f"the end of process {child.pid}")
+    until(lambda: not list((tmp_path / "run").iterdir()), 30, f"empty {list((tmp_path / 'run').iterdir())}")
+    assert elapsed.seconds < 2

@@ -42,7 +42,7 @@ class Launched:
         line = self.process.stdout.readline()
         assert "ready" in line, self.process.stderr and self.process.stderr.read()
 
-    def end(self, signum: int | None = None, within_s: float = 20) -> tuple[int, str]:
+    def end(self, signum: int | None = None, within_s: float = 60) -> tuple[int, str]:
         """Signal it, if asked to, and return its exit code and what it said."""
         if signum is not None:
             self.process.send_signal(signum)

@@ -2,7 +2,6 @@
 
 import re
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, MineDraftError
 from minedraft.text.tokenizer import Tokenizer
 from tests.fakes.workers import continuation
 from tests.integration.launch.launched import PROMPT, client_state, greedy
+from tests.support.elapsed import Elapsed
 from tests.support.processes import until
 from tests.support.tiny_models import make_tiny_model
 from tests.support.worker_process import FAKE, worker
@@ -25,7 +25,7 @@ def test_it_starts_answers_and_stops_at_sigterm(start):
     launched = start()
     words = [" ".join(child.cmdline()) for child in psutil.Process(launched.process.pid).children()]
     assert sum("verifier" in line.split() for line in words) == sum("drafter" in line.split() for line in words) == 1
-    with Client(launched.address, timeout_s=20) as client:
+    with Client(launched.address, timeout_s=60) as client:
         assert list(client.complete(PROMPT, greedy(30)).token_ids) == continuation(PROMPT, 30)
         assert client.status().state == "serving"
     sockets = list(launched.folder.glob("run/**/*.sock"))
@@ -36,7 +36,7 @@ def test_it_starts_answers_and_stops_at_sigterm(start):
 
 def test_the_first_signal_lets_live_answers_finish(start):
     launched = start()
-    with Client(launched.address, timeout_s=20) as client:
+    with Client(launched.address, timeout_s=60) as client:
         stream = client.generate(PROMPT, greedy(200))
         tokens = list(next(stream).token_ids)
         launched.process.send_signal(signal.SIGINT)
@@ -47,7 +47,7 @@ def test_the_first_signal_lets_live_answers_finish(start):
 
 def test_under_nohup_a_hang_up_changes_nothing(start):
     launched = start(prefix=("nohup",))
-    with Client(launched.address, timeout_s=20) as client:
+    with Client(launched.address, timeout_s=60) as client:
         stream = client.generate(PROMPT, greedy(200))
         next(stream)
         launched.process.send_signal(signal.SIGHUP)
@@ -59,18 +59,18 @@ def test_under_nohup_a_hang_up_changes_nothing(start):
 
 
 def test_the_second_signal_ends_live_answers_within_two_seconds(start):
-    launched = start()
-    with Client(launched.address, timeout_s=20) as client:
+    launched = start("--drain-timeout-s", "600")
+    with Client(launched.address, timeout_s=60) as client:
         stream = client.generate(PROMPT, greedy(4000))
         next(stream)
         launched.process.send_signal(signal.SIGTERM)
-        until(lambda: client.status().state == "draining", 5, "draining")
-        before_s = time.monotonic()
+        until(lambda: client.status().state == "draining", 30, "draining")
+        elapsed = Elapsed()
         launched.process.send_signal(signal.SIGTERM)
         with pytest.raises(MineDraftError):
             list(stream)
-        code, _ = launched.end(within_s=5)
-    assert time.monotonic() - before_s < 2.5
+        code, _ = launched.end()
+    assert elapsed.seconds < 2.5
     assert code == -signal.SIGTERM  # what a shell calls 128 + 15
 
 
@@ -82,7 +82,7 @@ def test_answers_go_on_with_another_verifier_and_no_token_is_lost_or_repeated(st
         tokens = [list(next(stream).token_ids) for stream in streams]
         old = launched.child("verifier")
         old.send_signal(signum)
-        until(lambda: client_state(client) == "recovering", 8, "recovering")
+        until(lambda: client_state(client) == "recovering", 30, "recovering")
         late = client.generate(PROMPT, greedy(9))
         for stream, so_far in zip(streams, tokens, strict=True):
             so_far += [token_id for piece in stream for token_id in piece.token_ids]
@@ -117,10 +117,10 @@ def test_a_worker_that_was_named_and_is_not_there_is_told_while_waiting(start, t
 
 def test_a_signal_while_loading_ends_it_within_two_seconds(start):
     launched = start(is_ready=False)
-    until(lambda: len(psutil.Process(launched.process.pid).children()) == 3, 10, "three children")
-    before_s = time.monotonic()
+    until(lambda: len(psutil.Process(launched.process.pid).children()) == 3, 30, "three children")
+    elapsed = Elapsed()
     code, _ = launched.end(signal.SIGTERM)
-    assert time.monotonic() - before_s < 2
+    assert elapsed.seconds < 2
     assert code in (0, -signal.SIGTERM)  # 0 where it had become ready in that moment
 
 
@@ -130,7 +130,7 @@ def test_a_second_service_on_the_same_socket_is_refused_and_the_first_goes_on(st
     code, said = second.end()
     assert code == EXIT_CONFIG
     assert re.search(r"listen is .*m\.sock.*: process \d+ is listening there", said)
-    with Client(first.address, timeout_s=20) as client:
+    with Client(first.address, timeout_s=60) as client:
         assert client.complete(PROMPT, greedy(3)).token_ids
 
 
@@ -150,14 +150,14 @@ def external(tmp_path) -> Iterator[list[str]]:
 def test_workers_that_run_already_are_used_and_left_running(start, external):
     for _ in range(2):  # a second scheduler starts a new epoch on the same workers
         launched = start(*external)
-        with Client(launched.address, timeout_s=20) as client:
+        with Client(launched.address, timeout_s=60) as client:
             assert list(client.complete(PROMPT, greedy(12)).token_ids) == continuation(PROMPT, 12)
         assert launched.end(signal.SIGTERM)[0] == 0
 
 
 def test_a_second_service_on_the_same_workers_is_refused_and_the_first_goes_on(start, external, tmp_path):
     first = start(*external)
-    with Client(first.address, timeout_s=20) as client:
+    with Client(first.address, timeout_s=60) as client:
         stream = client.generate(PROMPT, greedy(2000))
         tokens = list(next(stream).token_ids)
         code, said = start(*external, "--listen", f"unix:{tmp_path}/run/n.sock", is_ready=False).end()

@@ -25,7 +25,7 @@ def test_what_a_terminal_sends_to_all_reaches_the_launcher_alone(start, signum):
     if signal.getsignal(signum) is signal.SIG_IGN:
         pytest.skip("this signal is ignored here, as under nohup")
     launched = start(prefix=("setsid",))
-    with Client(launched.address, timeout_s=20) as client:
+    with Client(launched.address, timeout_s=60) as client:
         stream = client.generate(PROMPT, greedy(200))
         tokens = list(next(stream).token_ids)
         os.killpg(launched.process.pid, signum)  # as a terminal does
@@ -43,23 +43,23 @@ def test_a_launcher_that_is_killed_while_loading_leaves_nothing(start, num_child
     launched.process.kill()
     launched.process.communicate()
     for child in children:  # those that have just begun notice as soon as they can
-        until(lambda child=child: is_gone(child), 20, f"the end of process {child.pid}")
+        until(lambda child=child: is_gone(child), 30, f"the end of process {child.pid}")
 
 
 def test_a_killed_launcher_takes_everything_with_it(start):
     launched = start()
-    with Client(launched.address, timeout_s=20) as client:
+    with Client(launched.address, timeout_s=60) as client:
         stream = client.generate(PROMPT, greedy(4000))
         next(stream)
         launched.process.kill()
         with pytest.raises(MineDraftError):
             list(stream)
-    launched.process.communicate()  # the fixture checks that children, sockets and folders go within 2 s
+    launched.process.communicate()  # the fixture checks that children, sockets and folders go
 
 
 def test_a_killed_scheduler_fails_waiters_at_once_and_is_started_again_at_its_address(start):
     launched = start()
-    with Client(launched.address, timeout_s=30) as client:
+    with Client(launched.address, timeout_s=60) as client:
         stream = client.generate(PROMPT, greedy(4000))
         next(stream)
         workers = launched.child("verifier").pid, launched.child("drafter").pid
@@ -75,13 +75,13 @@ def test_a_killed_scheduler_fails_waiters_at_once_and_is_started_again_at_its_ad
 
 def test_a_killed_drafter_is_reported_and_no_answer_fails(start):
     launched = start()
-    with Client(launched.address, timeout_s=20) as client:
+    with Client(launched.address, timeout_s=60) as client:
         stream = client.generate(PROMPT, greedy(200))
         tokens = list(next(stream).token_ids)
         launched.child("drafter").kill()
         tokens += [token_id for piece in stream for token_id in piece.token_ids]
         assert tokens == continuation(PROMPT, 200)
-        until(lambda: client.status().state == "degraded", 5, "degraded")
+        until(lambda: client.status().state == "degraded", 30, "degraded")
         assert list(client.complete(PROMPT, greedy(9)).token_ids) == continuation(PROMPT, 9)
     code, said = launched.end(signal.SIGTERM)
     assert code == 0
@@ -104,13 +104,13 @@ def test_a_log_that_cannot_be_written_ends_nothing(start, tmp_path, monkeypatch,
         launched = start(is_ready=False, stdout=full, stderr=writer)
         while notified.recv(100) != b"READY=1":
             pass
-        with Client(launched.address, timeout_s=20) as client:
+        with Client(launched.address, timeout_s=60) as client:
             old = launched.child("drafter")
             old.kill()
-            until(lambda: launched.child_is_new("drafter", old), 20, "another drafter: the launcher is not blocked")
+            until(lambda: launched.child_is_new("drafter", old), 30, "another drafter: the launcher is not blocked")
             assert list(client.complete(PROMPT, greedy(9)).token_ids) == continuation(PROMPT, 9)
         launched.process.terminate()
-        assert launched.process.wait(20) == 0
+        assert launched.process.wait(60) == 0
 
 
 @contextmanager
@@ -128,13 +128,13 @@ def blocked_pipe() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 
 def test_a_drafter_that_was_stopped_for_a_while_is_taken_back(start):
     launched = start("--mode", "minedraft", "--hang-timeout-s", "0")
-    with Client(launched.address, timeout_s=20) as client:
+    with Client(launched.address, timeout_s=60) as client:
         drafter = launched.child("drafter")
         drafter.suspend()
-        until(lambda: client.status().state == "degraded", 20, "pings are not answered")
+        until(lambda: client.status().state == "degraded", 30, "pings are not answered")
         assert list(client.complete(PROMPT, greedy(9)).token_ids) == continuation(PROMPT, 9)
         drafter.resume()
-        until(lambda: client.status().state == "serving", 20, "taken back")
+        until(lambda: client.status().state == "serving", 30, "taken back")
         answer = client.complete(PROMPT, greedy(30))
         assert list(answer.token_ids) == continuation(PROMPT, 30)
         assert answer.usage.accepted_tokens > 0
@@ -144,7 +144,7 @@ def test_a_drafter_that_was_stopped_for_a_while_is_taken_back(start):
 @pytest.mark.parametrize("word", ["drafter", "minedraft.server"])
 def test_a_process_that_hangs_is_killed_and_started_again(start, word):
     launched = start("--mode", "minedraft", "--hang-timeout-s", "2")
-    with Client(launched.address, timeout_s=30) as client:
+    with Client(launched.address, timeout_s=60) as client:
         old = launched.child(word)
         old.suspend()
         until(lambda: launched.child_is_new(word, old), 30, f"another {word}")

@@ -45,7 +45,7 @@ def free_port() -> int:
 
 
 def fetch(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as reply:
         assert reply.headers["Content-Type"].startswith("text/plain")
         return str(reply.read().decode())
 

@@ -24,7 +24,7 @@ async def test_a_watch_sees_the_end_of_readiness_before_any_request_is_refused(t
         fake_service(tmp_path) as service,
         grpc.aio.insecure_channel(service.address) as channel,
         AsyncClient(service.address) as client,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
     ):
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service=INFERENCE_SERVICE))
@@ -73,7 +73,7 @@ async def test_without_its_verifier_the_service_is_not_ready_until_it_is_back(tm
     async with (
         fake_service(tmp_path) as service,
         grpc.aio.insecure_channel(service.address) as channel,
-        asyncio.timeout(30),
+        asyncio.timeout(60),
     ):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=INFERENCE_SERVICE))
         assert (await watch.read()).status == SERVING

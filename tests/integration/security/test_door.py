@@ -79,7 +79,7 @@ async def _code_of(
 ) -> grpc.StatusCode:
     """Return how a call ends that shows these headers and sends this message. A caller that is refused sends none: in
     grpc.aio, a write to a call that ends meanwhile can look like an internal error."""
-    call = channel.stream_stream(method)(metadata=[("authorization", header) for header in headers], timeout=10)
+    call = channel.stream_stream(method)(metadata=[("authorization", header) for header in headers], timeout=60)
     if message is not None:
         await call.write(message)
         await call.done_writing()

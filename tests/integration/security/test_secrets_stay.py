@@ -84,8 +84,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     finally:
         if process.poll() is None:
             process.terminate()
-        process.wait(30)
-        until(lambda: not list((folder / "run").iterdir()), 5, "an empty run folder")
+        process.wait(60)
+        until(lambda: not list((folder / "run").iterdir()), 30, "an empty run folder")
 
 
 def test_no_process_dumps_its_memory_and_its_sockets_are_for_its_user(service: Running) -> None:
@@ -127,7 +127,7 @@ def test_the_log_holds_no_text_of_a_prompt_or_an_answer_at_any_level(service: Ru
             client.complete(PROMPT, SamplingParams(max_new_tokens=400, ignore_eos=True), timeout_s=0.01)
         client.status()
     service.process.send_signal(signal.SIGTERM)
-    assert service.process.wait(30) == 0
+    assert service.process.wait(60) == 0
     log = service.log
     for name in ("scheduler", "verifier", "drafter"):
         assert f"minedraft.{name}" in log, f"{name} has logged"

@@ -75,7 +75,7 @@ def test_a_service_on_ports_needs_what_it_was_told_to_ask_for(tmp_path: Path, mo
         shown_to_all = " ".join(word for child in process.children(recursive=True) for word in child.cmdline())
         assert TOKEN not in shown_to_all, "a command line is visible to every user"
         launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(20) == 0
+        assert launcher.wait(60) == 0
         assert launcher.stderr is not None
         assert TOKEN not in launcher.stderr.read()
-    until(lambda: not list((tmp_path / "run").iterdir()), 2, "an empty run folder")
+    until(lambda: not list((tmp_path / "run").iterdir()), 30, "an empty run folder")

@@ -68,7 +68,7 @@ async def test_a_worker_answers_nobody_without_a_certificate_of_its_ca(tmp_path:
         async with client_channel(worker.address, tls) as channel:
             assert len(METHODS) >= 6
             for method in METHODS:
-                call = channel.stream_stream(method)(timeout=10)
+                call = channel.stream_stream(method)(timeout=60)
                 assert await call.code() is grpc.StatusCode.UNAVAILABLE, method
         with pytest.raises(WorkerLost):
             await GrpcVerifier.connect(worker.address, tls=tls, connect_timeout_s=0.3)

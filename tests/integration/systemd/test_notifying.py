@@ -133,7 +133,7 @@ def test_three_units_say_when_they_are_ready_that_they_live_and_that_they_stop(p
             is_scheduler = unit is scheduler
             assert states[-1] == ("starting" if is_scheduler else "warming up")
             assert is_scheduler or states[0] == "loading torch"
-        with Client(f"unix:{run}/minedraft/minedraft.sock", timeout_s=30) as client:
+        with Client(f"unix:{run}/minedraft/minedraft.sock", timeout_s=60) as client:
             status = client.status()  # READY=1 came after a generation through both workers
             assert min(status.output_tokens, status.verified_drafts) > 0
             assert client.complete("Hello", SamplingParams(max_new_tokens=5)).token_ids

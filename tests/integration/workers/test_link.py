@@ -130,7 +130,7 @@ async def test_health_and_the_refusal_of_a_handshake_come_during_a_forward(
     call = asyncio.create_task(verifier.verify(command(verifier, 1)))
     await worker.entered()
     async with grpc.aio.insecure_channel(worker.address.target) as channel:
-        reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=5)
+        reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=60)
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
     with pytest.raises(ConfigError, match="in use"):
         await GrpcVerifier.connect(worker.address, connect_timeout_s=0.1)

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from minedraft.errors import EXIT_CONFIG, EXIT_OK, WorkerLost
 from minedraft.messages import VerifyCommand, VerifySpan
 from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
 from minedraft.types import Batch, RoundId
+from tests.support.elapsed import Elapsed
 from tests.support.tiny_models import make_tiny_model
 from tests.support.worker_process import NULL, WorkerProcess, worker
 
@@ -40,7 +40,7 @@ def refused(tmp_path: Path) -> Callable[..., str]:
 
     def run(*arguments: str) -> str:
         process = WorkerProcess("-X", "importtime", "-m", "minedraft_workers.main", *arguments, log=tmp_path / "log")
-        assert process.wait(30) == EXIT_CONFIG
+        assert process.wait(60) == EXIT_CONFIG
         lines = [line for line in process.said.splitlines() if not line.startswith("import time:")]
         assert len(lines) == 1, lines
         assert not re.search(r"\| +torch$", process.said, re.MULTILINE), "torch was imported before the checks"
@@ -95,7 +95,7 @@ def test_a_live_worker_s_socket_is_refused_and_a_dead_one_s_reclaimed(
         assert f"process {first.pid} is listening there" in line
         asyncio.run(shake_hands(first.address))
         first.kill()
-        first.wait(10)
+        first.wait(60)
     assert (tmp_path / "verifier.sock").is_socket()
     with worker("verifier", tmp_path, program=NULL) as second:
         asyncio.run(shake_hands(second.address))
@@ -105,10 +105,10 @@ async def test_a_killed_worker_fails_every_waiter_within_a_second(tmp_path: Path
     with worker("drafter", tmp_path, program=NULL) as process:
         async with await GrpcDrafter.connect(process.address, connect_timeout_s=100) as link:
             process.kill()
-            started_s = time.monotonic()
-            async with asyncio.timeout(5):
+            elapsed = Elapsed()
+            async with asyncio.timeout(60):
                 await link.lost.wait()
-            assert time.monotonic() - started_s < 1
+            assert elapsed.seconds < 1
             with pytest.raises(WorkerLost, match="drafter at unix:"):
                 await link.release([1])
 
@@ -118,10 +118,10 @@ async def test_a_stopped_worker_is_noticed_by_the_pings(tmp_path: Path) -> None:
         async with await GrpcVerifier.connect(process.address, connect_timeout_s=100) as link:
             process.send_signal(signal.SIGSTOP)
             command = VerifyCommand(RoundId(link.info.epoch, Batch.A, 1), (VerifySpan(1, 4, (5,)),))
-            started_s = time.monotonic()
+            elapsed = Elapsed()
             with pytest.raises(WorkerLost, match="verifier at unix:"):
                 await link.verify(command)
-            assert time.monotonic() - started_s < 10, "pings every 2 s, answered within 3 s"
+            assert elapsed.seconds < 10, "pings every 2 s, answered within 3 s"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

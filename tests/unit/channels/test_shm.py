@@ -18,7 +18,7 @@ from minedraft.errors import ChannelFailed
 from minedraft.messages import TensorRef
 from minedraft_workers.channels.leases import slot_bytes
 from minedraft_workers.channels.shm import ShmEnd
-from tests.support.processes import memory_files
+from tests.support.processes import memory_files, shared_names
 
 NUM_BYTES = 1 << 16
 DATA = torch.arange(200, dtype=torch.uint8)
@@ -158,11 +158,11 @@ def test_a_lack_of_memory_is_an_error_and_leaves_no_file_open(monkeypatch: pytes
 
 def test_a_closed_end_leaves_neither_file_nor_name() -> None:
     gc.collect()  # maps that the errors of other tests hold
-    names, before = sorted(os.listdir("/dev/shm")), memory_files()
+    names, before = shared_names(), memory_files()
     end, other = ShmEnd(itertools.count(1), NUM_BYTES), ShmEnd(itertools.count(1), NUM_BYTES)
     end.join(other.end)
     assert len(memory_files()) > len(before)
-    assert sorted(os.listdir("/dev/shm")) == names
+    assert shared_names() == names
     for each in (end, other):
         each.close()
         each.close()

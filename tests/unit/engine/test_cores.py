@@ -42,7 +42,7 @@ class CoresOf:
 
 async def test_the_cores_follow_the_mode() -> None:
     verifier, told = a_verifier(), CoresOf()
-    async with Pipeline(limits(Mode.AR), verifier, FakeDrafter(), observers=[told]) as pipeline, asyncio.timeout(10):
+    async with Pipeline(limits(Mode.AR), verifier, FakeDrafter(), observers=[told]) as pipeline, asyncio.timeout(60):
         await until(lambda: told.told == [ALL])
         for mode, wanted in ((Mode.SD, OWN), (Mode.MINEDRAFT, OWN), (Mode.AR, ALL), (Mode.MINEDRAFT, OWN)):
             pipeline.reconfigure(limits(mode))
@@ -62,7 +62,7 @@ async def test_a_borrower_keeps_the_verifier_to_its_own_cores() -> None:
 
 async def test_a_verifier_with_cores_of_its_own_only_is_left_alone() -> None:
     verifier = FakeVerifier()
-    async with Pipeline(limits(Mode.AR), verifier, None) as pipeline, asyncio.timeout(10):
+    async with Pipeline(limits(Mode.AR), verifier, None) as pipeline, asyncio.timeout(60):
         for mode in (Mode.SD, Mode.AR):
             pipeline.reconfigure(limits(mode))
             await pipeline.settled()
@@ -73,7 +73,7 @@ async def test_a_verifier_with_cores_of_its_own_only_is_left_alone() -> None:
 
 async def test_a_verifier_that_comes_back_has_its_own_cores_and_gets_the_others_again() -> None:
     first, second = a_verifier(), a_verifier()
-    async with Pipeline(limits(Mode.AR), first, None, verifier_returns=True) as pipeline, asyncio.timeout(10):
+    async with Pipeline(limits(Mode.AR), first, None, verifier_returns=True) as pipeline, asyncio.timeout(60):
         await until(lambda: first.cores == [ALL])
         pipeline.lose_verifier(WorkerLost("killed"))
         pipeline.gain_verifier(second)
@@ -86,7 +86,7 @@ async def test_a_change_that_fails_is_said_and_tried_again_with_the_next_mode(
 ) -> None:
     verifier = a_verifier()
     verifier.error = ProtocolError("no threads")
-    async with Pipeline(limits(Mode.AR), verifier, FakeDrafter()) as pipeline, asyncio.timeout(10):
+    async with Pipeline(limits(Mode.AR), verifier, FakeDrafter()) as pipeline, asyncio.timeout(60):
         await until(lambda: "the verifier keeps its cores: no threads" in caplog.text)
         verifier.error = None
         for mode, wanted in ((Mode.SD, []), (Mode.AR, [ALL])):

@@ -49,7 +49,7 @@ def submit(pipeline: Pipeline, first_token: int, num_tokens: int = 20) -> tuple[
 async def test_a_second_batch_opens_at_once_and_who_decodes_goes_on() -> None:
     verifier = FakeVerifier()
     holder = Holder(verifier)
-    async with Pipeline(ONE, verifier, FakeDrafter()) as pipeline, asyncio.timeout(10):
+    async with Pipeline(ONE, verifier, FakeDrafter()) as pipeline, asyncio.timeout(60):
         _, running = submit(pipeline, 1)
         await until(lambda: holder.num_held == 1)
         waiting = [submit(pipeline, n)[1] for n in (2, 3, 4)]
@@ -69,7 +69,7 @@ async def test_members_of_a_batch_that_closes_move_at_their_own_round_boundary()
     verifier = FakeVerifier()
     holder = Holder(verifier)
     wide = SchedulerLimits(Mode.SD, 2, 3, max_model_len=128)
-    async with Pipeline(TWO, verifier, FakeDrafter()) as pipeline, asyncio.timeout(10):
+    async with Pipeline(TWO, verifier, FakeDrafter()) as pipeline, asyncio.timeout(60):
         sinks = [submit(pipeline, n)[1] for n in (1, 2)]
         await until(lambda: holder.num_held == 2)
         pipeline.reconfigure(wide)
@@ -85,7 +85,7 @@ async def test_members_of_a_batch_that_closes_move_at_their_own_round_boundary()
 
 async def test_a_batch_that_closes_goes_on_while_the_other_has_no_seat() -> None:
     """The change is in force when the first of the two has ended; until then both decode."""
-    async with Pipeline(TWO, FakeVerifier(), FakeDrafter()) as pipeline, asyncio.timeout(10):
+    async with Pipeline(TWO, FakeVerifier(), FakeDrafter()) as pipeline, asyncio.timeout(60):
         short, long = submit(pipeline, 1, 10)[1], submit(pipeline, 2, 60)[1]
         await until(lambda: bool(short.tokens and long.tokens))
         pipeline.reconfigure(ONE)
@@ -104,7 +104,7 @@ async def test_both_batches_run_as_soon_as_there_are_two() -> None:
     """With one batch the second lane sleeps, and the new seats are given out by the first."""
     verifier = FakeVerifier()
     holder = Holder(verifier)
-    async with Pipeline(ONE, verifier, FakeDrafter()) as pipeline, asyncio.timeout(10):
+    async with Pipeline(ONE, verifier, FakeDrafter()) as pipeline, asyncio.timeout(60):
         _, running = submit(pipeline, 1, 1)
         await until(lambda: holder.num_held == 1)
         waiting = [submit(pipeline, n)[1] for n in (2, 3)]
@@ -120,7 +120,7 @@ async def test_both_batches_run_as_soon_as_there_are_two() -> None:
 async def test_a_request_that_waits_for_the_change_can_be_aborted() -> None:
     verifier = FakeVerifier()
     holder = Holder(verifier)
-    async with Pipeline(ONE, verifier, None) as pipeline, asyncio.timeout(10):
+    async with Pipeline(ONE, verifier, None) as pipeline, asyncio.timeout(60):
         submit(pipeline, 1)
         await until(lambda: holder.num_held == 1)
         pipeline.reconfigure(TWO)
@@ -133,7 +133,7 @@ async def test_a_request_that_waits_for_the_change_can_be_aborted() -> None:
 
 
 async def test_load_without_end_does_not_hold_the_change_up() -> None:
-    async with Pipeline(ONE, FakeVerifier(), FakeDrafter()) as pipeline, asyncio.timeout(10):
+    async with Pipeline(ONE, FakeVerifier(), FakeDrafter()) as pipeline, asyncio.timeout(60):
         sinks: list[Collector] = []
 
         async def ask_again_and_again() -> None:
@@ -154,7 +154,7 @@ async def test_a_request_preempted_meanwhile_does_not_hold_the_change_up() -> No
     """It waits for memory without a seat, and no command is on its way that would wake anybody."""
     verifier = FakeVerifier(num_blocks=12, block_size=4)
     limits = SchedulerLimits(Mode.AR, 2, 0, max_model_len=48)
-    async with Pipeline(limits, verifier, None) as pipeline, asyncio.timeout(10):
+    async with Pipeline(limits, verifier, None) as pipeline, asyncio.timeout(60):
         sinks = [submit(pipeline, n, 40)[1] for n in (1, 2)]
         await until(lambda: all(sink.tokens for sink in sinks))
         pipeline.reconfigure(TWO)
@@ -166,7 +166,7 @@ async def test_a_request_preempted_meanwhile_does_not_hold_the_change_up() -> No
 async def test_when_the_verifier_is_lost_nobody_waits_for_the_change() -> None:
     verifier = FakeVerifier()
     holder = Holder(verifier)
-    async with Pipeline(TWO, verifier, None) as pipeline, asyncio.timeout(10):
+    async with Pipeline(TWO, verifier, None) as pipeline, asyncio.timeout(60):
         submit(pipeline, 1), submit(pipeline, 2)
         await until(lambda: holder.num_held == 2)
         pipeline.reconfigure(ONE)
@@ -180,7 +180,7 @@ async def test_when_the_verifier_is_lost_nobody_waits_for_the_change() -> None:
 @pytest.mark.parametrize("seed", range(20))
 async def test_whatever_comes_when_everybody_is_answered(seed: int) -> None:
     rng = random.Random(seed)
-    async with Pipeline(ONE, FakeVerifier(), FakeDrafter()) as pipeline, asyncio.timeout(20):
+    async with Pipeline(ONE, FakeVerifier(), FakeDrafter()) as pipeline, asyncio.timeout(60):
         sinks: dict[int, tuple[int, Collector]] = {}
         for n in range(1, 60):
             match rng.randrange(5):
@@ -204,7 +204,7 @@ async def test_whatever_comes_when_everybody_is_answered(seed: int) -> None:
 async def test_a_mode_policy_switches_as_it_likes_and_is_not_asked_during_a_loan() -> None:
     policy = RestlessMode(period=3)
     pipeline = CountedPipeline(TWO, FakeVerifier(), FakeDrafter(), mode_policy=policy, draft_policy=AnyDraftPolicy(3))
-    async with pipeline, asyncio.timeout(20):
+    async with pipeline, asyncio.timeout(60):
         sinks = [submit(pipeline, n)[1] for n in range(1, 40)]
         await asyncio.gather(*(sink.done.wait() for sink in sinks))
         assert [sink.tokens for sink in sinks] == [continuation((n, 3), 20) for n in range(1, 40)]
@@ -233,7 +233,7 @@ async def test_a_policy_that_fails_is_replaced_and_its_cause_logged_once(
 
     broken = Broken()
     pipeline = CountedPipeline(TWO, FakeVerifier(), FakeDrafter(), mode_policy=broken, draft_policy=broken)
-    async with pipeline, asyncio.timeout(20):
+    async with pipeline, asyncio.timeout(60):
         sinks = [submit(pipeline, n)[1] for n in range(1, 8)]
         await asyncio.gather(*(sink.done.wait() for sink in sinks))
         assert [sink.tokens for sink in sinks] == [continuation((n, 3), 20) for n in range(1, 8)]

@@ -49,7 +49,7 @@ async def lose_and_return(pipeline: CountedPipeline) -> None:
 
 async def test_a_request_is_recomputed_twice_and_then_ends_with_a_hint_when_to_try_again() -> None:
     async with CountedPipeline(LIMITS, FakeVerifier(), FakeDrafter(), verifier_returns=True) as pipeline:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             unlucky = submit(pipeline)
             await until(lambda: len(unlucky.tokens) > 10)
             for _ in range(2):
@@ -82,7 +82,7 @@ async def test_losses_that_come_between_requests_that_get_on_end_none_of_them() 
 
 async def test_who_had_no_seat_when_the_verifier_was_lost_has_lost_nothing() -> None:
     limits = replace(LIMITS, max_batch_size=1, max_replays=0, max_waiting=4)
-    async with CountedPipeline(limits, FakeVerifier(), None, verifier_returns=True) as pipeline, asyncio.timeout(20):
+    async with CountedPipeline(limits, FakeVerifier(), None, verifier_returns=True) as pipeline, asyncio.timeout(60):
         running = [submit(pipeline, (n, 9)) for n in (1, 2)]
         await until(lambda: all(sink.tokens for sink in running))
         waiting = submit(pipeline, (5, 6), 20)
@@ -98,7 +98,7 @@ async def test_requests_wait_so_long_and_no_longer_and_the_service_goes_on_when_
     monkeypatch.setattr(slots, "_FIRST_RETRY_S", 0.001)
     monkeypatch.setattr(slots, "_LAST_RETRY_S", 0.002)
     verifier = FakeVerifier()
-    async with CountedPipeline(LIMITS, verifier, None, verifier_returns=True) as pipeline, asyncio.timeout(20):
+    async with CountedPipeline(LIMITS, verifier, None, verifier_returns=True) as pipeline, asyncio.timeout(60):
         slot = asyncio.create_task(verifier_slot(pipeline, FakeConnector(verifier, None), 0.02).run(verifier))
         sink = submit(pipeline)
         await until(lambda: bool(sink.tokens))
@@ -122,7 +122,7 @@ async def test_requests_wait_so_long_and_no_longer_and_the_service_goes_on_when_
 
 
 async def test_a_verifier_that_is_away_for_long_is_not_waited_for_by_whoever_changes_the_mode() -> None:
-    async with CountedPipeline(LIMITS, FakeVerifier(), None, verifier_returns=True) as pipeline, asyncio.timeout(20):
+    async with CountedPipeline(LIMITS, FakeVerifier(), None, verifier_returns=True) as pipeline, asyncio.timeout(60):
         sink = submit(pipeline)
         await until(lambda: bool(sink.tokens))
         pipeline.lose_verifier(WorkerLost("verifier: killed"))

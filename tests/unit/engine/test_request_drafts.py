@@ -24,7 +24,7 @@ async def test_each_request_has_the_drafts_that_it_allows_and_its_neighbours_the
     limits = SchedulerLimits(mode, len(WISHES), draft_len=4, prefill_chunk=8, max_model_len=128)
     prompts = [tuple(range(n, n + PROMPT_LEN)) for n in range(len(WISHES))]
     sinks = [Collector() for _ in WISHES]
-    async with CountedPipeline(limits, verifier, drafter) as pipeline, asyncio.timeout(20):
+    async with CountedPipeline(limits, verifier, drafter) as pipeline, asyncio.timeout(60):
         ids = [
             pipeline.submit(NewRequest(prompt, SamplingParams(max_new_tokens=24, **wish)), sink)
             for prompt, wish, sink in zip(prompts, WISHES, sinks, strict=True)

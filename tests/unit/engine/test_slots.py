@@ -46,7 +46,7 @@ async def test_requests_wait_for_a_verifier_and_go_on_with_the_same_tokens() -> 
     pipeline = CountedPipeline(
         LIMITS, verifier, drafter, verifier_returns=True, observers=[lambda event, now_s: happened.append(event)]
     )
-    async with pipeline, asyncio.timeout(20):
+    async with pipeline, asyncio.timeout(60):
         slot = verifier_slot(pipeline, FakeConnector(verifier, drafter))
         running = asyncio.create_task(slot.run(verifier))
         sinks = submit_all(pipeline)
@@ -81,7 +81,7 @@ async def test_the_drafter_keeps_what_it_holds_while_the_verifier_is_away() -> N
     verifier, drafter = FakeVerifier(), FakeDrafter()
     async with (
         CountedPipeline(LIMITS, verifier, drafter, verifier_returns=True) as pipeline,
-        asyncio.timeout(20),
+        asyncio.timeout(60),
     ):
         sinks = submit_all(pipeline)
         await until(lambda: all(len(sink.tokens) > 5 for sink in sinks[:4]))
@@ -97,7 +97,7 @@ async def test_the_drafter_keeps_what_it_holds_while_the_verifier_is_away() -> N
 
 async def test_a_request_that_the_verifier_that_came_back_cannot_hold_ends_and_nobody_else() -> None:
     verifier = FakeVerifier()
-    async with CountedPipeline(LIMITS, verifier, None, verifier_returns=True) as pipeline, asyncio.timeout(20):
+    async with CountedPipeline(LIMITS, verifier, None, verifier_returns=True) as pipeline, asyncio.timeout(60):
         long, short, queued = Collector(), Collector(), Collector()
         pipeline.submit(NewRequest((1, 2), SamplingParams(max_new_tokens=100)), long)
         pipeline.submit(NewRequest((3, 4), SamplingParams(max_new_tokens=20)), short)
@@ -118,7 +118,7 @@ async def test_a_verifier_that_cannot_go_on_is_not_taken_and_its_link_is_closed(
     verifier, other = FakeVerifier(), FakeVerifier()
     other.info = replace(other.info, **changes)
     drafter = FakeDrafter(reads_features=True)
-    async with CountedPipeline(LIMITS, verifier, drafter, verifier_returns=True) as pipeline, asyncio.timeout(20):
+    async with CountedPipeline(LIMITS, verifier, drafter, verifier_returns=True) as pipeline, asyncio.timeout(60):
         connector = FakeConnector(other, FakeDrafter())
         other.is_back = True
         slot = verifier_slot(pipeline, connector)
@@ -133,7 +133,7 @@ async def test_a_verifier_that_cannot_go_on_is_not_taken_and_its_link_is_closed(
 
 async def test_a_drafter_that_comes_and_goes_costs_nobody_a_token() -> None:
     verifier, drafter = FakeVerifier(), FakeDrafter()
-    async with CountedPipeline(LIMITS, verifier, drafter) as pipeline, asyncio.timeout(20):
+    async with CountedPipeline(LIMITS, verifier, drafter) as pipeline, asyncio.timeout(60):
         slot = drafter_slot(pipeline, FakeConnector(verifier, drafter))
         running = asyncio.create_task(slot.run(drafter))
         sinks = submit_all(pipeline)
@@ -151,7 +151,7 @@ async def test_a_drafter_that_comes_and_goes_costs_nobody_a_token() -> None:
 
 async def test_a_verifier_that_may_not_return_ends_everything() -> None:
     verifier = FakeVerifier()
-    async with CountedPipeline(LIMITS, verifier, None) as pipeline, asyncio.timeout(20):
+    async with CountedPipeline(LIMITS, verifier, None) as pipeline, asyncio.timeout(60):
         sinks = submit_all(pipeline)
         verifier.error = WorkerLost("verifier: killed")
         await asyncio.gather(*(sink.done.wait() for sink in sinks))
@@ -170,7 +170,7 @@ async def test_a_request_that_is_recomputed_is_not_kept_waiting_by_those_that_ne
             pipeline.submit(NewRequest(tuple(range(20)), SamplingParams(max_new_tokens=4)), sink)
         pipeline.lose_verifier(WorkerLost("verifier: killed"))
         pipeline.gain_verifier(FakeVerifier(13, 4, 64))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await asyncio.gather(*(sink.done.wait() for sink in [big, *others]))
         assert big.tokens == continuation(prompt, 20)
         assert pipeline.counters.preemptions < 5
@@ -178,7 +178,7 @@ async def test_a_request_that_is_recomputed_is_not_kept_waiting_by_those_that_ne
 
 async def test_a_release_that_the_verifier_refuses_is_sent_again() -> None:
     verifier = FakeVerifier()
-    async with CountedPipeline(LIMITS, verifier, None, verifier_returns=True) as pipeline, asyncio.timeout(10):
+    async with CountedPipeline(LIMITS, verifier, None, verifier_returns=True) as pipeline, asyncio.timeout(60):
         sink = Collector()
         pipeline.submit(NewRequest((1, 2), SamplingParams(max_new_tokens=30)), sink)
         await until(lambda: bool(sink.tokens))
@@ -214,7 +214,7 @@ async def test_the_end_of_everything_is_told_to_observers_too() -> None:
         CountedPipeline(
             LIMITS, verifier, FakeDrafter(), observers=[lambda event, now_s: happened.append(event)]
         ) as pipeline,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
     ):
         sinks = submit_all(pipeline)
         await until(lambda: bool(sinks[0].tokens))
@@ -228,7 +228,7 @@ async def test_the_end_of_everything_is_told_to_observers_too() -> None:
 
 async def test_who_waits_for_a_verifier_can_be_aborted_and_hears_of_the_end_of_the_service() -> None:
     verifier = FakeVerifier()
-    async with CountedPipeline(LIMITS, verifier, FakeDrafter(), verifier_returns=True) as pipeline, asyncio.timeout(10):
+    async with CountedPipeline(LIMITS, verifier, FakeDrafter(), verifier_returns=True) as pipeline, asyncio.timeout(60):
         sinks = submit_all(pipeline)
         await until(lambda: bool(sinks[0].tokens))
         pipeline.lose_verifier(WorkerLost("verifier: killed"))

@@ -68,7 +68,7 @@ async def test_useless_drafting_becomes_ar_and_is_tried_again_later(
 ) -> None:
     service = Watched(mode, size)
     pipeline, drafter = service.pipeline, service.drafter
-    async with pipeline, asyncio.timeout(20):
+    async with pipeline, asyncio.timeout(60):
         await service.answer()
         suspended, ar = service.told[1:]
         assert isinstance(suspended, events.DraftingSuspended)
@@ -117,7 +117,7 @@ async def test_one_request_whose_drafts_are_useless_decodes_without_and_is_caugh
         return run(tokens)
 
     service.drafter._propose = propose  # type: ignore[method-assign]
-    async with service.pipeline as pipeline, asyncio.timeout(20):
+    async with service.pipeline as pipeline, asyncio.timeout(60):
         for _ in range(4):  # what is usual becomes known
             await service.answer()
         rested = [e for e in service.told if isinstance(e, events.DraftingSuspended)]
@@ -130,7 +130,7 @@ async def test_one_request_whose_drafts_are_useless_decodes_without_and_is_caugh
 
 async def test_a_service_that_keeps_drafting_drafts_whatever_comes_of_it() -> None:
     service = Watched(Mode.SD, 8, keep_drafting=True)
-    async with service.pipeline, asyncio.timeout(20):
+    async with service.pipeline, asyncio.timeout(60):
         await service.answer()
     assert len(service.told) == 1
     assert service.pipeline.counters.verified_drafts > NUM_REQUESTS * (NUM_NEW - 5) * 2

@@ -38,6 +38,16 @@ def fake_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, *, refuses: str
     return log
 
 
+def quick_compiler(folder: Path) -> str:
+    """Return a PATH on which the compiler does not optimise, which takes a quarter of the time."""
+    name = build.find_compiler()[0]
+    program = folder / "bin" / Path(name).name
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shutil.which(name)} "$@" -O0\n')
+    program.chmod(0o755)
+    return f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+
+
 def find_in_child(_: int) -> str:
     return str(build.find_library())
 
@@ -121,7 +131,7 @@ def test_a_file_that_is_no_library_is_refused_and_built_anew_where_it_is_ours(
 
 @pytest.mark.slow
 def test_the_build_command_makes_a_library_that_loads(library: Library, tmp_path: Path):
-    environment = {**os.environ, "MINEDRAFT_CACHE": str(tmp_path)}
+    environment = {**os.environ, "MINEDRAFT_CACHE": str(tmp_path), "PATH": quick_compiler(tmp_path)}
     command = [sys.executable, "-m", "minedraft_workers.native.build"]
     cut_short = tmp_path / "native" / build.find_library().name
     cut_short.parent.mkdir()

@@ -39,7 +39,7 @@ async def test_counts_go_on_over_modes_and_lost_links() -> None:
     verifier.stats, drafter.stats = LinkStats(wire_bytes=1000, num_stale=1), LinkStats(wire_bytes=500, num_stale=2)
     async with (
         Pipeline(LIMITS, verifier, drafter, observers=[board.observe], verifier_returns=True) as pipeline,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
     ):
         seen = [board.status("serving", pipeline)]
         assert (seen[0].wire_bytes, seen[0].stale_replies) == (1500, 3)
@@ -93,7 +93,7 @@ async def test_the_timeline_has_a_bar_for_each_command() -> None:
 async def test_features_are_counted_once_each() -> None:
     board = StatusBoard(Settings())
     drafter = FakeDrafter(reads_features=True)
-    async with Pipeline(LIMITS, FakeVerifier(), drafter, observers=[board.observe]) as pipeline, asyncio.timeout(10):
+    async with Pipeline(LIMITS, FakeVerifier(), drafter, observers=[board.observe]) as pipeline, asyncio.timeout(60):
         await answer_all(pipeline, PROMPTS)
         status = board.status("serving", pipeline)
     num_tokens = sum(len(prompt) for prompt in PROMPTS) + status.output_tokens

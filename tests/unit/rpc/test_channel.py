@@ -56,6 +56,6 @@ async def test_a_unix_socket_is_used_without_tls(tmp_path: Path) -> None:
     await add_health(server)
     bind(server, address, ServerTls(host / "cert.pem", host / "key.pem"))
     await server.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await wait_serving(address, LIVE)
     await server.stop(None)
