@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -32,12 +32,14 @@ from minedraft.rpc.codec.link import envelope_to_bytes, heartbeat_to_pb, refusal
 from minedraft.rpc.codec.verify import verify_command_from_pb, verify_reply_to_pb
 from minedraft.types import PROTOCOL_VERSION, RoundId
 from minedraft.v1 import worker_pb2
-from minedraft_workers.channels.joined import JoinedChannel
 from minedraft_workers.rounds.actors import DraftingActor, Executed, VerifyingActor
 from minedraft_workers.rounds.device_thread import CommandResult
 from minedraft_workers.rounds.following import Follower
 from minedraft_workers.rounds.runtime import WorkerRuntime
 from minedraft_workers.rounds.session import Session
+
+if TYPE_CHECKING:  # it brings torch, which a worker without a model does not need
+    from minedraft_workers.channels.joined import JoinedChannel
 
 logger = logging.getLogger("minedraft.worker")
 

@@ -38,6 +38,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
         ("import minedraft.core.scheduler, minedraft.engine.pipeline, minedraft.engine.slots", ("torch", "grpc")),
         ("import minedraft.server.service", ("torch", "transformers", "grpc", "google.protobuf", "minedraft.rpc")),
         ("import minedraft.server.composition, minedraft.models.catalogue", ("torch", "transformers")),
+        ("import minedraft_workers.server, minedraft_workers.servicer", ("torch", "transformers")),
         ("import minedraft.cli.main, minedraft.cli.launch", ("torch", "transformers")),
     ],
 )
