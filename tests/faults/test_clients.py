@@ -14,7 +14,7 @@ from tests.faults.conftest import Service
 from tests.faults.load import ask_all, settled
 from tests.support.processes import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 NUM_STREAMS = 16
 

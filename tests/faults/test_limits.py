@@ -15,7 +15,7 @@ from tests.faults.conftest import Service
 from tests.faults.load import ASKED, Answers, settled
 from tests.faults.stack import Stack
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 # Chat templates may ask for today's date.

@@ -22,7 +22,7 @@ from tests.faults.rows import ROWS
 from tests.faults.stack import Held, Stack
 from tests.support.processes import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 _LATE = "drafter_refused"
 _MORE_FILES = 4  # of the scheduler: connections that clients have just closed

@@ -19,7 +19,7 @@ from tests.support.native import needs_native
 from tests.support.tiny_heads import make_tiny_head, soften_layers
 from tests.support.tiny_models import add_noise, make_tiny_model
 
-pytestmark = [needs_native, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [needs_native, pytest.mark.slow, pytest.mark.timeout(600)]
 
 HEADS = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 Way = tuple[Mode, int, int]

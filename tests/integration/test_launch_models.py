@@ -14,7 +14,7 @@ from tests.integration.launch.launched import ROOT, Launched
 from tests.support.tiny_heads import make_tiny_head
 from tests.support.tiny_models import make_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_check_says_what_only_the_workers_can_tell(tmp_path):

@@ -20,7 +20,7 @@ from minedraft.process.run_folder import RunFolder
 from tests.support.processes import is_gone, until
 from tests.support.tiny_models import make_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"dtype": "float32", "num_blocks": 64, "target_device": "cpu", "draft_device": "cpu"}

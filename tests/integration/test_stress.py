@@ -13,7 +13,7 @@ from tests.stress.presets import PRESETS
 from tests.stress.runner import Patience, run_preset
 from tests.stress.truth import Truth
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SEED = 1
 

@@ -267,7 +267,7 @@ def test_a_bad_start_ends_with_78_and_a_reason_before_torch_is_imported(case, tm
         "try:\n    main()\nfinally:\n    print(*{'torch', 'transformers', 'grpc'} & set(sys.modules))"
     )
     arguments = [argument.format(**names) for argument in case.arguments]
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == EXIT_CONFIG
     assert case.message in " ".join(done.stderr.split())
     assert done.stdout.strip() == ""

@@ -28,7 +28,7 @@ from tests.support.processes import memory_files, num_files, overwrite, shared_n
 from tests.support.tiny_models import add_noise, make_tiny_model
 from tests.support.worker_process import WorkerProcess, worker
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 CARRIERS = ("inline", "shm", "dist")
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=24, ignore_eos=True, logprobs=2)

@@ -21,7 +21,7 @@ from tests.support.tiny_heads import make_tiny_head, soften_layers
 from tests.support.tiny_models import make_tiny_model
 from tests.support.worker_process import worker
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 NUM_NEW = 900
 SAMPLED = SamplingParams(temperature=1.0, seed=5, n=3, max_new_tokens=24, ignore_eos=True)

@@ -16,7 +16,7 @@ from scripts.gpu.main import LIMITS_S
 from scripts.gpu.scale import TINY
 from scripts.gpu.summary import MAX_LINES
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[3]
 

@@ -10,7 +10,7 @@ from minedraft import SamplingParams
 from tests.integration.http.browser import browser, has_browser
 from tests.integration.http.conftest import Served
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 IS_READY = "return document.getElementById('facts').textContent.includes('target') && model !== ''"
 NOTES = "return [...document.querySelectorAll('.message .note')].map((note) => note.textContent)"

@@ -25,7 +25,7 @@ from minedraft.security.tls import CA_NAME, CERT_NAME, KEY_NAME
 from tests.support.processes import is_gone, until
 from tests.support.tiny_models import make_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SMALL = {"dtype": "float32", "num_blocks": 64, "target_device": "cpu", "draft_device": "cpu", "mode": "minedraft"}
 GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)

@@ -18,7 +18,7 @@ from tests.support.processes import until
 from tests.support.tiny_models import make_tiny_model
 from tests.support.worker_process import FAKE, worker
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_it_starts_answers_and_stops_at_sigterm(start):

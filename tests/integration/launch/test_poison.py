@@ -12,7 +12,7 @@ from minedraft.errors import ReplaysExhausted
 from tests.fakes.workers import VOCAB_SIZE, continuation
 from tests.integration.launch.launched import Launched, greedy
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 NEIGHBOURS = [[n, n + 1, 9] for n in range(5)]
 NUM_NEW = 150

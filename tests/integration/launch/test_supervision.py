@@ -17,7 +17,7 @@ from tests.fakes.workers import continuation
 from tests.integration.launch.launched import PROMPT, answers, client_state, greedy
 from tests.support.processes import is_gone, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "closed"])

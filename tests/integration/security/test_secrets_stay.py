@@ -18,7 +18,7 @@ from minedraft.errors import MineDraftError
 from tests.support.processes import until
 from tests.support.tiny_models import make_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[3]
 MARKER = "okapi"

@@ -17,7 +17,7 @@ from tests.fakes.workers import VOCAB_SIZE, continuation
 from tests.support.processes import until
 from tests.support.tiny_models import write_tiny_tokenizer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[3]
 TOKEN = "the-token-of-this-test"

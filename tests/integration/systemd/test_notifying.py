@@ -23,7 +23,7 @@ from scripts.systemd.install import Places, assemble_unit
 from tests.support.tiny_models import make_tiny_model
 from tests.support.worker_process import REPO
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 MODULES = {
     "minedraft-launch": "minedraft.cli.launch",

@@ -27,7 +27,7 @@ from scripts.lib.sink import Collector
 from tests.support.in_process import InProcessDrafter, InProcessVerifier, load_executor
 from tests.support.tiny_models import add_noise, make_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 EOS_ID = 2
 NUM_NEW = 60

@@ -18,7 +18,7 @@ from minedraft.types import Acceptance, Batch, RoundId, SequenceSpec
 from tests.support.tiny_models import add_noise, make_tiny_model
 from tests.support.worker_process import WorkerProcess, worker
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SHARE = 40
 COMMON = ("--dtype", "float32", "--block-size", "4", "--device", "cpu:0")

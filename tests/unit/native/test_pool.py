@@ -40,7 +40,6 @@ sys.stdin.read()
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-@pytest.mark.timeout(60)
 def test_a_thread_of_a_changed_pool_keeps_off_its_callers_core_and_sleeps_between_forwards():
     command = [sys.executable, "-c", PROGRAM]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

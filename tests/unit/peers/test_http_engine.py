@@ -16,7 +16,7 @@ from scripts.lib.peers.engines.affinity import family, keep_on
 from scripts.lib.peers.engines.errors import PeerFailed
 from scripts.lib.peers.engines.http_engine import http_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
+pytestmark = pytest.mark.slow
 
 CELL = Cell(CellKind.FIXED, 2, None, 3)
 # Answers a prompt [7] with 8, 9 and 10; refuses an empty one; has a child of its own, as vLLM does.

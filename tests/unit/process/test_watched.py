@@ -13,7 +13,7 @@ import pytest
 from minedraft.process.watched import WatchedProcess
 from minedraft.process.with_parent import child_command, child_environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
+pytestmark = pytest.mark.slow
 
 STUBBORN = """
 import signal
