@@ -1,14 +1,17 @@
-"""Waits for other processes, and looks at the files that they have open, for tests."""
+"""Waits for other processes, tells how long that took, and looks at the files that they have open, for tests."""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+_WAITED = Path("/proc/pressure/cpu")
 
 
 def until(condition: Callable[[], object], within_s: float, what: str) -> None:
@@ -51,3 +54,24 @@ def overwrite(path: Path) -> None:
     """Fill a memory file with zeros: every lease in it is lost."""
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
+
+
+class Elapsed:
+    """Time from the making of this object on, without the time in which some process of the machine waited for a
+    core: on a quiet machine all of it, on a crowded one next to nothing, where a promise in seconds means nothing."""
+
+    def __init__(self) -> None:
+        self._began_s, self._waited_s = time.monotonic(), _waited_s()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began_s - (_waited_s() - self._waited_s)
+
+
+def _waited_s() -> float:
+    """Return the pressure stall time of the processors (Linux 4.20's `some`), 0 where the kernel does not tell."""
+    try:
+        found = re.match(r"some .*total=(\d+)", _WAITED.read_text())
+    except OSError:
+        return 0.0
+    return int(found[1]) / 1e6 if found else 0.0

@@ -11,7 +11,7 @@ from minedraft import AsyncClient, Client, SamplingParams
 from minedraft.errors import Draining, MineDraftError, Unavailable
 from tests.fakes.service import fake_service
 from tests.fakes.workers import FakeVerifier, continuation
-from tests.support.elapsed import Elapsed
+from tests.support.processes import Elapsed
 
 PROMPT = [5, 6, 7]
 FEW = SamplingParams(max_new_tokens=12)

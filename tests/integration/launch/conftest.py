@@ -10,8 +10,7 @@ import pytest
 
 from tests.fakes.workers import VOCAB_SIZE
 from tests.integration.launch.launched import ROOT, Launched
-from tests.support.elapsed import Elapsed
-from tests.support.processes import is_gone, until
+from tests.support.processes import Elapsed, is_gone, until
 from tests.support.tiny_models import write_tiny_tokenizer
 
 

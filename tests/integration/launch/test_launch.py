@@ -13,8 +13,7 @@ from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, MineDraftError
 from minedraft.text.tokenizer import Tokenizer
 from tests.fakes.workers import continuation
 from tests.integration.launch.launched import PROMPT, client_state, greedy
-from tests.support.elapsed import Elapsed
-from tests.support.processes import until
+from tests.support.processes import Elapsed, until
 from tests.support.tiny_models import make_tiny_model
 from tests.support.worker_process import FAKE, worker
 

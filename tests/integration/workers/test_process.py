@@ -22,7 +22,7 @@ from minedraft.errors import EXIT_CONFIG, EXIT_OK, WorkerLost
 from minedraft.messages import VerifyCommand, VerifySpan
 from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
 from minedraft.types import Batch, RoundId
-from tests.support.elapsed import Elapsed
+from tests.support.processes import Elapsed
 from tests.support.tiny_models import make_tiny_model
 from tests.support.worker_process import NULL, WorkerProcess, worker
 
