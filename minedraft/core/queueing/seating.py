@@ -41,19 +41,22 @@ class Seating:
 
     def admit(self, next_drafted: Batch) -> None:
         """Give free seats to those who wait, as long as their KV has room."""
+        if not self._room.queue or not self._batches.has_seat():
+            return
+        # Admit only if the whole prompt fits now and every running request can still grow by one round; otherwise the
+        # newcomer would be preempted and readmitted in a loop.
+        kv, num_more = self._memory.verifier_kv, self._memory.limits.max_draft_len + 1
+        headroom = sum([kv.num_to_come(r.id, len(r.tokens), num_more) for r in self._batches.seated])
         while self._room.queue and self._batches.has_seat():
-            request, kv = self._room.queue[0], self._memory.verifier_kv
+            request = self._room.queue[0]
             if kv.is_leaving(request.id):
                 return
-            # Admit only if the whole prompt fits now and every running request can still grow by one round;
-            # otherwise the newcomer would be preempted and readmitted in a loop.
-            num_more = self._memory.limits.max_draft_len + 1
-            headroom = sum([kv.num_to_come(r.id, len(r.tokens), num_more) for r in self._batches.seated])
             if not kv.can_reserve(request.id, len(request.tokens), headroom):
                 self._take_idle_memory()
                 return
             self._room.leave(request)
             kv.reserve(request.id, len(request.tokens))
+            headroom += kv.num_to_come(request.id, len(request.tokens), num_more)
             batch = self._batches.join(request, next_drafted)
             if not request.seniority:
                 self._num_admitted += 1

@@ -21,6 +21,8 @@ class WaitingRoom:
     def __init__(self) -> None:
         self.queue: deque[Request] = deque()
         self.paused: dict[int, Request] = {}
+        self._lens: dict[int, int] = {}  # tokens of those in the queue, which get none while they wait
+        self._num_tokens = 0  # of all of them: a long queue is not counted again for each newcomer
 
     def check_room(self, new: NewRequest, limits: SchedulerLimits, num_free_seats: int) -> None:
         """Raise Overloaded unless the request may wait here. Seats count as room: a burst that fits the batches is not
@@ -30,7 +32,7 @@ class WaitingRoom:
             raise Overloaded(f"{num_here} requests are waiting, the limit is {most}")
         if len(self.queue) <= num_free_seats:
             return
-        num_tokens = sum([len(request.tokens) for request in self.queue])
+        num_tokens = self._num_tokens
         if num_tokens + len(new.prompt_token_ids) > limits.max_waiting_tokens:
             raise Overloaded(
                 f"requests of {num_tokens} tokens are waiting, this one has {len(new.prompt_token_ids)}, "
@@ -41,7 +43,10 @@ class WaitingRoom:
         """Take a request without a seat; by default one that had a seat before, and is the next to get one."""
         if request.is_paused:
             self.paused[request.id] = request
-        elif is_first:
+            return
+        self._lens[request.id] = len(request.tokens)
+        self._num_tokens += len(request.tokens)
+        if is_first:
             self.queue.appendleft(request)
         else:
             self.queue.append(request)
@@ -49,6 +54,7 @@ class WaitingRoom:
     def leave(self, request: Request) -> None:
         if self.paused.pop(request.id, None) is None:
             self.queue.remove(request)
+            self._num_tokens -= self._lens.pop(request.id)
 
     def find_idle(self, kv: KvLedger) -> Request | None:
         """Return the youngest paused request that has KV, None if there is none: the first to lose it."""
