@@ -9,6 +9,9 @@ from minedraft.sim.gpus import COMPUTE_SHARE, MEMORY_SHARE, Gpu
 from minedraft.sim.shapes import ModelShape
 from minedraft.theory.costs import Cost
 
+LAYER_S = 8e-6
+"""Time that the kernels of a layer, about ten, take to start one after the other in a captured graph."""
+
 
 @dataclass(frozen=True, slots=True)
 class Effort:
@@ -34,17 +37,22 @@ class Forward(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RooflineForward:
-    """A forward takes the longer of reading (weights once, keys and values) and computing, and a fixed time a layer.
+    """A forward takes the longer of reading (weights once, keys and values) and computing, and a fixed time a layer; or
+    what the program takes to launch it, if that is longer.
 
     Attributes:
         num_gpus: that share the model by tensor parallelism, with two all-reduces a layer.
-        layer_s: what a layer takes however little it computes: the launches of its kernels.
+        layer_s: what a layer's kernels take however little they compute.
+        launch_s: what the program takes to launch a layer's kernels one by one; 0 with a captured graph.
+        forward_s: what the program takes for each forward before and after it, while the GPU waits.
     """
 
     shape: ModelShape
     gpu: Gpu
     num_gpus: int = 1
-    layer_s: float = 10e-6
+    layer_s: float = LAYER_S
+    launch_s: float = 0.0
+    forward_s: float = 0.0
 
     def work(self, num_rows: int, num_kv_tokens: int, *, num_prompt: int = 0, is_wide: bool = False) -> Effort:
         """Return what a forward pass takes; devices of their own neither collide nor widen."""
@@ -56,7 +64,8 @@ class RooflineForward:
         read_s = read_bytes / (gpu.bytes_per_s * MEMORY_SHARE)
         compute_s = flops / (gpu.flops * COMPUTE_SHARE)
         layers_s = shape.num_layers * (self.layer_s + self._reduce_s(num_rows))
-        return Effort(max(read_s, compute_s) / self.num_gpus + layers_s, reading=0.0)
+        kernels_s = max(read_s, compute_s) / self.num_gpus + layers_s
+        return Effort(max(kernels_s, shape.num_layers * self.launch_s) + self.forward_s, reading=0.0)
 
     def _reduce_s(self, num_rows: int) -> float:
         """Return the time of a layer's two all-reduces."""

@@ -1,4 +1,10 @@
-"""What named devices can do, from their makers' data sheets, and what of it programs get."""
+"""What named devices can do, from their maker's data sheets, and what of it programs get.
+
+Source: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM, L40S, L40, L4, A10G (as A10), and of B200 in HGX; the
+whitepapers of Ada and Blackwell for the RTX cards. Operations are dense bfloat16 with float32 accumulation, which the
+sheets give for twice as many with sparsity. Latencies of an all-reduce are what NCCL takes for small messages over
+NVLink or PCIe. The two shares are what large matrix products and reads of weights commonly reach.
+"""
 
 from __future__ import annotations
 

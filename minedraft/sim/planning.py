@@ -6,28 +6,29 @@ import re
 from dataclasses import dataclass
 
 from minedraft.errors import ConfigError
-from minedraft.sim.acceptance import AcceptanceLaw, same
+from minedraft.sim.acceptance import AcceptanceLaw
 from minedraft.sim.forwards import FittedForward, RooflineForward
 from minedraft.sim.gpus import Gpu, find_gpu
 from minedraft.sim.service import Machine
 from minedraft.sim.shapes import ModelShape
 from minedraft.theory.costs import Costs
+from minedraft.types import DraftMethod
 
 BLOCK_SIZE = 16
 USABLE_SHARE = 0.9
 """Part of a GPU's memory that weights and KV cache may take."""
-LAYER_S = {"graphs": 8e-6, "eager": 150e-6}
-"""What a layer takes at least: with captured graphs the time its kernels need to start, one by one what Python takes
-to launch about ten of them."""
+LAUNCH_S = {"graphs": 0.0, "eager": 150e-6}
+"""What launching a layer takes: nothing with captured graphs; one by one, what Python takes for about ten kernels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A model on `num_gpus` GPUs of a kind, by tensor parallelism."""
+    """A model on `num_gpus` GPUs of a kind, by tensor parallelism. field: what set the GPUs."""
 
     shape: ModelShape
     gpu: Gpu
     num_gpus: int
+    field: str = "gpu"
 
     @property
     def num_blocks(self) -> int:
@@ -39,14 +40,17 @@ class Placed:
         free = self.num_gpus * self.gpu.memory_bytes * USABLE_SHARE - self.shape.resident_bytes
         blocks = int(free / (BLOCK_SIZE * self.shape.kv_bytes))
         if blocks < 1:
-            need, have = self.shape.resident_bytes / 1e9, self.num_gpus * self.gpu.memory_bytes / 1e9
-            where = f"{have:.0f} GB on {self.num_gpus} x {self.gpu.name}"
-            raise ConfigError("gpu", self.shape.name, f"needs {need:.0f} GB for its weights, there are {where}")
+            need, usable = self.shape.resident_bytes, self.gpu.memory_bytes * USABLE_SHARE
+            limit = (
+                f"{self.shape.name} needs {need / 1e9:.0f} GB for its weights, of each {self.gpu.name}'s memory"
+                f" {usable / 1e9:.0f} GB are usable: {self.gpu.name}x{int(need / usable) + 1} would hold it"
+            )
+            raise ConfigError(self.field, f"{self.gpu.name}x{self.num_gpus}", limit)
         return blocks
 
-    def forward(self, launches: str) -> RooflineForward:
-        """Return how long its forwards take. launches: one of LAYER_S."""
-        return RooflineForward(self.shape, self.gpu, self.num_gpus, LAYER_S[launches])
+    def forward(self, launches: str, forward_s: float = 0.0) -> RooflineForward:
+        """Return how long its forwards take. launches: one of LAUNCH_S. forward_s: see `RooflineForward`."""
+        return RooflineForward(self.shape, self.gpu, self.num_gpus, launch_s=LAUNCH_S[launches], forward_s=forward_s)
 
 
 def parse_gpus(field: str, text: str) -> tuple[Gpu, int]:
@@ -62,24 +66,27 @@ def parse_gpus(field: str, text: str) -> tuple[Gpu, int]:
 
 
 def gpu_machine(
-    target: Placed, draft: Placed | None, acceptance: float, launches: str = "graphs", link_s: float = 1e-4
+    target: Placed, draft: Placed | None, acceptance: AcceptanceLaw, launches: str = "graphs", link_s: float = 1e-4
 ) -> Machine:
-    """Return a machine of two devices, each with its own memory.
-
-    Args:
-        acceptance: of each draft, once those before it are accepted.
+    """Return a machine of two devices, each with its own memory. A shape whose name ends in -eagle is a head that reads
+    the target's features.
 
     Raises:
-        ConfigError: a model does not fit.
+        ConfigError: a model does not fit, or the drafter's words are not the target's.
     """
+    if draft is not None and draft.shape.vocab != target.shape.vocab:
+        limit = f"has {draft.shape.vocab} words and {target.shape.name} {target.shape.vocab}: they must be the same"
+        raise ConfigError("draft", draft.shape.name, limit)
+    is_head = draft is not None and draft.shape.name.endswith("-eagle")
     return Machine(
         target.forward(launches),
         draft.forward(launches) if draft is not None else None,
-        same(acceptance),
+        acceptance,
         target.num_blocks,
         draft.num_blocks if draft is not None else 1,
         BLOCK_SIZE,
         link_s,
+        draft_method=DraftMethod.EAGLE if is_head else DraftMethod.MODEL,
     )
 
 

@@ -90,7 +90,7 @@ class SimulatedService:
         seed: int = 1,
     ) -> None:
         self.machine = machine
-        self._limits = limits
+        self.limits = limits
         self._policies = policies
         self._observers = observers
         self._seed = seed
@@ -105,7 +105,7 @@ class SimulatedService:
         seat = Seat(self._target, machine.verify, machine.verify_blocks, machine.block_size)
         draft_policy, mode_policy = self._policies
         self.pipeline = Pipeline(
-            self._limits,
+            self.limits,
             SimulatedVerifier(seat, _BOTH_CORES if machine.shares_cores else ()),
             self.new_drafter() if machine.draft is not None else None,
             observers=[*observers, *self._observers],

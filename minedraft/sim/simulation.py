@@ -11,6 +11,8 @@ from statistics import fmean, median, quantiles
 from minedraft.core import events
 from minedraft.core.counters import Counters
 from minedraft.core.limits import SchedulerLimits
+from minedraft.core.policy.base import FixedDraftLen
+from minedraft.core.policy.tetris import TetrisPolicy
 from minedraft.core.request import NewRequest
 from minedraft.core.round_stats import RoundStats, RoundSummary
 from minedraft.engine.pipeline import Pipeline
@@ -18,7 +20,7 @@ from minedraft.errors import Overloaded
 from minedraft.sampling_params import SamplingParams
 from minedraft.sim.service import NO_POLICIES, Machine, SimulatedAnswer, SimulatedPolicies, SimulatedService
 from minedraft.sim.virtual_time import run_virtual
-from minedraft.types import Mode
+from minedraft.types import Mode, ScoreKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class SimulatedRun:
     Attributes:
         seconds: from the first arrival to the last answer.
         tokens_per_s: output of the whole run. decode_tokens_per_s: of the rounds without prompts, as the paper counts.
+        full_tokens_per_s: of those of them in which the batch had all its requests; 0 if there were none.
         makespan_per_request_s: seconds / requests: the paper's "E2EL", which is no latency.
         latency, queue, first_token, per_token: of requests, from arrival to the end, to their first round, to the first
             token, and per token after.
@@ -69,6 +72,7 @@ class SimulatedRun:
     num_steps: int
     tokens_per_s: float
     decode_tokens_per_s: float
+    full_tokens_per_s: float
     makespan_per_request_s: float
     latency: Percentiles
     queue: Percentiles
@@ -82,18 +86,26 @@ class SimulatedRun:
 
 @dataclass(slots=True)
 class _Decoding:
-    """An observer: output and duration of the rounds in which nobody's prompt is cached."""
+    """An observer: output and duration of the rounds in which nobody's prompt is cached.
 
+    least_requests: of the rounds that count.
+    """
+
+    least_requests: int = 0
     num_tokens: int = 0
     seconds: float = 0.0
     _last_s: float | None = None
 
     def observe(self, event: events.Event, now_s: float) -> None:
         if isinstance(event, events.RoundCommitted):
-            if not event.is_prefill and self._last_s is not None:
+            if not event.is_prefill and self._last_s is not None and event.num_requests >= self.least_requests:
                 self.num_tokens += event.num_output_tokens
                 self.seconds += now_s - self._last_s
             self._last_s = now_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / max(self.seconds, 1e-12)
 
 
 def endless_limits(mode: Mode, max_batch_size: int, draft_len: int) -> SchedulerLimits:
@@ -107,6 +119,15 @@ def endless_limits(mode: Mode, max_batch_size: int, draft_len: int) -> Scheduler
         max_model_len=1 << 20,
         branches=1,
     )
+
+
+def with_tetris(limits: SchedulerLimits, extra_drafts: int) -> tuple[SchedulerLimits, SimulatedPolicies]:
+    """Return limits and policies that draft so many tokens more and verify the best of the batch; with none, those
+    that verify all."""
+    if not extra_drafts or not limits.draft_len:
+        return limits, NO_POLICIES
+    more = replace(limits, extra_drafts=extra_drafts, scores=ScoreKind.PEAK)
+    return more, (TetrisPolicy(FixedDraftLen(), extra_drafts), None)
 
 
 def run_simulation(
@@ -143,8 +164,9 @@ class _Run:
 
     async def main(self, dies_every_s: float | None, returns_after_s: float) -> SimulatedRun:
         loop, service = asyncio.get_running_loop(), self._service
-        stats, counters, decoding = RoundStats(1 << 16), Counters(), _Decoding()
-        pipeline = service.start([stats.observe, counters.observe, decoding.observe, self._observe])
+        stats, counters = RoundStats(1 << 16), Counters()
+        decoding, full = _Decoding(), _Decoding(service.limits.max_batch_size)
+        pipeline = service.start([stats.observe, counters.observe, decoding.observe, full.observe, self._observe])
         async with pipeline:
             faults = None
             if service.machine.draft is not None and dies_every_s is not None:
@@ -154,7 +176,7 @@ class _Run:
             if faults is not None:
                 faults.cancel()
         num_steps = sum(counters.rounds.values())
-        run = _summary([a for a in answers if a is not None], seconds, num_steps, decoding, stats.summary())
+        run = _summary([a for a in answers if a is not None], seconds, num_steps, (decoding, full), stats.summary())
         peak_kv_tokens = self._peak_blocks * service.machine.block_size
         return replace(run, num_refused=self._num_refused, peak_kv_tokens=peak_kv_tokens)
 
@@ -204,7 +226,11 @@ async def _kill(service: SimulatedService, every_s: float, returns_after_s: floa
 
 
 def _summary(
-    answers: Sequence[SimulatedAnswer], seconds: float, num_steps: int, decoding: _Decoding, rounds: RoundSummary
+    answers: Sequence[SimulatedAnswer],
+    seconds: float,
+    num_steps: int,
+    decoding: tuple[_Decoding, _Decoding],
+    rounds: RoundSummary,
 ) -> SimulatedRun:
     usages = [answer.usage for answer in answers if answer.usage is not None and answer.error is None]
     num_tokens = sum(usage.output_tokens for usage in usages)
@@ -213,7 +239,8 @@ def _summary(
         num_tokens=num_tokens,
         num_steps=num_steps,
         tokens_per_s=num_tokens / seconds,
-        decode_tokens_per_s=decoding.num_tokens / max(decoding.seconds, 1e-12),
+        decode_tokens_per_s=decoding[0].tokens_per_s,
+        full_tokens_per_s=decoding[1].tokens_per_s,
         makespan_per_request_s=seconds / max(len(answers), 1),
         latency=_percentiles([usage.total_s for usage in usages]),
         queue=_percentiles([usage.queue_s for usage in usages]),

@@ -12,7 +12,11 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 COMMANDS = sorted(
     path
-    for folder in (SCRIPTS, *(SCRIPTS / "bench" / name for name in ("", "doors", "network", "studies")))
+    for folder in (
+        SCRIPTS,
+        SCRIPTS / "forecast",
+        *(SCRIPTS / "bench" / name for name in ("", "doors", "network", "studies")),
+    )
     for path in folder.iterdir()
     if not path.suffix
 )

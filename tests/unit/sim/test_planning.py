@@ -68,7 +68,7 @@ def test_what_is_no_gpu_is_refused(text: str, limit: str) -> None:
 
 def test_a_model_that_does_not_fit_is_refused_with_numbers() -> None:
     assert Placed(SHAPES["llama-3.1-8b"], GPUS["h100"], 1).num_blocks * 16 > 400_000
-    with pytest.raises(ConfigError, match=r"needs 141 GB for its weights, there are 80 GB on 1 x h100"):
+    with pytest.raises(ConfigError, match=r"gpu is 'h100x1': llama-3.3-70b needs 141 GB .* h100x2 would hold it"):
         Placed(SHAPES["llama-3.3-70b"], GPUS["h100"], 1).num_blocks  # noqa: B018
 
 
@@ -84,6 +84,49 @@ def test_the_command_compares_modes_and_says_what_it_assumed() -> None:
     content = json.loads(CliRunner().invoke(simulate, [*arguments, "--json"], catch_exceptions=False).stdout)
     assert [row["num_gpus"] for row in content["rows"]] == [1, 2, 2]
     assert all(row["num_failed"] == 0 for row in content["rows"])
+
+
+def test_the_command_says_what_is_best_in_all_and_for_each_gpu() -> None:
+    """Eight billion parameters for few requests: drafting gives the most, and uses a second GPU for it."""
+    options = ["--target", "llama-3.1-8b", "--draft", "llama-3.2-1b", "--gpu", "h100", "--in-flight", "4"]
+    result = CliRunner().invoke(simulate, [*options, "--output-len", "32"], catch_exceptions=False)
+    said = " ".join(result.output.split())
+    assert "4 in flight: sd with k = 3 gives the most" in said
+    assert "ar the most a GPU" in said
+    assert "h100: 989 Tflop/s, 3350 GB/s, 80 GB, by its data sheet" in said
+
+
+def test_tetris_and_a_head_run_by_the_same_pipeline() -> None:
+    options = ["--target", "vicuna-13b", "--draft", "vicuna-13b-eagle", "--gpu", "a100", "--in-flight", "4", "--json"]
+    rates = []
+    for extra in ("0", "3"):
+        arguments = [*options, "--output-len", "64", "--modes", "minedraft", "--extra-drafts", extra]
+        content = json.loads(CliRunner().invoke(simulate, arguments, catch_exceptions=False).stdout)
+        rates.append(content["rows"][0]["rounds"]["mean_accepted_len"])
+    assert rates[1] > 1.02 * rates[0] > 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit"),
+    [
+        ([], "target: must be given"),
+        (["--target", "llama-3.1-8b", "--draft", "qwen3-0.6b"], "has 151936 words and llama-3.1-8b 128256"),
+        (["--target", "llama-3.1-8b", "--modes", "sd"], "draft: must be given for sd"),
+        (["--target", "llama-3.1-8b", "--gpu", "h101"], "gpu is 'h101': must be one of a100"),
+        (["--target", "llama-3.1-8b", "--draft", "llama-3.2-1b", "--draft-gpu", "x"], "draft-gpu is 'x'"),
+        (["--target", "llama-3.1-8b", "--draft", "llama-3.2-1b", "--in-flight", "3", "--modes", "minedraft"], "even"),
+        (["--target", "llama-3.1-8b", "--measured", "some.json"], "has its own models"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(arguments: list[str], limit: str) -> None:
+    with pytest.raises(ConfigError, match=limit):
+        CliRunner().invoke(simulate, arguments, catch_exceptions=False)
+
+
+def test_models_that_seem_exchanged_are_remarked_on() -> None:
+    options = ["--target", "llama-3.2-1b", "--draft", "llama-3.1-8b", "--in-flight", "2", "--output-len", "8"]
+    said = CliRunner().invoke(simulate, options, catch_exceptions=False).output
+    assert "perhaps the two are exchanged" in " ".join(said.split())
 
 
 def test_the_command_simulates_this_machine_from_a_result() -> None:

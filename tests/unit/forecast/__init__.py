@@ -1,0 +1,1 @@
+"""What the simulator says of the paper and of services at their limits."""
