@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from minedraft.types import Role
 from minedraft.v1 import inference_pb2_grpc
 from tests.fakes.service import FakeService, fake_service
 from tests.fakes.workers import FakeVerifier, continuation
+from tests.support.processes import free_port
 from tests.support.served_worker import served as served_worker
 
 SETTINGS, PING, GOAWAY = 4, 6, 7  # frames of HTTP/2
@@ -73,9 +73,7 @@ async def test_no_proxy_of_the_environment_comes_between(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, "http://127.0.0.1:9")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        listen = f"127.0.0.1:{probe.getsockname()[1]}"
+    listen = f"127.0.0.1:{free_port()}"
     async with fake_service(tmp_path, listen=listen):  # which waits for health
         async with AsyncClient(listen, timeout_s=60) as client:
             assert (await client.status()).state == "serving"

@@ -33,7 +33,7 @@ _ALLOWED: dict[Way, type[MineDraftError]] = {
 _CLIENTS_REASONS = {
     kind.reason for kind in (InvalidRequest, RequestAborted, DeadlineExceeded, DuplicateRequest, Overloaded)
 }
-_SETTLE_S = 10.0
+_SETTLE_S = 60.0
 _MAX_MORE_FILES = 4
 _MAX_MORE_MB = 64.0
 _PROBE_ID = 5

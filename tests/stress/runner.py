@@ -33,7 +33,7 @@ from tests.stress.truth import Truth
 
 _WATCH_S = 0.5
 _PROGRESS_S = 2.0
-_STATUS_TIMEOUT_S = 15.0
+_STATUS_TIMEOUT_S = 60.0
 
 Report = Callable[[str], None]
 

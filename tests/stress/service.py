@@ -18,7 +18,7 @@ from tests.stress.models import Pair
 from tests.stress.presets import Preset
 
 _READY_S = 120.0
-_GONE_S = 5.0
+_GONE_S = 30.0
 _BAD_WORDS = ("refused", "lost", "Traceback", " WARNING ", " ERROR ", " CRITICAL ")
 
 

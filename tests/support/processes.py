@@ -1,9 +1,11 @@
-"""Waits for other processes, tells how long that took, and looks at the files that they have open, for tests."""
+"""Other processes in tests: waits for them, tells how long that took, looks at their files, finds ports for them."""
 
 from __future__ import annotations
 
 import os
+import random
 import re
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +14,7 @@ from pathlib import Path
 import psutil
 
 _WAITED = Path("/proc/pressure/cpu")
+_PORTS = iter(random.Random(os.getpid()).sample(range(20_000, 32_000), 12_000))
 
 
 def until(condition: Callable[[], object], within_s: float, what: str) -> None:
@@ -28,6 +31,16 @@ def is_gone(process: psutil.Process) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def free_port() -> int:
+    """Return a port of this host for another process to listen on. The kernel itself gives these to nobody, and test
+    processes side by side try them in orders of their own."""
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise LookupError("no free port")
 
 
 def memory_files(pid: int | None = None) -> list[Path]:

@@ -22,7 +22,7 @@ from minedraft.errors import EXIT_CONFIG, ConfigErrors, StartFailed
 from minedraft.local import serve
 from minedraft.security.authority import TOKEN_NAME, make_certificates
 from minedraft.security.tls import CA_NAME, CERT_NAME, KEY_NAME
-from tests.support.processes import is_gone, until
+from tests.support.processes import free_port, is_gone, until
 from tests.support.tiny_models import make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -41,9 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 def test_the_door_opens_with_the_service_and_closes_with_it(models: Path, port: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pytest
 from minedraft import Client, SamplingParams
 from minedraft.errors import InvalidRequest
 from minedraft.local import serve
+from tests.support.processes import free_port
 from tests.support.tiny_models import make_tiny_model
 
 ANSWERS = 3
@@ -36,12 +36,6 @@ class Observed:
         records = json.loads(self.trace_path.read_text())
         assert isinstance(records, list)
         return records
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def fetch(port: int) -> str:

@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from minedraft import AsyncClient, SamplingParams
 from minedraft.errors import ConfigError
 from tests.fakes.service import fake_service
-from tests.integration.observe.conftest import ANSWERS, NEW_TOKENS, Observed, free_port
+from tests.integration.observe.conftest import ANSWERS, NEW_TOKENS, Observed
+from tests.support.processes import free_port
 
 DASHBOARD = Path(__file__).parents[3] / "scripts/grafana/minedraft.json"
 

@@ -25,8 +25,9 @@ from minedraft.rpc.token_check import TokenCheck
 from minedraft.security.tls import Access
 from minedraft.security.tokens import TokenFile
 from minedraft.v1 import inference_pb2
-from tests.fakes.certificates import HERE, certify, free_port, write_secret
+from tests.fakes.certificates import HERE, certify, write_secret
 from tests.fakes.service import FakeService, fake_service
+from tests.support.processes import free_port
 
 TOKEN = "the-token-of-this-test"
 PARAMS = SamplingParams(max_new_tokens=4)

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.fakes.certificates import certify, free_port, write_secret
+from tests.fakes.certificates import certify, write_secret
 from tests.fakes.workers import VOCAB_SIZE, continuation
-from tests.support.processes import until
+from tests.support.processes import free_port, until
 from tests.support.tiny_models import write_tiny_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -19,7 +19,8 @@ from minedraft.rpc.worker_link import GrpcVerifier
 from minedraft.security.tls import ClientTls, worker_client_tls, worker_server_tls
 from minedraft.types import Role
 from minedraft.v1 import worker_pb2
-from tests.fakes.certificates import certify, free_port
+from tests.fakes.certificates import certify
+from tests.support.processes import free_port
 from tests.support.served_worker import Served, command, served
 
 METHODS = [
