@@ -10,7 +10,7 @@ import asyncio
 import gc
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from minedraft.device import format_cores, usable_cores
 from minedraft.errors import MineDraftError
 from scripts.lib.peers.arrivals import Rates, to_rates
 from scripts.lib.peers.cells import WARM_UP, Cell, CellKind, expected_s
+from scripts.lib.peers.clock import Clock, Expected, OnStep
 from scripts.lib.peers.engines.affinity import family, keep_on, run_on
 from scripts.lib.peers.engines.base import Engine, Peer, Setup
 from scripts.lib.peers.engines.errors import PeerFailed
@@ -78,9 +79,9 @@ class Visit:
         word = "core" if len(self.cores) == 1 else "cores"
         return f"{self.peer.name} on {word} {format_cores(self.cores)}, repeat {self.repeat + 1}"
 
-    def expected_s(self, weight_bytes: float) -> float:
+    def expected(self, weight_bytes: float) -> Expected:
         answers_s = sum(expected_s(cell, len(self.cores), weight_bytes) for cell in [WARM_UP, *self.cells])
-        return self.peer.start_s * max(1.0, weight_bytes / 1e9) + self.peer.pace * answers_s
+        return self.peer.name, self.peer.start_s * max(1.0, weight_bytes / 1e9) + self.peer.pace * answers_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,37 +115,14 @@ class Outcome:
     elapsed_s: float = 0.0
 
 
-class Clock:
-    """Estimates the time left, from how long the visits so far took compared with what was expected."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._expected: dict[str, float] = {}
-        self._taken: dict[str, float] = {}
-
-    def record(self, visit: Visit, seconds: float) -> None:
-        name = visit.peer.name
-        self._expected[name] = self._expected.get(name, 0.0) + visit.expected_s(self._plan.weight_bytes)
-        self._taken[name] = self._taken.get(name, 0.0) + seconds
-
-    def left_s(self, visits: Sequence[Visit]) -> float:
-        """Return about how many seconds these visits take."""
-        overall = sum(self._taken.values()) / sum(self._expected.values()) if self._expected else 1.0
-        return sum(
-            visit.expected_s(self._plan.weight_bytes)
-            * (self._taken[name] / self._expected[name] if (name := visit.peer.name) in self._expected else overall)
-            for visit in visits
-        )
-
-
-async def measure_all(plan: Plan, prompts: PromptSet, outcome: Outcome, on_step: Callable[[str, float], None]) -> None:
+async def measure_all(plan: Plan, prompts: PromptSet, outcome: Outcome, on_step: OnStep) -> None:
     """Run all visits. A peer that fails is named in the outcome and not visited again.
 
     Args:
         outcome: filled as the run goes on, so that an interrupted run has its figures too.
         on_step: called with what runs now and about how many seconds are left.
     """
-    visits, clock = plan.visits(), Clock(plan)
+    visits, clock = plan.visits(), Clock()
     references: dict[Cell, list[tuple[int, ...]]] = {}
     everywhere = usable_cores()
     try:
@@ -152,14 +130,14 @@ async def measure_all(plan: Plan, prompts: PromptSet, outcome: Outcome, on_step:
             left = [later for later in visits[place:] if later.peer.name not in outcome.failures]
             if visit.peer.name in outcome.failures:
                 continue
-            on_step(visit.label, clock.left_s(left))
+            on_step(visit.label, clock.left_s([later.expected(plan.weight_bytes) for later in left]))
             began_s = time.monotonic()
             try:
                 async with _running(plan, visit, everywhere) as engine:
                     await _measure(visit, engine, plan, prompts, outcome, references)
             except (MineDraftError, OSError) as error:
                 outcome.failures[visit.peer.name] = f"{visit.label}: {error}"
-            clock.record(visit, time.monotonic() - began_s)
+            clock.record(visit.expected(plan.weight_bytes), time.monotonic() - began_s)
             outcome.elapsed_s += time.monotonic() - began_s
     finally:
         run_on(everywhere)

@@ -17,7 +17,8 @@ from minedraft.models.catalogue import Pair, ensure_pair
 from minedraft.types import Mode
 from scripts.lib.peers import plot, report
 from scripts.lib.peers.cells import IN_FLIGHT, full_cells, quick_cells
-from scripts.lib.peers.driving import Clock, Outcome, Plan, measure_all
+from scripts.lib.peers.clock import Clock, in_words, showing_steps
+from scripts.lib.peers.driving import Outcome, Plan, measure_all
 from scripts.lib.peers.engines.base import Installable, Peer
 from scripts.lib.peers.engines.errors import PeerFailed
 from scripts.lib.peers.engines.llama_cpp import LlamaCpp
@@ -195,21 +196,14 @@ def _compare(plan: Plan, absent: dict[str, str], out: Path | None) -> None:
     # As on the first set of cores, without the places of this machine.
     setup = replace(plan.setup(plan.core_sets[0], Path("FOLDER")), model=Path("MODEL"))
     facts = {peer.name: peer.facts(setup) for peer in plan.peers}
-    steps = Console(stderr=True)
+    whole_s = Clock().left_s([visit.expected(plan.weight_bytes) for visit in plan.visits()])
     say(
         f"{len(plan.peers)} engines, {len(plan.core_sets)} sets of cores, {plan.repeats} repeats: "
-        f"about {_minutes(Clock(plan).left_s(plan.visits()))}"
+        f"about {in_words(whole_s)}"
     )
     is_over = False
     try:
-        with steps.status("starting") as status:
-
-            def on_step(label: str, left_s: float) -> None:
-                line = f"{label}; about {_minutes(left_s)} left"
-                status.update(line)
-                if not steps.is_terminal:
-                    say(line)
-
+        with showing_steps() as on_step:
             asyncio.run(until_told(measure_all(plan, prompts, outcome, on_step)))
             is_over = True
     finally:
@@ -223,10 +217,6 @@ def _compare(plan: Plan, absent: dict[str, str], out: Path | None) -> None:
         report.write(out.with_suffix(".json"), report.to_content(plan, outcome, prompts.source, facts, absent))
         plot.draw(to_rows(outcome.measurements), f"{plan.model.name}, {plan.dtype}", out.with_suffix(".svg"))
         console.print(f"written to {out.with_suffix('.json')} and {out.with_suffix('.svg')}", markup=False)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
 
 
 if __name__ == "__main__":

@@ -6,82 +6,29 @@ import gc
 import json
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from minedraft.device import usable_cores
-from minedraft.models.catalogue import Pair
 from scripts.lib.peers.cells import Cell, CellKind
+from scripts.lib.peers.clock import OnStep
 from scripts.lib.peers.engines.affinity import run_on
+from scripts.lib.peers.engines.errors import PeerFailed
 from scripts.lib.peers.engines.http_engine import HttpEngine
 from scripts.lib.peers.prompts import PromptSet
+from scripts.lib.vllm.comparison import PLUGIN_WAYS, SLOW, Comparison, Found
+from scripts.lib.vllm.course import Course, Step, cell_step, start_step
 from scripts.lib.vllm.environment import PluginEnvironment
-from scripts.lib.vllm.findings import round_times, verify_times
+from scripts.lib.vllm.findings import paced_times, round_times
+from scripts.lib.vllm.memory import free_bytes, own_bytes, together, weight_bytes
 from scripts.lib.vllm.servers import Sample, ask_once, drafter_for, measure, servers_for
 from scripts.lib.vllm.ways import Places, ServerPlan, Way
 
 PROMPT = "What is the difference between weather and climate? Answer in a few sentences."
 _WARM_UP_TOKENS = 8
-_MAX_PROMPT = 448  # tokens; those of the benchmark's chat prompts are fewer
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """What is compared.
-
-    Attributes:
-        counts: requests in flight. max_new_tokens: of each answer, exactly.
-        repeats: how often each cell is measured in each way.
-        paced: how long the slow drafter takes, as a share of the verify; 0: it is left out.
-    """
-
-    pair: Pair
-    ways: Sequence[Way]
-    counts: Sequence[int]
-    draft_len: int
-    dtype: str
-    max_new_tokens: int
-    repeats: int
-    paced: float
-
-    @property
-    def can_be_paced(self) -> bool:
-        """Whether there is something to compare with a slow drafter."""
-        return self.paced > 0 and {Way.SERIAL, Way.ALTERNATING} <= set(self.ways)
-
-    def plan(self, folder: Path) -> ServerPlan:
-        assert self.pair.draft is not None, "the pairs have draft models"
-        max_len = _MAX_PROMPT + self.max_new_tokens
-        most = max(self.counts)
-        return ServerPlan(self.pair.target, self.pair.draft, self.dtype, self.draft_len, most, max_len, folder)
-
-    def cells(self) -> list[Cell]:
-        """Return a cell for each number in flight, and for the half of it, whose times the bound needs."""
-        counts = sorted({*self.counts, *(count // 2 for count in self.counts)} - {0})
-        return [Cell(CellKind.FIXED, count, None, self.max_new_tokens) for count in counts]
-
-    def ways_of(self, cell: Cell) -> Sequence[Way]:
-        """Return the ways that answer a cell: of a half that is not asked for, only what the bound needs."""
-        return self.ways if cell.num_in_flight in self.counts else [way for way in self.ways if way is Way.SERIAL]
-
-
-@dataclass(slots=True)
-class Found:
-    """What a comparison has measured.
-
-    Attributes:
-        failed: why a way's server did not start.
-        samples: with the drafter at its own pace. paced: with the slow one.
-        paced_ms: by requests, how long a draft of the slow one takes.
-    """
-
-    failed: dict[Way, str] = field(default_factory=dict)
-    samples: list[Sample] = field(default_factory=list)
-    paced: list[Sample] = field(default_factory=list)
-    paced_ms: dict[int, float] = field(default_factory=dict)
 
 
 def own_places() -> Places:
@@ -90,77 +37,127 @@ def own_places() -> Places:
     return Places(cores[min(1, len(cores) - 1)], cores[0])
 
 
-async def compare(comparison: Comparison, environment: PluginEnvironment, say: Say) -> Found:
+async def compare(
+    comparison: Comparison, environment: PluginEnvironment, found: Found, say: Say, on_step: OnStep
+) -> None:
     """Start everything, show one answer, and measure all cells in all ways, then those with the slow drafter.
 
+    Args:
+        found: filled as the run goes on, so that an interrupted run has its figures too.
+
     Raises:
-        StartFailed: the drafter, or no server at all, did start. PeerFailed: a server broke off.
+        StartFailed: the drafter did not start. PeerFailed: no server has figures.
     """
-    found, prompts = Found(), PromptSet.load(comparison.pair.target)
-    async with _running(comparison, environment, found, say) as (engines, plan):
-        way = list(engines)[-1]
-        say(f"{way.value}, through the OpenAI client: {PROMPT}")
-        say(await ask_once(engines[way], plan.socket(way), environment, PROMPT))
-        warm_up = Cell(CellKind.FIXED, max(comparison.counts), None, _WARM_UP_TOKENS)
-        async for _ in measure(engines, prompts, warm_up, 0):
-            pass
-        for repeat in range(comparison.repeats):
-            say(f"repeat {repeat + 1} of {comparison.repeats}")
-            for cell in comparison.cells():
-                asked = {way: engines[way] for way in comparison.ways_of(cell) if way in engines}
-                found.samples += await _measure(asked, prompts, cell, repeat)
-        if comparison.can_be_paced and {Way.SERIAL, Way.ALTERNATING} <= engines.keys():
-            await _measure_paced(comparison, engines, prompts, plan.times, found)
-    return found
+    with tempfile.TemporaryDirectory(prefix="vllm-") as folder:
+        plan = comparison.plan(Path(folder))
+        sets = together(comparison.ways, own_bytes(plan, comparison.ways), free_bytes(plan))
+        if len(sets) > 1:
+            say(f"memory has no room for all servers together: {len(sets)} sets run one after the other")
+        course = Course([step for ways in sets for step in comparison.steps(ways)], on_step)
+        run = _Run(comparison, plan, environment, found, course, PromptSet.load(comparison.pair.target))
+        for place, ways in enumerate(sets):
+            async with run.serving(ways) as engines:
+                for way in set(found.failed) & set(ways):
+                    say(f"{way.value} is left out: {found.failed[way]}")
+                if place == 0 and engines:
+                    say(await run.answer(engines))
+                await run.measure_all(engines)
+    if not found.samples:
+        raise PeerFailed("nothing could be measured")
 
 
-async def _measure_paced(
-    comparison: Comparison, engines: Mapping[Way, HttpEngine], prompts: PromptSet, path: Path, found: Found
-) -> None:
-    """Measure serial and alternating with a drafter as slow as a share of the verify, most requests in flight."""
-    count = max(comparison.counts)
-    verify_s = verify_times(round_times(found.samples), count)
-    found.paced_ms = {n: 1e3 * comparison.paced * seconds for n, seconds in verify_s.items()}
-    table = {n: {comparison.draft_len: ms} for n, ms in found.paced_ms.items()}
-    path.with_suffix(".new").write_text(json.dumps(table), encoding="utf-8")
-    path.with_suffix(".new").replace(path)
-    both = {way: engines[way] for way in (Way.SERIAL, Way.ALTERNATING)}
-    for repeat in range(comparison.repeats):
-        cell = Cell(CellKind.FIXED, count, None, comparison.max_new_tokens)
-        found.paced += await _measure(both, prompts, cell, repeat)
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A comparison that runs."""
 
+    comparison: Comparison
+    plan: ServerPlan
+    environment: PluginEnvironment
+    found: Found
+    course: Course
+    prompts: PromptSet
 
-@asynccontextmanager
-async def _running(
-    comparison: Comparison, environment: PluginEnvironment, found: Found, say: Say
-) -> AsyncIterator[tuple[dict[Way, HttpEngine], ServerPlan]]:
-    """Run the drafter and the servers, this process on the drafter's core."""
-    places, everywhere, ways = own_places(), usable_cores(), comparison.ways
-    num_drafting = max(sum(way.groups > 0 for way in ways), 1)
-    try:
-        with tempfile.TemporaryDirectory(prefix="vllm-") as folder:
-            plan = comparison.plan(Path(folder))
-            say(f"starting a drafter and {len(ways)} vLLM servers")
-            times = plan.times if comparison.can_be_paced else None
-            async with (
-                drafter_for(plan, places, num_drafting, times) as drafter,
-                servers_for(ways, plan, places, environment, drafter) as (engines, failed),
-            ):
+    @asynccontextmanager
+    async def serving(self, ways: Sequence[Way]) -> AsyncIterator[dict[Way, HttpEngine]]:
+        """Run the servers of these ways and, if one of them has the plugin, the drafter; this process on the drafter's
+        core."""
+        places, everywhere = own_places(), usable_cores()
+        num_drafting = sum([way.groups > 0 for way in ways])
+        times = self.plan.times if self.comparison.can_be_paced else None
+        try:
+            async with AsyncExitStack() as stack:
+                with self.course.step(start_step(ways)):
+                    drafter = None
+                    if num_drafting:
+                        drafter = await stack.enter_async_context(drafter_for(self.plan, places, num_drafting, times))
+                    servers = servers_for(ways, self.plan, places, self.environment, drafter)
+                    engines, failed = await stack.enter_async_context(servers)
                 for way, error in failed.items():
-                    found.failed[way] = str(error)
-                    say(f"{way.value} is left out: {error}")
-                if not engines:
-                    raise next(iter(failed.values()))
+                    self.fail(way, error)
                 run_on((places.drafter,))
-                yield engines, plan
-    finally:
-        run_on(everywhere)
+                yield engines
+        finally:
+            run_on(everywhere)
+
+    def fail(self, way: Way, error: Exception) -> None:
+        """Leave a way out from now on."""
+        self.found.failed[way] = str(error)
+        self.course.drop(way)
+
+    async def answer(self, engines: Mapping[Way, HttpEngine]) -> str:
+        """Return what the last way answers through the OpenAI client."""
+        way = list(engines)[-1]
+        said = await ask_once(engines[way], self.plan.socket(way), self.environment, PROMPT)
+        return f"{way.value}, through the OpenAI client: {PROMPT}\n{said}"
+
+    async def measure_all(self, engines: Mapping[Way, HttpEngine]) -> None:
+        """Measure all cells in these ways, one after the other."""
+        comparison, weights = self.comparison, weight_bytes(self.plan.target, self.plan.dtype)
+        warm_up = Cell(CellKind.FIXED, max(comparison.counts), None, _WARM_UP_TOKENS)
+        for way, engine in engines.items():
+            await self._try(way, engine, warm_up, 0)
+        for repeat in range(comparison.repeats):
+            for cell in comparison.cells():
+                ways = [way for way in comparison.ways_of(cell) if way in engines]
+                for way in _turned(ways, repeat):
+                    sample = await self._try(way, engines[way], cell, repeat, cell_step(way, cell, repeat, weights))
+                    self.found.samples += sample
+        if comparison.can_be_paced and set(PLUGIN_WAYS) <= engines.keys() - self.found.failed.keys():
+            await self._measure_paced(engines, weights)
+
+    async def _measure_paced(self, engines: Mapping[Way, HttpEngine], weights: float) -> None:
+        """Measure serial and alternating with a drafter as slow as a share of the verify, most requests in flight."""
+        comparison, cell = self.comparison, self.comparison.fullest
+        times = paced_times(round_times(self.found.samples), cell.num_in_flight, comparison.paced)
+        self.found.paced_times = times
+        table = {count: {comparison.draft_len: 1e3 * each.draft_s} for count, each in times.items()}
+        new = self.plan.times.with_suffix(".new")
+        new.write_text(json.dumps(table), encoding="utf-8")
+        new.replace(self.plan.times)
+        for repeat in range(comparison.repeats):
+            for way in _turned(PLUGIN_WAYS, repeat):
+                step = cell_step(way, cell, repeat, weights, SLOW)
+                self.found.paced += await self._try(way, engines[way], cell, repeat, step)
+
+    async def _try(
+        self, way: Way, engine: HttpEngine, cell: Cell, repeat: int, step: Step | None = None
+    ) -> list[Sample]:
+        """Return the sample; none, now and later, of a way that fails."""
+        if way in self.found.failed:
+            return []
+        gc.collect()
+        gc.disable()  # a collection here would delay arrivals
+        try:
+            with nullcontext() if step is None else self.course.step(step):
+                return [await measure(way, engine, self.prompts, cell, repeat)]
+        except PeerFailed as error:
+            self.fail(way, error)
+            return []
+        finally:
+            gc.enable()
 
 
-async def _measure(engines: Mapping[Way, HttpEngine], prompts: PromptSet, cell: Cell, repeat: int) -> list[Sample]:
-    gc.collect()
-    gc.disable()  # a collection here would delay arrivals
-    try:
-        return [sample async for sample in measure(engines, prompts, cell, repeat)]
-    finally:
-        gc.enable()
+def _turned(ways: Sequence[Way], repeat: int) -> Sequence[Way]:
+    """Return the ways in an order in which another one is first in each repeat."""
+    start = repeat % max(len(ways), 1)
+    return [*ways[start:], *ways[:start]]

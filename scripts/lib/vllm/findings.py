@@ -91,9 +91,17 @@ def verify_times(times: Mapping[int, Times], most: int) -> dict[int, float]:
     return found
 
 
-def to_lines(samples: Sequence[Sample]) -> list[Line]:
-    """Return a line for each number in flight at which both serial and alternating were measured."""
-    times = round_times(samples)
+def paced_times(times: Mapping[int, Times], most: int, share: float) -> dict[int, Times]:
+    """Return the times of a round of 1 to `most` requests with a drafter that takes a share of the verify."""
+    return {count: Times(share * verify_s, verify_s) for count, verify_s in verify_times(times, most).items()}
+
+
+def to_lines(samples: Sequence[Sample], times: Mapping[int, Times]) -> list[Line]:
+    """Return a line for each number in flight at which both serial and alternating were measured.
+
+    Args:
+        times: of a round by requests together, for the bound.
+    """
     counts = sorted({sample.cell.num_in_flight for sample in samples})
     lines = []
     for count in counts:
@@ -130,9 +138,9 @@ def _acceptances(samples: Iterable[Sample]) -> dict[Way, float]:
     return {way: median(values) for way, values in shares.items()}
 
 
-def to_sentences(samples: Sequence[Sample]) -> list[str]:
+def to_sentences(samples: Sequence[Sample], times: Mapping[int, Times]) -> list[str]:
     """Return where alternating loses and why, in plain words, and where it wins."""
-    rates, times, lines = median_rates(samples), round_times(samples), to_lines(samples)
+    rates, lines = median_rates(samples), to_lines(samples, times)
     sentences = []
     for line in lines:
         count, sentence = line.num_in_flight, _against_serial(line, times)

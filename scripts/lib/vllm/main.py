@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 
 import click
@@ -11,9 +10,11 @@ from rich.console import Console
 
 from minedraft.cli.console import progress_printer, run, say
 from minedraft.models.catalogue import PAIRS, ensure_pair
+from scripts.lib.peers.clock import showing_steps
 from scripts.lib.processes import until_told
 from scripts.lib.vllm import report
-from scripts.lib.vllm.comparing import Comparison, compare
+from scripts.lib.vllm.comparing import compare
+from scripts.lib.vllm.comparison import Comparison, Found
 from scripts.lib.vllm.environment import PluginEnvironment
 from scripts.lib.vllm.ways import Way
 
@@ -117,17 +118,17 @@ def main(
         repeats=repeats,
         paced=paced,
     )
-    found = asyncio.run(until_told(compare(comparison, environment, say)))
-    title = f"{comparison.pair.target.name} in vLLM, {dtype}, {draft_len} drafts"
-    console = Console()
-    report.show(console, title, found.samples)
-    if found.paced:
-        report.show(console, f"the drafter slowed down to {paced:g} of a verify", found.paced)
+    found, console, is_over = Found(), Console(), False
+    try:
+        with showing_steps() as on_step:
+            asyncio.run(until_told(compare(comparison, environment, found, say, on_step)))
+            is_over = True
+    finally:
+        report.show(console, comparison, found)
+        if found.samples and not is_over:
+            say("interrupted: these are the figures of a part of the run")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(report.to_document(comparison, found), indent=1) + "\n"
-        out.with_suffix(".json").write_text(text, encoding="utf-8")
-        report.draw(found.samples, title, out.with_suffix(".svg"))
+        report.write(comparison, found, out)
         say(f"written to {out.with_suffix('.json')} and {out.with_suffix('.svg')}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,39 @@ from minedraft.bench.report import machine_facts
 from scripts.lib.peers import plot
 from scripts.lib.peers.driving import Measurement
 from scripts.lib.peers.summary import to_rows
-from scripts.lib.vllm.comparing import Comparison, Found
+from scripts.lib.vllm.comparison import Comparison, Found
 from scripts.lib.vllm.findings import Line, Times, median_rates, rate_of, round_times, to_lines, to_sentences
 from scripts.lib.vllm.servers import Sample
 from scripts.lib.vllm.ways import Way
 
 
-def show(console: Console, title: str, samples: Sequence[Sample]) -> None:
-    """Print the table and the sentences."""
+def show(console: Console, comparison: Comparison, found: Found) -> None:
+    """Print what was found so far: the tables and the sentences."""
+    if found.samples:
+        _show(console, comparison.title, found.samples, round_times(found.samples))
+    if found.paced:
+        title = f"the drafter slowed down to {comparison.paced:g} of a verify"
+        _show(console, title, found.paced, found.paced_times)
+
+
+def write(comparison: Comparison, found: Found, out: Path) -> None:
+    """Write OUT.json and OUT.svg."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(to_document(comparison, found), indent=1) + "\n"
+    out.with_suffix(".json").write_text(text, encoding="utf-8")
+    draw(found.samples, comparison.title, out.with_suffix(".svg"))
+
+
+def _show(console: Console, title: str, samples: Sequence[Sample], times: Mapping[int, Times]) -> None:
     console.print(f"\n[bold]{title}[/bold]: tokens/s while all answers are in flight, medians")
-    console.print(to_table(samples))
-    for sentence in to_sentences(samples):
+    console.print(to_table(samples, times))
+    for sentence in to_sentences(samples, times):
         console.print(sentence, highlight=False, markup=False)
 
 
-def to_table(samples: Sequence[Sample]) -> Table:
+def to_table(samples: Sequence[Sample], times: Mapping[int, Times]) -> Table:
     """Return the table: a line for each number in flight, a column for each way, then alternating against serial."""
-    rates, lines = median_rates(samples), {line.num_in_flight: line for line in to_lines(samples)}
+    rates, lines = median_rates(samples), {line.num_in_flight: line for line in to_lines(samples, times)}
     ways = [way for way in Way if any(sample.way is way for sample in samples)]
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     for name in ("in flight", *(way.value for way in ways), "alt./serial", "bound", "blocked"):
@@ -58,22 +75,22 @@ def to_document(comparison: Comparison, found: Found) -> dict[str, Any]:
         "draft_len": comparison.draft_len,
         "max_new_tokens": comparison.max_new_tokens,
         "repeats": comparison.repeats,
-        "did_not_start": {way.value: said.splitlines()[-1].strip() for way, said in found.failed.items()},
-        "own_pace": _to_json(found.samples),
+        "failed": {way.value: said.splitlines()[-1].strip() for way, said in found.failed.items()},
+        "own_pace": _to_json(found.samples, round_times(found.samples)),
         "paced": {
             "drafter_takes_of_a_verify": comparison.paced,
-            "draft_ms": {str(count): _rounded(ms) for count, ms in found.paced_ms.items()},
-            **_to_json(found.paced),
+            "draft_ms": {str(count): _rounded(1e3 * each.draft_s) for count, each in found.paced_times.items()},
+            **_to_json(found.paced, found.paced_times),
         },
     }
 
 
-def _to_json(samples: Sequence[Sample]) -> dict[str, Any]:
+def _to_json(samples: Sequence[Sample], times: Mapping[int, Times]) -> dict[str, Any]:
     return {
         "medians": {f"{way.value}, {count}": _rounded(rate) for (way, count), rate in median_rates(samples).items()},
         "times_ms": _times_to_json(round_times(samples)),
-        "lines": [_line_to_json(line) for line in to_lines(samples)],
-        "sentences": to_sentences(samples),
+        "lines": [_line_to_json(line) for line in to_lines(samples, times)],
+        "sentences": to_sentences(samples, times),
         "samples": [_sample_to_json(sample) for sample in samples],
     }
 

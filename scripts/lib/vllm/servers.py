@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from scripts.lib.peers.arrivals import Rates, to_rates
 from scripts.lib.peers.cells import Cell
 from scripts.lib.peers.driving import SAME_TOKENS
 from scripts.lib.peers.engines.affinity import family, keep_on
+from scripts.lib.peers.engines.errors import PeerFailed
 from scripts.lib.peers.engines.http_engine import HttpEngine, http_server
 from scripts.lib.peers.engines.vllm_cpu import Completions
 from scripts.lib.peers.prompts import PromptSet
@@ -25,7 +26,7 @@ from scripts.lib.vllm.ways import Places, ServerPlan, Way, server_variables
 
 _WORKER = "minedraft_workers.main"
 _PACED = "scripts.lib.vllm.paced"
-_PATIENCE_S = 120.0
+_PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ async def drafter_for(
 
 @asynccontextmanager
 async def servers_for(
-    ways: Sequence[Way], plan: ServerPlan, places: Places, environment: PluginEnvironment, drafter: Address
+    ways: Sequence[Way], plan: ServerPlan, places: Places, environment: PluginEnvironment, drafter: Address | None
 ) -> AsyncIterator[tuple[dict[Way, HttpEngine], dict[Way, StartFailed]]]:
     """Run a server for each way, all started together and bound to their cores when they are ready. Yield those that
     serve, and the errors of the others, which have their last lines."""
@@ -96,20 +97,21 @@ async def servers_for(
         yield engines, failed
 
 
-async def measure(
-    engines: Mapping[Way, HttpEngine], prompts: PromptSet, cell: Cell, repeat: int
-) -> AsyncIterator[Sample]:
-    """Have each way answer a cell, one after the other; the first is another one in each repeat."""
-    ways = list(engines)
-    for place in range(len(ways)):
-        way = ways[(place + repeat) % len(ways)]
-        engine = engines[way]
+async def measure(way: Way, engine: HttpEngine, prompts: PromptSet, cell: Cell, repeat: int) -> Sample:
+    """Have one way answer a cell.
+
+    Raises:
+        PeerFailed: it broke off, or does not answer in time.
+    """
+    try:
         async with asyncio.timeout(_PATIENCE_S):
             before = await read_counters(engine)
             streams = await engine.answer(prompts.of(cell), cell)
             counters = (await read_counters(engine)).since(before)
-        starts = tuple(stream.token_ids[:SAME_TOKENS] for stream in streams)
-        yield Sample(way, cell, repeat, to_rates(streams), counters, starts)
+    except TimeoutError:
+        raise PeerFailed(f"{way.value}: no answer after {_PATIENCE_S:.0f} s") from None
+    starts = tuple(stream.token_ids[:SAME_TOKENS] for stream in streams)
+    return Sample(way, cell, repeat, to_rates(streams), counters, starts)
 
 
 async def read_counters(engine: HttpEngine) -> Counters:

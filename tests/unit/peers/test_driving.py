@@ -16,7 +16,8 @@ from minedraft.errors import StartFailed
 from scripts.lib.peers import plot, report
 from scripts.lib.peers.arrivals import Stream
 from scripts.lib.peers.cells import Cell, CellKind
-from scripts.lib.peers.driving import Clock, Outcome, Plan, measure_all
+from scripts.lib.peers.clock import Clock
+from scripts.lib.peers.driving import Outcome, Plan, measure_all
 from scripts.lib.peers.engines.base import Engine, Setup
 from scripts.lib.peers.engines.errors import PeerFailed
 from scripts.lib.peers.prompts import PromptSet
@@ -118,14 +119,13 @@ async def test_an_engine_that_does_not_answer_in_time_is_left_out(monkeypatch: p
     assert "HTTP 500" in outcome.failures["slow"]
 
 
-def test_the_time_left_follows_how_long_visits_took():
-    plan = make_plan(ToldPeer("a", [], 1.0), ToldPeer("b", [], 1.0))
-    visits, clock = plan.visits(), Clock(plan)
-    expected_s = clock.left_s(visits)
-    clock.record(visits[0], 2 * visits[0].expected_s(plan.weight_bytes))
-    assert clock.left_s(visits) == pytest.approx(2 * expected_s)
-    clock.record(visits[1], visits[1].expected_s(plan.weight_bytes))
-    assert expected_s < clock.left_s(visits) < 2 * expected_s
+def test_the_time_left_follows_how_long_steps_took():
+    steps, clock = [("a", 10.0), ("b", 30.0)], Clock()
+    assert clock.left_s(steps) == pytest.approx(40.0)
+    clock.record(steps[0], 20.0)
+    assert clock.left_s(steps) == pytest.approx(80.0), "what has not run yet is as slow as what has"
+    clock.record(steps[1], 30.0)
+    assert clock.left_s(steps) == pytest.approx(50.0)
 
 
 @pytest.mark.slow

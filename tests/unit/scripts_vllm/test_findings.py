@@ -12,6 +12,7 @@ from scripts.lib.vllm.counters import Counters
 from scripts.lib.vllm.findings import (
     Times,
     median_rates,
+    paced_times,
     round_times,
     split_bound,
     to_lines,
@@ -48,7 +49,7 @@ def test_the_gain_is_the_median_of_pairs_within_a_repeat_and_not_of_medians() ->
         *(sample(Way.SERIAL, 16, rate, repeat) for repeat, rate in enumerate([100.0, 50.0, 200.0])),
         *(sample(Way.ALTERNATING, 16, rate, repeat) for repeat, rate in enumerate([120.0, 65.0, 220.0])),
     ]
-    (line,) = to_lines(samples)
+    (line,) = to_lines(samples, round_times(samples))
     assert line.gain == pytest.approx(1.2)
     assert line.gains == pytest.approx((1.2, 1.3, 1.1))
     assert (line.bound, line.blocked) == (None, None), "nobody has counted steps"
@@ -56,7 +57,7 @@ def test_the_gain_is_the_median_of_pairs_within_a_repeat_and_not_of_medians() ->
 
 
 def test_a_cell_too_short_to_tell_is_left_out() -> None:
-    assert to_lines([sample(Way.SERIAL, 2, None), sample(Way.ALTERNATING, 2, 100.0)]) == []
+    assert to_lines([sample(Way.SERIAL, 2, None), sample(Way.ALTERNATING, 2, 100.0)], {}) == []
 
 
 def test_times_are_of_serial_rounds_and_blocked_of_alternating_ones() -> None:
@@ -66,7 +67,7 @@ def test_times_are_of_serial_rounds_and_blocked_of_alternating_ones() -> None:
         sample(Way.ALTERNATING, 16, 130.0, **counted(20, 0.05, 1.2)),
     ]
     assert round_times(samples) == {16: Times(0.08, 0.1), 8: Times(0.05, 0.06)}
-    (line,) = to_lines(samples)
+    (line,) = to_lines(samples, round_times(samples))
     assert line.bound == pytest.approx(1.5)
     assert line.blocked == pytest.approx(0.05 / 1.25)
 
@@ -79,6 +80,14 @@ def test_a_verify_between_two_measured_ones_is_on_the_line_between_them() -> Non
     assert verify_times({}, 9) == {}
 
 
+def test_a_slow_drafter_s_bound_is_of_its_share_of_a_verify() -> None:
+    times = paced_times({16: Times(0.0, 0.1), 8: Times(0.0, 0.06)}, 16, 0.8)
+    assert times[16] == Times(pytest.approx(0.08), pytest.approx(0.1))
+    samples = [sample(Way.SERIAL, 16, 100.0), sample(Way.ALTERNATING, 16, 130.0)]
+    (line,) = to_lines(samples, times)
+    assert line.bound == pytest.approx(0.18 / 0.12)
+
+
 def test_sentences_say_where_it_loses_and_why() -> None:
     samples = [
         sample(Way.AR, 4, 210.0),
@@ -86,7 +95,7 @@ def test_sentences_say_where_it_loses_and_why() -> None:
         sample(Way.SERIAL, 2, 120.0, **counted(10, 0.04, 0.25)),
         sample(Way.ALTERNATING, 4, 190.0, **counted(20, 0.0, 0.5)),
     ]
-    first, second = to_sentences(samples)
+    first, second = to_sentences(samples, round_times(samples))
     assert first == (
         "4 in flight: alternating loses to serial, 0.96 of its tokens/s (bound 0.76): halving a batch costs more than "
         "the hidden drafting saves: two verifies of 2 take 50 ms, a draft and a verify of 4 38 ms"
@@ -100,7 +109,9 @@ def test_a_win_is_said_with_its_bound() -> None:
         sample(Way.SERIAL, 8, 90.0, **counted(10, 0.5, 0.6)),
         sample(Way.ALTERNATING, 16, 130.0),
     ]
-    assert to_sentences(samples) == ["16 in flight: alternating is 1.30 times as fast as serial (bound 1.50)"]
+    assert to_sentences(samples, round_times(samples)) == [
+        "16 in flight: alternating is 1.30 times as fast as serial (bound 1.50)"
+    ]
 
 
 def test_counters_are_summed_over_labels_and_subtracted() -> None:
