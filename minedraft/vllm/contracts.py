@@ -45,8 +45,15 @@ CONTRACTS = (
     Contract(
         "vllm.v1.core.sched.scheduler",
         "Scheduler",
-        ("update_draft_token_ids", "prev_step_scheduled_req_ids"),
-        "proposals of the no-op proposer are ignored; tokens of resting requests are not copied",
+        ("update_draft_token_ids", "prev_step_scheduled_req_ids", "add_request"),
+        "proposals of the no-op proposer are ignored; tokens of resting requests are not copied; see SamplingParams",
+        "V1",
+    ),
+    Contract(
+        "vllm.sampling_params",
+        "SamplingParams",
+        ("temperature", "top_k", "top_p"),
+        "which requests are sampled; on a CPU, top_k needs a top_p below 1 where a step verifies no draft",
         "V1",
     ),
     Contract(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from vllm.platforms import current_platform
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from minedraft.vllm.alternation import Turn
@@ -14,6 +15,7 @@ from minedraft.vllm.turn_taking import TurnTaking
 logger = logging.getLogger("minedraft.vllm")
 
 _GREEDY_BELOW = 1e-5  # vLLM's own limit of a temperature that counts as 0
+_JUST_BELOW_ONE = 1 - 2.0**-24  # the float32 before 1
 
 
 class MineDraftScheduler(TurnTaking, Scheduler):
@@ -22,6 +24,14 @@ class MineDraftScheduler(TurnTaking, Scheduler):
     path = "V1"
 
     _samples_drafts: bool | None = None  # whether the worker verifies sampled drafts rightly, once it has said so
+
+    def add_request(self, request: Any) -> None:  # noqa: ANN401
+        """Take in a request. On a CPU, vLLM ends where a step with top_k and without top_p verifies no draft, with its
+        own speculation as well: such a request gets a top_p that float32 just tells from 1."""
+        params = request.sampling_params
+        if params is not None and params.top_k > 0 and params.top_p >= 1 and current_platform.is_cpu():
+            params.top_p = _JUST_BELOW_ONE
+        super().add_request(request)
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:  # noqa: ANN401
         """Read what the proposer says of its worker; it proposes nothing."""

@@ -13,12 +13,14 @@ from tests.support.worker_process import WorkerProcess
 from tests.vllm.engines import engine, generate, greedy, plugin, scheduler, tokens
 
 _TEMPERATURE = 0.8
-_TOP_P = 0.4  # not top_k, with which vLLM 0.32 fails on a CPU as soon as a step verifies no draft
+_TOP_P, _TOP_K = 0.4, 3
 _LENGTH = 4
-_NUM_PROMPTS, _NUM_EACH = 200, 15
+_NUM_PROMPTS, _NUM_EACH = 60, 15
+_SEEDS = range(5)
+_LEAST_P = 1e-5  # so seldom does a right sampler fail; a wrong temperature is far below it
 
 
-def _law(target: Path, prompt: list[int]) -> dict[tuple[int, ...], float]:
+def _law(target: Path, prompt: list[int], top_p: float = 1.0, top_k: int = 10**6) -> dict[tuple[int, ...], float]:
     """Return the probability of every answer of `_LENGTH` tokens, by the model itself."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -29,9 +31,10 @@ def _law(target: Path, prompt: list[int]) -> dict[tuple[int, ...], float]:
         for _ in range(_LENGTH):
             logits = model(torch.tensor([[*prompt, *answer] for answer in law])).logits[:, -1] / _TEMPERATURE
             probs, ids = logits.softmax(-1).sort(-1, descending=True)
+            probs[:, top_k:] = 0.0
             # The least likely tokens that make up 1 - top_p together are dropped.
             tails = probs.flip(-1).cumsum(-1).flip(-1)
-            probs = torch.where(tails > 1 - _TOP_P, probs, 0.0)
+            probs = torch.where(tails > 1 - top_p, probs, 0.0)
             probs = probs / probs.sum(-1, keepdim=True)
             law = {
                 (*answer, int(ids[row, rank])): share * float(probs[row, rank])
@@ -53,7 +56,7 @@ def _check_law(answers: Sequence[Sequence[int]], law: Mapping[tuple[int, ...], f
     expected.append(len(answers) - sum(expected))
     assert expected[-1] >= 5
     total = sum(observed) / sum(expected)
-    assert chisquare(observed, [value * total for value in expected]).pvalue > 1e-3
+    assert chisquare(observed, [value * total for value in expected]).pvalue > _LEAST_P
 
 
 def _expand(output: Any, values: Any, ends: Any, replace_from: float, replace_to: float) -> None:
@@ -71,6 +74,7 @@ _expand.register_warmup = lambda: None  # type: ignore[attr-defined]  # which vL
 def test_sampled_answers_follow_the_targets_law(
     target: Path, drafter: WorkerProcess, monkeypatch: pytest.MonkeyPatch, is_mended: bool
 ):
+    import torch
     from vllm.v1.sample import rejection_sampler
 
     from minedraft.vllm.noop_proposer import samples_drafts
@@ -78,17 +82,32 @@ def test_sampled_answers_follow_the_targets_law(
     if is_mended:
         monkeypatch.setattr(rejection_sampler, "_expand", _expand)
     prompt = [5, 99, 213, 7]
-    params = greedy(temperature=_TEMPERATURE, top_p=_TOP_P, max_tokens=_LENGTH + 2, n=_NUM_EACH)
+    few = {"temperature": _TEMPERATURE, "max_tokens": _LENGTH + 2, "n": _NUM_EACH}
+    params = greedy(top_p=_TOP_P, **few)
     with engine(target, **plugin(drafter.address)) as llm:
-        answers = tokens(generate(llm, [prompt] * _NUM_PROMPTS, params))
+        samples = []
+        for seed in _SEEDS:
+            torch.manual_seed(seed)
+            samples.append(_samples(llm, prompt, params))
+        top_k = _samples(llm, prompt, greedy(top_k=_TOP_K, **few))
         mixed = generate(llm, [prompt] * 8, [params, greedy()] * 4)
         desk = scheduler(llm)._plugin.desk
         is_right = samples_drafts()
         assert scheduler(llm)._samples_drafts is is_right
         alone = tokens(generate(llm, [prompt], greedy()))
     assert is_right or not is_mended
-    assert [len(samples) for samples in answers] == [_NUM_EACH] * _NUM_PROMPTS
-    _check_law([sample for samples in answers for sample in samples], _law(target, prompt))
+    law = _law(target, prompt, top_p=_TOP_P)
+    for answers in (*samples, [answer for each in samples for answer in each]):
+        _check_law(answers, law)
+    assert samples[0] != samples[1]
+    _check_law(top_k, _law(target, prompt, top_k=_TOP_K))
     assert tokens(mixed)[1::2] == alone * 4
     if is_mended:  # both outcomes of a draft are in the samples
         assert 0 < desk.accepted[0] < desk.tried[0]
+
+
+def _samples(llm: Any, prompt: list[int], params: Any) -> list[list[int]]:
+    """Return `_NUM_EACH` samples of each of `_NUM_PROMPTS` requests."""
+    answers = tokens(generate(llm, [prompt] * _NUM_PROMPTS, params))
+    assert [len(each) for each in answers] == [_NUM_EACH] * _NUM_PROMPTS
+    return [sample for each in answers for sample in each]

@@ -8,10 +8,19 @@ from typing import Any
 
 import pytest
 
+from minedraft.models.catalogue import find_pair
 from tests.support.worker_process import WorkerProcess, worker
 from tests.vllm.engines import engine, generate, greedy, plugin, scheduler, tokens
 
-_TWO_RANKS = {"tensor_parallel_size": 2}
+_TWO_RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+_TEXTS = (
+    "def fibonacci(n):",
+    "The capital of France is",
+    "SELECT name FROM users WHERE",
+    "for (int i = 0; i < n; i++) {",
+    "import numpy as np\n\ndef mean(",
+    "# Quicksort in Python\n",
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +46,34 @@ def test_a_target_over_two_processes_answers_as_alone(target: Path, drafter: Wor
         state = scheduler(llm)._plugin
         assert state.link.info is not None, "one client of the drafter, in the engine core"
         assert sum(state.desk.accepted) > 0
+
+
+@pytest.fixture(scope="module")
+def qwen() -> Path:
+    """A real model whose heads two ranks can share, if the cache has it: nothing here fetches it."""
+    pair = find_pair("qwen")
+    if pair is None or pair.draft is None:
+        pytest.skip("needs the Qwen pair in the cache: minedraft fetch qwen")
+    return pair.draft
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_a_real_target_over_two_processes_answers_as_alone(qwen: Path, tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    encode = AutoTokenizer.from_pretrained(qwen).encode
+    prompts = [encode(text) for text in _TEXTS]
+    params = greedy(max_tokens=16)
+    arguments = ("--model", str(qwen), "--dtype", "bfloat16", "--device", "cpu:0", "--num-blocks", "200")
+    with engine(qwen, **_TWO_RANKS) as llm:
+        alone = tokens(generate(llm, prompts, params))
+    with (
+        worker("drafter", tmp_path, *arguments) as process,
+        engine(qwen, **_TWO_RANKS, **plugin(process.address)) as llm,
+    ):
+        assert tokens(generate(llm, prompts, params)) == alone
+        desk = scheduler(llm)._plugin.desk
+        assert sum(desk.accepted) > 0.5 * sum(desk.tried) > 0, "the drafter is the target, but for its rounding"
 
 
 def test_two_engines_share_a_drafter_and_neither_notices_the_other(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from minedraft.cli.console import print_json
 from minedraft.errors import EXIT_CONFIG, EXIT_OK
 from minedraft.vllm.contracts import Finding, check_contracts, installed_version, is_supported, missing, supported_range
+from minedraft.vllm.known_limits import KNOWN_LIMITS
 
 
 @click.command("vllm-doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def vllm_doctor(context: click.Context, as_json: bool) -> None:
-    """Check the vLLM beside this package: its version, and every class and field that the plugin uses.
+    """Check the vLLM beside this package: its version, and every class and field that the plugin uses. Then list what
+    is known not to work.
 
     Exits with 78 if the plugin refuses to run with it. vLLM itself is not imported.
 
@@ -36,9 +40,8 @@ def vllm_doctor(context: click.Context, as_json: bool) -> None:
             }
             for each in findings
         ]
-        print_json(
-            {"vllm": found, "supported": supported_range(), "in_range": is_in_range, "works": works, "uses": rows}
-        )
+        head = {"vllm": found, "supported": supported_range(), "in_range": is_in_range, "works": works}
+        print_json(head | {"uses": rows, "known_limits": [asdict(each) for each in KNOWN_LIMITS]})
     else:
         _print(found, is_in_range, findings, works)
     context.exit(EXIT_OK if any(works.values()) else EXIT_CONFIG)
@@ -54,3 +57,6 @@ def _print(found: str | None, is_in_range: bool, findings: list[Finding], works:
     click.echo(f"vLLM {found} is {verdict} the range {supported_range()}")
     for path, is_working in works.items():
         click.echo(f"model runner {path}: {'all there' if is_working else 'the plugin refuses to run'}")
+    click.echo("known not to work:")
+    for limit in KNOWN_LIMITS:
+        click.echo(f"  {limit.where}: {limit.what}\n    instead: {limit.instead}")

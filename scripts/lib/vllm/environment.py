@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[3]
 # Beside what vLLM brings. They are installed without their dependencies, which vLLM has in versions of its own choice.
 _PLUGIN = ("grpcio-status", "grpcio-health-checking", "grpcio-reflection")
 _TESTS = ("pytest", "pluggy", "iniconfig", "Pygments", "pytest-asyncio", "pytest-timeout", "hypothesis",
-          "sortedcontainers", "psutil")  # fmt: skip
+          "sortedcontainers", "psutil", "scipy")  # fmt: skip
 _RAY = "ray==2.60.0"
+IF_CACHED = "--if-cached"
 
 
 class PluginEnvironment:
@@ -37,6 +38,12 @@ class PluginEnvironment:
     @property
     def python(self) -> Path:
         return self._vllm.python
+
+    def missing(self) -> str | None:
+        """Return what to say if it is not there."""
+        if self._vllm.missing() is None and self._added.missing() is None:
+            return None
+        return "vLLM's environment is not in the cache: scripts/vllm --install (5 minutes, 4 GB)"
 
     def install(self, say: Say) -> None:
         """Make it, or do nothing if it is there.
@@ -68,11 +75,17 @@ class PluginEnvironment:
 
 
 def main() -> None:
-    """Make the environment and become its Python, with this process's arguments."""
-    environment = PluginEnvironment()
+    """Make the environment and become its Python, with this process's arguments. `--if-cached` before them: make
+    nothing, and end well if it is not there."""
+    environment, arguments = PluginEnvironment(), sys.argv[1:]
+    if arguments[:1] == [IF_CACHED]:
+        arguments = arguments[1:]
+        if (lacking := environment.missing()) is not None:
+            say(f"left out: {lacking}")
+            return
     environment.install(say)
     os.environ.pop("PYTHONPATH", None)  # it leads to packages of another Python
-    os.execve(environment.python, [str(environment.python), *sys.argv[1:]], os.environ | environment.variables())  # noqa: S606
+    os.execve(environment.python, [str(environment.python), *arguments], os.environ | environment.variables())  # noqa: S606
 
 
 if __name__ == "__main__":

@@ -71,6 +71,14 @@ def test_a_field_that_is_gone_is_named_and_stops_the_path_that_needs_it(vllm_fol
     ]
 
 
+def test_the_doctor_says_what_is_known_not_to_work_and_what_to_do(vllm_folder: Path):
+    told = json.loads(CliRunner().invoke(vllm_doctor, ["--json"]).output)["known_limits"]
+    assert {"where", "what", "instead"} == set.intersection(*(set(each) for each in told))
+    shown = CliRunner().invoke(vllm_doctor).output
+    assert all(each["what"] in shown and each["instead"] in shown for each in told)
+    assert "ray_device_key" in shown
+
+
 def test_the_doctor_refuses_a_version_out_of_range(vllm_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("minedraft.cli.plugins.vllm_doctor.installed_version", lambda: "0.40.1")
     result = CliRunner().invoke(vllm_doctor)
