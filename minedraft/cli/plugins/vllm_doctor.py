@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 
 import click
@@ -9,7 +10,10 @@ import click
 from minedraft.cli.console import print_json
 from minedraft.errors import EXIT_CONFIG, EXIT_OK
 from minedraft.vllm.contracts import Finding, check_contracts, installed_version, is_supported, missing, supported_range
-from minedraft.vllm.known_limits import KNOWN_LIMITS
+from minedraft.vllm.guide.known_limits import KNOWN_LIMITS
+from minedraft.vllm.guide.switches import switching_flags
+
+_ADDRESS, _NUM_DRAFTS = "unix:/run/drafter.sock", 4  # of the example
 
 
 @click.command("vllm-doctor")
@@ -17,7 +21,7 @@ from minedraft.vllm.known_limits import KNOWN_LIMITS
 @click.pass_context
 def vllm_doctor(context: click.Context, as_json: bool) -> None:
     """Check the vLLM beside this package: its version, and every class and field that the plugin uses. Then list what
-    is known not to work.
+    is known not to work, and the flags of vLLM that switch the plugin on.
 
     Exits with 78 if the plugin refuses to run with it. vLLM itself is not imported.
 
@@ -60,3 +64,7 @@ def _print(found: str | None, is_in_range: bool, findings: list[Finding], works:
     click.echo("known not to work:")
     for limit in KNOWN_LIMITS:
         click.echo(f"  {limit.where}: {limit.what}\n    instead: {limit.instead}")
+    for path in [path for path, is_working in works.items() if is_working]:
+        click.echo(f"to switch it on with model runner {path}, start a drafter and give vLLM three more settings:")
+        click.echo(f"  minedraft-worker drafter --model DRAFT --listen {_ADDRESS}")
+        click.echo(f"  vllm serve TARGET {shlex.join(switching_flags(path, _ADDRESS, _NUM_DRAFTS))}")

@@ -6,14 +6,12 @@ import json
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from minedraft.device import format_cores
 from minedraft.models.folder import DRAFT_VOCAB_NAME
+from minedraft.vllm.guide.switches import switching_flags
 from scripts.lib.vllm.environment import PluginEnvironment
 
-SCHEDULER = "minedraft.vllm.scheduler.MineDraftScheduler"
-PROPOSER = "minedraft.vllm.noop_proposer.NoopProposer"
 MODEL_NAME = "peer"
 KV_GIB = 1
 
@@ -82,7 +80,7 @@ class ServerPlan:
             own = {"method": "draft_model", "model": model, "num_speculative_tokens": self.draft_len}
             words += ["--speculative-config", json.dumps(own)]
         elif way.groups:
-            words += plugin_flags(drafter, self.draft_len, groups=way.groups, wait_ms=self.wait_ms)
+            words += switching_flags("V1", drafter, self.draft_len, groups=way.groups, wait_ms=self.wait_ms)
         return [str(word) for word in words]
 
     @property
@@ -103,15 +101,6 @@ def plain_folder(model: Path, folder: Path) -> Path:
         if path.name != DRAFT_VOCAB_NAME and not (plain / path.name).exists():
             (plain / path.name).symlink_to(path)
     return plain
-
-
-def plugin_flags(drafter: str, draft_len: int, **settings: Any) -> list[str]:  # noqa: ANN401 - JSON
-    """Return the three flags of vLLM that switch the plugin on."""
-    proposer = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": draft_len}
-    return [
-        *("--scheduler-cls", SCHEDULER, "--speculative-config", json.dumps(proposer)),
-        *("--additional-config", json.dumps({"minedraft": {"drafter": drafter, **settings}})),
-    ]
 
 
 def server_variables(way: Way, places: Places, environment: PluginEnvironment) -> dict[str, str]:
