@@ -88,9 +88,11 @@ class Found:
         failed: why a way has no figures, or not all.
         samples: with the drafter at its own pace. paced: with the slow one.
         paced_times: by requests, how long a draft of the slow one and a verify take.
+        is_whole: whether the run came to its end.
     """
 
     failed: dict[Way, str] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     paced: list[Sample] = field(default_factory=list)
     paced_times: dict[int, Times] = field(default_factory=dict)
+    is_whole: bool = False

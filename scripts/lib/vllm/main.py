@@ -118,18 +118,18 @@ def main(
         repeats=repeats,
         paced=paced,
     )
-    found, console, is_over = Found(), Console(), False
+    found = Found()
     try:
         with showing_steps() as on_step:
             asyncio.run(until_told(compare(comparison, environment, found, say, on_step)))
-            is_over = True
+            found.is_whole = True
     finally:
-        report.show(console, comparison, found)
-        if found.samples and not is_over:
+        report.show(Console(), comparison, found)
+        if found.samples and not found.is_whole:
             say("interrupted: these are the figures of a part of the run")
-    if out is not None:
-        report.write(comparison, found, out)
-        say(f"written to {out.with_suffix('.json')} and {out.with_suffix('.svg')}")
+        if found.samples and out is not None:
+            report.write(comparison, found, out)
+            say(f"written to {out.with_suffix('.json')} and {out.with_suffix('.svg')}")
 
 
 def _to_ways(listed: str) -> list[Way]:

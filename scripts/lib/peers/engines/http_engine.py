@@ -24,7 +24,7 @@ from scripts.lib.peers.engines.affinity import end, family, is_alive
 from scripts.lib.peers.engines.errors import PeerFailed
 
 _EXECUTE = "scripts.lib.peers.engines.execute"
-_START_S = 240.0
+_START_S = 600.0  # four of them may start at the same time, on a machine with other work
 _POLL_S = 0.1
 _STOP_S = 2.0  # an engine has nothing to save
 _MOMENT_S = 0.5
