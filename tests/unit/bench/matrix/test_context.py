@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minedraft.text.tokenizer import Tokenizer
-from scripts.lib.report.tables.context import context_lines
+from scripts.lib.report.results import Results
+from scripts.lib.report.tables.context import context_chart, context_table, length_lines
 from scripts.lib.studies.context import long_prompts
 from tests.support.tiny_models import write_tiny_tokenizer
 
@@ -28,9 +30,18 @@ def row(mode: str, size: int, rate: float, keeps_cores: bool = False) -> dict[st
     return {"config": config, "median": {"draft_ms": 30.0, "verify_ms": 40.0, "decode_tokens_per_s": rate}}
 
 
-def test_a_line_compares_modes_at_equal_requests_in_flight() -> None:
+def test_a_line_compares_modes_at_equal_requests_in_flight(tmp_path: Path) -> None:
     rows = [row("ar", 4, 50.0, True), row("ar", 4, 60.0), row("sd", 2, 70.0), row("sd", 4, 80.0)]
     table = {"pair": "smollm2", "size": 2, "rows": [*rows, row("minedraft", 2, 100.0)]}
-    first, second = context_lines([{**table, "kind": "1024"}, {**table, "kind": "256"}])
-    assert (first["prompt"], second["prompt"]) == ("256", "1024")
-    assert list(first.values()) == ["smollm2", "256", "4", "30.0", "40.0", "1.75x", "60.0", "80.0", "100.0", "1.25x"]
+    tables = [{**table, "kind": "1024"}, {**table, "kind": "256"}]
+    first, second = length_lines(tables)
+    assert (first.prompt_len, second.prompt_len) == (256, 1024)
+    assert (first.in_flight, first.draft_ms, first.verify_ms) == (4, 30.0, 40.0)
+    assert first.rates == {"ar": 60.0, "sd": 80.0, "minedraft": 100.0}
+    (tmp_path / Results.FOLDER / "studies").mkdir(parents=True)
+    (tmp_path / Results.FOLDER / "studies" / "context.json").write_text(json.dumps({"tables": tables}))
+    shown = context_table(Results(tmp_path), "studies/context.json").splitlines()[2]
+    assert shown == "| smollm2, 256, 4 | 30.0 | 40.0 | 60.0 | 80.0 | 100.0 | **1.25x** | **1.67x** |"
+    times, gains = context_chart(Results(tmp_path))
+    assert [line.ys for line in times.lines] == [(30.0, 30.0), (40.0, 40.0)]
+    assert [(line.xs, line.ys) for line in gains.lines] == [((256, 1024), (1.25, 1.25))]
