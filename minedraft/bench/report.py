@@ -19,6 +19,7 @@ from minedraft.bench.machine import find_gpus, find_versions
 from minedraft.bench.progress import RunProgress
 from minedraft.bench.runner import BenchRow, BenchTable, bound_of, planned_runs, run_tables
 from minedraft.bench.traffic import Traffic
+from minedraft.bench.vllm_result import vllm_setup
 from minedraft.client import AsyncClient
 from minedraft.loan import AsyncLoan
 from minedraft.output import ServiceStatus
@@ -143,7 +144,7 @@ def write_report(
     }
     runs = [run for table in with_runs(tables) for row in table.rows for run in row.runs]
     if len(runs) == 1:
-        content = {**runs[0].to_json(), **content}
+        content = {**vllm_setup(status, traffic or Traffic()), **runs[0].to_json(), **content}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -5,11 +5,15 @@ The definitions are those of vllm/benchmarks/serve.py; where ours of the same na
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from minedraft.bench.metrics import acceptance, latency, throughput
 from minedraft.bench.metrics.record import RunRecord
 from minedraft.bench.metrics.spread import STATISTICS, spread
+from minedraft.bench.traffic import Traffic
+from minedraft.output import ServiceStatus
+from minedraft.types import Role
 
 _SPREADS = (latency.ttft_ms, latency.tpot_ms, latency.itl_ms, latency.e2el_ms)
 
@@ -18,6 +22,7 @@ def to_vllm_result(run: RunRecord, *, is_detailed: bool = False) -> dict[str, An
     """Return the keys of a result. is_detailed: also the lists of each request's figures, as with --save-detailed;
     lengths of prompts and answers are always there. Lists have an entry for each request, also for failed ones."""
     result: dict[str, Any] = {
+        "num_prompts": len(run.requests),
         "duration": run.duration_s,
         "completed": len(run.completed),
         "failed": len(run.requests) - len(run.completed),
@@ -45,6 +50,22 @@ def to_vllm_result(run: RunRecord, *, is_detailed: bool = False) -> dict[str, An
             "spec_decode_per_position_acceptance_rates": acceptance.acceptance_per_position(run),
         }
     return result | (_details(run) if is_detailed else {})
+
+
+def vllm_setup(status: ServiceStatus, traffic: Traffic) -> dict[str, Any]:
+    """Return the keys with which a result says what was measured and how."""
+    model = next((worker.model for worker in status.workers if worker.role == Role.VERIFIER.value), "")
+    return {
+        "date": time.strftime("%Y%m%d-%H%M%S"),
+        "endpoint_type": "minedraft",
+        "backend": "minedraft",
+        "label": None,
+        "model_id": model,
+        "tokenizer_id": model,
+        "request_rate": "inf" if traffic.rate is None else traffic.rate,
+        "burstiness": traffic.burstiness,
+        "max_concurrency": traffic.concurrency,
+    }
 
 
 def most_open(run: RunRecord) -> int:
