@@ -25,9 +25,9 @@ VLLM_KEYS = {
     "duration", "completed", "failed", "total_input_tokens", "total_output_tokens", "request_throughput",
     "request_goodput", "output_throughput", "total_token_throughput", "input_lens", "output_lens", "ttfts", "itls",
     "date", "backend", "endpoint_type", "label", "model_id", "tokenizer_id", "num_prompts", "request_rate",
-    "burstiness", "max_concurrency", "latencies", "start_times", "errors", "max_concurrent_requests", "spec_decode_acceptance_rate",
-    "spec_decode_acceptance_length", "spec_decode_num_drafts", "spec_decode_draft_tokens",
-    "spec_decode_accepted_tokens", "spec_decode_per_position_acceptance_rates",
+    "burstiness", "max_concurrency", "latencies", "start_times", "errors", "max_concurrent_requests",
+    "spec_decode_acceptance_rate", "spec_decode_acceptance_length", "spec_decode_num_drafts",
+    "spec_decode_draft_tokens", "spec_decode_accepted_tokens", "spec_decode_per_position_acceptance_rates",
     *(f"{kind}_{name}_ms" for kind in ("mean", "median", "std", "p99") for name in ("ttft", "tpot", "itl", "e2el")),
 }  # fmt: skip
 RECORD = RunRecord(
