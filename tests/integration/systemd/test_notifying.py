@@ -30,7 +30,7 @@ MODULES = {
     "minedraft-scheduler": "minedraft.server",
     "minedraft-worker": "minedraft_workers.main",
 }
-WITHIN_S = 90.0
+WITHIN_S = 250.0
 
 
 class Unit:
