@@ -26,7 +26,10 @@ from scripts.lib.matrix.plan import Axes
 from scripts.lib.matrix.store import Store
 
 _QUESTION = "\n\nWhat does this text explain? Answer in detail."
-_PROMPT_SLACK = 64  # tokens of the question and of the chat template, and more
+# Prompt tokens per round: the last prompt of a batch is read before the first answer has ended, and the drafter answers
+# before it counts as late.
+_CHUNK = 1024
+_CHARS_PER_TOKEN = 8  # more than there are on average
 _CHARS_PER_TOKEN = 8  # more than there are on average
 # Of every answer: long enough that all requests decode together for a while after the last prompt.
 _OPTIONS = MatrixOptions(max_new_tokens=64, is_natural=False)
@@ -42,9 +45,9 @@ _OPTIONS = MatrixOptions(max_new_tokens=64, is_natural=False)
 def main(pair: str, lengths: str, size: int, draft_len: int, minutes: float, path: Path) -> None:
     """Measure t_draft, t_verify and the modes with prompts of several lengths, at equal requests in flight.
 
-    The prompts are parts of Python's own manual, as many tokens long as asked; each one is read in one round. A later
-    start with the same file goes on with the lengths and the pair that are missing. The tables of the file are those
-    of scripts/bench/matrix, with the length as their kind.
+    The prompts are parts of Python's own manual, as many tokens long as asked. A later start with the same file goes on
+    with the lengths and the pair that are missing. The tables of the file are those of scripts/bench/matrix, with the
+    length as their kind.
 
     \b
     Examples:
@@ -57,11 +60,8 @@ def main(pair: str, lengths: str, size: int, draft_len: int, minutes: float, pat
     prompts = {str(num): long_prompts(tokenizer, num, 2 * size) for num in counts}
 
     def open_service(name: str) -> AbstractAsyncContextManager[AsyncClient]:
-        longest = max(counts) + _PROMPT_SLACK
-        return serve(
-            target, draft, mode="minedraft", max_batch_size=size, prefill_chunk=longest, allow_configure=True,
-            on_line=say,
-        )  # fmt: skip
+        own = {"max_batch_size": size, "prefill_chunk": _CHUNK}
+        return serve(target, draft, mode="minedraft", allow_configure=True, on_line=say, **own)
 
     axes = Axes([pair], list(prompts), [size], [1], [0.0], [draft_len])
     store = Store(path, _OPTIONS.to_json())
@@ -76,9 +76,7 @@ def long_prompts(tokenizer: Tokenizer, num_tokens: int, num: int) -> list[BenchP
     """Return `num` questions about different parts of Python's manual, of about `num_tokens` tokens each, the chat
     template included."""
     text = "\n\n".join(str(topic) for _, topic in sorted(pydoc_data.topics.topics.items()))
-    ids = tokenizer.encode(
-        text[: 8 * num * (num_tokens + _PROMPT_SLACK)]
-    )  # no token has more than 8 characters, mostly
+    ids = tokenizer.encode(text[: _CHARS_PER_TOKEN * num * num_tokens])
     framed = len(tokenizer.encode_chat([{"role": "user", "content": _QUESTION}]))
     length = max(num_tokens - framed, 1)
     parts = [ids[i * length : (i + 1) * length] for i in range(num)]
