@@ -60,7 +60,7 @@ def main(pair: str, lengths: str, size: int, draft_len: int, minutes: float, pat
     prompts = {str(num): long_prompts(tokenizer, num, 2 * size) for num in counts}
 
     def open_service(name: str) -> AbstractAsyncContextManager[AsyncClient]:
-        own = {"max_batch_size": size, "prefill_chunk": _CHUNK}
+        own: dict[str, Any] = {"max_batch_size": size, "prefill_chunk": _CHUNK}
         return serve(target, draft, mode="minedraft", allow_configure=True, on_line=say, **own)
 
     axes = Axes([pair], list(prompts), [size], [1], [0.0], [draft_len])
