@@ -136,6 +136,7 @@ class Matrix:
                     if len(self._store.row(setting, config).runs) <= repeat:
                         found = await measure(client, loan, config, prompts, options.sampling(setting))
                         self._store.add(setting, config, found)
+                        self._store.write(self._facts)  # a start that is killed keeps every run
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -156,7 +157,7 @@ def main(minutes: float, path: Path, **given: Any) -> None:  # noqa: ANN401 - th
     """Measure ar, sd and minedraft over pairs of models, kinds of prompts, k, m, n and temperature.
 
     What fits into --minutes is measured: first the base of every pair and kind, then one axis after the other around
-    it, then two together, then all. It says what it leaves out. The result file is written after every setting; with
+    it, then two together, then all. It says what it leaves out. The result file is written after every run; with
     the same file, a later start goes on where the last one ended. Run it alone on a quiet machine.
 
     \b

@@ -87,12 +87,12 @@ def _table(tables: Sequence[dict[str, Any]]) -> Table:
     table = Table("pair", "prompt", "mode", "draft ms", "verify ms", "step ms", "decode tok/s", "of sd", "tok/s")
     for one in tables:
         rows = {(row["config"]["mode"], row["config"]["num_in_flight"]): row["median"] for row in one["rows"]}
-        turns = rows["sd", 2 * one["size"]]
+        turns_rate = rows.get(("sd", 2 * one["size"]), {}).get("decode_tokens_per_s", 0.0)
         for row in one["rows"]:
             median = row["median"]
             times = [f"{median[name]:.1f}" for name in ("draft_ms", "verify_ms", "step_ms")]
-            gain = median["decode_tokens_per_s"] / max(turns["decode_tokens_per_s"], 1e-9)
-            rates = [f"{median['decode_tokens_per_s']:.1f}", f"{gain:.2f}", f"{median['tokens_per_s']:.1f}"]
+            gain = f"{median['decode_tokens_per_s'] / turns_rate:.2f}" if turns_rate else "-"
+            rates = [f"{median['decode_tokens_per_s']:.1f}", gain, f"{median['tokens_per_s']:.1f}"]
             table.add_row(one["pair"], one["kind"], row["config"]["label"], *times, *rates)
     return table
 

@@ -70,7 +70,7 @@ def context_chart(results: Results) -> Sequence[Panel]:
 
 
 def length_lines(tables: Any) -> list[LengthLine]:  # noqa: ANN401 - JSON
-    """Return a line for each pair and length, in order."""
+    """Return a line for each pair and length, in order, of which every mode was measured."""
     lines = []
     for table in sorted(tables, key=lambda table: (table["pair"], int(table["kind"]))):
         in_flight = 2 * table["size"]
@@ -78,6 +78,8 @@ def length_lines(tables: Any) -> list[LengthLine]:  # noqa: ANN401 - JSON
         for row in table["rows"]:
             if row["config"]["num_in_flight"] == in_flight:
                 rows.setdefault(row["config"]["mode"], []).append(row["median"])
+        if not {"ar", "sd", "minedraft"} <= rows.keys():
+            continue  # not all of it was measured
         [turns] = rows["sd"]
         rates = {mode: max(row["decode_tokens_per_s"] for row in found) for mode, found in rows.items()}
         where = table["pair"], int(table["kind"]), in_flight

@@ -34,7 +34,7 @@ def test_a_line_compares_modes_at_equal_requests_in_flight(tmp_path: Path) -> No
     rows = [row("ar", 4, 50.0, True), row("ar", 4, 60.0), row("sd", 2, 70.0), row("sd", 4, 80.0)]
     table = {"pair": "smollm2", "size": 2, "rows": [*rows, row("minedraft", 2, 100.0)]}
     tables = [{**table, "kind": "1024"}, {**table, "kind": "256"}]
-    first, second = length_lines(tables)
+    first, second = length_lines([*tables, {**table, "kind": "4096", "rows": rows}])  # the last one was interrupted
     assert (first.prompt_len, second.prompt_len) == (256, 1024)
     assert (first.in_flight, first.draft_ms, first.verify_ms) == (4, 30.0, 40.0)
     assert first.rates == {"ar": 60.0, "sd": 80.0, "minedraft": 100.0}
