@@ -26,7 +26,15 @@ from minedraft.address import Address, default_listen
 from minedraft.errors import InvalidRequest, MineDraftError, RequestAborted, Unavailable
 from minedraft.loan import AsyncLoan, Loan
 from minedraft.output import Output, ServiceStatus, join_outputs
-from minedraft.prompts import GenerateCall, Prompt, check_patience, check_request_id, check_timeout, to_call
+from minedraft.prompts import (
+    GenerateCall,
+    Prompt,
+    check_interval,
+    check_patience,
+    check_request_id,
+    check_timeout,
+    to_call,
+)
 from minedraft.retrying import Patience
 from minedraft.rpc.channel import blocking_client_channel, client_channel
 from minedraft.rpc.codec.inference import CLIENT_KEY, generate_to_pb, output_from_pb, status_from_pb
@@ -53,13 +61,14 @@ class AsyncClient:
         timeout_s: deadline of every call that does not give its own, in seconds; None for none.
         patience_s: for so many seconds, a generation that is refused with a hint when to try again, or for which no
             service is there, is sent again; never once its first piece has arrived.
+        interval_s: least seconds between two pieces of an answer, but before its end; 0: the service chooses (20 ms).
         access: for a service that asks for them: `token`, or `token_file` (its first token is used); `tls_ca`, the file
             of the CA that signed the service's certificate, or "system" for those of the web; `tls_cert` and `tls_key`,
             this client's own certificate.
 
     Raises:
         ConfigError: `address` is malformed, or one of the `access` files cannot be used.
-        InvalidRequest: `timeout_s` or `patience_s` is negative or not a number.
+        InvalidRequest: `timeout_s`, `patience_s` or `interval_s` is negative or not a number.
     """
 
     def __init__(
@@ -68,11 +77,13 @@ class AsyncClient:
         *,
         timeout_s: float | None = None,
         patience_s: float = 0.0,
+        interval_s: float = 0.0,
         **access: Unpack[AccessOptions],
     ) -> None:
         self.address = Address.parse(default_listen() if address is None else address, "server")
         self._timeout_s = check_timeout(timeout_s)
         self._patience_s = check_patience(patience_s)
+        self._interval_s = check_interval(interval_s)
         self._access = Access.check(self.address, **access)
         self._metadata = ((CLIENT_KEY, uuid.uuid4().hex), *self._access.metadata)
         self._channels: dict[asyncio.AbstractEventLoop, grpc.aio.Channel] = {}
@@ -186,7 +197,7 @@ class AsyncClient:
         return Patience(self._patience_s, self._timeout_s if timeout_s is None else check_timeout(timeout_s))
 
     def _send(self, call: GenerateCall, timeout_s: float | None) -> Any:  # noqa: ANN401 - the stub is untyped
-        message = generate_to_pb(replace(call, timeout_s=timeout_s))
+        message = generate_to_pb(replace(call, timeout_s=timeout_s, interval_s=self._interval_s))
         return self._stub.Generate(message, timeout=_given_up_after(timeout_s), metadata=self._metadata)
 
     @property

@@ -18,6 +18,7 @@ MAX_PROMPT_TOKENS = 1 << 18
 MAX_CHAT_MESSAGES = 1024
 MAX_REQUEST_ID_CHARS = 64
 MAX_ROLE_CHARS = 64
+MAX_INTERVAL_S = 1.0
 MAX_TIMEOUT_S = 1e9  # gRPC treats a deadline beyond the range of its clock as passed
 
 _TOKEN_ID_LIMIT = f"each token id must be an integer in [0, {MAX_TOKEN_ID}]"
@@ -47,13 +48,15 @@ AnyPrompt = TextPrompt | TokenPrompt | ChatPrompt
 @dataclass(frozen=True, slots=True)
 class GenerateCall:
     """One Generate request; with an empty `request_id` the server chooses one. timeout_s: seconds from its arrival
-    after which the service ends the answer; None for no deadline. trace_headers: the W3C trace context that came with
-    it (traceparent, tracestate)."""
+    after which the service ends the answer; None for no deadline. interval_s: least seconds between two pieces of it,
+    but before its end; 0: the service chooses. trace_headers: the W3C trace context that came with it (traceparent,
+    tracestate)."""
 
     prompt: AnyPrompt
     sampling: SamplingParams
     request_id: str = ""
     timeout_s: float | None = None
+    interval_s: float = 0.0
     trace_headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -96,6 +99,14 @@ def check_timeout(timeout_s: float | None) -> float | None:
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, Real) or not timeout_s >= 0:
         raise InvalidRequest("timeout_s", timeout_s, "must be a number of seconds, 0 or more, or None for no deadline")
     return float(min(timeout_s, MAX_TIMEOUT_S))
+
+
+def check_interval(interval_s: float) -> float:
+    """Return the seconds between two pieces. Raise InvalidRequest unless they are a number from 0 to MAX_INTERVAL_S."""
+    is_number = isinstance(interval_s, Real) and not isinstance(interval_s, bool)
+    if not is_number or not 0 <= interval_s <= MAX_INTERVAL_S:
+        raise InvalidRequest("interval_s", interval_s, f"must be a number of seconds, 0 to {MAX_INTERVAL_S:g}")
+    return float(interval_s)
 
 
 def check_patience(patience_s: float) -> float:

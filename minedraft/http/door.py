@@ -25,6 +25,7 @@ from minedraft.http.calls import Answers
 from minedraft.http.errors import HttpError, error_response
 from minedraft.http.guard import Guard
 from minedraft.http.model_facts import ModelFacts
+from minedraft.http.responding import Responding
 from minedraft.http.wire.asking import chat_params, chat_prompt, completion_params, completion_prompts, renamed
 from minedraft.http.wire.bodies import (
     BodyReader,
@@ -36,6 +37,7 @@ from minedraft.http.wire.bodies import (
 from minedraft.http.wire.forms import Asked, ChatForm, CompletionForm, Form
 from minedraft.http.wire.messages import as_text, check_messages
 from minedraft.http.wire.openapi import package_version, schema
+from minedraft.http.wire.responses import ResponseBody, input_messages, response_params
 from minedraft.http.wire.tool_text import OPEN
 from minedraft.http.wire.tools import ToolPlan, plan_tools
 from minedraft.prompts import Prompt
@@ -45,6 +47,7 @@ from minedraft.text.tokenizer import Tokenizer
 logger = logging.getLogger("minedraft.http")
 
 _T = TypeVar("_T")
+_BODIES = (ChatBody, CompletionBody, ResponseBody, TokenizeBody, DetokenizeBody)
 _SSE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -70,7 +73,7 @@ class Door:
         self._metrics = metrics
         self._answers = Answers(client, tokenizer)
         self._chat, self._text = ChatForm(tokenizer), CompletionForm(tokenizer)
-        self._bodies = {kind: BodyReader(kind) for kind in (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)}
+        self._bodies = {kind: BodyReader(kind) for kind in _BODIES}
         self._page = (files("minedraft") / "assets" / "chat.html").read_text(encoding="utf-8")
 
     def app(self, admits: Callable[[str], bool] | None = None, origins: Collection[str] = ()) -> Starlette:
@@ -92,6 +95,7 @@ class Door:
         post: dict[str, Handler] = {
             "/v1/chat/completions": self.chat,
             "/v1/completions": self.complete,
+            "/v1/responses": self.respond,
             "/tokenize": self.tokenize,
             "/detokenize": self.detokenize,
         }
@@ -132,6 +136,21 @@ class Door:
         if body.get("echo"):
             echo = [prompt if isinstance(prompt, str) else self._decode(cast(list[int], prompt)) for prompt in prompts]
         return await self._answer(request, self._text, body, prompts, params, echo)
+
+    async def respond(self, request: Request) -> Response:
+        """POST /v1/responses."""
+        body = await self._body(request, ResponseBody)
+        facts = await self._facts.get()
+        facts.check_name(body["model"])
+        with _renaming(body):
+            params, messages = response_params(body), input_messages(body)
+            prompt = as_text(messages)
+            name = f"resp_{uuid.uuid4().hex}"
+            asked = Asked(name, facts.name, facts.fingerprint, [prompt], params, draft_len=facts.draft_len)
+            responding = Responding(self._client, body, asked)
+            if body.get("stream"):
+                return _EventResponse(await _unless_gone(request, responding.stream()))
+            return JSONResponse(await _unless_gone(request, responding.whole()))
 
     async def _answer(
         self,

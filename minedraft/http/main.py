@@ -38,6 +38,9 @@ minedraft-launch --http 127.0.0.1:8000 starts it together with the service.
 """
 
 
+_INTERVAL_S = 0.04  # between the events of a stream, but before the first and the last
+
+
 class _Beating:
     """A look at a process that only waits for its clients: an event loop that turns is all there is to see."""
 
@@ -87,7 +90,8 @@ async def _serve(address: Address, tokenizer: Tokenizer, notifier: Notifier, opt
     origins = (options["origins"] or "").split(",") if options["origins"] else []
     listening = listen_at(address)
     server = options["server"] or default_listen()
-    async with AsyncClient(server, token_file=token_file, tls_ca=options["tls_ca"]) as client:
+    access = {"token_file": token_file, "tls_ca": options["tls_ca"]}
+    async with AsyncClient(server, interval_s=_INTERVAL_S, **access) as client:
         facts = ModelFacts(client, options["model_name"])
         door = Door(client, tokenizer, facts, exporter.read if exporter is not None else None)
         app = door.app(None if tokens is None else tokens.admits, origins)

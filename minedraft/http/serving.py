@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 
 from minedraft.address import Address
 from minedraft.errors import ConfigError
-from minedraft.http.guard import MAX_HEADER_BYTES
+from minedraft.http.bounded_protocol import BoundedProtocol
 
 _DRAIN_S = 5  # for answers that are under way when the process is told to stop; the service has drained before
 _BACKLOG = 1024
@@ -40,8 +40,7 @@ def make_server(app: Starlette, certificate: Path | None = None, key: Path | Non
     return HttpServer(
         uvicorn.Config(
             app,
-            http="h11",  # it bounds the headers, which others read without end
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            http=BoundedProtocol,
             ssl_certfile=certificate,
             ssl_keyfile=None if key is None else str(key),
             loop="none",

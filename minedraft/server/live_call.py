@@ -16,18 +16,19 @@ _SEND_INTERVAL_S = 0.020
 class LiveCall:
     """The samples of one call and their ids in the pipeline.
 
-    The first tokens and the end are sent immediately, the tokens between them at most every 20 ms: a
-    message costs more than the tokens in it.
+    The first tokens and the end are sent immediately, the tokens between them at most every 20 ms, or at the interval
+    that the call asks for: a message costs more than the tokens in it.
 
     Args:
         pipeline: has the samples.
         timeout_s: seconds after which the call fails with DeadlineExceeded; None for no deadline.
+        interval_s: seconds between two messages; 0: 20 ms.
 
     Attributes:
         gone: set when the call has ended and its request id is free again.
     """
 
-    def __init__(self, pipeline: Pipeline, timeout_s: float | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, timeout_s: float | None = None, interval_s: float = 0.0) -> None:
         self.gone = asyncio.Event()
         self.answers: list[Answer] = []
         self.pipeline_ids: list[int] = []
@@ -36,6 +37,7 @@ class LiveCall:
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._not_before_s = 0.0
+        self._interval_s = interval_s or _SEND_INTERVAL_S
         self._timer: asyncio.Handle | None = None
         self._preparing: asyncio.Timeout | None = None
         self._deadline: asyncio.Handle | None = None
@@ -109,7 +111,7 @@ class LiveCall:
         """Return when there is something to send and the interval has passed."""
         await self._changed.wait()
         self._changed.clear()
-        self._not_before_s = self._loop.time() + _SEND_INTERVAL_S
+        self._not_before_s = self._loop.time() + self._interval_s
 
     def close(self) -> None:
         """End the call; nothing more is sent, and its samples leave the pipeline."""

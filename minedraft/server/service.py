@@ -211,7 +211,7 @@ class InferenceService:
     ) -> AsyncGenerator[Output, None]:
         await self._check_name(name)
         self._check_room()
-        live = self._live[name] = LiveCall(pipeline, call.timeout_s)
+        live = self._live[name] = LiveCall(pipeline, call.timeout_s, call.interval_s)
         self._idle.clear()
         try:
             with self._hinted():

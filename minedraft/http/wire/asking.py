@@ -34,6 +34,9 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "echo": (False, True),
+    "background": (False,),
+    "truncation": ("disabled",),
+    "include": ([],),
 }
 # Notes of the client to itself: they never change an answer.
 _NOTES = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
@@ -54,7 +57,7 @@ def chat_params(body: ChatBody, plan: ToolPlan | None = None, is_tag_special: bo
     Raises:
         InvalidRequest: a value is out of range, or a field asks for something that is not done here.
     """
-    given = _given(body, {"max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "min_tokens"})
+    given = given_fields(body, {"max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "min_tokens"})
     limits = {name: body.get(name) for name in ("max_completion_tokens", "max_tokens")}
     if None not in limits.values() and len(set(limits.values())) > 1:
         raise InvalidRequest("max_tokens", limits["max_tokens"], "differs from max_completion_tokens; give one of them")
@@ -64,7 +67,7 @@ def chat_params(body: ChatBody, plan: ToolPlan | None = None, is_tag_special: bo
         given["logprobs"] = top_logprobs or 0
     elif top_logprobs is not None:
         raise InvalidRequest("top_logprobs", top_logprobs, "needs logprobs: true")
-    grammar = _grammar(body.get("response_format"))
+    grammar = grammar_of(body.get("response_format"))
     if plan is not None:
         if grammar and plan.must_call:
             limit = "cannot be had with a call that must be made"
@@ -73,12 +76,12 @@ def chat_params(body: ChatBody, plan: ToolPlan | None = None, is_tag_special: bo
             if body.get(name) and body.get("stream"):
                 raise InvalidRequest(name, True, "cannot be streamed with tools")
         grammar = {"lark": plan.grammar(is_tag_special, grammar.get("json_schema"))}
-    return _params(given | grammar)
+    return to_params(given | grammar)
 
 
 def completion_params(body: CompletionBody) -> SamplingParams:
     """Return the sampling parameters of a text completion; raise as `chat_params`."""
-    given = _given(body, {"max_tokens", "logprobs", "min_tokens", "best_of", "suffix"})
+    given = given_fields(body, {"max_tokens", "logprobs", "min_tokens", "best_of", "suffix"})
     if body.get("suffix"):
         raise InvalidRequest("suffix", body["suffix"], "is not supported")
     if body.get("best_of") not in (None, body.get("n") or 1):
@@ -88,7 +91,7 @@ def completion_params(body: CompletionBody) -> SamplingParams:
     limit = body.get("max_tokens")
     given["max_new_tokens"] = COMPLETION_TOKENS if limit is None else limit
     given["logprobs"] = body.get("logprobs")
-    return _params(given)
+    return to_params(given)
 
 
 def chat_prompt(messages: Messages, plan: ToolPlan | None, tokenizer: Tokenizer) -> Prompt:
@@ -118,14 +121,15 @@ def renamed(error: InvalidRequest, body: Mapping[str, Any]) -> InvalidRequest:
     name = _NAMES.get(error.field, error.field)
     if error.field in ("json_schema", "lark"):
         name = "tools" if error.field == "lark" else "response_format"
-    if error.field == "max_new_tokens" and body.get("max_completion_tokens") is not None:
-        name = "max_completion_tokens"
+    if error.field == "max_new_tokens":
+        longer = ("max_completion_tokens", "max_output_tokens")
+        name = next((each for each in longer if body.get(each) is not None), name)
     if error.field.partition(".")[0] == "prompt":  # "prompt.token_ids", say
-        name = "prompt" if "prompt" in body else "messages"
+        name = next((each for each in ("prompt", "input") if each in body), "messages")
     return InvalidRequest(name, error.value, error.limit)
 
 
-def _given(body: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
+def given_fields(body: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
     """Return the fields that both kinds of body have, and refuse those that nothing uses.
 
     Args:
@@ -146,7 +150,7 @@ def _given(body: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
     return given
 
 
-def _grammar(wanted: Mapping[str, Any] | None) -> dict[str, str]:
+def grammar_of(wanted: Mapping[str, Any] | None) -> dict[str, str]:
     """Return the grammar of a `response_format`."""
     match wanted:
         case None | {"type": "text"}:
@@ -158,7 +162,7 @@ def _grammar(wanted: Mapping[str, Any] | None) -> dict[str, str]:
     raise InvalidRequest("response_format", wanted, "must be text, json_object, or json_schema with a schema")
 
 
-def _params(given: dict[str, Any]) -> SamplingParams:
+def to_params(given: dict[str, Any]) -> SamplingParams:
     if given.get("top_k") == -1:  # vLLM's way to say all
         given["top_k"] = 0
     return SamplingParams(**given)

@@ -20,7 +20,7 @@ STRICT = ConfigDict(extra="forbid", strict=True)
 _B = TypeVar("_B", bound=Mapping[str, Any])
 
 
-class _Additions(TypedDict, total=False):
+class Additions(TypedDict, total=False):
     """Fields that are not OpenAI's; the names are vLLM's where it has them."""
 
     stream: Optional[bool]  # noqa: UP045 (as in the types it stands beside)
@@ -37,7 +37,7 @@ class _Additions(TypedDict, total=False):
 
 
 @with_config(STRICT)
-class ChatBody(_ChatParams, _Additions, total=False):
+class ChatBody(_ChatParams, Additions, total=False):
     """The body of a chat completion. Its messages are checked by role in `messages.py`."""
 
     messages: Required[list[dict[str, Any]]]  # type: ignore[misc]
@@ -46,7 +46,7 @@ class ChatBody(_ChatParams, _Additions, total=False):
 
 
 @with_config(STRICT)
-class CompletionBody(_CompletionParams, _Additions, total=False):
+class CompletionBody(_CompletionParams, Additions, total=False):
     """The body of a text completion."""
 
     prompt: Required[str | list[str] | list[int] | list[list[int]]]  # type: ignore[misc]

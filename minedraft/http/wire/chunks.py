@@ -25,6 +25,12 @@ def event(chunk: BaseModel, extra: dict[str, Any] | None = None, in_choice: dict
     return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
 
 
+def named_event(name: str, content: BaseModel) -> bytes:
+    """Return an event that says its name."""
+    data = content.model_dump_json(exclude_unset=True, warnings=False)
+    return f"event: {name}\ndata: {data}\n\n".encode()
+
+
 class TextTemplate:
     """Events that differ in one text.
 

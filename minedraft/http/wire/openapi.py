@@ -8,13 +8,16 @@ from typing import Any
 
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
 from pydantic import BaseModel, TypeAdapter
 
 from minedraft.http.wire.bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from minedraft.http.wire.responses import ResponseBody
 
 _POSTS: dict[str, tuple[str, type[Any], type[BaseModel] | None]] = {
     "/v1/chat/completions": ("Answer a chat.", ChatBody, ChatCompletion),
     "/v1/completions": ("Continue a text.", CompletionBody, Completion),
+    "/v1/responses": ("Answer a chat, in the form of Responses.", ResponseBody, Response),
     "/tokenize": ("Return the token ids of a prompt or of messages.", TokenizeBody, None),
     "/detokenize": ("Return the text of token ids.", DetokenizeBody, None),
 }

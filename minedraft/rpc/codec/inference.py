@@ -26,6 +26,7 @@ from minedraft.prompts import (
     TextPrompt,
     TokenPrompt,
     check_chat,
+    check_interval,
     check_request_id,
     check_text,
     check_timeout,
@@ -65,6 +66,7 @@ def generate_to_pb(call: GenerateCall) -> inference_pb2.GenerateRequest:
                 message.chat.messages.add(role=entry["role"], content=entry["content"])
     if call.timeout_s is not None:
         message.timeout_s = call.timeout_s
+    message.interval_s = call.interval_s
     return message
 
 
@@ -93,6 +95,7 @@ def generate_from_pb(message: inference_pb2.GenerateRequest) -> GenerateCall:
         sampling=sampling_from_pb(message.sampling),
         request_id=request_id,
         timeout_s=check_timeout(message.timeout_s if message.HasField("timeout_s") else None),
+        interval_s=check_interval(message.interval_s),
     )
 
 
