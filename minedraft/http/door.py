@@ -48,6 +48,7 @@ logger = logging.getLogger("minedraft.http")
 
 _T = TypeVar("_T")
 _BODIES = (ChatBody, CompletionBody, ResponseBody, TokenizeBody, DetokenizeBody)
+_V1 = frozenset({"/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/responses"})
 _SSE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -342,11 +343,14 @@ def _typed(handler: Handler) -> Handler:
 
 async def _not_routed(request: Request, error: Exception) -> Response:
     status = cast(HTTPException, error).status_code
+    path = request.url.path
     what = {404: "there is no such path", 405: f"{request.method} is not allowed here"}.get(
         status, "cannot be answered"
     )
+    if status == 404 and f"/v1{path}" in _V1:
+        what += f"; there is /v1{path}: a client's base URL ends in /v1"
     headers = dict(cast(HTTPException, error).headers or {})
-    return error_response(HttpError(f"{request.url.path}: {what}", status, headers=headers))
+    return error_response(HttpError(f"{path}: {what}", status, headers=headers))
 
 
 class _renaming:

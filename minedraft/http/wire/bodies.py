@@ -43,6 +43,7 @@ class ChatBody(_ChatParams, Additions, total=False):
     messages: Required[list[dict[str, Any]]]  # type: ignore[misc]
     tools: list[dict[str, Any]]  # type: ignore[misc]
     functions: list[dict[str, Any]]  # type: ignore[misc]
+    response_format: Optional[dict[str, Any]]  # type: ignore[misc]  # noqa: UP045
 
 
 @with_config(STRICT)
