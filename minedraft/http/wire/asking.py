@@ -40,6 +40,8 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
 }
 # Notes of the client to itself: they never change an answer.
 _NOTES = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
+# Beside the schema of a `response_format`; that it is kept to does not depend on `strict`.
+_SCHEMA_NOTES = frozenset({"name", "description", "strict"})
 _READ_ELSEWHERE = frozenset(
     {
         "model", "messages", "prompt", "stream", "stream_options", "return_rounds", "response_format", "tools",
@@ -152,13 +154,15 @@ def given_fields(body: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
 
 def grammar_of(wanted: Mapping[str, Any] | None) -> dict[str, str]:
     """Return the grammar of a `response_format`."""
-    match wanted:
-        case None | {"type": "text"}:
-            return {}
-        case {"type": "json_object"}:
-            return {"json_schema": '{"type": "object"}'}
-        case {"type": "json_schema", "json_schema": {"schema": dict() as found}}:
-            return {"json_schema": json.dumps(found)}
+    fields = {} if wanted is None else dict(wanted)
+    kind, inner = fields.pop("type", None), fields.pop("json_schema", None)
+    if wanted is None or (kind == "text" and not fields and inner is None):
+        return {}
+    if kind == "json_object" and not fields and inner is None:
+        return {"json_schema": '{"type": "object"}'}
+    is_schema = isinstance(inner, dict) and isinstance(inner.get("schema"), dict)
+    if kind == "json_schema" and not fields and is_schema and inner.keys() - {"schema"} <= _SCHEMA_NOTES:
+        return {"json_schema": json.dumps(inner["schema"])}
     raise InvalidRequest("response_format", wanted, "must be text, json_object, or json_schema with a schema")
 
 

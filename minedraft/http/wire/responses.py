@@ -69,7 +69,7 @@ def input_messages(body: Mapping[str, Any]) -> Messages:
 def _grammar(wanted: Mapping[str, Any] | None) -> dict[str, str]:
     """Return the grammar of `text.format`, which has the fields of a `response_format` without its inner object."""
     if wanted is not None and wanted.get("type") == "json_schema":
-        wanted = {"type": "json_schema", "json_schema": {"schema": wanted.get("schema")}}
+        wanted = {"type": "json_schema", "json_schema": {key: wanted[key] for key in wanted if key != "type"}}
     try:
         return grammar_of(wanted)
     except InvalidRequest as error:
