@@ -76,7 +76,7 @@ def to_document(comparison: Comparison, found: Found) -> dict[str, Any]:
         "max_new_tokens": comparison.max_new_tokens,
         "repeats": comparison.repeats,
         "is_whole": found.is_whole,
-        "failed": {way.value: said.splitlines()[-1].strip() for way, said in found.failed.items()},
+        "failed": {way.value: " ".join(said.splitlines()[:2]) for way, said in found.failed.items()},
         "own_pace": _to_json(found.samples, round_times(found.samples)),
         "paced": {
             "drafter_takes_of_a_verify": comparison.paced,

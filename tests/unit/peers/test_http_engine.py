@@ -91,3 +91,16 @@ async def test_a_server_that_does_not_start_says_why(tmp_path: Path):
     with pytest.raises(StartFailed, match="small did not start:\n  no such model"):
         async with http_server("small", argv, tmp_path / "peer.sock", Tokens()):
             pass
+
+
+async def test_the_first_error_is_shown_where_the_last_lines_do_not_have_it(tmp_path: Path):
+    lines = [
+        "print('INFO no Error here')",
+        "print('ValueError: the cause')",
+        "print('at\\n' * 40)",
+        "raise SystemExit(1)",
+    ]
+    said = "; ".join(lines)
+    with pytest.raises(StartFailed, match=r"small did not start:\n  ValueError: the cause\n"):
+        async with http_server("small", [sys.executable, "-c", said], tmp_path / "peer.sock", Tokens()):
+            pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ _START_S = 600.0  # four of them may start at the same time, on a machine with o
 _POLL_S = 0.1
 _STOP_S = 2.0  # an engine has nothing to save
 _MOMENT_S = 0.5
+_NAMES_ERROR = re.compile(r"\b\w*(Error|Exception)\w*: ")
 _DATA = "data: "
 _DONE = "[DONE]"
 
@@ -126,12 +128,17 @@ async def http_server(
         StartFailed: it ended before it was ready, or is not ready in time.
     """
     command = child_command(_EXECUTE, *map(str, argv))
-    process = WatchedProcess(command, environment=child_environment(**variables))
+    errors: list[str] = []  # the first is the cause; the last lines are often those of who called whom
+    process = WatchedProcess(
+        command,
+        on_line=lambda line: errors.append(line) if _NAMES_ERROR.search(line) else None,
+        environment=child_environment(**variables),
+    )
     process.start()
     try:
         transport = httpx2.AsyncHTTPTransport(uds=str(socket), limits=httpx2.Limits(max_connections=None))
         async with httpx2.AsyncClient(transport=transport, base_url="http://peer", timeout=None) as client:
-            await _wait_ready(name, process, client)
+            await _wait_ready(name, process, client, errors)
             yield HttpEngine(name, process.pid, client, dialect)
     finally:
         processes = family(process.pid)
@@ -154,11 +161,11 @@ async def _wait_ended(processes: Sequence[psutil.Process]) -> None:
             await asyncio.sleep(_POLL_S)
 
 
-async def _wait_ready(name: str, process: WatchedProcess, client: httpx2.AsyncClient) -> None:
+async def _wait_ready(name: str, process: WatchedProcess, client: httpx2.AsyncClient, errors: Sequence[str]) -> None:
     deadline_s = time.monotonic() + _START_S
     while time.monotonic() < deadline_s:
         if process.ended.done():
-            raise StartFailed("\n  ".join([f"{name} did not start:", *process.tail]))
+            raise StartFailed("\n  ".join([f"{name} did not start:", *errors[:1], *process.tail]))
         with suppress(httpx2.HTTPError):
             if (await client.get("/health", timeout=5.0)).status_code == httpx2.codes.OK:
                 return
