@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,14 +94,17 @@ async def test_a_server_that_does_not_start_says_why(tmp_path: Path):
             pass
 
 
+_CAUSE = "(EngineCore pid=7) ERROR 11-28 06:31:40 [core.py:12] minedraft.errors.ModelError: the cause"
+
+
 async def test_the_first_error_is_shown_where_the_last_lines_do_not_have_it(tmp_path: Path):
     lines = [
-        "print('INFO no Error here')",
-        "print('ValueError: the cause')",
+        "print('(APIServer pid=6) WARNING 11-28 06:31:40 [system.py:255] it failed with Error: a limit')",
+        f"print({_CAUSE!r})",
         "print('at\\n' * 40)",
         "raise SystemExit(1)",
     ]
     said = "; ".join(lines)
-    with pytest.raises(StartFailed, match=r"small did not start:\n  ValueError: the cause\n"):
+    with pytest.raises(StartFailed, match=re.escape(f"small did not start:\n  {_CAUSE}\n")):
         async with http_server("small", [sys.executable, "-c", said], tmp_path / "peer.sock", Tokens()):
             pass

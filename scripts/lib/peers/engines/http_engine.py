@@ -29,7 +29,8 @@ _START_S = 600.0  # four of them may start at the same time, on a machine with o
 _POLL_S = 0.1
 _STOP_S = 2.0  # an engine has nothing to save
 _MOMENT_S = 0.5
-_NAMES_ERROR = re.compile(r"\b\w*(Error|Exception)\w*: ")
+# The last line of a traceback, plain or behind what a logger puts before it.
+_NAMES_ERROR = re.compile(r"^(\([^)]*\) )?(ERROR [^\]]*\] )?[\w.]*(Error|Exception)\w*: ")
 _DATA = "data: "
 _DONE = "[DONE]"
 
