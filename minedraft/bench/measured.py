@@ -26,6 +26,7 @@ class MeasuredRow:
         tokens_per_s: of the whole run. run_tokens_per_s: of each of its repeats.
         mean_accepted_len: drafts accepted in a round that has drafts.
         num_requests, output_len: of the run: sent together, and tokens of each answer.
+        input_lens, output_lens: tokens of each request's prompt and answer; () in files that do not tell.
     """
 
     rounds: Measured
@@ -36,6 +37,8 @@ class MeasuredRow:
     mean_accepted_len: float = 0.0
     num_requests: int = 0
     output_len: int = 0
+    input_lens: tuple[int, ...] = ()
+    output_lens: tuple[int, ...] = ()
 
     @property
     def num_in_flight(self) -> float:
@@ -104,13 +107,16 @@ def _row(row: Mapping[str, Any], table: Mapping[str, Any]) -> MeasuredRow:
     mode = Mode(config["mode"])
     draft_len = int(config["draft_len"]) if mode.has_drafts else 0
     rounds = Measured(mode, float(config["max_batch_size"]), draft_len, *times)
+    runs = row.get("runs", ())
+    lens = (tuple(int(n) for n in runs[0].get(name, ())) if runs else () for name in ("input_lens", "output_lens"))
     return MeasuredRow(
         rounds,
         float(medians["tokens_per_round"]),
         float(medians["decode_tokens_per_s"]),
         float(medians["tokens_per_s"]),
-        tuple(float(run.get("minedraft", run)["tokens_per_s"]) for run in row.get("runs", ())),
+        tuple(float(run.get("minedraft", run)["tokens_per_s"]) for run in runs),
         float(medians["mean_accepted_len"]),
         int(table["num_prompts"]),
         int(table["sampling"]["max_new_tokens"]),
+        *lens,
     )

@@ -65,7 +65,7 @@ _MODES = (Mode.AR, Mode.SD, Mode.MINEDRAFT)
     metavar="N,...",
     default=",".join(map(str, SHIPPED_PROMPT_LENS)),
     show_default="those of the prompts in the package",
-    help="Tokens of the prompts, for --whole-runs.",
+    help="Tokens of the prompts, for --whole-runs of files that do not tell them.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print costs, comparison and map as one JSON object.")
 def predict(

@@ -40,14 +40,16 @@ class WholeRun:
 def simulate_rows(
     rows: Sequence[MeasuredRow], costs: Costs, prompt_lens: Sequence[int] = SHIPPED_PROMPT_LENS
 ) -> list[WholeRun]:
-    """Return each row with its simulation. prompt_lens: tokens of the prompts, in the order of the benchmark."""
+    """Return each row with its simulation. prompt_lens: tokens of the prompts, in the order of the benchmark, for rows
+    that do not tell them."""
     return [WholeRun(row, _simulate(row, costs, prompt_lens)) for row in rows]
 
 
 def _simulate(row: MeasuredRow, costs: Costs, prompt_lens: Sequence[int]) -> SimulatedRun:
     rounds, size = row.rounds, int(row.rounds.num_requests)
     machine = measured_machine(costs, same(row.draft_rate), size)
-    load = Load(tuple(prompt_lens), (row.output_len,), row.num_requests)
+    num_requests = len(row.input_lens) or row.num_requests
+    load = Load(row.input_lens or tuple(prompt_lens), row.output_lens or (row.output_len,), num_requests)
     return run_simulation(machine, endless_limits(rounds.mode, size, rounds.draft_len), load)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from minedraft.cli.console import run
+from scripts.lib.forecast.files import write_rows
 from scripts.lib.forecast.scenarios import Outcome, crowd, dying_drafter, large_pair, slow_link, small_pair
 
 _SCENARIOS = ("crowd", "link", "faults")
 _TITLES = {
     "crowd": "1,000 in flight, 10,000 more: llama 8b + 1b, an H100 each; 128 + 64 tokens",
     "link": "A distant drafter: the same pair, 32 in flight, k = 3",
-    "faults": "A drafter that dies: llama 70b on 4 H100 + 8b on one; 32 in flight, 256 + 256 tokens",
+    "faults": "A dying drafter: llama 70b on 4 H100 + 8b on one, 32 in flight, 256 + 256 tokens",
 }
 
 
@@ -58,7 +58,7 @@ def main(names: Sequence[str], path: Path) -> None:
         console.print(outcomes_table(found, _TITLES[name]))
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {name: {"title": _TITLES[name], "rows": list(map(outcome_json, of))} for name, of in outcomes.items()}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_rows(content, path)
 
 
 def _run(name: str) -> Iterator[Outcome]:
@@ -75,7 +75,7 @@ def _run(name: str) -> Iterator[Outcome]:
 def outcomes_table(outcomes: Sequence[Outcome], title: str) -> Table:
     """Return a scenario's outcomes."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title, title_justify="left")
-    for name in ("setting", "mode", "tok/s", "queue", "p99", "TTFT", "TPOT", "KV", "refused", "lasted"):
+    for name in ("setting", "mode", "tok/s", "queue", "p99", "TTFT", "TPOT", "KV", "refused", "s"):
         table.add_column(name, justify="left" if name in ("setting", "mode") else "right", no_wrap=True)
     for outcome in outcomes:
         run = outcome.run
@@ -91,7 +91,7 @@ def outcomes_table(outcomes: Sequence[Outcome], title: str) -> Table:
             str(run.num_refused),
             f"{run.seconds:.0f}",
         )
-    table.caption = "queue, TTFT, lasted: seconds (medians, p99 of the queue); TPOT: ms; KV: the verifier's at most."
+    table.caption = "queue, TTFT, s (all of it): seconds, medians and p99; TPOT: ms; KV: at most."
     return table
 
 

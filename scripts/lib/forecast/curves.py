@@ -12,7 +12,7 @@ from minedraft.bench.measured import MeasuredRow, fit_rows, read_rows
 from minedraft.cli.forecast.whole_run import simulate_rows
 from minedraft.theory.costs import Cost, Costs
 from minedraft.theory.fit import fit_cost
-from minedraft.theory.modes import overlap_gain, predict_mode, same_batch_gain
+from minedraft.theory.modes import overlap_gain, same_batch_gain
 from minedraft.theory.paper import PAPER_RATIO, ratio, ratio_range
 from minedraft.theory.winning import least_context
 from minedraft.types import Mode
@@ -184,18 +184,29 @@ def _theorem() -> Panel:
 
 
 def errors(results: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return measured and predicted tokens per second of every row of the committed comparisons."""
+    """Return measured and predicted tokens per second of every row of the committed comparisons.
+
+    predicted, simulated: of steady rounds by the formulas, of the whole run by the simulator, with costs fitted to all
+    rows. left_out, left_out_simulated: with costs fitted to the other tables only, whose loads are others.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     for name in ("smollm2", "qwen"):
         rows = read_rows(results / f"{name}.json")
         costs = fit_rows(rows)
-        found[name] = [
-            {
-                "label": row.label,
-                "draft_len": row.rounds.draft_len,
-                "measured": row.decode_tokens_per_s,
-                "predicted": predict_mode(costs, row.rounds.mode, row.num_in_flight, row.rates).tokens_per_s,
-            }
-            for row in rows
-        ]
+        for simulated in simulate_rows(rows, costs):
+            row = simulated.row
+            others = fit_rows([other for other in rows if other.num_requests != row.num_requests])
+            found.setdefault(name, []).append(
+                {
+                    "label": row.label,
+                    "draft_len": row.rounds.draft_len,
+                    "measured": row.decode_tokens_per_s,
+                    "predicted": row.predicted(costs).tokens_per_s,
+                    "left_out": row.predicted(others).tokens_per_s,
+                    "measured_whole": row.tokens_per_s,
+                    "repeats_differ_by": row.spread,
+                    "simulated": simulated.run.tokens_per_s,
+                    "left_out_simulated": simulate_rows([row], others)[0].run.tokens_per_s,
+                }
+            )
     return found

@@ -18,6 +18,7 @@ from minedraft.cli.console import run
 from minedraft.sim.gpus import COMPUTE_SHARE, GPUS, MEMORY_SHARE
 from minedraft.sim.planning import LAUNCH_S
 from scripts.lib.forecast.differences import EXPLAINED
+from scripts.lib.forecast.files import write_rows
 from scripts.lib.forecast.gains import Row, gains_of_pair, pick, throughput_gain
 from scripts.lib.forecast.matrix import Cell, cell_json, matrix, same_work, simulate_cell
 from scripts.lib.forecast.paper_picture import draw_gains
@@ -50,7 +51,7 @@ def main(out: Path, show: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     content = json.loads(path.read_text(encoding="utf-8")) if show else _simulate()
     content["pairs"] = _pairs(content)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_rows(content, path)
     console = Console()
     console.print(pairs_table(content["pairs"]))
     for pair in content["pairs"]:

@@ -76,7 +76,8 @@ def slow_link(
         for milliseconds in link_ms:
             far = replace(machine, draft_link_s=milliseconds / 1e3)
             limits = endless_limits(mode, num_in_flight // mode.num_batches, DRAFT_LEN)
-            run = run_simulation(far, limits, Load((256,), (output_len,), 3 * num_in_flight))
+            load = Load((256,), (output_len,), 3 * num_in_flight, concurrency=num_in_flight)
+            run = run_simulation(far, limits, load)
             yield Outcome("link", f"{milliseconds:g} ms away", mode, run, far)
 
 
@@ -91,7 +92,7 @@ def dying_drafter(
     """Yield what a drafter costs that dies every so many seconds and has to load first, and what none would."""
     for mode, dies_every_s, what in (
         (Mode.MINEDRAFT, None, "lives"),
-        (Mode.MINEDRAFT, every_s, f"dies every {every_s:g} s for {returns_after_s:g}"),
+        (Mode.MINEDRAFT, every_s, f"away {returns_after_s:g} s of {every_s:g}"),
         (Mode.AR, None, "no drafter"),
     ):
         limits = endless_limits(mode, num_in_flight // mode.num_batches, DRAFT_LEN)
