@@ -22,7 +22,8 @@ class MeasuredRow:
     Attributes:
         tokens_per_round: of one request, the one that the verify adds included, and first and last rounds, too, in
             which drafts are missing or of no use.
-        decode_tokens_per_s: of the steady rounds alone, without prompts, ramp and tail.
+        decode_tokens_per_s: of the steady rounds alone, without prompts, ramp and tail: by the step of two batches
+            together, as their steps alternate between short and long.
         tokens_per_s: of the whole run. run_tokens_per_s: of each of its repeats.
         mean_accepted_len: drafts accepted in a round that has drafts.
         num_requests, output_len: of the run: sent together, and tokens of each answer.
@@ -107,12 +108,13 @@ def _row(row: Mapping[str, Any], table: Mapping[str, Any]) -> MeasuredRow:
     mode = Mode(config["mode"])
     draft_len = int(config["draft_len"]) if mode.has_drafts else 0
     rounds = Measured(mode, float(config["max_batch_size"]), draft_len, *times)
+    tokens_per_round = float(medians["tokens_per_round"])
     runs = row.get("runs", ())
     lens = (tuple(int(n) for n in runs[0].get(name, ())) if runs else () for name in ("input_lens", "output_lens"))
     return MeasuredRow(
         rounds,
-        float(medians["tokens_per_round"]),
-        float(medians["decode_tokens_per_s"]),
+        tokens_per_round,
+        rounds.num_requests * tokens_per_round / max(rounds.step_s, 1e-9),
         float(medians["tokens_per_s"]),
         tuple(float(run.get("minedraft", run)["tokens_per_s"]) for run in runs),
         float(medians["mean_accepted_len"]),

@@ -63,3 +63,15 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(ConfigError, match="result"):
         read_rows(tmp_path / "other.json")
+
+
+def test_lengths_that_a_file_tells_are_simulated(tmp_path: Path) -> None:
+    content = json.loads(RESULTS[0].read_text())
+    for row in content["tables"][0]["rows"]:
+        for run in row["runs"]:
+            run |= {"input_lens": [300, 20, 30, 40], "output_lens": [10, 20, 30, 40]}
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    rows = read_rows(tmp_path / "r.json")
+    first, last = (simulate_rows([row], fit_rows(rows))[0].run for row in (rows[0], rows[-1]))
+    assert first.num_tokens == 100
+    assert last.num_tokens == 16 * 40, "this table does not tell"
