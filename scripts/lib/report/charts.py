@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from scripts.lib.report.pictures import Line, Panel
 from scripts.lib.report.results import Json, Results
+from scripts.lib.report.tables.context import context_chart
 
 
 def modes_chart(results: Results) -> Sequence[Panel]:
@@ -48,4 +49,5 @@ def _line(label: str, points: Sequence[tuple[float, float]]) -> Line:
 CHARTS: Mapping[str, Callable[[Results], Sequence[Panel]]] = {
     "scripts/results/pictures/modes.svg": modes_chart,
     "scripts/results/pictures/gains.svg": gains_chart,
+    "scripts/results/pictures/context.svg": context_chart,
 }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from scripts.lib.faults.table import faults_table
 from scripts.lib.report.studies import machines_table, made_line
 from scripts.lib.report.tables import studies
+from scripts.lib.report.tables.context import context_table
 from scripts.lib.report.tables.drafters import drafters_table
 from scripts.lib.report.tables.forward import forward_table
 from scripts.lib.report.tables.headline import headline_table
@@ -19,6 +20,7 @@ from scripts.lib.report.writing import Part
 
 PARTS: Mapping[str, Part] = {
     "settings": settings_table,
+    "context": context_table,
     "faults": faults_table,
     "modes": modes_table,
     "loads": loads_table,

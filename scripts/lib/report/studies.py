@@ -23,6 +23,7 @@ COMMANDS = {
     "studies/lookup.json": f"{_BENCH}/drafts --vary lookup --by-kind -m 4 --json lookup.json",
     "studies/tetris.json": f"{_BENCH}/drafts --vary policy --json tetris.json",
     "studies/pearl.json": f"{_BENCH}/pearl --target DIR --draft DIR --in-flight 1 --json pearl.json",
+    "studies/context.json": f"{_BENCH}/studies/context -m 2 --lengths 256,4096 --json context.json",
     "channels.json": f"{_BENCH}/channels --json channels.json",
     "studies/cores.json": f"{_BENCH}/cores MODEL --json cores.json",
     "studies/http.json": f"{_BENCH}/doors/http --json http.json",
