@@ -24,7 +24,7 @@ def test_check_says_what_only_the_workers_can_tell(tmp_path):
     head = make_tiny_head(tmp_path / "head", whole)
     checks = [
         subprocess.Popen(
-            [sys.executable, "-m", "minedraft.cli.launch", "--check", "--listen", f"unix:{tmp_path}/m.sock",
+            [sys.executable, "-m", "minedraft.cli.launch", "--check", "--listen", f"unix:{draft}.sock",
              "--target", str(whole), "--draft", str(draft)],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
