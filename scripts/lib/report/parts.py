@@ -9,13 +9,14 @@ from scripts.lib.report.studies import machines_table, made_line
 from scripts.lib.report.tables import studies
 from scripts.lib.report.tables.context import context_table
 from scripts.lib.report.tables.drafters import drafters_table
+from scripts.lib.report.tables.forecast import capacity_table, differences_list, paper_table, theory_table
 from scripts.lib.report.tables.forward import forward_table
 from scripts.lib.report.tables.headline import headline_table
 from scripts.lib.report.tables.metrics import definitions_table
 from scripts.lib.report.tables.modes import loads_table, modes_table
 from scripts.lib.report.tables.peers import decoding_table, prompts_table
 from scripts.lib.report.tables.settings import settings_table
-from scripts.lib.report.tables.vllm import vllm_table
+from scripts.lib.report.tables.vllm import vllm_limits_table, vllm_table
 from scripts.lib.report.writing import Part
 
 PARTS: Mapping[str, Part] = {
@@ -27,6 +28,7 @@ PARTS: Mapping[str, Part] = {
     "decoding": decoding_table,
     "prompts": prompts_table,
     "vllm": vllm_table,
+    "vllm_limits": vllm_limits_table,
     "forward": forward_table,
     "drafters": drafters_table,
     "headline": headline_table,
@@ -45,6 +47,10 @@ PARTS: Mapping[str, Part] = {
     "control": studies.control_table,
     "choosing": studies.choosing_table,
     "products": studies.products_table,
+    "theory": theory_table,
+    "paper": paper_table,
+    "differences": differences_list,
+    "capacity": capacity_table,
     "metrics": definitions_table,
     "chaos": studies.chaos_table,
 }

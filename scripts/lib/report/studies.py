@@ -41,6 +41,9 @@ COMMANDS = {
     "ar.json": f"{_BENCH}/ar --target DIR --json ar.json",
     "faults/matrix.json": "pytest tests/faults --junitxml FILE; python -m scripts.lib.faults.table --take FILE",
     "faults/chaos.json": "scripts/chaos --minutes 30 --json chaos.json",
+    "forecast/theory.json": "scripts/forecast/theory",
+    "forecast/paper.json": "scripts/forecast/paper",
+    "forecast/capacity.json": "scripts/forecast/capacity",
     "scripts/drafter/results/model.json": "scripts/train_drafter --target DIR --kind model",
     "scripts/drafter/results/head.json": "scripts/train_drafter --target DIR --kind head",
 }  # fmt: skip

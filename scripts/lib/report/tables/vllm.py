@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from minedraft.vllm.guide.known_limits import KNOWN_LIMITS
 from scripts.lib.report.markdown import bold, percent, times, to_table
 from scripts.lib.report.results import Results
 
@@ -30,3 +31,9 @@ def vllm_table(results: Results, file: str) -> str:
     lines.append(["two groups of in turns", *(times(line["alternating_of_serial"]) for line in both)])
     lines.append(["waits for drafts, of the run", *(percent(line["blocked"]) for line in both)])
     return to_table(header, lines)
+
+
+def vllm_limits_table(results: Results) -> str:
+    """Return what is known not to work in vLLM itself, and what to do instead, as `minedraft vllm-doctor` says it."""
+    rows = [[limit.where, limit.what, limit.instead] for limit in KNOWN_LIMITS]
+    return to_table(["where", "what", "instead"], rows, text=(0, 1, 2))
