@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from minedraft import AsyncClient
 from minedraft.types import Role
-from tests.faults.load import Answers, ask_all
+from tests.faults.load import Answer, Answers, ask_all
 from tests.faults.stack import Stack, running
 from tests.stress.models import Pair, PairKind, make_pair
 from tests.support.processes import until
@@ -50,7 +51,8 @@ class Service:
             self._stack = self._running.__enter__()
             _SERVICES.add(self._stack.process.pid)
             self.truth = asyncio.run(ask_all(self._stack.address))
-            assert all(isinstance(tokens, tuple) for tokens in self.truth), self.truth
+            assert all(isinstance(answer, Answer) for answer in self.truth), self.truth
+            assert asyncio.run(has_native_kernels(self._stack.address)), "log-probabilities are compared bit by bit"
         return self._stack
 
     def stop(self) -> None:
@@ -80,6 +82,13 @@ def _nothing_is_left() -> Iterator[None]:
         return not _held() <= before
 
     until(lambda: not has_more(), 30, f"nothing new of {_held() - before}")
+
+
+async def has_native_kernels(address: str) -> bool:
+    """Return whether the verifier's numbers do not depend on what else it computes."""
+    async with AsyncClient(address) as client:
+        status = await client.status()
+    return all(worker.is_batch_invariant for worker in status.workers)
 
 
 def _held() -> frozenset[str]:

@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 
 from minedraft import AsyncClient, SamplingParams
 from minedraft.errors import MineDraftError
+from minedraft.messages import TokenLogprobs
 from minedraft.output import ServiceStatus
 
 NUM_NEW = 64
@@ -16,32 +18,45 @@ HANG_S = 100.0  # generous: what hangs, hangs for ever
 SETTLED_S = 100.0
 _POLL_S = 0.02
 
+_GREEDY = SamplingParams(max_new_tokens=NUM_NEW, ignore_eos=True, logprobs=2)
+
 # Greedy and seeded, with prompts shorter and longer than a chunk of prompt tokens.
 ASKED: tuple[tuple[list[int], SamplingParams], ...] = (
-    ([5, 6, 7, 8], SamplingParams(max_new_tokens=NUM_NEW, ignore_eos=True)),
-    ([3 + 7 * i % 300 for i in range(320)], SamplingParams(max_new_tokens=NUM_NEW, ignore_eos=True)),
-    ([11, 12, 13], SamplingParams(max_new_tokens=NUM_NEW, ignore_eos=True, temperature=0.8, seed=5)),
-    ([9, 9, 40], SamplingParams(max_new_tokens=NUM_NEW, ignore_eos=True, temperature=1.0, top_p=0.9, seed=6)),
+    ([5, 6, 7, 8], _GREEDY),
+    ([3 + 7 * i % 300 for i in range(320)], _GREEDY),
+    ([11, 12, 13], replace(_GREEDY, temperature=0.8, seed=5)),
+    ([9, 9, 40], replace(_GREEDY, temperature=1.0, top_p=0.9, seed=6)),
 )
 
-Answers = list[tuple[int, ...] | MineDraftError]
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Tokens, each with the target's log-probabilities: the same answer has the same bits in them."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+Answers = list[Answer | MineDraftError]
 
 
 async def ask_all(address: str) -> Answers:
-    """Send all of ASKED together; return the tokens of each, or its error.
+    """Send all of ASKED together; return the answer to each, or its error.
 
     Raises:
         TimeoutError: a client got neither.
     """
 
-    async def ask(client: AsyncClient, prompt: list[int], params: SamplingParams) -> tuple[int, ...] | MineDraftError:
+    async def ask(client: AsyncClient, prompt: list[int], params: SamplingParams) -> Answer | MineDraftError:
         tokens: list[int] = []
+        logprobs: list[TokenLogprobs] = []
         try:
             async for piece in client.generate(prompt, params):
                 tokens += piece.token_ids
+                logprobs += piece.logprobs
         except MineDraftError as error:
             return error
-        return tuple(tokens)
+        return Answer(tuple(tokens), tuple(logprobs))
 
     async with asyncio.timeout(HANG_S), AsyncClient(address) as client:
         return list(await asyncio.gather(*(ask(client, *asked) for asked in ASKED)))

@@ -208,8 +208,8 @@ WORKER_ROWS = (
     Case(
         32,
         "NaN or Inf in the target's logits of one request",
-        "that one: INTERNAL, NUMERIC; the others the same bits",
-        "",
+        "that one: INTERNAL, NUMERIC; the others nothing",
+        "the others' tokens and log-probabilities have the same bits",
         when="in_verify",
         live=(
             Live(

@@ -94,7 +94,7 @@ async def check_fresh(client: AsyncClient) -> None:
 
 
 def check_answers(live: Live, answers: Answers, truth: Answers) -> None:
-    """Whoever is not at fault has the tokens that it has without it."""
+    """Whoever is not at fault has the tokens that it has without it, and the bits of their log-probabilities."""
     errors = [answer for answer in answers if isinstance(answer, MineDraftError)]
     assert [error.reason for error in errors] == [live.fails_with] * live.num_failed
     assert [answer for answer in answers if answer not in errors] == [
