@@ -19,6 +19,7 @@ from minedraft.process.notify import Notifier
 from minedraft.rpc.channel import bind, worker_server
 from minedraft.rpc.health import HealthServicer, add_health
 from minedraft.security.tls import ServerTls
+from minedraft_workers.rounds.loop_failure import watch_loop, watch_task
 from minedraft_workers.rounds.runtime import WorkerRuntime
 
 logger = logging.getLogger("minedraft.worker")
@@ -53,13 +54,14 @@ async def serve_worker(
     on_ready: Callable[[], None] = lambda: None,
     notifier: Notifier | None = None,
 ) -> int:
-    """Serve until SIGTERM, SIGINT or a crash of the device thread. Return the exit code.
+    """Serve until SIGTERM, SIGINT or a failure of device thread or event loop. Return the exit code.
 
     It returns within two seconds of the signal, even during a forward; a second signal ends the
     process immediately. It raises as `start`.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    watch_loop(loop, runtime.fail)
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, _on_signal, signum, stop)
     notifier = notifier or Notifier()
@@ -72,6 +74,8 @@ async def serve_worker(
         asyncio.create_task(runtime.watch()),
         asyncio.create_task(feed_watchdog(notifier, lambda: runtime.progress)),
     ]
+    for watch in watches:
+        watch_task(watch, runtime.fail)
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     notifier.stopping()
     for task in (*ends, *watches):

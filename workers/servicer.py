@@ -35,6 +35,7 @@ from minedraft.v1 import worker_pb2
 from minedraft_workers.rounds.actors import DraftingActor, Executed, VerifyingActor
 from minedraft_workers.rounds.device_thread import CommandResult
 from minedraft_workers.rounds.following import Follower
+from minedraft_workers.rounds.loop_failure import watch_task
 from minedraft_workers.rounds.runtime import WorkerRuntime
 from minedraft_workers.rounds.session import Session
 
@@ -131,6 +132,7 @@ class _CommandStream:
         async with asyncio.TaskGroup() as group:
             writer = group.create_task(self._write(context))
             heart = group.create_task(self._beat())
+            watch_task(heart, self._runtime.fail)
             try:
                 async for data in requests:
                     self._take(worker_pb2.Command.FromString(data))
@@ -152,6 +154,9 @@ class _CommandStream:
         except MineDraftError as error:
             self._refuse(message.call, error)
             return
+        except Exception as error:
+            self._runtime.fail(error)
+            raise
         self._num_owed += 1
         reply.add_done_callback(partial(self._answer, message.call, encode))
 
@@ -222,6 +227,9 @@ def _handler(service: str, runtime: WorkerRuntime, places: Sequence[_Place]) -> 
                 logger.warning("handshake refused: %s", error)
                 last_refusal = str(error)
             await error_status.abort(context, error, _code_of_refusal(error))
+        except Exception as error:
+            runtime.fail(error)
+            raise
         return common.info_to_pb(info, now_ns := time.monotonic_ns(), now_ns - came_ns)
 
     async def run(requests: AsyncIterator[bytes], context: _Context) -> None:

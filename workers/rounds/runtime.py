@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from minedraft_workers.rounds.actors import Actor, Cores, OwnCores, Work
 from minedraft_workers.rounds.device_thread import MAILBOX_SIZE, DeviceThread, WorkerProgress
 from minedraft_workers.rounds.session import Session
 from minedraft_workers.rounds.tenancy import Tenancy
+
+logger = logging.getLogger("minedraft.worker")
 
 # A forward has no time limit, but a thread that is inside one and computes nothing for this long hangs: whether it
 # waits for ever or spins.
@@ -93,6 +96,12 @@ class WorkerRuntime:
             if self._device.end_if_hung(limit_s, longest_gap_s=2 * period_s):
                 return
             await asyncio.sleep(period_s)
+
+    def fail(self, error: BaseException) -> None:
+        """End the worker: its event loop has failed."""
+        if not self.crashed.is_set():
+            logger.critical("the event loop failed, exiting: %s", type(error).__name__, exc_info=error)
+            self.crashed.set()
 
     def stop(self, timeout_s: float) -> bool:
         """End the device thread. Return False if it is still inside a forward after `timeout_s`."""

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -18,10 +19,10 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from minedraft.errors import EXIT_CONFIG, EXIT_OK, WorkerLost
+from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, MineDraftError, WorkerLost
 from minedraft.messages import VerifyCommand, VerifySpan
 from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
-from minedraft.types import Batch, RoundId
+from minedraft.types import Batch, Role, RoundId
 from tests.support.processes import Elapsed
 from tests.support.tiny_models import make_tiny_model
 from tests.support.worker_process import NULL, WorkerProcess, worker
@@ -111,6 +112,31 @@ async def test_a_killed_worker_fails_every_waiter_within_a_second(tmp_path: Path
             assert elapsed.seconds < 1
             with pytest.raises(WorkerLost, match="drafter at unix:"):
                 await link.release([1])
+
+
+@pytest.mark.parametrize(
+    ("role", "where"),
+    [
+        (Role.DRAFTER, "reply"),
+        (Role.VERIFIER, "reply"),
+        (Role.DRAFTER, "watchdog"),
+        (Role.VERIFIER, "command"),
+        (Role.VERIFIER, "handshake"),
+    ],
+)
+async def test_a_worker_whose_event_loop_fails_says_so_and_exits_with_70(
+    role: Role, where: str, tmp_path: Path
+) -> None:
+    link_type = GrpcDrafter if role is Role.DRAFTER else GrpcVerifier
+    with worker(role.value, tmp_path, program=("-m", "tests.fakes.broken_worker", where)) as process:
+        with suppress(MineDraftError):  # the handshake fails already, or the release
+            async with await link_type.connect(process.address, connect_timeout_s=100) as link:
+                with suppress(WorkerLost):
+                    await link.release([1])
+                await asyncio.wait_for(link.lost.wait(), 30)
+        assert await asyncio.to_thread(process.wait, 30) == EXIT_INTERNAL
+        assert process.said.count("the event loop failed, exiting: RuntimeError") == 1
+        assert "the dog ate the loop" in process.said
 
 
 async def test_a_stopped_worker_is_noticed_by_the_pings(tmp_path: Path) -> None:
