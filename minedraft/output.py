@@ -150,7 +150,7 @@ class ServiceStatus:
     last 1,024 rounds, and begin anew when mode or sizes change.
 
     Attributes:
-        state: "starting", "serving", "degraded" (the drafter is lost, or its drafts are useless), "recovering" (the
+        state: "starting", "serving", "degraded" (no drafter, useless drafts, or no HTTP door), "recovering" (the
             verifier is lost, and requests wait for it) or "draining".
         mode, draft_len, max_batch_size: in force now (k, and m of each batch).
         num_waiting, num_running: requests without and with a seat.
@@ -178,6 +178,7 @@ class ServiceStatus:
         faults: number of faults by cause. recent_faults: the last ones, oldest first.
         max_model_len: most tokens of prompt and answer together.
         exposed_drafting_s: seconds since the start in which the verifier was idle while the drafter drafted.
+        absent: processes that should run and do not, besides the workers: "http" or "".
         acceptances: rows of rounds since the start by their drafts and those accepted.
         both_busy_s: seconds since the start in which both devices worked.
         decode_s, decode_tokens: duration and output tokens of all rounds without prompt tokens before which no batch
@@ -227,6 +228,7 @@ class ServiceStatus:
     worker_losses: dict[str, int] = field(default_factory=dict)
     worker_rejoins: int = 0
     replays: int = 0
+    absent: str = ""
     acceptances: tuple[AcceptanceState, ...] = ()
     both_busy_s: float = 0.0
     decode_s: float = 0.0

@@ -79,6 +79,8 @@ def render(now: ServiceStatus, address: str) -> RenderableType:
         parts.append(Text(f"requests without drafts, because theirs were useless: {now.num_suspended}"))
     if now.errors:
         parts.append(Text("errors: " + ", ".join(f"{reason} {count}" for reason, count in sorted(now.errors.items()))))
+    if now.absent:
+        parts.append(Text(f"does not run: {now.absent}", "red"))
     if now.faults:
         parts.append(Text("faults: " + ", ".join(f"{cause} {count}" for cause, count in sorted(now.faults.items()))))
     return Group(*parts)

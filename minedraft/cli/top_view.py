@@ -154,6 +154,8 @@ def _steps(now: ServiceStatus) -> Text:
 
 def _troubles(now: ServiceStatus) -> list[Text]:
     lines = []
+    if now.absent:
+        lines.append(Text(f"does not run: {now.absent}", "red"))
     if now.suspended:
         lines.append(Text(f"drafting is suspended: {now.suspended}", "yellow"))
     if now.faults:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from minedraft.address import Address
@@ -24,6 +25,7 @@ from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError
 from minedraft.launch.placement import cores_beside, divide_memory, find_hang_timeout_s
 from minedraft.launch.restart import ESSENTIAL, OPTIONAL, GiveUp
 from minedraft.launch.supervised import Report, Supervised
+from minedraft.process.absent import tell_absent
 from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import EXIT_OF_SIGNAL
 from minedraft.process.heartbeat import Unburdened, feed_watchdog
@@ -43,6 +45,10 @@ _WORKER_STOP_S = 5.0
 _HTTP_LOOK_S = 0.05
 _STOP_SLACK_S = 15.0  # beyond drain_timeout_s
 _INFO_LINE = " INFO minedraft."
+
+# The drafter is an accelerator, and who asks over gRPC needs no HTTP door.
+_WITHOUT_IT = {"drafter": "continuing without drafts", "http": "the service goes on by gRPC alone"}
+_DOORS = ("http",)
 
 # -P: a file of the current folder must not be imported as a module.
 PYTHON = (sys.executable, "-P", "-m")
@@ -93,6 +99,7 @@ class Launcher:
         self._peers: dict[str, tuple[Address, str, Access]] = {}  # name -> address and name of its health service
         self._reported: set[str] = set()
         self._is_serving = False
+        self._folder = Path()  # the run folder, from the start on
         self._started_s = time.monotonic()
         self._next_progress_s = _PROGRESS_S
 
@@ -140,7 +147,7 @@ class Launcher:
         """Return at a signal. Raise _GivenUp when a process that the service needs is not started again."""
         while not signum.done():
             await asyncio.wait({signum, *self._ends.values()}, return_when=asyncio.FIRST_COMPLETED)
-            self._drop_drafter()
+            self._drop_optional()
             self._check_processes()
 
     @property
@@ -153,18 +160,19 @@ class Launcher:
                 end.result()
                 raise _GivenUp(self._processes[name])
 
-    def _drop_drafter(self) -> None:
-        """Go on without the drafter if it cannot be started again: it is an accelerator, not a dependency."""
-        end = self._ends.get("drafter")
-        if end is not None and end.done():
-            end.result()
-            del self._ends["drafter"]
+    def _drop_optional(self) -> None:
+        """Go on without a process that cannot be started again, if answers do not need it."""
+        for name in _WITHOUT_IT:
+            if (end := self._ends.get(name)) is not None and end.done():
+                end.result()
+                del self._ends[name]
 
     def _tell_status(self) -> None:
         """Tell systemd what the state of the processes means for the service."""
         if not self._is_serving:
             return
         missing = [name for name, process in self._processes.items() if not process.is_ready]
+        tell_absent(self._folder, [name for name in missing if name in _DOORS])
         num_restarts = sum(process.num_restarts for process in self._processes.values())
         state = f"degraded: no {' and no '.join(missing)}" if missing else "serving"
         self._notifier.status(state + (f"; restarts: {num_restarts}" if num_restarts else ""))
@@ -172,6 +180,7 @@ class Launcher:
     # Start
 
     def _start(self, folder: RunFolder) -> None:
+        self._folder = folder.path
         settings = divide_memory(self._settings)
         verifier = settings.target_address or f"unix:{folder.path / 'verifier.sock'}"
         drafter = settings.draft_address or f"unix:{folder.path / 'drafter.sock'}"
@@ -219,7 +228,6 @@ class Launcher:
         return Access() if token_file is None else Access(token=read_tokens(token_file)[0])
 
     def _supervise(self, name: str, argv: list[str], folder: RunFolder, cores: Collection[int] = ()) -> None:
-        is_drafter = name == Role.DRAFTER.value
         process = Supervised(
             name,
             bind_to_parent(argv, folder.path if name == "scheduler" else None),
@@ -229,9 +237,9 @@ class Launcher:
             on_change=self._tell_status,
             cores=cores,
             hang_timeout_s=find_hang_timeout_s(self._settings, name),
-            rules=OPTIONAL if is_drafter else ESSENTIAL,
+            rules=OPTIONAL if name in _WITHOUT_IT else ESSENTIAL,
             is_worker=name != "scheduler",
-            meanwhile="continuing without drafts" if is_drafter else "",
+            meanwhile=_WITHOUT_IT.get(name, ""),
         )
         self._processes[name] = process
         self._ends[name] = asyncio.create_task(process.run(), name=f"supervise-{name}")

@@ -98,6 +98,8 @@ class Page:
         yield self._gauge("minedraft:uptime_seconds", "Since the start of the service.", status.uptime_s)
         yield self._gauge("minedraft:suspended", "1 while drafting is suspended.", float(bool(status.suspended)))
         yield self._gauge("minedraft:suspended_requests", "Requests without drafts of use.", status.num_suspended)
+        doors = dict.fromkeys(status.absent.split(), 1.0)
+        yield self._gauges("minedraft:absent", "1 for a process that should run and does not.", "process", doors)
         yield self._counters("minedraft:errors", "Failed calls by reason.", "reason", status.errors)
         yield self._counters("minedraft:faults", "Faults by cause.", "cause", status.faults)
         yield self._counter("minedraft:stale_replies", "Replies and proposals of other rounds.", status.stale_replies)

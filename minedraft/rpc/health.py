@@ -13,7 +13,16 @@ from minedraft.errors import ConfigError
 from minedraft.rpc.channel import client_channel
 from minedraft.security.tls import Access
 
-__all__ = ["INFERENCE_SERVICE", "LIVE", "NOT_SERVING", "SERVING", "HealthServicer", "add_health", "wait_serving"]
+__all__ = [
+    "HTTP_SERVICE",
+    "INFERENCE_SERVICE",
+    "LIVE",
+    "NOT_SERVING",
+    "SERVING",
+    "HealthServicer",
+    "add_health",
+    "wait_serving",
+]
 
 _OPEN = Access()
 _CLOSE_S = 0.5  # ample for sending a status; the server's stop ends a connection that takes none
@@ -23,6 +32,9 @@ LIVE = ""
 
 INFERENCE_SERVICE = "minedraft.v1.Inference"
 """Serving from the first real generation through both workers until draining starts."""
+
+HTTP_SERVICE = "minedraft.http"
+"""Serving while the HTTP door is open; known where the service has one."""
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -111,7 +111,7 @@ def main() -> NoReturn:
 
 async def _serve(settings: Settings, notifier: Notifier, parent_pid: int | None, run_folder: Path | None) -> None:
     own_door = None if run_folder is None else Address(run_folder / OWN_DOOR)
-    server = Server(settings, notifier=notifier, own_door=own_door)
+    server = Server(settings, notifier=notifier, own_door=own_door, run_folder=run_folder)
     loop = asyncio.get_running_loop()
 
     def on_term() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 from minedraft.address import Address
@@ -24,6 +25,7 @@ from minedraft.rpc.connector import GrpcConnector
 from minedraft.rpc.health import INFERENCE_SERVICE, NOT_SERVING, SERVING, HealthServicer, add_health
 from minedraft.rpc.reflection import add_reflection
 from minedraft.rpc.token_check import TokenCheck
+from minedraft.server.doors import watch_doors
 from minedraft.server.grpc_door import GrpcDoor
 from minedraft.server.policies import choose_policies, choose_scores
 from minedraft.server.progress import SchedulerProgress
@@ -61,11 +63,13 @@ class Server:
         connector: Connector | None = None,
         notifier: Notifier | None = None,
         own_door: Address | None = None,
+        run_folder: Path | None = None,
     ) -> None:
         self._settings = settings
         self._notifier = notifier or Notifier()
         self._progress = SchedulerProgress()
         self._own_door = own_door
+        self._run_folder = run_folder
         self._connector = PairingConnector(connector or _grpc_connector(settings), settings.channel)
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
@@ -127,6 +131,9 @@ class Server:
         self._notifier.ready()  # before health: the launcher then knows both
         feeding = asyncio.create_task(feed_watchdog(self._notifier, self._progress.look))
         stack.push_async_callback(_cancel, feeding)
+        if self._run_folder is not None and self._settings.http is not None:
+            watching = asyncio.create_task(watch_doors(service, health, self._run_folder))
+            stack.push_async_callback(_cancel, watching)
         await readiness.open()
         logger.info("serving on %s", self._settings.listen)
         failed = asyncio.create_task(pipeline.failed.wait())

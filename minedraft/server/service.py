@@ -54,12 +54,14 @@ class InferenceService:
     Attributes:
         board, pace: observers of the pipeline's events.
         spans: makes a span of each call, if the settings ask for it.
+        absent: processes that should run and do not, besides the workers.
     """
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer) -> None:
         self.board = StatusBoard(settings)
         self.pace = Pace()
         self.spans: RequestSpans | None = None
+        self.absent = ""
         self._settings = settings
         self.tokenizer = tokenizer
         self._intake = Intake(tokenizer)
@@ -80,8 +82,8 @@ class InferenceService:
             return "starting"
         if not self._pipeline.has_verifier:
             return "recovering"
-        is_degraded = (self._settings.needs_drafter and self._pipeline.drafter is None) or bool(self.board.suspended)
-        return "degraded" if is_degraded else "serving"
+        is_without_drafts = (self._settings.needs_drafter and self._pipeline.drafter is None) or self.board.suspended
+        return "degraded" if is_without_drafts or self.absent else "serving"
 
     async def open(self, pipeline: Pipeline) -> None:
         """Log which generation settings of the model are not applied, generate a few tokens through both
@@ -178,7 +180,7 @@ class InferenceService:
 
     def status(self) -> ServiceStatus:
         """Return state, batches, workers and rates."""
-        return self.board.status(self.state, self._pipeline)
+        return replace(self.board.status(self.state, self._pipeline), absent=self.absent)
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Lent]:

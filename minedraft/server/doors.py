@@ -1,0 +1,30 @@
+"""Whether the other doors of the service are open: what the launcher says of them, in the state and in health."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from minedraft.process.absent import read_absent
+from minedraft.rpc.health import HTTP_SERVICE, NOT_SERVING, SERVING, HealthServicer
+from minedraft.server.service import InferenceService
+
+logger = logging.getLogger("minedraft.scheduler")
+
+_PERIOD_S = 0.5
+
+
+async def watch_doors(service: InferenceService, health: HealthServicer, folder: Path) -> None:
+    """Show which doors are closed, until cancelled. folder: the run folder, in which the launcher says it."""
+    await health.set(HTTP_SERVICE, SERVING)
+    while True:
+        absent = read_absent(folder)
+        if absent != service.absent:
+            service.absent = absent
+            await health.set(HTTP_SERVICE, NOT_SERVING if absent else SERVING)
+            if absent:
+                logger.warning("degraded: no %s; requests over gRPC are answered", absent)
+            else:
+                logger.warning("no longer degraded: all doors are open")
+        await asyncio.sleep(_PERIOD_S)
