@@ -12,13 +12,13 @@ import grpc.aio
 
 from minedraft.errors import Unauthenticated
 from minedraft.rpc import error_status
+from minedraft.rpc.limited_log import LimitedLog
 from minedraft.security.tokens import TokenFile
 
 logger = logging.getLogger(__name__)
 
 _KEY = "authorization"
 _SCHEME = "Bearer "
-_LOG_INTERVAL_S = 10.0
 
 if TYPE_CHECKING:
     _Interceptor = grpc.aio.ServerInterceptor[Any, Any]  # generic in its stub only
@@ -47,9 +47,7 @@ class TokenCheck(_Interceptor):
     ) -> None:
         self._tokens = tokens
         self._on_refused = on_refused
-        self._clock = clock
-        self._quiet_until_s = 0.0
-        self._num_unlogged = 0
+        self._log = LimitedLog(logger, clock)
         # A stream in both directions fits every method: it reads nothing, however many messages the caller has.
         self._refusal: _Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
 
@@ -65,17 +63,8 @@ class TokenCheck(_Interceptor):
     async def _refuse(self, requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         error = Unauthenticated("the call shows no valid token")
         self._on_refused(error)
-        self._log(context.peer())
+        self._log.log(logging.WARNING, f"refused a call without a valid token from {context.peer()}")
         await error_status.abort(context, error)
-
-    def _log(self, peer: str) -> None:
-        now_s = self._clock()
-        if now_s < self._quiet_until_s:
-            self._num_unlogged += 1
-            return
-        others = f", and {self._num_unlogged} others before" if self._num_unlogged else ""
-        logger.warning("refused a call without a valid token from %s%s", peer, others)
-        self._quiet_until_s, self._num_unlogged = now_s + _LOG_INTERVAL_S, 0
 
 
 def _shown(metadata: Iterable[tuple[str, str | bytes]]) -> str:

@@ -248,4 +248,4 @@ async def test_refusals_of_one_interval_are_counted_and_told_with_the_next_line(
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2
     assert lines[0].endswith("from unix:")
-    assert lines[1].endswith("and 2 others before")
+    assert lines[1].endswith("(2 others before it were not logged)")
