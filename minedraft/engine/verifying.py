@@ -14,7 +14,7 @@ from minedraft.core.scheduler import Scheduler
 from minedraft.engine.drafting import MAX_FAILURES, check_balance, failed_command, loss_cause, make_ledger
 from minedraft.engine.workers import Verifier
 from minedraft.errors import InternalError, MineDraftError, WorkerLost
-from minedraft.messages import Verdict, VerifyCommand, VerifySpan
+from minedraft.messages import Verdict, VerifyCommand, VerifySpan, WorkerInfo
 from minedraft.types import Role, RoundId
 
 logger = logging.getLogger("minedraft.pipeline")
@@ -142,6 +142,7 @@ class Verifying:
     def gain(self, verifier: Verifier) -> None:
         """Go on with `verifier`, whose worker knows no request yet."""
         assert self.is_lost, "the lost verifier is dropped first"
+        _tell_shrunk(self.verifier.info, verifier.info)
         self.verifier, self.is_lost, self.refusal, self._num_failures = verifier, False, None, 0
         updates = self._scheduler.attach_verifier(make_ledger(verifier.info))
         self._publish(events.WorkerJoined(verifier.info))
@@ -167,3 +168,13 @@ class Verifying:
         if released:
             ledger.acknowledge(released)
             self._wake()
+
+
+def _tell_shrunk(last: WorkerInfo, new: WorkerInfo) -> None:
+    """Warn of a verifier whose KV cache holds less than that of the last one."""
+    tokens, before = new.num_blocks * new.block_size, last.num_blocks * last.block_size
+    if tokens < before:
+        what = "requests that cannot fit end or are refused, and fewer run at once"
+        logger.warning(
+            "the verifier is back with KV memory for %d tokens, the last one had %d: %s", tokens, before, what
+        )

@@ -12,7 +12,15 @@ from minedraft.core.limits import RETRY_AFTER_LOSS_S, SchedulerLimits
 from minedraft.core.request import NewRequest
 from minedraft.engine import slots
 from minedraft.engine.slots import check_successor, verifier_slot
-from minedraft.errors import LossCause, ModelError, ReplaysExhausted, Unavailable, WorkerLost
+from minedraft.errors import (
+    InternalError,
+    InvalidRequest,
+    LossCause,
+    ModelError,
+    ReplaysExhausted,
+    Unavailable,
+    WorkerLost,
+)
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Role
 from scripts.lib.sink import Collector
@@ -133,6 +141,28 @@ async def test_a_verifier_that_is_away_for_long_is_not_waited_for_by_whoever_cha
         with pytest.raises(Unavailable, match="away"):
             await pipeline.settled()
         await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_smaller_successor_is_told_with_both_numbers_and_goes_on_with_what_fits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with CountedPipeline(LIMITS, FakeVerifier(64), FakeDrafter(), verifier_returns=True) as pipeline:
+        async with asyncio.timeout(20):
+            fits, too_long = submit(pipeline, (1, 2), 60), submit(pipeline, (3, 4), 100)
+            await until(lambda: min(len(fits.tokens), len(too_long.tokens)) > 3)
+            pipeline.lose_verifier(WorkerLost("verifier: killed"))
+            await until(lambda: not any(request.in_round for request in pipeline.scheduler.requests.values()))
+            pipeline.gain_verifier(FakeVerifier(20))
+            await too_long.done.wait()
+            assert isinstance(too_long.error, InternalError)
+            assert str(too_long.error) == "the verifier that came back holds 80 tokens, the request may need 102"
+            with pytest.raises(InvalidRequest, match="KV cache holds 80 tokens"):
+                submit(pipeline, (5, 6), 100)
+            await fits.done.wait()
+            assert fits.tokens == continuation((1, 2), 60)
+            assert caplog.text.count("KV memory for 80 tokens, the last one had 256") == 1
+            await lose_and_return(pipeline)  # a larger one
+            assert caplog.text.count("KV memory for") == 1
 
 
 @pytest.mark.parametrize(
