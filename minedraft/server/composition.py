@@ -22,7 +22,7 @@ from minedraft.process.heartbeat import feed_watchdog
 from minedraft.process.notify import Notifier
 from minedraft.rpc.channel import bind, client_server
 from minedraft.rpc.connector import GrpcConnector
-from minedraft.rpc.health import INFERENCE_SERVICE, NOT_SERVING, SERVING, HealthServicer, add_health
+from minedraft.rpc.health import HTTP_SERVICE, INFERENCE_SERVICE, NOT_SERVING, SERVING, HealthServicer, add_health
 from minedraft.rpc.reflection import add_reflection
 from minedraft.rpc.token_check import TokenCheck
 from minedraft.server.doors import watch_doors
@@ -132,7 +132,11 @@ class Server:
         feeding = asyncio.create_task(feed_watchdog(self._notifier, self._progress.look))
         stack.push_async_callback(_cancel, feeding)
         if self._run_folder is not None and self._settings.http is not None:
-            watching = asyncio.create_task(watch_doors(service, health, self._run_folder))
+
+            async def set_health(is_open: bool) -> None:
+                await health.set(HTTP_SERVICE, SERVING if is_open else NOT_SERVING)
+
+            watching = asyncio.create_task(watch_doors(service, set_health, self._run_folder))
             stack.push_async_callback(_cancel, watching)
         await readiness.open()
         logger.info("serving on %s", self._settings.listen)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from minedraft.process.absent import read_absent
-from minedraft.rpc.health import HTTP_SERVICE, NOT_SERVING, SERVING, HealthServicer
 from minedraft.server.service import InferenceService
 
 logger = logging.getLogger("minedraft.scheduler")
@@ -15,14 +15,19 @@ logger = logging.getLogger("minedraft.scheduler")
 _PERIOD_S = 0.5
 
 
-async def watch_doors(service: InferenceService, health: HealthServicer, folder: Path) -> None:
-    """Show which doors are closed, until cancelled. folder: the run folder, in which the launcher says it."""
-    await health.set(HTTP_SERVICE, SERVING)
+async def watch_doors(service: InferenceService, set_health: Callable[[bool], Awaitable[None]], folder: Path) -> None:
+    """Show which doors are closed, until cancelled.
+
+    Args:
+        set_health: takes whether the HTTP door is open.
+        folder: the run folder, in which the launcher says it.
+    """
+    await set_health(True)
     while True:
         absent = read_absent(folder)
         if absent != service.absent:
             service.absent = absent
-            await health.set(HTTP_SERVICE, NOT_SERVING if absent else SERVING)
+            await set_health(not absent)
             if absent:
                 logger.warning("degraded: no %s; requests over gRPC are answered", absent)
             else:
