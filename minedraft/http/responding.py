@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, cast
@@ -37,6 +38,22 @@ from minedraft.http.wire.responses import ResponseBody
 from minedraft.output import Output, join_outputs
 from minedraft.types import FinishReason
 
+# What is not done here, and what every response says of it.
+_NOT_DONE: dict[str, Any] = {
+    "background": False,
+    "max_tool_calls": None,
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "prompt_cache_key": None,
+    "reasoning": None,
+    "safety_identifier": None,
+    "service_tier": "default",
+    "store": False,
+    "tool_choice": "auto",
+    "tools": [],
+    "top_logprobs": 0,
+    "truncation": "disabled",
+}
 _STATUS: dict[FinishReason | None, Literal["completed", "incomplete"]] = {FinishReason.LENGTH: "incomplete"}
 
 
@@ -115,7 +132,7 @@ class Responding:
     def _content(self, whole: Output) -> dict[str, Any]:
         status = _STATUS.get(whole.finish_reason, "completed")
         made = self._response(status, [self._message(status, [_text(whole.text)])], whole)
-        content = made.model_dump(mode="json", exclude_unset=True) | {"store": False}
+        content = made.model_dump(mode="json", exclude_unset=True)
         if whole.usage is not None:
             content["metrics"] = metrics_of(whole.usage, whole, self._asked.draft_len)
         return content
@@ -130,6 +147,7 @@ class Responding:
     def _response(self, status: Any, output: Sequence[ResponseOutputMessage], whole: Output | None) -> Response:  # noqa: ANN401
         asked, body = self._asked, self._body
         is_cut = status == "incomplete"
+        penalties: Any = {name: getattr(asked.params, name) for name in ("presence_penalty", "frequency_penalty")}
         return Response(
             id=asked.id,
             object="response",
@@ -142,15 +160,13 @@ class Responding:
             metadata=body.get("metadata") or {},
             model=asked.model,
             output=list(output),
-            parallel_tool_calls=True,
-            previous_response_id=None,
             temperature=asked.params.temperature,
             text=cast(Any, body.get("text") or {"format": {"type": "text"}}),
-            tool_choice="auto",
-            tools=[],
             top_p=asked.params.top_p,
-            truncation="disabled",
+            completed_at=int(time.time()) if status == "completed" else None,
             usage=_usage(whole),
+            **penalties,
+            **_NOT_DONE,
         )
 
 

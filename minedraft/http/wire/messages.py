@@ -38,8 +38,11 @@ def check_messages(messages: Sequence[dict[str, Any]]) -> Messages:
     """Return chat messages with their content as text.
 
     Raises:
-        InvalidRequest: a message has an unknown role or field, content that is not text, or a call that is none.
+        InvalidRequest: there is no message, or one has an unknown role or field, content that is not text, or a call
+            that is none.
     """
+    if not messages:
+        raise InvalidRequest("messages", [], "must not be empty")
     return [_check_message(f"messages[{number}]", message) for number, message in enumerate(messages)]
 
 

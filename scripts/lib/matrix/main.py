@@ -162,7 +162,7 @@ def main(minutes: float, path: Path, **given: Any) -> None:  # noqa: ANN401 - th
 
     \b
     Examples:
-      scripts/bench/matrix --minutes 60 --json scripts/results/studies/matrix.json
+      scripts/bench/matrix --minutes 60 --json scripts/results/matrix/pairs.json
       scripts/bench/matrix --minutes 5 --pairs smollm2 -m 2 -k 1,2 -n 1 --json small.json
     """
     prompts = _by_kind(given["dataset"], given["kinds"])

@@ -12,6 +12,7 @@ from scripts.lib.report.tables.drafters import drafters_table
 from scripts.lib.report.tables.forecast import capacity_table, differences_list, paper_table, theory_table
 from scripts.lib.report.tables.forward import forward_table
 from scripts.lib.report.tables.headline import headline_table
+from scripts.lib.report.tables.matrix import matrix_axis_table, matrix_kinds_table
 from scripts.lib.report.tables.metrics import definitions_table
 from scripts.lib.report.tables.modes import loads_table, modes_table
 from scripts.lib.report.tables.peers import decoding_table, prompts_table
@@ -22,6 +23,8 @@ from scripts.lib.report.writing import Part
 PARTS: Mapping[str, Part] = {
     "settings": settings_table,
     "context": context_table,
+    "axis": matrix_axis_table,
+    "kinds": matrix_kinds_table,
     "faults": faults_table,
     "modes": modes_table,
     "loads": loads_table,

@@ -19,6 +19,7 @@ CHAT: dict[str, Any] = {"model": MODEL, "messages": HELLO}
     ("fields", "words"),
     [
         ({"model": "gpt-4o"}, ["gpt-4o", MODEL]),
+        ({"messages": []}, ["messages", "must not be empty"]),
         ({"messages": [{"role": "bot", "content": "hi"}]}, ["messages[0].role", "bot", "user"]),
         ({"messages": [{"role": "user", "content": None}]}, ["messages[0].content", "must be"]),
         ({"temperature": 300}, ["temperature", "300", "100"]),

@@ -47,8 +47,9 @@ def test_llm(url: str, environment: Path, tmp_path: Path) -> None:
         "max_tokens",
         "9",
     ]
-    streamed = run([*command, "Hello"], tmp_path, LLM_USER_PATH=str(tmp_path))
-    whole = run([*command, "--no-stream", "Hello"], tmp_path, LLM_USER_PATH=str(tmp_path))
+    settings = {"LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": "none"}
+    streamed = run([*command, "Hello"], tmp_path, **settings)
+    whole = run([*command, "--no-stream", "Hello"], tmp_path, **settings)
     assert streamed.returncode == whole.returncode == 0, streamed.stderr + whole.stderr
     assert streamed.stdout == whole.stdout != ""
 
