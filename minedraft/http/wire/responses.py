@@ -16,6 +16,7 @@ from minedraft.sampling_params import SamplingParams
 
 _TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
 _USED = {"input", "instructions", "max_output_tokens", "text", "min_tokens"}
+_PHASES = ("commentary", "final_answer")  # labels of what an assistant said before, which no template here knows
 _NO_STATE = ("store", "previous_response_id", "conversation")
 
 
@@ -79,11 +80,13 @@ def _grammar(wanted: Mapping[str, Any] | None) -> dict[str, str]:
 def _message(where: str, item: dict[str, Any]) -> dict[str, Any]:
     if item.get("type", "message") != "message":
         raise InvalidRequest(f"{where}.type", item.get("type"), "only messages are supported")
-    for key in sorted(item.keys() - {"type", "role", "content", "id", "status"}):
+    for key in sorted(item.keys() - {"type", "role", "content", "id", "status", "phase"}):
         if item[key] is not None:
             raise InvalidRequest(f"{where}.{key}", item[key], "there is no such field")
     if item.get("role") not in ("user", "assistant", "system", "developer"):
         raise InvalidRequest(f"{where}.role", item.get("role"), "must be user, assistant, system or developer")
+    if item.get("phase") not in (None, *_PHASES):
+        raise InvalidRequest(f"{where}.phase", item["phase"], f"must be one of {', '.join(_PHASES)}")
     content = item.get("content")
     if not isinstance(content, str | list):
         raise InvalidRequest(f"{where}.content", content, "must be text or a list of text parts")

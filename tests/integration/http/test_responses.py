@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import httpx2 as httpx
+import openai
 import pytest
 
 from minedraft import SamplingParams
@@ -31,6 +32,14 @@ async def test_a_response_is_what_the_grpc_door_gives(served: Served) -> None:
     assert made.usage is not None
     assert (made.usage.input_tokens, made.usage.output_tokens) == (want.usage.prompt_tokens, 20)
     assert made.id.startswith("resp_")
+
+
+async def test_what_an_assistant_said_may_have_a_phase(served: Served) -> None:
+    said: list[Any] = [{"role": "assistant", "phase": "commentary", "content": "hm"}, {"role": "user", "content": "a"}]
+    async with served.openai() as client:
+        assert (await client.responses.create(**BODY | {"input": said})).status == "incomplete"
+        with pytest.raises(openai.BadRequestError, match=r"input\[0\].phase is .*x.*: must be one of commentary"):
+            await client.responses.create(**BODY | {"input": [said[0] | {"phase": "x"}]})
 
 
 async def test_a_stream_has_the_named_events_in_their_order(served: Served) -> None:
