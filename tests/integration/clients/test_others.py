@@ -54,8 +54,12 @@ def test_llm(url: str, environment: Path, tmp_path: Path) -> None:
     assert streamed.stdout == whole.stdout != ""
 
 
-# A model of random numbers often says more than it may.
-CUT = {"expected status='completed', got 'incomplete'", "finish_reason: expected 'stop', got 'length'"}
+# A model of random numbers often says more than it may, and now and then nothing at all.
+CHANCE = {
+    "expected status='completed', got 'incomplete'",
+    "finish_reason: expected 'stop', got 'length'",
+    "no streaming chunk contained delta.content",
+}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +75,7 @@ def test_the_official_schema(url: str, environment: Path, tmp_path: Path, form: 
     ran = run(command, tmp_path)
     results = json.loads(ran.stdout)["results"]
     failed = {each["id"]: each["errors"] for each in results if each["status"] == "failed"}
-    assert {name for name, errors in failed.items() if set(errors) - CUT} == refused, failed
+    assert {name for name, errors in failed.items() if set(errors) - CHANCE} == refused, failed
     assert len(results) > 8
 
 
