@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 MAY_READ_THE_WALL_CLOCK = {
     "minedraft/text/chat_template.py",  # a template may print the date
     "minedraft/http/model_facts.py",  # OpenAI's objects say when they were created
+    "minedraft/http/responding.py",
     "minedraft/http/wire/forms.py",
     "minedraft/observe/spans.py",  # OpenTelemetry's times
     "minedraft/process/logs.py",  # the time of a line
