@@ -23,7 +23,7 @@ COMMANDS = {
     "studies/lookup.json": f"{_BENCH}/drafts --vary lookup --by-kind -m 4 --json lookup.json",
     "studies/tetris.json": f"{_BENCH}/drafts --vary policy --json tetris.json",
     "studies/pearl.json": f"{_BENCH}/pearl --target DIR --draft DIR --in-flight 1 --json pearl.json",
-    "studies/context.json": f"{_BENCH}/studies/context -m 2 --minutes 6 --json context.json",
+    "studies/context.json": f"{_BENCH}/studies/context -m 2 --json context.json` and `--pair qwen -m 1 -k 3",
     "matrix/pairs.json": f"{_BENCH}/matrix --minutes 9 --json pairs.json",
     "matrix/axes.json": f"{_BENCH}/matrix --minutes 8 --pairs smollm2,smollm2-head --json axes.json",
     "channels.json": f"{_BENCH}/channels --json channels.json",
