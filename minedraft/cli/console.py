@@ -11,7 +11,7 @@ import time
 import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -21,6 +21,7 @@ from minedraft.process.entry import run_command
 
 EXIT_REQUEST = 1
 _PROGRESS_S = 1.0
+_Number = TypeVar("_Number", int, float)
 
 
 def run(command: click.Command, name: str, failed_code: int = EXIT_REQUEST) -> NoReturn:
@@ -105,13 +106,7 @@ def parse_ints(field: str, text: str, most: int) -> list[int]:
     Raises:
         ConfigError: it has other things, or numbers outside [1, most].
     """
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or min(values) < 1 or max(values) > most:
-        raise ConfigError(field, text, f"must be numbers in [1, {most}], separated by commas")
-    return values
+    return _parse_list(field, text, int, 1, most)
 
 
 def parse_floats(field: str, text: str, most: float) -> list[float]:
@@ -120,10 +115,14 @@ def parse_floats(field: str, text: str, most: float) -> list[float]:
     Raises:
         ConfigError: it has other things, or numbers outside [0, most].
     """
+    return _parse_list(field, text, float, 0, most)
+
+
+def _parse_list(field: str, text: str, kind: Callable[[str], _Number], least: int, most: float) -> list[_Number]:
     try:
-        values = [float(part) for part in text.split(",")]
+        values = [kind(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if not values or not all(0 <= value <= most for value in values):
-        raise ConfigError(field, text, f"must be numbers in [0, {most:g}], separated by commas")
+    if not values or not all(least <= value <= most for value in values):  # a NaN is in no range
+        raise ConfigError(field, text, f"must be numbers in [{least}, {most:.10g}], separated by commas")
     return values
