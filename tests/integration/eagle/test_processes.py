@@ -52,9 +52,9 @@ async def test_a_killed_drafter_is_replaced_and_its_requests_draft_on(tmp_path: 
             before = await until(client, lambda status: status.verified_drafts > 150)
             first.kill()
             first.wait()
+            lost = await until(client, lambda status: status.state == "degraded")
             # The one that waits is found at the address of the first.
             os.rename(tmp_path / "next" / "drafter.sock", tmp_path / "drafter.sock")
-            lost = await until(client, lambda status: status.state == "degraded")
             await until(client, lambda status: status.verified_drafts > lost.verified_drafts + 150)
             assert not any(answer.done() for answer in answers), "it drafts for those who were there before"
             tokens = [list((await answer).token_ids) for answer in answers]

@@ -195,7 +195,8 @@ async def test_bytes_that_are_no_command_end_their_stream_and_not_the_worker(wor
         assert await stream.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
     async with await GrpcVerifier.connect(worker.address) as verifier:
         await verifier.verify(command(verifier, 1))
-    assert worker.actor.executed == ["reset", "reset", "reset", "verify 1"], "the second one: its scheduler had gone"
+    # One reset for each of both schedulers; the first one's end asks for another, which the second one may overtake.
+    assert worker.actor.executed in (["reset", "reset", "verify 1"], ["reset", "reset", "reset", "verify 1"])
 
 
 async def test_a_worker_that_sends_bytes_that_are_no_reply_is_lost(
