@@ -10,7 +10,7 @@ from typing import Any, cast
 from minedraft.client import AsyncClient
 from minedraft.errors import MineDraftError
 from minedraft.http.errors import error_event
-from minedraft.http.wire.answering import metrics_of, stop_reason
+from minedraft.http.wire.answering import metrics_of, stop_reason, usage_of
 from minedraft.http.wire.chunks import DONE, TextTemplate, event
 from minedraft.http.wire.forms import Asked, ChatForm, Form, echo_of, reason_of
 from minedraft.http.wire.tool_text import CallStart, Part, ToolText
@@ -119,8 +119,7 @@ class _Stream:
 
     def __init__(self, form: Form, asked: Asked, tokenizer: Tokenizer) -> None:
         self._form, self._asked, self._tokenizer = form, asked, tokenizer
-        # With include_usage, every chunk but the last says that its usage is not known.
-        self._extra: dict[str, Any] = {"usage": None} if asked.include_usage else {}
+        self._num_tokens = 0
         self._templates: dict[int, TextTemplate] = {}
         self._num_chars: dict[int, int] = {}
         self._pieces: dict[int, list[Output]] = {}
@@ -130,24 +129,33 @@ class _Stream:
         """Return the events of one piece."""
         form, asked, made = self._form, self._asked, []
         if index not in self._templates:
-            self._templates[index] = TextTemplate(form.text(asked, index, TextTemplate.HERE), self._extra)
+            self._templates[index] = TextTemplate(form.text(asked, index, TextTemplate.HERE))
             self._pieces[index], self._num_chars[index] = [], len(echo_of(asked, index))
             if asked.tools is not None:
                 self._tool_texts[index] = ToolText()
             if (begun := form.first(asked, index)) is not None:
                 made.append(event(begun, self._extra))
         self._pieces[index].append(output)
+        self._num_tokens += len(output.token_ids)
         is_detailed = asked.params.logprobs is not None or asked.shows_rounds
         if asked.tools is not None:
             made += self._parts(index, self._tool_texts[index].push(output.text))
         elif output.token_ids and is_detailed:
             made.append(self._detailed(index, output))
         elif output.text:
-            made.append(self._templates[index].event(output.text))
+            made.append(self._templates[index].event(output.text, self._extra))
         self._num_chars[index] += len(output.text)
         if output.finish_reason is not None:
             made.append(self._end(index))
         return made
+
+    @property
+    def _extra(self) -> dict[str, Any]:
+        """The usage, as a chunk has it: so far, or that it is told at the end, or nothing."""
+        asked = self._asked
+        if asked.prompt_tokens is not None:
+            return {"usage": usage_of(asked.prompt_tokens, self._num_tokens).model_dump(mode="json")}
+        return {"usage": None} if asked.include_usage else {}
 
     def _parts(self, index: int, parts: Sequence[Part]) -> list[bytes]:
         """Return the events of parts of an answer that may call tools."""
@@ -164,7 +172,7 @@ class _Stream:
         return event(self._form.usage(self._asked, [join_outputs(pieces) for pieces in self._pieces.values()]))
 
     def _detailed(self, index: int, output: Output) -> bytes:
-        asked, extra = self._asked, dict(self._extra)
+        asked, extra = self._asked, self._extra
         if asked.shows_rounds:
             texts = [self._tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in output.token_ids]
             extra["minedraft"] = {"tokens": texts, "round_lens": list(output.round_lens)}
@@ -176,7 +184,7 @@ class _Stream:
 
     def _end(self, index: int) -> bytes:
         asked, whole = self._asked, join_outputs(self._pieces[index])
-        extra = dict(self._extra)
+        extra = self._extra
         if asked.num_samples == 1 and whole.usage is not None:
             extra["metrics"] = metrics_of(whole.usage, whole, asked.draft_len)
         stopped_by = stop_reason(self._tokenizer, asked.params, whole)

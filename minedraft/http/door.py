@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from importlib.resources import files
@@ -42,6 +42,7 @@ from minedraft.http.wire.tool_text import OPEN
 from minedraft.http.wire.tools import ToolPlan, plan_tools
 from minedraft.prompts import Prompt
 from minedraft.sampling_params import DEFAULT_CHAT_TOKENS, SamplingParams
+from minedraft.text.chat_template import Message
 from minedraft.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("minedraft.http")
@@ -169,6 +170,13 @@ class Door:
         options = body.get("stream_options") or {}
         if options and not body.get("stream"):
             raise InvalidRequest("stream_options", options, "needs stream: true")
+        prompt_tokens = None
+        if options.get("continuous_usage_stats"):
+            if not options.get("include_usage"):
+                raise InvalidRequest("stream_options.continuous_usage_stats", True, "needs include_usage: true")
+            prompts = [await asyncio.to_thread(self._encode, prompt) for prompt in prompts]
+            params = await self._fit(params, prompts[0])
+            prompt_tokens = sum(map(len, prompts))
         asked = Asked(
             id=f"{kind}-{uuid.uuid4().hex}",
             model=body["model"],
@@ -177,6 +185,7 @@ class Door:
             params=params,
             echo=echo or (),
             include_usage=bool(options.get("include_usage")),
+            prompt_tokens=prompt_tokens,
             shows_rounds=bool(body.get("return_rounds")),
             draft_len=facts.draft_len,
             tools=tools,
@@ -186,6 +195,14 @@ class Door:
                 events = await _unless_gone(request, self._answers.stream(form, asked))
                 return _EventResponse(events)
             return JSONResponse(await _unless_gone(request, self._answers.whole(form, asked)))
+
+    def _encode(self, prompt: Prompt) -> Prompt:
+        """Return a prompt as the token ids that the service would make of it."""
+        if isinstance(prompt, str):
+            return self._tokenizer.encode(prompt)
+        if isinstance(prompt[0], int):
+            return prompt
+        return self._tokenizer.encode_chat(cast(Sequence[Message], prompt))
 
     # Tokens
 

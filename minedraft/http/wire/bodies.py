@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Generic, Optional, Required, TypeVar
 
+from openai.types.chat.chat_completion_stream_options_param import ChatCompletionStreamOptionsParam
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as _ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as _CompletionParams
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -18,6 +19,13 @@ from minedraft.errors import InvalidRequest
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 _B = TypeVar("_B", bound=Mapping[str, Any])
+
+
+@with_config(STRICT)
+class StreamOptions(ChatCompletionStreamOptionsParam, total=False):
+    """What a stream tells beside the answer."""
+
+    continuous_usage_stats: Optional[bool]  # noqa: UP045 (as in the types it stands beside)
 
 
 class Additions(TypedDict, total=False):
@@ -43,6 +51,7 @@ class ChatBody(_ChatParams, Additions, total=False):
     messages: Required[list[dict[str, Any]]]  # type: ignore[misc]
     tools: list[dict[str, Any]]  # type: ignore[misc]
     functions: list[dict[str, Any]]  # type: ignore[misc]
+    stream_options: Optional[StreamOptions]  # type: ignore[misc]  # noqa: UP045
     response_format: Optional[dict[str, Any]]  # type: ignore[misc]  # noqa: UP045
 
 
@@ -51,6 +60,7 @@ class CompletionBody(_CompletionParams, Additions, total=False):
     """The body of a text completion."""
 
     prompt: Required[str | list[str] | list[int] | list[list[int]]]  # type: ignore[misc]
+    stream_options: Optional[StreamOptions]  # type: ignore[misc]  # noqa: UP045
 
 
 @with_config(STRICT)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 DONE = b"data: [DONE]\n\n"
 _HERE = "\u241ftext\u241f"
+_END = b"}\n\n"
 
 
 def event(chunk: BaseModel, extra: dict[str, Any] | None = None, in_choice: dict[str, Any] | None = None) -> bytes:
@@ -32,18 +33,23 @@ def named_event(name: str, content: BaseModel) -> bytes:
 
 
 class TextTemplate:
-    """Events that differ in one text.
+    """Events that differ in one text, and in what stands behind it.
 
     Args:
         chunk: one of them, with `TextTemplate.HERE` in the place of the text.
-        extra: as in `event`.
     """
 
     HERE = _HERE
 
-    def __init__(self, chunk: BaseModel, extra: dict[str, Any] | None = None) -> None:
-        self._before, self._after = event(chunk, extra).split(json.dumps(_HERE).encode())
+    def __init__(self, chunk: BaseModel) -> None:
+        self._before, after = event(chunk).split(json.dumps(_HERE).encode())
+        self._after = after.removesuffix(_END)
 
-    def event(self, text: str) -> bytes:
-        """Return the event with this text."""
-        return self._before + json.dumps(text).encode() + self._after
+    def event(self, text: str, extra: dict[str, Any] | None = None) -> bytes:
+        """Return the event with this text.
+
+        Args:
+            extra: as in `event`.
+        """
+        more = b"" if not extra else b"," + json.dumps(extra, separators=(",", ":")).encode()[1:-1]
+        return self._before + json.dumps(text).encode() + self._after + more + _END

@@ -41,6 +41,7 @@ class Asked:
         prompts: one for a chat. params: for each of them.
         echo: the text that each choice of a text completion begins with.
         include_usage: end the stream with a chunk that has the usage.
+        prompt_tokens: of the call, where each chunk of its stream has the usage so far; None: only the last one has.
         shows_rounds: say with each piece which tokens it has, and how many came in each round.
         draft_len: the service's most drafts per round.
         tools: what the answer may call; None: nothing.
@@ -53,6 +54,7 @@ class Asked:
     params: SamplingParams
     echo: Sequence[str] = ()
     include_usage: bool = False
+    prompt_tokens: int | None = None
     shows_rounds: bool = False
     draft_len: int = 0
     tools: ToolPlan | None = None

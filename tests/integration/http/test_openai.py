@@ -86,6 +86,32 @@ async def test_a_stream_begins_with_the_role_and_ends_with_the_usage(served: Ser
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("more", [{}, {"n": 2}, {"return_rounds": True}])
+async def test_each_chunk_has_the_usage_so_far_where_it_is_asked_for(
+    served: Served, path: str, more: dict[str, Any]
+) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = chat() if "chat" in path else {"model": "tiny", "prompt": "one two"}
+    body |= {"max_tokens": 24, "ignore_eos": True, "temperature": 0, **more}
+    answer = await post(served, path, body | {"stream": True, "stream_options": options})
+    events = [json.loads(event.removeprefix("data: ")) for event in answer.text.split("\n\n")[:-2]]
+    usages = [event["usage"] for event in events]
+    counts = [usage["completion_tokens"] for usage in usages]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+    assert counts[-1] == 24 * more.get("n", 1)
+    assert len({usage["prompt_tokens"] for usage in usages}) == 1
+    assert all(usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] for usage in usages)
+    # Neither the answer nor its account depends on how it is asked for.
+    plain = await post(served, path, body)
+    assert plain.json()["usage"] == usages[-1]
+    spoken = [choice.get("text") or choice.get("delta", {}).get("content") or "" for event in events
+              for choice in event["choices"] if choice["index"] == 0]  # fmt: skip
+    first = plain.json()["choices"][0]
+    assert "".join(spoken) == (first["text"] if "text" in first else first["message"]["content"])
+
+
 async def test_the_bytes_of_a_stream_are_events_that_end_with_done(served: Served) -> None:
     answer = await post(served, "/v1/chat/completions", chat(stream=True))
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -174,6 +200,7 @@ async def test_what_stopped_an_answer_is_told(served: Served) -> None:
         ({"foo": 1}, "foo"),
         ({"stream": True, "stream_options": {"include_usage": True, "foo": 1}}, "stream_options.foo"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
         ({"temperature": "1"}, "temperature"),
         ({"temperature": 101}, "temperature"),
         ({"top_p": 0}, "top_p"),
