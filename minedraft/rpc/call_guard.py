@@ -17,7 +17,6 @@ import grpc.aio
 
 from minedraft.errors import InternalError, InvalidRequest, MineDraftError
 from minedraft.rpc import error_status
-from minedraft.rpc.limited_log import LimitedLog
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +39,6 @@ class _Malformed:
 
 class CallGuard(_Interceptor):
     """Ends a call of any method with a typed status, whatever its bytes are and whatever happens in it."""
-
-    def __init__(self) -> None:
-        self._log = LimitedLog(logger)
 
     async def intercept_service(
         self,
@@ -94,10 +90,10 @@ class CallGuard(_Interceptor):
     def _describe(self, error: Exception, name: str) -> MineDraftError:
         """Return the error for the caller, and log it; not in its own words, which may quote what a client sent."""
         if isinstance(error, InvalidRequest):
-            self._log.log(logging.WARNING, f"{name}: {error}")
+            logger.warning("%s: %s", name, error)
             return error
         where = "".join(format_tb(error.__traceback__))
-        self._log.log(logging.ERROR, f"{name} failed: {type(error).__name__} at\n{where}")
+        logger.error("%s failed: %s at\n%s", name, type(error).__name__, where)
         return error_status.for_client(InternalError(name))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,7 +11,6 @@ import grpc.aio
 
 from minedraft.errors import Unauthenticated
 from minedraft.rpc import error_status
-from minedraft.rpc.limited_log import LimitedLog
 from minedraft.security.tokens import TokenFile
 
 logger = logging.getLogger(__name__)
@@ -31,23 +29,19 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 class TokenCheck(_Interceptor):
     """Admits the calls that show one of the tokens; others end with UNAUTHENTICATED.
 
-    A refusal is logged with the caller's address, never with what it showed; within ten seconds of one line, further
-    refusals are counted and told in the next.
+    A refusal is logged with the caller's address, never with what it showed.
 
     Args:
         on_refused: called with each refusal.
-        clock: monotonic seconds.
     """
 
     def __init__(
         self,
         tokens: TokenFile,
         on_refused: Callable[[Unauthenticated], object] = lambda error: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tokens = tokens
         self._on_refused = on_refused
-        self._log = LimitedLog(logger, clock)
         # A stream in both directions fits every method: it reads nothing, however many messages the caller has.
         self._refusal: _Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
 
@@ -63,7 +57,7 @@ class TokenCheck(_Interceptor):
     async def _refuse(self, requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         error = Unauthenticated("the call shows no valid token")
         self._on_refused(error)
-        self._log.log(logging.WARNING, f"refused a call without a valid token from {context.peer()}")
+        logger.warning("refused a call without a valid token from %s", context.peer())
         await error_status.abort(context, error)
 
 
