@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -44,7 +44,7 @@ class Answers:
         content["metrics"] = None if usage is None else metrics_of(usage, samples[0], asked.draft_len)
         return content
 
-    async def stream(self, form: Form, asked: Asked) -> AsyncIterator[bytes]:
+    async def stream(self, form: Form, asked: Asked) -> AsyncGenerator[bytes, None]:
         """Return the events of a streamed call, once its answer has begun: before, a failure has its own status.
 
         Raises:
@@ -60,7 +60,7 @@ class Answers:
 
     async def _events(
         self, form: Form, asked: Asked, first: tuple[int, Output], outputs: AsyncIterator[tuple[int, Output]]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         stream = _Stream(form, asked, self._tokenizer)
         async with aclosing(cast(Any, outputs)):
             try:

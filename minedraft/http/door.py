@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.resources import files
 from typing import Any, TypeVar, cast
@@ -16,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from minedraft.client import AsyncClient
@@ -24,6 +23,7 @@ from minedraft.errors import InvalidRequest, MineDraftError, RequestAborted, Una
 from minedraft.http.calls import Answers
 from minedraft.http.errors import HttpError, error_response
 from minedraft.http.guard import Guard
+from minedraft.http.leaving import EventResponse, unless_gone
 from minedraft.http.model_facts import ModelFacts
 from minedraft.http.responding import Responding
 from minedraft.http.wire.asking import chat_params, chat_prompt, completion_params, completion_prompts, renamed
@@ -50,7 +50,6 @@ logger = logging.getLogger("minedraft.http")
 _T = TypeVar("_T")
 _BODIES = (ChatBody, CompletionBody, ResponseBody, TokenizeBody, DetokenizeBody)
 _V1 = frozenset({"/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/responses"})
-_SSE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -151,8 +150,8 @@ class Door:
             asked = Asked(name, facts.name, facts.fingerprint, [prompt], params, draft_len=facts.draft_len)
             responding = Responding(self._client, body, asked)
             if body.get("stream"):
-                return _EventResponse(await _unless_gone(request, responding.stream()))
-            return JSONResponse(await _unless_gone(request, responding.whole()))
+                return EventResponse(await unless_gone(request.receive, responding.stream()))
+            return JSONResponse(await unless_gone(request.receive, responding.whole()))
 
     async def _answer(
         self,
@@ -192,9 +191,9 @@ class Door:
         )
         with _renaming(body):
             if body.get("stream"):
-                events = await _unless_gone(request, self._answers.stream(form, asked))
-                return _EventResponse(events)
-            return JSONResponse(await _unless_gone(request, self._answers.whole(form, asked)))
+                events = await unless_gone(request.receive, self._answers.stream(form, asked))
+                return EventResponse(events)
+            return JSONResponse(await unless_gone(request.receive, self._answers.whole(form, asked)))
 
     def _encode(self, prompt: Prompt) -> Prompt:
         """Return a prompt as the token ids that the service would make of it."""
@@ -300,42 +299,6 @@ class Door:
     async def _check_model(self, body: Mapping[str, Any]) -> None:
         if "model" in body:
             (await self._facts.get()).check_name(body["model"])
-
-
-class _EventResponse(StreamingResponse):
-    """A stream of events. When the client goes away, its generator is closed at once, and the requests with it."""
-
-    def __init__(self, events: AsyncIterator[bytes]) -> None:
-        super().__init__(_closing(events), media_type="text/event-stream", headers=_SSE)
-
-
-async def _closing(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    async with aclosing(cast(Any, events)):
-        async for event in events:
-            yield event
-
-
-async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
-    """Return the result of work, which is cancelled when the client goes away.
-
-    Raises:
-        RequestAborted: it has gone.
-    """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise RequestAborted("the client has gone")
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _typed(handler: Handler) -> Handler:

@@ -9,6 +9,7 @@ import sys
 from typing import Any, NoReturn
 
 import click
+import uvloop
 
 from minedraft.address import Address, default_listen
 from minedraft.client import AsyncClient
@@ -38,7 +39,7 @@ minedraft-launch --http 127.0.0.1:8000 starts it together with the service.
 """
 
 
-_INTERVAL_S = 0.04  # between the events of a stream, but before the first and the last
+_INTERVAL_S = 0.05  # between the events of a stream, but before the first and the last
 
 
 class _Beating:
@@ -80,7 +81,7 @@ def command(**options: Any) -> None:  # noqa: ANN401 (one for each option above)
     if not address.is_local and (token_file is None or certificate is None):
         limit = "reachable from other hosts, which requires --tls-cert, --tls-key and --token-file"
         raise ConfigError("listen", str(address), limit)
-    asyncio.run(_serve(address, Tokenizer.load(options["target"]), notifier, options))
+    uvloop.run(_serve(address, Tokenizer.load(options["target"]), notifier, options))
 
 
 async def _serve(address: Address, tokenizer: Tokenizer, notifier: Notifier, options: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, cast
 
@@ -79,7 +79,7 @@ class Responding:
         output = await self._client.complete(asked.prompts[0], asked.params, request_id=asked.id)
         return self._content(output)
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         """Return the events of a streamed call, once its answer has begun.
 
         Raises:
@@ -94,7 +94,7 @@ class Responding:
             raise
         return self._events(first, outputs)
 
-    async def _events(self, first: Output, outputs: AsyncIterator[Output]) -> AsyncIterator[bytes]:
+    async def _events(self, first: Output, outputs: AsyncIterator[Output]) -> AsyncGenerator[bytes, None]:
         begun, pieces = self._response("in_progress", [], None), [first]
         place: dict[str, Any] = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
         message, part = self._message("in_progress", []), _text("")

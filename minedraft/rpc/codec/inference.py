@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import cache
 
 from minedraft.errors import InvalidRequest
 from minedraft.messages import TokenLogprobs
@@ -131,12 +132,14 @@ def pad_reply(message: inference_pb2.GenerateReply, multiple: int) -> None:
 
 
 def output_from_pb(message: inference_pb2.GenerateReply) -> Output:
-    usage = RequestUsage(**{name: getattr(message.usage, name) for name in _names(RequestUsage)})
+    usage = None  # but for the last message of each sample, and there are many before it
+    if message.HasField("usage"):
+        usage = RequestUsage(**{name: getattr(message.usage, name) for name in _names(RequestUsage)})
     return Output(
         text=message.text,
         token_ids=tuple(message.token_ids),
         finish_reason=_FINISH_FROM_PB.get(message.finish_reason),
-        usage=usage if message.HasField("usage") else None,
+        usage=usage,
         logprobs=tuple(
             TokenLogprobs(entry.logprob, tuple(entry.top_ids), tuple(entry.top_logprobs)) for entry in message.logprobs
         ),
@@ -217,10 +220,11 @@ def borrow_from_pb(message: inference_pb2.BorrowRequest) -> LoanTerms:
     return LoanTerms.check(message.mode, *sizes, keep_cores=message.keep_cores)
 
 
+@cache
 def _names(
     kind: type[RequestUsage | BatchState | WorkerState | SourceState | FaultState | AcceptanceState | ServiceStatus],
-) -> set[str]:
-    return {field.name for field in fields(kind)}
+) -> frozenset[str]:
+    return frozenset(field.name for field in fields(kind))
 
 
 def _ids_from_pb(ids: Sequence[int]) -> tuple[int, ...]:
