@@ -16,7 +16,7 @@ from minedraft.sampling_params import DEFAULT_CHAT_TOKENS, DEFAULT_NEW_TOKENS, S
 from minedraft.server.answers.answer import Answer
 from minedraft.server.live_call import LiveCall
 from minedraft.server.tokenizing import PromptTokenizer
-from minedraft.text.grammars import GrammarCheck
+from minedraft.text.grammars import Grammars
 from minedraft.text.tokenizer import Tokenizer
 
 
@@ -26,7 +26,7 @@ class Intake:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._prompts = PromptTokenizer(tokenizer)
-        self._grammars = GrammarCheck(tokenizer)
+        self._grammars = Grammars(tokenizer.to_json, tokenizer.eos_ids)
 
     async def submit(self, pipeline: Pipeline, call: GenerateCall, live: LiveCall, name: str, client: str) -> None:
         """Submit the samples of a call, with `live` to receive their output.

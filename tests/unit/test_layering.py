@@ -84,7 +84,7 @@ ROOMS = {
     ),
     "kernels": Room("values core.blocks native", "torch numpy triton"),
     "native": Room("values models.cache workers.pulse", "torch numpy"),
-    "sampling": Room("values workers.sequence native models.generation_config", "torch numpy llguidance"),
+    "sampling": Room("values text.grammars workers.sequence native models.generation_config", "torch numpy llguidance"),
     "channels": Room("values places", "torch numpy"),
 }
 WORKER_ROOMS = ("rounds", "proposers", "execution", "kernels", "native", "sampling", "channels")

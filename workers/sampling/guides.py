@@ -7,26 +7,16 @@ the same way, so that its drafts are worth verifying. llguidance does the parsin
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
-from minedraft.errors import InvalidRequest
 from minedraft.models.generation_config import read_eos_ids
 from minedraft.sampling_params import SamplingParams
-
-logger = logging.getLogger("minedraft.worker")
-
-_COMPILE: dict[str, Callable[[str], str]] = {
-    "json_schema": LLMatcher.grammar_from_json_schema,
-    "regex": LLMatcher.grammar_from_regex,
-    "lark": LLMatcher.grammar_from_lark,
-}
+from minedraft.text.grammars import Grammars
 
 
 class Guide:
@@ -104,17 +94,15 @@ class Guide:
 
 
 class Guides:
-    """Makes the guides of requests; the tokenizer is read when the first one is needed.
+    """Makes the guides of requests.
 
     Args:
-        folder: of a model with the target's tokenizer.
+        folder: of a model with the target's tokenizer, which is read when the first guide is needed.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._tokenizer: LLTokenizer | None = None
         self._ends = frozenset(read_eos_ids(folder))
-        self._lock = threading.Lock()
+        self._grammars = Grammars(lambda: str(folder / "tokenizer.json"), self._ends)
 
     def make(self, sampling: SamplingParams) -> Guide:
         """Return the guide of a request with a grammar, at the beginning of its output.
@@ -123,18 +111,4 @@ class Guides:
             InvalidRequest: the grammar cannot be used.
         """
         assert sampling.grammar is not None, "called for requests with a grammar"
-        kind, text = sampling.grammar
-        try:
-            matcher = LLMatcher(self._read_tokenizer(), _COMPILE[kind](text), log_level=0)
-        except ValueError as error:
-            raise InvalidRequest(kind, text, f"cannot be used: {error}") from None
-        if problem := matcher.get_error():
-            raise InvalidRequest(kind, text, f"cannot be used: {problem}")
-        return Guide(matcher, self._ends)
-
-    def _read_tokenizer(self) -> LLTokenizer:
-        with self._lock:
-            if self._tokenizer is None:
-                ends = sorted(self._ends) or None
-                self._tokenizer = LLTokenizer(str(self._folder / "tokenizer.json"), eos_token=ends)
-            return self._tokenizer
+        return Guide(self._grammars.start(*sampling.grammar), self._ends)
