@@ -90,8 +90,7 @@ class DrafterActor:
         committed_len, drafts = row.committed_len + len(row.lead), tuple(row.drafts)
         state = row.state
         if state.guide is not None and row.source is DraftMethod.NGRAM:  # a model's logits were masked
-            output = state.tokens[state.spec.prompt_len :]
-            drafts = drafts[: state.guide.count_allowed(output, drafts)]
+            drafts = drafts[: state.guide.count_allowed(state.tokens, drafts)]
         return Proposal(row.state.request_id, committed_len, drafts, q, row.source, tuple(row.scores), branch)
 
 

@@ -49,7 +49,7 @@ class RequestTable:
         state = SequenceState(span.request_id, spec)
         if self._guides is not None and spec.sampling.grammar is not None:
             try:
-                state.guide = self._guides.make(spec.sampling)
+                state.guide = self._guides.make(spec)
             except InvalidRequest as error:
                 error.request_id = span.request_id
                 raise

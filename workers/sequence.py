@@ -29,7 +29,7 @@ class HeldBranch:
 class SequenceState:
     """A request's parameters and committed tokens, with the token counts that penalties need.
 
-    Change `tokens` only with `replace_from` or by appending: the counts are updated incrementally, so
+    Change `tokens` only with `replace_from` or by appending: the counts and the guide are updated incrementally, so
     that the cost of a round grows with its new tokens and not with the history.
 
     Attributes:
@@ -82,6 +82,8 @@ class SequenceState:
         if counted != list(tokens[: len(counted)]):
             self._forget_counts()
         self.tokens[prefix_len:] = tokens
+        if self.guide is not None:
+            self.guide.keep(prefix_len)
 
     def length_of(self, branch: int) -> int:
         """Return the number of tokens that are cached of a branch, by its number in the last run ahead; 0 is the

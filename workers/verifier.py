@@ -153,8 +153,8 @@ def _forced_after(state: SequenceState, outcome: Outcome) -> tuple[int, ...]:
     spec = state.spec
     if state.guide is None or spec.sampling.logprobs is not None:
         return ()
-    output = [*state.tokens[spec.prompt_len :], outcome.tokens[-1]]
-    forced = state.guide.forced_after(output, MAX_FORCED)
-    first_end = spec.sampling.min_new_tokens - len(output)  # an end before it is masked
+    forced = state.guide.forced_after(state.tokens, outcome.tokens[-1:], MAX_FORCED)
+    num_output = len(state.tokens) - spec.prompt_len + 1
+    first_end = spec.sampling.min_new_tokens - num_output  # an end before it is masked
     wrong = next((i for i, token in enumerate(forced[: max(first_end, 0)]) if token in spec.stop_ids), len(forced))
     return forced[:wrong]

@@ -131,7 +131,7 @@ def adjust_in_place(row: torch.Tensor, state: SequenceState, drafts: Sequence[in
 def _mask_by_grammar(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], columns: Columns) -> None:
     """Mask the tokens that the request's grammar does not allow after `drafts`. If it does not allow these themselves,
     the position is never reached, and its row stays as it is."""
-    if state.guide is None or not state.guide.move_to([*state.tokens[state.spec.prompt_len :], *drafts]):
+    if state.guide is None or not state.guide.move_to(state.tokens, drafts):
         return
     refused = torch.from_numpy(~columns.of_ids(state.guide.allowed(columns.num_ids)))
     row.masked_fill_(refused.to(row.device), -math.inf)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from tests.support.tiny_models import write_tiny_tokenizer
 
 VOCAB = 8
 NUM = 3000
+LETTER_A = 67  # of the tiny tokenizer, with the others behind it
 
 
 class Only:
@@ -33,9 +35,9 @@ class Only:
         self._first, self._after = first, after
         self._at: list[int] = []
 
-    def move_to(self, tokens: Sequence[int]) -> bool:
+    def move_to(self, tokens: Sequence[int], extra: Sequence[int] = ()) -> bool:
         self._at = []
-        for token in tokens:
+        for token in [*tokens[1:], *extra]:  # after a prompt of one token
             if token not in self._next():
                 return False
             self._at.append(token)
@@ -120,43 +122,96 @@ def guides(tmp_path_factory: pytest.TempPathFactory) -> Guides:
     return Guides(folder)
 
 
+def spec(num_prompt: int = 0, **grammar: str) -> SequenceSpec:
+    return SequenceSpec(SamplingParams(**grammar), num_prompt, 1, Acceptance.GREEDY)  # type: ignore[arg-type]
+
+
 def test_a_guide_that_went_back_allows_what_a_fresh_one_does(guides: Guides) -> None:
-    params = SamplingParams(json_schema='{"type": "array", "items": {"enum": ["ab", "abc", 17]}}')
-    walker, rng = guides.make(params), random.Random(7)
-    tokens: list[int] = []
+    one = spec(1, json_schema='{"type": "array", "items": {"enum": ["ab", "abc", 17]}}')
+    state, rng = SequenceState(1, one, [9]), random.Random(7)
+    walker = state.guide = guides.make(one)
     for _ in range(200):
-        fresh = guides.make(params)
-        assert fresh.move_to(tokens)
-        assert walker.move_to(tokens)
+        fresh = guides.make(one)
+        assert fresh.move_to(state.tokens)
+        assert walker.move_to(state.tokens)
         allowed = walker.allowed(320)
         assert (allowed == fresh.allowed(320)).all()
         ids = np.flatnonzero(allowed).tolist()
         wrong = rng.choice([i for i in range(320) if i not in ids])
-        assert not walker.move_to([*tokens, wrong])
-        assert walker.count_allowed(tokens, [rng.choice(ids), wrong, wrong]) in (1, 2, 3)
-        tokens = [*tokens, rng.choice(ids)] if rng.random() < 0.7 else tokens[: rng.randrange(len(tokens) + 1)]
-        if tokens and tokens[-1] == 2:
-            assert walker.move_to(tokens)
+        assert not walker.move_to(state.tokens, [wrong])
+        assert walker.count_allowed(state.tokens, [rng.choice(ids), wrong, wrong]) in (1, 2, 3)
+        if rng.random() < 0.7:
+            state.replace_from(len(state.tokens), [rng.choice(ids)])
+        else:  # some may come again
+            num_left = rng.randrange(1, len(state.tokens) + 1)
+            state.replace_from(num_left, state.tokens[num_left : rng.randrange(num_left, len(state.tokens) + 1)])
+        if state.tokens[-1] == 2:
+            assert walker.move_to(state.tokens)
             assert walker.allowed(320).all()  # the output has ended
-            tokens = tokens[:-1]
+            state.replace_from(len(state.tokens) - 1, [])
+
+
+def test_drafts_that_replace_others_are_read_anew(guides: Guides) -> None:
+    """As when a draft was rejected, and when a drafter that ran ahead takes up another branch."""
+    one = spec(3, regex="(ab|cd)+")
+    a, b, c, d = (LETTER_A + index for index in range(4))
+    state = SequenceState(1, one, [5, 6, 7])
+    guide = state.guide = guides.make(one)
+    assert guide.move_to(state.tokens, [a, b, c, d])
+    assert guide.count_allowed(state.tokens, [c, d, d]) == 2
+    state.tokens.extend([a, b])
+    assert guide.move_to(state.tokens)
+    state.replace_from(3, [c, d])
+    assert guide.count_allowed(state.tokens, [a, c]) == 1
+    state.replace_from(4, [])
+    assert not guide.move_to(state.tokens, [b])
+    assert guide.move_to(state.tokens, [d])
+
+
+class Read(list[int]):
+    """Tokens that count how many of them are read."""
+
+    num = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        self.num += len(found) if isinstance(index, slice) else 1
+        return found
+
+    def __iter__(self) -> Iterator[int]:
+        self.num += len(self)
+        return super().__iter__()
+
+
+def test_the_cost_of_a_place_does_not_grow_with_the_output(guides: Guides) -> None:
+    guide = guides.make(spec(2, regex="a*"))
+    tokens = Read([5, 6, *[LETTER_A] * 500])
+    assert guide.move_to(tokens)
+    tokens.num = 0
+    for num_drafts in (0, 3, 1, 2):
+        assert guide.move_to(tokens, [LETTER_A] * num_drafts)
+        assert guide.count_allowed(tokens, [LETTER_A, 319]) == 1
+    tokens.append(LETTER_A)
+    assert guide.forced_after(tokens, [LETTER_A], 8) == ()
+    assert tokens.num == 1, "the one that came"
 
 
 def test_what_a_grammar_forces_are_the_only_tokens_that_it_allows(guides: Guides) -> None:
-    guide = guides.make(SamplingParams(regex="(a|b)longer words than most(x|y)"))
+    guide = guides.make(spec(regex="(a|b)longer words than most(x|y)"))
     [first, second] = [int(i) for i in np.flatnonzero(guide.allowed(320))[:2]]
-    for output in ([first], [second], [first]):
-        forced = guide.forced_after(output, 64)
+    for chosen in (first, second, first):
+        forced = guide.forced_after([], [chosen], 64)
         assert len(forced) > 5
-        assert guide.forced_after(output, 3) == forced[:3]
+        assert guide.forced_after([], [chosen], 3) == forced[:3]
         for num_done, token in enumerate(forced):
-            assert guide.move_to([*output, *forced[:num_done]])
+            assert guide.move_to([], [chosen, *forced[:num_done]])
             assert np.flatnonzero(guide.allowed(320)).tolist() == [token]
-        assert guide.move_to([*output, *forced])
+        assert guide.move_to([], [chosen, *forced])
         assert guide.allowed(320).sum() == 2
-        last = [*output, *forced, int(np.flatnonzero(guide.allowed(320))[0])]
-        assert guide.forced_after(last, 64) == (2,), "the end is forced too"
-        assert guide.forced_after([*last, 2], 64) == ()
-    assert guide.forced_after([319], 64) == (), "not allowed"
+        last = [chosen, *forced, int(np.flatnonzero(guide.allowed(320))[0])]
+        assert guide.forced_after([], last, 64) == (2,), "the end is forced too"
+        assert guide.forced_after([], [*last, 2], 64) == ()
+    assert guide.forced_after([], [319], 64) == (), "not allowed"
 
 
 @pytest.mark.parametrize(
@@ -165,10 +220,10 @@ def test_what_a_grammar_forces_are_the_only_tokens_that_it_allows(guides: Guides
 )
 def test_a_grammar_that_is_none_is_named(guides: Guides, kind: str, text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        guides.make(SamplingParams(**{kind: text}))
+        guides.make(spec(**{kind: text}))
     assert caught.value.field == kind
 
 
 def test_the_padding_rows_of_the_output_layer_are_never_allowed(guides: Guides, tmp_path: Path) -> None:
-    guide = guides.make(SamplingParams(regex="(.|\n)*"))
+    guide = guides.make(spec(regex="(.|\n)*"))
     assert not guide.allowed(50_000)[320:].any()
