@@ -46,6 +46,7 @@ PARTS: Mapping[str, Part] = {
     "channels": studies.channels_table,
     "cores": studies.cores_table,
     "doors": studies.doors_table,
+    "guidellm": studies.guidellm_table,
     "observing": studies.observing_table,
     "control": studies.control_table,
     "choosing": studies.choosing_table,

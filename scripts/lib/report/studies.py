@@ -29,6 +29,7 @@ COMMANDS = {
     "channels.json": f"{_BENCH}/channels --json channels.json",
     "studies/cores.json": f"{_BENCH}/cores MODEL --json cores.json",
     "studies/http.json": f"{_BENCH}/doors/http --json http.json",
+    "doors/guidellm.json": f"{_BENCH}/doors/guidellm --json guidellm.json",
     "vllm/smollm2.json": "scripts/vllm",
     "studies/two_hosts.json": f"{_BENCH}/network/two_hosts --pairs timed --json two_hosts.json",
     "studies/two_hosts_real.json": f"{_BENCH}/network/two_hosts --pairs real --tokens 24 --json two_hosts_real.json",

@@ -163,6 +163,25 @@ def doors_table(results: Results, file: str) -> str:
     )  # fmt: skip
 
 
+def guidellm_table(results: Results, file: str) -> str:
+    """Return what guidellm's report says, with its count of tokens beside the service's own."""
+    return to_table(
+        ("streams", "requests, failed", "tokens/s", "first token, median ms", "95 %", "between tokens, median ms",
+         "tokens counted, served"),
+        [
+            [
+                str(each["streams"]),
+                f"{each['requests']['successful']}, {each['requests']['errored'] + each['requests']['incomplete']}",
+                f"{each['output_tokens_per_s']:.0f}",
+                *(f"{each['time_to_first_token_ms'][name]:.0f}" for name in ("p50", "p95")),
+                f"{each['inter_token_latency_ms']['p50']:.1f}",
+                f"{each['output_tokens']:,.0f}, {each['served_tokens']:,}",
+            ]
+            for each in results.load(file)["runs"]
+        ],
+    )  # fmt: skip
+
+
 def observing_table(results: Results, file: str) -> str:
     """Return how much longer a step is with metrics and with a trace, in pairs of runs."""
     content = results.load(file)
