@@ -1,4 +1,4 @@
-"""Everything of vLLM that the plugin uses, as one table: what it is checked against, and what `CONTRACTS.md` lists.
+"""Everything of vLLM that the plugin uses, as one table, which it is checked against; `docs/CONTRACTS.md` shows it.
 
 Names are looked up when asked for; this file imports no vLLM.
 """
@@ -53,7 +53,7 @@ CONTRACTS = (
         "vllm.sampling_params",
         "SamplingParams",
         ("temperature", "top_k", "top_p"),
-        "which requests are sampled; on a CPU, top_k needs a top_p below 1 where a step verifies no draft",
+        "which requests are sampled; on a CPU, top_k needs a top_p below one where a step verifies no draft",
         "V1",
     ),
     Contract(
@@ -194,11 +194,11 @@ def missing(findings: Iterable[Finding], path: str) -> list[str]:
 
 
 def to_markdown() -> str:
-    """Return `CONTRACTS.md`."""
+    """Return `docs/CONTRACTS.md`."""
     lines = [
         "# What the plugin uses of vLLM",
         "",
-        f"Made from the table in `contracts.py`, for vLLM {supported_range()}; `minedraft vllm-doctor` checks an",
+        f"Made from the table in `contracts.py`, for vLLM `{supported_range()}`; `minedraft vllm-doctor` checks an",
         "installation against it. Path V1 is for the model runner V1, path V2 for the model runner V2.",
         "",
         "| class | used | for | path |",

@@ -64,6 +64,21 @@ def scheduler(llm: Any) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
+def cut_prompts(llm: Any) -> set[str]:
+    """Return the requests whose prompt is computed in more than one step; it fills up as the engine runs."""
+    planner, cut = scheduler(llm), set()
+    schedule = planner.schedule
+
+    def noted(*args: Any, **options: Any) -> Any:
+        output = schedule(*args, **options)
+        requests = [planner.requests[name] for name in output.num_scheduled_tokens]
+        cut.update(each.request_id for each in requests if each.num_computed_tokens < each.num_prompt_tokens)
+        return output
+
+    planner.schedule = noted
+    return cut
+
+
 def greedy(**changes: Any) -> Any:
     """Return vLLM's sampling parameters for 24 greedy tokens."""
     from vllm import SamplingParams

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.worker_process import WorkerProcess
-from tests.vllm.engines import engine, generate, greedy, metric, plugin, scheduler, tokens
+from tests.vllm.engines import cut_prompts, engine, generate, greedy, metric, plugin, scheduler, tokens
 
 _TIGHT = {"num_gpu_blocks_override": 14, "max_num_batched_tokens": 128, "max_num_seqs": 16}
 
@@ -69,6 +69,8 @@ def test_answers_are_the_same_with_preemption_and_prompts_in_chunks(
     with engine(target, **_TIGHT) as llm:
         alone = tokens(generate(llm, prompts, params))
     with engine(target, **_TIGHT, **plugin(drafter.address)) as llm:
+        cut = cut_prompts(llm)
         assert tokens(generate(llm, prompts, params)) == alone
+        assert len(cut) > 1
         assert metric(llm, "vllm:num_preemptions") > 0
         assert metric(llm, "vllm:spec_decode_num_accepted_tokens") > 0

@@ -15,7 +15,6 @@ from scripts.lib.peers.engines.environment import Environment
 from scripts.lib.peers.engines.errors import PeerFailed
 
 IF_INSTALLABLE = "--if-installable"
-TESTS = "tests/integration/clients"
 _PYTHON = ("openai==3.57.0", "langchain-openai==1.7.4", "llm==0.36", "llm-comply==0.5.0", "schemathesis==4.32.5")
 _NODE = ("openai@7", "ai@7", "@ai-sdk/openai-compatible@3")
 
@@ -61,7 +60,7 @@ class Clients:
 
 
 def main() -> None:
-    """Make the environment, then run the clients' tests with this process's arguments. `--if-installable` before them:
+    """Make the environment, then become pytest with this process's arguments. `--if-installable` before them:
     end well where the packages cannot be had."""
     clients, arguments = Clients(shutil.which("npm")), sys.argv[1:]
     is_optional = arguments[:1] == [IF_INSTALLABLE]
@@ -72,7 +71,7 @@ def main() -> None:
             raise
         say(f"left out: {error}")
         return
-    command = [sys.executable, "-m", "pytest", TESTS, *arguments[is_optional:]]
+    command = [sys.executable, "-m", "pytest", *arguments[is_optional:]]
     os.execve(command[0], command, os.environ | {"MINEDRAFT_CLIENTS": str(clients.folder)})  # noqa: S606
 
 

@@ -48,7 +48,7 @@ def vllm_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_list_of_contracts_is_the_table():
-    assert (ROOT / "minedraft/vllm/CONTRACTS.md").read_text() == to_markdown()
+    assert (ROOT / "docs/CONTRACTS.md").read_text() == to_markdown()
 
 
 def test_every_name_is_found_without_importing_vllm(vllm_folder: Path):
