@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from minedraft.sampling_params import SamplingParams
 from minedraft.types import Acceptance
 from minedraft_workers.sampling.row_search import SearchedRow
 from minedraft_workers.sampling.vocab_columns import Columns
@@ -102,60 +102,74 @@ def adjust_in_place(row: torch.Tensor, state: SequenceState, drafts: Sequence[in
     The changed columns are few: they are computed on the host, where a step over a few numbers costs a
     microsecond, a fifth of an operator of torch.
     """
+    changes = find_changes(state, drafts, columns)
+    if row.is_cpu:
+        _change(row.numpy(), changes, np.float32(state.spec.sampling.repetition_penalty))
+    else:
+        touched = np.unique(np.concatenate([changes.seen, changes.bias, changes.masked]))
+        index = torch.from_numpy(touched).to(row.device)
+        values: npt.NDArray[np.float32] = row[index].cpu().numpy()
+        seen, bias, masked = (np.searchsorted(touched, part) for part in (changes.seen, changes.bias, changes.masked))
+        changes = changes._replace(seen=seen, bias=bias, masked=masked)
+        _change(values, changes, np.float32(state.spec.sampling.repetition_penalty))
+        row[index] = torch.from_numpy(values).to(row.device)
+    refused = refused_by_grammar(state, drafts, columns)
+    if refused is not None:
+        row.masked_fill_(torch.from_numpy(refused).to(row.device), -math.inf)
+
+
+class Changes(NamedTuple):
+    """What penalties, bias and the minimum length change in a row, in this order.
+
+    seen, bias, masked: int64, columns, each of them without repeats. seen: of tokens of the request, whose logits are
+    divided or multiplied by the repetition penalty and then reduced by `penalties`. bias: to which `bias_values` are
+    added. masked: -infinity. penalties, bias_values: float32.
+    """
+
+    seen: npt.NDArray[np.int64]
+    penalties: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.int64]
+    bias_values: npt.NDArray[np.float32]
+    masked: npt.NDArray[np.int64]
+
+
+def find_changes(state: SequenceState, drafts: Sequence[int], columns: Columns) -> Changes:
+    """Return the changes of the row after `drafts`."""
     sampling = state.spec.sampling
     nowhere = np.empty(0, np.int64)
     seen, bias, masked = nowhere, nowhere, nowhere
-    times = bias_values = np.empty(0, np.float32)
+    penalties = bias_values = np.empty(0, np.float32)
     if sampling.repetition_penalty != 1.0 or sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0:
         ids, counts = state.seen_tokens(drafts)
         seen, known = columns.locate(ids)
         times = counts[known]
+        frequency, presence = np.float32(sampling.frequency_penalty), np.float32(sampling.presence_penalty)
+        penalties = (frequency * times + presence * (times > 0)).astype(np.float32)
     if len(state.bias_ids):
         bias, known = columns.locate(state.bias_ids)
         bias_values = state.bias_values[known]
     if len(state.tokens) + len(drafts) - state.spec.prompt_len < sampling.min_new_tokens:
         masked, _ = columns.locate(state.stop_ids)
-    if row.is_cpu:
-        _change(row.numpy(), sampling, seen, times, bias, bias_values, masked)
-        _mask_by_grammar(row, state, drafts, columns)
-        return
-    touched = np.unique(np.concatenate([seen, bias, masked]))
-    index = torch.from_numpy(touched).to(row.device)
-    values: npt.NDArray[np.float32] = row[index].cpu().numpy()
-    seen, bias, masked = (np.searchsorted(touched, part) for part in (seen, bias, masked))
-    _change(values, sampling, seen, times, bias, bias_values, masked)
-    row[index] = torch.from_numpy(values).to(row.device)
-    _mask_by_grammar(row, state, drafts, columns)
+    return Changes(seen, penalties, bias, bias_values, masked)
 
 
-def _mask_by_grammar(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], columns: Columns) -> None:
-    """Mask the tokens that the request's grammar does not allow after `drafts`. If it does not allow these themselves,
-    the position is never reached, and its row stays as it is."""
+def refused_by_grammar(state: SequenceState, drafts: Sequence[int], columns: Columns) -> npt.NDArray[np.bool_] | None:
+    """Return the columns, bool [num_columns], that the request's grammar does not allow after `drafts`. None without a
+    grammar, or if it does not allow these themselves: then the position is never reached."""
     if state.guide is None or not state.guide.move_to(state.tokens, drafts):
-        return
-    refused = torch.from_numpy(~columns.of_ids(state.guide.allowed(columns.num_ids)))
-    row.masked_fill_(refused.to(row.device), -math.inf)
+        return None
+    return ~columns.of_ids(state.guide.allowed(columns.num_ids))
 
 
-def _change(
-    values: npt.NDArray[np.float32],
-    sampling: SamplingParams,
-    seen: npt.NDArray[np.int64],
-    times: npt.NDArray[np.float32],
-    bias: npt.NDArray[np.int64],
-    bias_values: npt.NDArray[np.float32],
-    masked: npt.NDArray[np.int64],
-) -> None:
-    """Change logits in place: at the places of seen tokens, by how many times each is in the output; then by a
-    bias; then to -infinity."""
-    if len(seen):
-        logits, penalty = values[seen], np.float32(sampling.repetition_penalty)
-        logits = np.where(logits > 0, logits / penalty, logits * penalty)
-        frequency, presence = np.float32(sampling.frequency_penalty), np.float32(sampling.presence_penalty)
-        values[seen] = logits - (frequency * times + presence * (times > 0))
-    if len(bias):
-        values[bias] += bias_values
-    values[masked] = -np.inf
+def _change(values: npt.NDArray[np.float32], changes: Changes, repetition_penalty: np.float32) -> None:
+    """Change logits in place."""
+    if len(changes.seen):
+        logits = values[changes.seen]
+        logits = np.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
+        values[changes.seen] = logits - changes.penalties
+    if len(changes.bias):
+        values[changes.bias] += changes.bias_values
+    values[changes.masked] = -np.inf
 
 
 def process(row: torch.Tensor, state: SequenceState, drafts: Sequence[int], columns: Columns) -> ProcessedRow:

@@ -4,7 +4,7 @@ another device or a drafter with fewer output rows gets the same numbers.
 
 Two kinds of numbers:
 
-- `uniform`: one float64 per decision, computed in Python integers on the host.
+- `uniform`: one float64 per decision, computed in Python integers on the host, or for many decisions by NumPy.
 - `TokenNoise`: one 31-bit integer per token, int32 tensor arithmetic only (wrap-around multiply, add,
   xor, shift), hence the same bits on every device. `gumbel` turns such bits into Gumbel noise; the
   token with the largest logit + noise is a draw from softmax(logits).
@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 from enum import IntEnum
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 _MASK64 = (1 << 64) - 1
@@ -51,6 +53,27 @@ def uniform(seed: int, position: int, purpose: Purpose) -> float:
     return (random_bits64(seed, position, purpose) >> 11) * 2.0**-53
 
 
+def random_bits64_of(
+    seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.uint64], purpose: Purpose
+) -> npt.NDArray[np.uint64]:
+    """Return `random_bits64` of many seeds and positions, each uint64 [n]."""
+    golden = np.uint64(_GOLDEN64)
+    state = _mix64_of(seeds + golden)
+    state = _mix64_of(state + (positions + np.uint64(1)) * golden)
+    return _mix64_of(state + np.uint64(int(purpose) * _GOLDEN64 & _MASK64))
+
+
+def uniforms(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    """Return `uniform` of random bits, float64 [n]."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def noise_keys(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
+    """Return what `TokenNoise.bits_by_key` takes for random bits, int32 [n, 2]."""
+    low, high = bits & np.uint64(0xFFFFFFFF), bits >> np.uint64(32) | np.uint64(1)
+    return np.stack([low, high], axis=1).astype(np.uint32).view(np.int32)
+
+
 class TokenNoise:
     """Noise bits for the columns of a logits row.
 
@@ -75,13 +98,11 @@ class TokenNoise:
         """
         key = random_bits64(seed, position, Purpose.TOKEN_NOISE)
         hashes = self.hashes if columns is None else self.hashes[columns]
-        x = torch.bitwise_xor(hashes, _wrapped(key & 0xFFFFFFFF))
-        x.mul_(_MULTIPLIER)
-        # The shift keeps the sign. Adding it loses no information, while xor would make x and ~x collide;
-        # it takes one operator less than masking the sign bits off.
-        x.add_(torch.bitwise_right_shift(x, _SHIFT))
-        x.mul_(_wrapped(key >> 32 | 1))
-        return x.bitwise_and_(_LOW_BITS)
+        return _keyed(hashes, _wrapped(key & 0xFFFFFFFF), _wrapped(key >> 32 | 1))
+
+    def bits_by_key(self, keys: torch.Tensor) -> torch.Tensor:
+        """Return the bits of many positions, int32 [n, num_columns]; keys: of `noise_keys`, int32 [n, 2]."""
+        return _keyed(self.hashes, keys[:, :1], keys[:, 1:])
 
 
 def gumbel(bits: torch.Tensor) -> torch.Tensor:
@@ -114,11 +135,27 @@ GUMBEL_BOUND_UNIT = _LN2 * 2.0**-23
 GUMBEL_BOUND_OFFSET = _LN2 * (127 + _NOISE_BITS)
 
 
+def _keyed(hashes: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    x = torch.bitwise_xor(hashes, low)
+    x.mul_(_MULTIPLIER)
+    # The shift keeps the sign. Adding it loses no information, while xor would make x and ~x collide;
+    # it takes one operator less than masking the sign bits off.
+    x.add_(torch.bitwise_right_shift(x, _SHIFT))
+    x.mul_(high)
+    return x.bitwise_and_(_LOW_BITS)
+
+
 def _mix64(x: int) -> int:
     x &= _MASK64
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
     return x ^ (x >> 31)
+
+
+def _mix64_of(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def _hash_token_ids(token_ids: torch.Tensor) -> torch.Tensor:

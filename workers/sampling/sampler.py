@@ -1,6 +1,7 @@
-"""What a worker chooses tokens with: all rows of a call in one native call, or row by row with torch and NumPy.
+"""What a worker chooses tokens with: all rows of a call in one native call, all together by torch's operators on a
+GPU, or row by row with torch and NumPy.
 
-Both follow the same laws and take the same random numbers, so they choose the same tokens, except where the
+All follow the same laws and take the same random numbers, so they choose the same tokens, except where the
 rounding of a float32 decides. The functions of `acceptance` and `choose` are the reference.
 """
 
@@ -16,6 +17,8 @@ from minedraft.errors import ConfigError, NumericError
 from minedraft.types import Acceptance
 from minedraft_workers.native.choosing import ChoiceRequest, ChoiceRule, Choices, ChoosingKernels, LogitRows
 from minedraft_workers.sampling.acceptance import Outcome, VerifyRow, to_outcome, verify
+from minedraft_workers.sampling.batched.drafts import choose_drafts_together
+from minedraft_workers.sampling.batched.verdicts import verify_together
 from minedraft_workers.sampling.choose import DEFAULT_TOP_M, ChoiceRow, DraftChoice, choose_drafts
 from minedraft_workers.sampling.processors import adjust_in_place, is_greedy, needs_adjusting, usable_temperature
 from minedraft_workers.sampling.randomness import seed_of_draft
@@ -28,9 +31,13 @@ logger = logging.getLogger("minedraft.worker")
 class Sampler:
     """The choice of drafts, and the decision about them."""
 
-    def __init__(self, kernels: ChoosingKernels | None = None) -> None:
-        """Take the native kernels, used for logits on the CPU; None: torch's operators, on any device."""
+    def __init__(self, kernels: ChoosingKernels | None = None, *, is_batched: bool = False) -> None:
+        """Take the native kernels, used for logits on the CPU; None: torch's operators, on any device.
+
+        is_batched: whether to choose on the CPU as on a GPU, for all rows together: to test it.
+        """
         self._kernels = kernels
+        self._is_batched = is_batched
         self._adjusted = torch.empty(0, 0)
 
     @classmethod
@@ -58,7 +65,9 @@ class Sampler:
 
     def verify(self, logits: torch.Tensor, rows: Sequence[VerifyRow]) -> list[Outcome]:
         """Return the decision for each row; arguments as `acceptance.verify`."""
-        if self._kernels is None or not logits.is_cpu:
+        if self._is_batched or not logits.is_cpu:
+            return verify_together(logits, rows)
+        if self._kernels is None:
             return verify(logits, rows)
         columns = columns_of(logits.shape[-1], logits.device)
         spans = [_Span(row.state, len(row.state.tokens), (), row.drafts) for row in rows]
@@ -84,8 +93,11 @@ class Sampler:
         top_m: int = DEFAULT_TOP_M,
     ) -> DraftChoice:
         """Return the next draft token of each request; arguments as `choose.choose_drafts`."""
+        if self._is_batched or not logits.is_cpu:
+            columns = columns_of(logits.shape[-1], logits.device, draft_vocab_ids)
+            return choose_drafts_together(logits, rows, columns, top_m)
         # Peaks alone are found by NumPy's argmax, in one pass as fast as the memory.
-        if self._kernels is None or not logits.is_cpu or all(row.takes_peak for row in rows):
+        if self._kernels is None or all(row.takes_peak for row in rows):
             return choose_drafts(logits, rows, draft_vocab_ids, top_m)
         columns = columns_of(logits.shape[-1], logits.device, draft_vocab_ids)
         spans = [_Span(row.state, row.position, row.drafts, (), row.index) for row in rows]

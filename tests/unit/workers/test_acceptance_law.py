@@ -17,8 +17,13 @@ from minedraft.types import Acceptance, SequenceSpec
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.ngram import LEAST_RATE, PromptLookup
 from minedraft_workers.sampling.acceptance import SparseQ, accept_prob, distribution, read_q, residual
+from minedraft_workers.sampling.batched import law
+from minedraft_workers.sampling.batched.adjusting import RowContext, adjust_rows
+from minedraft_workers.sampling.batched.drafts import choose_rows
+from minedraft_workers.sampling.batched.rules import RowRules, RulePlace
 from minedraft_workers.sampling.choose import truncate_q
 from minedraft_workers.sampling.processors import process
+from minedraft_workers.sampling.randomness import Purpose
 from minedraft_workers.sampling.vocab_columns import columns_of
 from minedraft_workers.sequence import SequenceState
 
@@ -108,8 +113,8 @@ class Enumeration:
             alive = prob
             for index, (draft, q) in enumerate(zip(drafts, qs, strict=True)):
                 p = self.p(committed, drafts[:index])
-                accept = accept_prob(float(p[draft]), q.of(draft))
-                rest = residual(p, q)
+                accept = self.accept(float(p[draft]), q.of(draft))
+                rest = self.rest(p, q)
                 rest = rest / rest.sum()
                 for token in range(VOCAB):
                     law[(*drafts[:index], token)] += alive * (1.0 - accept) * float(rest[token])
@@ -118,6 +123,12 @@ class Enumeration:
             for token in range(VOCAB):
                 law[(*drafts, token)] += alive * float(p[token])
         return law
+
+    def accept(self, p_draft: float, q_draft: float) -> float:
+        return accept_prob(p_draft, q_draft)
+
+    def rest(self, p: torch.Tensor, q: SparseQ) -> torch.Tensor:
+        return residual(p, q)
 
     def first_tokens(self, num_tokens: int, draft_len: int, committed: tuple[int, ...] = ()) -> Law:
         """The law of the first `num_tokens` output tokens over as many rounds as they take."""
@@ -141,6 +152,44 @@ class Enumeration:
                 prob *= float(self.p([*PROMPT, *tokens[:index]], [])[tokens[index]])
             law[tokens] = prob
         return law
+
+
+class EnumerationTogether(Enumeration):
+    """The same by the functions that decide about all rows together; each has a neighbour here."""
+
+    def p(self, committed: Sequence[int], drafts: Sequence[int]) -> torch.Tensor:
+        context = RowContext(SequenceState(1, self.spec, committed), drafts)
+        logits = adjust_rows(logits_after([*committed, *drafts], 1, VOCAB).repeat(2, 1), [context] * 2, self.whole)
+        peaks, rules = logits.amax(dim=1), self.rules(context, VOCAB)
+        thresholds = law.find_thresholds(logits, peaks, rules)
+        return law.distributions(law.weigh(logits, peaks, rules.temperatures, thresholds))[1]
+
+    def q(self, committed: Sequence[int], drafts: Sequence[int]) -> SparseQ:
+        width, context = len(self.draft_ids), RowContext(SequenceState(1, self.spec, committed), drafts)
+        row = logits_after([*committed, *drafts], 2, width)
+        logits = adjust_rows(row.repeat(2, 1), [context] * 2, self.reduced)
+        chosen = choose_rows(logits, self.rules(context, width), self.reduced, self.drafter.top_m)
+        assert chosen.q_columns is not None
+        assert chosen.q_probs is not None
+        assert int(chosen.columns[0]) in chosen.q_columns[0].tolist()
+        columns = chosen.q_columns[:1]
+        ids = torch.where(columns < 0, columns, self.draft_ids[columns.clamp(min=0)].long())
+        return self.read(ids, chosen.q_probs[:1].double())
+
+    def rules(self, context: RowContext, width: int) -> RowRules:
+        place = RulePlace(context.state, len(context.state.tokens) + len(context.drafts))
+        return RowRules.make([place, place], width, CPU, (Purpose.DRAFT,))
+
+    def read(self, ids: torch.Tensor, probs: torch.Tensor) -> SparseQ:
+        read_ids, read_probs = law.read_q_rows(ids, probs, VOCAB)
+        return SparseQ(read_ids[0], read_probs[0])
+
+    def accept(self, p_draft: float, q_draft: float) -> float:
+        p, q = torch.tensor([p_draft, q_draft], dtype=torch.float64)
+        return float(law.accept_probs(p, q))
+
+    def rest(self, p: torch.Tensor, q: SparseQ) -> torch.Tensor:
+        return law.residual_rows(p[None], q.ids[None], q.probs[None])[0]
 
 
 SAMPLINGS = {
@@ -172,11 +221,13 @@ DRAFTERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("draft_len", [0, 1, 2, 3])
+@pytest.mark.parametrize(("kind", "draft_len"), [*((Enumeration, k) for k in range(4)), (EnumerationTogether, 2)])
 @pytest.mark.parametrize("drafter", DRAFTERS)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_the_output_law_is_the_targets_law(sampling: str, drafter: str, draft_len: int) -> None:
-    case = Enumeration(SAMPLINGS[sampling], DRAFTERS[drafter])
+def test_the_output_law_is_the_targets_law(
+    kind: type[Enumeration], sampling: str, drafter: str, draft_len: int
+) -> None:
+    case = kind(SAMPLINGS[sampling], DRAFTERS[drafter])
     num_tokens = 1 if draft_len == 3 and case.drafter.top_m == VOCAB else 2
     law = case.first_tokens(num_tokens, draft_len)
     alone = case.target_alone(num_tokens)
