@@ -4,5 +4,5 @@ The laws and the random numbers are those of `choose` and `acceptance`, which de
 for the rounding of sums. Made for a GPU, where each operator is a launch and each number that the host reads is a wait.
 `Sampler` is what workers use.
 
-May import: values, workers.sequence, native, models.generation_config, sampling.
+May import: values, text.grammars, workers.sequence, native, models.generation_config, sampling.
 """
