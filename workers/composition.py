@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from minedraft.device import Device
 from minedraft.errors import ConfigError, MemoryExhausted
-from minedraft.messages import DraftCommand, DraftSpan, Features, Tensor, VerifyCommand, VerifySpan, WorkerInfo
+from minedraft.messages import WorkerInfo
 from minedraft.models.folder import FolderInfo, check_model_folder
 from minedraft.models.heads.folder import HeadInfo, check_head_folder, is_head_folder
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.process.notify import Notifier
 from minedraft.process.start_extension import StartExtension
-from minedraft.sampling_params import SamplingParams
 from minedraft.settings.door import worker_tls
 from minedraft.settings.shared import MIN_BLOCKS
 from minedraft.settings.worker import WorkerSettings
-from minedraft.types import PROTOCOL_VERSION, Acceptance, Batch, DraftMethod, Role, RoundId, SequenceSpec
+from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role
 from minedraft_workers.cores import WorkerCores
 from minedraft_workers.device import enter_thread, pin
+from minedraft_workers.rounds.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from minedraft_workers.channels.base import TokenChannel
@@ -231,9 +231,11 @@ async def _serve(
     if plan.settings.has_model:
         try:
             with StartExtension(notifier, "warming up"):
-                await runtime.prepare(lambda: prepare_actor(plan.device, actor))
+                await runtime.prepare(lambda: prepare_actor(plan.device, actor, notifier.status))
         except MemoryExhausted as error:
             raise _no_memory(plan, str(error)) from error
+        for other in actors[1:]:
+            other.info = replace(other.info, kernels=actor.info.kernels)
     if isinstance(actor, DrafterActor):
         others = [each for each in actors[1:] if isinstance(each, DrafterActor)]
         handler = drafter_handler(actor, runtime, channels[0], list(zip(others, channels[1:], strict=True)))
@@ -268,31 +270,23 @@ def _make_cores(actor: DrafterActor | VerifierActor) -> WorkerCores | None:
     return WorkerCores(info.cores, info.max_cores, actor.resizes)
 
 
-def prepare_actor(device: Device, actor: DrafterActor | VerifierActor) -> None:
-    """Make the device the device thread's own, and run a command of each kind there: the handles of CUDA's libraries
-    are per thread, and a kernel is loaded when it is first used. So the first requests wait for neither.
+def prepare_actor(
+    device: Device, actor: DrafterActor | VerifierActor, say: Callable[[str], object] = lambda text: None
+) -> None:
+    """Make the device the device thread's own, capture CUDA graphs where there are some, and rehearse.
+
+    Args:
+        say: told how far it has got.
 
     Raises:
-        MemoryExhausted: the device has no room for such a command.
+        MemoryExhausted: the device has no room for that.
     """
-    from minedraft_workers.drafter import DrafterActor
-
     enter_thread(device)
-    name, tokens = RoundId(0, Batch.A, 0), (0,) * 4
-    for kind in Acceptance:  # one by one: they fit in the smallest cache
-        params = SamplingParams(temperature=0.0 if kind is Acceptance.GREEDY else 1.0)
-        spec = SequenceSpec(params, len(tokens), 0, kind)
-        if isinstance(actor, DrafterActor):
-            actor.draft(DraftCommand(name, (DraftSpan(1, 0, tokens, 2, spec, _no_features(actor.info, 3)),)))
-        else:
-            actor.verify(VerifyCommand(name, (VerifySpan(1, 0, tokens, (0, 0), spec=spec),)))
-        actor.reset(0)
-
-
-def _no_features(info: WorkerInfo, num_tokens: int) -> tuple[Features, ...]:
-    """Return zeros for a drafter that reads features; nothing for another one."""
-    shape = (num_tokens, info.feature_size)
-    return (Features(0, Tensor("float32", shape, bytes(4 * num_tokens * info.feature_size))),) if shape[1] else ()
+    graphs = actor.graphs
+    if graphs is not None:
+        graphs.capture(say)
+        actor.info = replace(actor.info, kernels=graphs.kernels)
+    rehearse(actor)
 
 
 def _no_memory(plan: Plan, cause: str) -> ConfigError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from minedraft_workers.request_table import RequestTable
 from minedraft_workers.rounds.actors import Work
 from minedraft_workers.sampling.guides import Guides
 from minedraft_workers.sequence import SequenceState
+
+if TYPE_CHECKING:
+    from minedraft_workers.execution.runner import GraphCapturing
 
 logger = logging.getLogger("minedraft.drafter")
 
@@ -38,6 +42,11 @@ class DrafterActor:
         self._channel = channel or InlineChannel()
         self._method = info.draft_method or DraftMethod.MODEL
         self._requests = RequestTable(guides)
+
+    @property
+    def graphs(self) -> GraphCapturing | None:
+        """What captures the draft model's forwards as CUDA graphs; None where they run without."""
+        return self._proposer.graphs
 
     @property
     def num_free_blocks(self) -> int:

@@ -15,6 +15,7 @@ from minedraft_workers.channels.inline import InlineChannel
 from minedraft_workers.clock import clock_for
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.execution.memory import within_memory
+from minedraft_workers.execution.runner import GraphCapturing
 from minedraft_workers.feature_rows import pack_features
 from minedraft_workers.request_table import RequestTable
 from minedraft_workers.rounds.actors import Work
@@ -52,6 +53,11 @@ class VerifierActor:
         """Functions that set the number of threads of each pool; none if the model's kernels have a fixed number."""
         resize = self._executor.resize
         return () if resize is None else (resize, self._sampler.resize)
+
+    @property
+    def graphs(self) -> GraphCapturing | None:
+        """What captures the target's forwards as CUDA graphs; None where they run without."""
+        return self._executor.graphs
 
     @property
     def num_free_blocks(self) -> int:

@@ -41,12 +41,14 @@ def exact_matmuls() -> None:
 def test_the_card_gives_the_features_of_the_cpu_and_the_logits_that_it_gives_without(
     kernels: str, tmp_path: Path
 ) -> None:
-    """A prompt without a graph, then spans of a size that is captured, and again in a graph that is there."""
+    """A graph that gives features is captured when they are first asked for; the spans come again in it."""
     path = make_tiny_model(tmp_path, layers=3, **SIZES)
     executors = [
         Executor.load(path, device=device, dtype="float32", num_blocks=64, kernels=name)
         for device, name in ((Device.parse("cpu").here(), "transformers"), (CARD, kernels))
     ]
+    if executors[1].graphs is not None:
+        executors[1].graphs.capture()
     for executor in executors:
         executor.want_features(WANTED)
     steps = [[ForwardSpan(1, 0, range(3, 40), 1), ForwardSpan(2, 0, range(50, 55), 1)]]

@@ -152,10 +152,10 @@ def with_few_calls(decoder: FusedDecoder[Any, Any, Any], kernels: AnyKernels, ma
         return ProgramRunner(decoder, kernels)
     if decoder.kernels != "triton" or decoder.device.type != "cuda":
         return decoder
-    from minedraft_workers.execution.graphs import GraphRunner
+    from minedraft_workers.execution.graphs import CudaGraphs, GraphRunner
 
     pool = decoder.tables.pool
-    return GraphRunner(decoder, max_model_len or pool.num_blocks * pool.block_size)
+    return GraphRunner(decoder, max_model_len or pool.num_blocks * pool.block_size, CudaGraphs())
 
 
 def make_transformers(

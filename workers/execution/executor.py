@@ -25,7 +25,7 @@ from minedraft_workers.execution.features import AFTER_FINAL_NORM, FeatureLayers
 from minedraft_workers.execution.loading import LoadedModel, choose_dtype, load_model, read_config
 from minedraft_workers.execution.memory import CacheSize
 from minedraft_workers.execution.programs import ProgramRunner
-from minedraft_workers.execution.runner import PackedRows, Runner
+from minedraft_workers.execution.runner import GraphCapturing, PackedRows, Runner
 from minedraft_workers.execution.selfcheck import check_layers, check_packed_forward
 from minedraft_workers.execution.spans import ForwardSpan as ForwardSpan
 from minedraft_workers.execution.spans import PagedModel
@@ -159,6 +159,11 @@ class Executor(PagedModel):
     def resize(self) -> Callable[[int], None] | None:
         """Sets the number of threads that compute a forward, which changes no bit of it; None where that cannot be."""
         return self._runner.resize if isinstance(self._runner, ProgramRunner) else None
+
+    @property
+    def graphs(self) -> GraphCapturing | None:
+        """What captures the model's forwards as CUDA graphs; None where they run without."""
+        return self._runner if isinstance(self._runner, GraphCapturing) else None
 
     @property
     def kv_layers(self) -> tuple[LayerShape, ...]:

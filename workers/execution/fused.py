@@ -128,16 +128,32 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
 
         see: as in `run_layers`.
         """
-        normed = self.run_layers(self.embed(inputs.ids), *self.angles(inputs.positions), inputs.plan, see)
+        normed = self._normed(inputs, see)
         if inputs.logit_rows is not None:
             normed = normed.index_select(0, inputs.logit_rows)
         return self.output(normed)
 
     def compute_with_features(self, inputs: ForwardInputs[PlanT]) -> ForwardOutput:
         """Return the logits asked for, and the features of all rows. As `compute`, nothing else is on the host."""
-        features = torch.empty(len(inputs.ids), self._wanted.num_columns, dtype=self._dtype, device=self.device)
+        features = self._room_for_features(inputs)
         logits = self.compute(inputs, partial(self._wanted.put, features))
         return ForwardOutput(logits, features)
+
+    def compute_hidden(self, inputs: ForwardInputs[PlanT], *, has_features: bool) -> ForwardOutput:
+        """Return what `output` makes logits of, [rows, hidden size], in their place, and the features of all rows, or
+        no columns of them. Nothing else is on the host."""
+        features = self._room_for_features(inputs) if has_features else self._empty_features(len(inputs.ids), 0)
+        see = partial(self._wanted.put, features) if has_features else None
+        return ForwardOutput(self._normed(inputs, see), features)
+
+    def _normed(self, inputs: ForwardInputs[PlanT], see: See | None) -> torch.Tensor:
+        return self.run_layers(self.embed(inputs.ids), *self.angles(inputs.positions), inputs.plan, see)
+
+    def _room_for_features(self, inputs: ForwardInputs[PlanT]) -> torch.Tensor:
+        return self._empty_features(len(inputs.ids), self._wanted.num_columns)
+
+    def _empty_features(self, num_rows: int, num_columns: int) -> torch.Tensor:
+        return torch.empty(num_rows, num_columns, dtype=self._dtype, device=self.device)
 
     def run_layers(
         self, residual: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, plan: PlanT, see: See | None = None

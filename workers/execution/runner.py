@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -88,6 +88,25 @@ class Runner(Protocol):
 
     def run_with_features(self, rows: PackedRows) -> ForwardOutput:
         """Run as `run`, with the same bits; the features, [rows, columns], are in the order of `rows`."""
+        ...
+
+
+@runtime_checkable
+class GraphCapturing(Protocol):
+    """A runner that can run its forwards as CUDA graphs.
+
+    Attributes:
+        kernels: as of `Runner`; once they are captured, also of how many rows.
+    """
+
+    kernels: str
+
+    def capture(self, say: Callable[[str], object] = ...) -> None:
+        """Capture them, in the thread that will run them, and tell `say` how far it has got.
+
+        Raises:
+            MemoryExhausted: there is no memory for any of them.
+        """
         ...
 
 

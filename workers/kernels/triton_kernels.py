@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -59,61 +59,46 @@ class TritonCache(PagedCache[TritonLayer]):
                 blocks[target] = blocks[source]
 
 
-@dataclass(frozen=True, slots=True)
-class PlanSize:
-    """Rows, pieces, and blocks of the longest table."""
-
-    num_rows: int
-    num_pieces: int
-    width: int
-
-    @classmethod
-    def of(cls, spans: Sequence[QuerySpan]) -> Self:
-        """Return the least size that holds these spans."""
-        num_pieces = sum(-(-span.num_tokens // PIECE_LEN) for span in spans)
-        return cls(sum(span.num_tokens for span in spans), num_pieces, max(span.num_blocks for span in spans))
-
-    @property
-    def num_numbers(self) -> int:
-        return self.num_pieces * (3 + self.width) + self.num_rows
-
-
+@dataclass(frozen=True, slots=True, eq=False)
 class PiecePlan:
-    """What all layers must know of a forward: views of one int64 buffer, [size.num_numbers], on the device.
+    """What all layers must know of a forward, int64, on the device.
 
-    Attributes:
-        pieces: [n, 3], each piece's first row, tokens and first position; zeros for a piece of padding.
-        tables: [n, width], its request's blocks. slots: [rows], where each row is stored: block * block_size +
-            offset; a row of padding goes to the block after the cache's last.
-        has_padding: whether there may be rows that are in no piece.
+    pieces: [n, 3], each piece's first row, tokens and first position; zeros for a piece of padding.
+    tables: [n, width], its request's blocks. slots: [rows], where each row is stored: block * block_size +
+    offset; a row of padding goes to the block after the cache's last.
+    has_padding: whether there may be rows that are in no piece.
     """
 
-    def __init__(self, buffer: torch.Tensor, size: PlanSize, *, has_padding: bool = False) -> None:
-        self.buffer = buffer
-        self.has_padding = has_padding
-        pieces, tables, self.slots = torch.split(
-            buffer, [3 * size.num_pieces, size.width * size.num_pieces, size.num_rows]
-        )
-        self.pieces, self.tables = pieces.view(-1, 3), tables.view(-1, size.width)
+    pieces: torch.Tensor
+    tables: torch.Tensor
+    slots: torch.Tensor
+    has_padding: bool = False
 
 
-def fill_plan(spans: Sequence[QuerySpan], size: PlanSize, block_size: int, padding_slot: int) -> np.ndarray:
-    """Return the buffer of a plan of this size, which may have room for more, on the host."""
-    host = np.zeros(size.num_numbers, dtype=np.int64)
-    pieces = host[: 3 * size.num_pieces].reshape(-1, 3)
-    tables = host[3 * size.num_pieces : (3 + size.width) * size.num_pieces].reshape(-1, size.width)
-    slots = host[(3 + size.width) * size.num_pieces :]
-    row = piece = 0
-    for span in spans:
-        for offset in range(0, span.num_tokens, PIECE_LEN):
-            pieces[piece] = row + offset, min(PIECE_LEN, span.num_tokens - offset), span.start + offset
-            tables[piece, : span.num_blocks] = span.blocks
-            piece += 1
-        tokens = np.arange(span.start, span.start + span.num_tokens)
-        slots[row : row + span.num_tokens] = span.blocks[tokens // block_size] * block_size + tokens % block_size
-        row += span.num_tokens
-    slots[row:] = padding_slot
-    return host
+class HostPlan(NamedTuple):
+    """A `PiecePlan` on the host."""
+
+    pieces: np.ndarray
+    tables: np.ndarray
+    slots: np.ndarray
+
+
+def fill_plan(spans: Sequence[QuerySpan], block_size: int) -> HostPlan:
+    """Return the plan of a forward whose rows are these spans, one after the other."""
+    starts, lengths = np.array([(span.start, span.num_tokens) for span in spans]).T
+    first_rows = lengths.cumsum() - lengths
+    tables = np.zeros((len(spans), max(span.num_blocks for span in spans)), dtype=np.int64)
+    for table, span in zip(tables, spans, strict=True):
+        table[: span.num_blocks] = span.blocks
+    counts = -(-lengths // PIECE_LEN)
+    owners = np.repeat(np.arange(len(spans)), counts)
+    offsets = (np.arange(len(owners)) - np.repeat(counts.cumsum() - counts, counts)) * PIECE_LEN
+    sizes = np.minimum(lengths[owners] - offsets, PIECE_LEN)
+    pieces = np.stack([first_rows[owners] + offsets, sizes, starts[owners] + offsets], axis=1)
+    row_owners = np.repeat(np.arange(len(spans)), lengths)
+    tokens = np.arange(len(row_owners)) - first_rows[row_owners] + starts[row_owners]
+    slots = tables[row_owners, tokens // block_size] * block_size + tokens % block_size
+    return HostPlan(pieces, tables[owners], slots)
 
 
 class TritonLayerKernels(TorchLinears):
@@ -137,9 +122,10 @@ class TritonLayerKernels(TorchLinears):
 
     def plan(self, cache: PagedCache[TritonLayer], spans: Sequence[QuerySpan]) -> PiecePlan:
         """Implements `LayerKernels`; everything goes to the device in one copy."""
-        size, pool = PlanSize.of(spans), cache.pool
-        host = fill_plan(spans, size, pool.block_size, pool.num_blocks * pool.block_size)
-        return PiecePlan(to_device(host, self._device), size)
+        host = fill_plan(spans, cache.pool.block_size)
+        sent = to_device(np.concatenate([part.ravel() for part in host]), self._device)
+        pieces, tables, slots = torch.split(sent, [part.size for part in host])
+        return PiecePlan(pieces.view(host.pieces.shape), tables.view(host.tables.shape), slots)
 
     def rms_norm(
         self,

@@ -16,6 +16,8 @@ from minedraft_workers.sequence import SequenceState
 if TYPE_CHECKING:
     import torch
 
+    from minedraft_workers.execution.runner import GraphCapturing
+
 
 @dataclass(slots=True)
 class DraftRow:
@@ -92,10 +94,14 @@ class Proposer(Protocol):
     Attributes:
         feature_layers: the layers of the target whose outputs it drafts from; () if it needs none.
         feature_size: numbers in a row of features; 0 without.
+        graphs: what captures its forwards as CUDA graphs; None where they run without.
     """
 
     feature_layers: tuple[int, ...]
     feature_size: int
+
+    @property
+    def graphs(self) -> GraphCapturing | None: ...
 
     @property
     def num_free_blocks(self) -> int: ...

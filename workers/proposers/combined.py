@@ -12,10 +12,14 @@ target's whichever source is chosen (the chain rule over rounds; Leviathan et al
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from minedraft.types import Acceptance
 from minedraft_workers.proposers.base import DraftRow, Proposer
 from minedraft_workers.proposers.ngram import AcceptanceRate, PromptLookup
+
+if TYPE_CHECKING:
+    from minedraft_workers.execution.runner import GraphCapturing
 
 _PRIOR_OF_INNER = 0.6
 
@@ -29,6 +33,10 @@ class CombinedProposer:
         self._rates_of_inner = {acceptance: AcceptanceRate(_PRIOR_OF_INNER) for acceptance in Acceptance}
         self.feature_layers = inner.feature_layers
         self.feature_size = inner.feature_size
+
+    @property
+    def graphs(self) -> GraphCapturing | None:
+        return self._inner.graphs
 
     @property
     def num_free_blocks(self) -> int:

@@ -21,6 +21,7 @@ import torch
 from minedraft.core.blocks import BlocksExhausted
 from minedraft_workers.clock import clock_for
 from minedraft_workers.execution.executor import Executor, ForwardSpan
+from minedraft_workers.execution.runner import GraphCapturing
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.choosing import DraftChooser
 from minedraft_workers.sampling.choose import DEFAULT_TOP_M
@@ -41,6 +42,10 @@ class ModelProposer:
         self._executor = executor
         self._clock = clock_for(executor.device)
         self._chooser = DraftChooser(sampler or Sampler(), executor.vocab_size, executor.draft_vocab_ids, top_m)
+
+    @property
+    def graphs(self) -> GraphCapturing | None:
+        return self._executor.graphs
 
     @property
     def num_free_blocks(self) -> int:

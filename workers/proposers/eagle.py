@@ -30,6 +30,8 @@ logger = logging.getLogger("minedraft.drafter")
 class EagleProposer:
     """Drafts with a head. A row's tokens are those whose pairs of token and feature are not cached yet."""
 
+    graphs = None
+
     def __init__(self, head: EagleHead, sampler: Sampler | None = None, top_m: int = DEFAULT_TOP_M) -> None:
         """Take the head, and what chooses from its logits, by default with torch."""
         self._head = head

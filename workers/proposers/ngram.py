@@ -129,6 +129,7 @@ class NgramProposer:
     num_free_blocks = 0
     feature_layers: tuple[int, ...] = ()
     feature_size = 0
+    graphs = None
 
     def __init__(self) -> None:
         self._lookup = PromptLookup()

@@ -41,7 +41,7 @@ class Actor(Protocol):
 
     @property
     def info(self) -> WorkerInfo:
-        """Constant; the runtime fills in the epoch."""
+        """Constant once the worker serves; the runtime fills in the epoch."""
         ...
 
     @property

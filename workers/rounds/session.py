@@ -32,13 +32,16 @@ class Session:
 
     def __init__(self, number: int, actor: Actor, device: DeviceThread, cores: Cores) -> None:
         self.number = number
-        self.info = actor.info
         self._actor = actor
         self._device = device
         self._cores = cores
         # Random high bits, so that no earlier process and no other session has used the same epoch.
         self._log: RoundLog[asyncio.Future[CommandResult]] = RoundLog((secrets.randbits(43) + 1) << 20)
         self._reset_done: asyncio.Future[CommandResult] | None = None
+
+    @property
+    def info(self) -> WorkerInfo:
+        return self._actor.info
 
     @property
     def epoch(self) -> int:
