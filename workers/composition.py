@@ -164,7 +164,7 @@ def load_actors(plan: Plan, channels: Sequence[TokenChannel | None]) -> Sequence
         model.kernels,
         model.kernels_reason,
     )
-    sampler = _make_sampler(plan)
+    sampler = _make_sampler(plan, model)
     if settings.role is Role.VERIFIER:
         assert not isinstance(model, EagleHead), "a head drafts"
         check_context(plan.max_model_len, plan.folder.max_context, model.num_blocks * model.block_size)
@@ -267,7 +267,7 @@ def _make_cores(actor: DrafterActor | VerifierActor) -> WorkerCores | None:
     info = actor.info
     if not isinstance(actor, VerifierActor) or not info.max_cores:
         return None
-    return WorkerCores(info.cores, info.max_cores, actor.resizes)
+    return WorkerCores(info.cores, info.max_cores, actor.resize)
 
 
 def prepare_actor(
@@ -294,12 +294,12 @@ def _no_memory(plan: Plan, cause: str) -> ConfigError:
     return ConfigError("memory_share", plan.settings.memory_share, limit)
 
 
-def _make_sampler(plan: Plan) -> Sampler:
+def _make_sampler(plan: Plan, model: Executor | EagleHead) -> Sampler:
     from minedraft_workers.sampling.sampler import Sampler
 
     if plan.settings.kernels in ("torch", "transformers") or plan.device.kind != "cpu":
         return Sampler()
-    return Sampler.best(max(len(plan.device.cores), 1))
+    return Sampler.best(max(len(plan.device.cores), 1), model.pool)
 
 
 def _make_info(plan: Plan, executor: Executor | EagleHead | None) -> WorkerInfo:
@@ -322,7 +322,7 @@ def _make_info(plan: Plan, executor: Executor | EagleHead | None) -> WorkerInfo:
         is_batch_invariant=executor.is_batch_invariant if executor else True,
         weights_bytes=executor.weights_bytes if executor else 0,
         cores=plan.device.cores,
-        max_cores=plan.max_cores if executor and executor.resize else (),
+        max_cores=plan.max_cores if executor and executor.pool else (),
         feature_layers=feature_layers,
         feature_size=feature_size,
     )

@@ -18,15 +18,15 @@ class WorkerCores:
     Args:
         own: cores that it begins with, and returns to.
         most: cores that it may be given, with its own; empty for a worker that keeps its own.
-        resizes: set the number of threads of each pool; a smaller number never fails.
+        resize: sets the number of threads; a smaller number never fails. None for a worker that keeps its own.
     """
 
     def __init__(
-        self, own: Sequence[int] = (), most: Sequence[int] = (), resizes: Sequence[Callable[[int], None]] = ()
+        self, own: Sequence[int] = (), most: Sequence[int] = (), resize: Callable[[int], None] | None = None
     ) -> None:
         self._own = tuple(own)
         self._most = frozenset(most)
-        self._resizes = tuple(resizes)
+        self._resize = resize
         self._present = self._own
 
     def change(self, cores: Sequence[int]) -> None:
@@ -57,5 +57,5 @@ class WorkerCores:
 
     def _apply(self, cores: tuple[int, ...]) -> None:
         pin_threads(cores)  # first: a pool gives each thread a core of those that its caller may use
-        for resize in self._resizes:
-            resize(len(cores))
+        if self._resize is not None:
+            self._resize(len(cores))

@@ -49,10 +49,9 @@ class VerifierActor:
         self._requests = RequestTable(guides)
 
     @property
-    def resizes(self) -> tuple[Callable[[int], None], ...]:
-        """Functions that set the number of threads of each pool; none if the model's kernels have a fixed number."""
-        resize = self._executor.resize
-        return () if resize is None else (resize, self._sampler.resize)
+    def resize(self) -> Callable[[int], None] | None:
+        """Sets the number of threads; None if the model's kernels have a fixed number."""
+        return None if self._executor.pool is None else self._executor.pool.resize
 
     @property
     def graphs(self) -> GraphCapturing | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from minedraft_workers.execution.spans import ForwardSpan as ForwardSpan
 from minedraft_workers.execution.spans import PagedModel
 from minedraft_workers.kernels.base import NotFused
 from minedraft_workers.kernels.kvcache import to_device
+from minedraft_workers.kernels.native_kernels import KernelPool
 from minedraft_workers.kernels.tables import LayerShape
 
 
@@ -156,9 +157,9 @@ class Executor(PagedModel):
         return executor
 
     @property
-    def resize(self) -> Callable[[int], None] | None:
-        """Sets the number of threads that compute a forward, which changes no bit of it; None where that cannot be."""
-        return self._runner.resize if isinstance(self._runner, ProgramRunner) else None
+    def pool(self) -> KernelPool | None:
+        """The threads that compute a forward, whose number changes no bit of it; None where that cannot change."""
+        return self._runner.pool if isinstance(self._runner, ProgramRunner) else None
 
     @property
     def graphs(self) -> GraphCapturing | None:

@@ -11,7 +11,7 @@ import torch
 from minedraft_workers.execution.features import AFTER_FINAL_NORM, FeatureLayers, ForwardOutput
 from minedraft_workers.execution.fused import FusedDecoder
 from minedraft_workers.execution.runner import PackedRows
-from minedraft_workers.kernels.native_kernels import NativeLayerKernels, Program
+from minedraft_workers.kernels.native_kernels import KernelPool, NativeLayerKernels, Program
 from minedraft_workers.kernels.tables import BlockTables
 
 # Rows that a program has memory for. In a longer forward, a prompt's, the calls cost nothing beside the work.
@@ -56,9 +56,10 @@ class ProgramRunner:
         assert normed is self._normed, "recorded calls share the memory of their results"
         self._pieces = list(zip(programs, (*cuts, num_layers), strict=True))
 
-    def resize(self, num_threads: int) -> None:
-        """Set the number of the kernels' threads. The program is made for any number."""
-        self._native.resize(num_threads)
+    @property
+    def pool(self) -> KernelPool:
+        """The kernels' threads. The programs are made for any number of them."""
+        return self._native.pool
 
     def run(self, rows: PackedRows) -> torch.Tensor:
         """Implements `Runner`."""

@@ -9,6 +9,7 @@ import torch
 from minedraft_workers.kernels.base import NotFused, PagedCache
 from minedraft_workers.kernels.tables import LayerShape, QuerySpan
 from minedraft_workers.native.kernels import NativeKernels
+from minedraft_workers.native.pooled import KernelPool as KernelPool
 from minedraft_workers.native.program import Program as Program
 from minedraft_workers.native.tensors import STRIP, LayerCache, PackedWeight, huge_zeros, lossless_dtype
 from minedraft_workers.native.tensors import SpanPlan as SpanPlan

@@ -98,7 +98,7 @@ class Choices:
 
 
 class ChoosingKernels(PooledKernels):
-    """One device thread's kernels: one call at a time, on `num_threads` threads of its own pool."""
+    """One device thread's kernels that choose."""
 
     def choose(self, requests: Sequence[ChoiceRequest], hashes: torch.Tensor, top_m: int = 0) -> Choices:
         """Choose the tokens of every request.

@@ -21,7 +21,7 @@ from minedraft_workers.native.tensors import DTYPE_CODES, MAX_COLUMNS, Arena, La
 
 
 class NativeKernels(PooledKernels):
-    """One device thread's kernels: one call at a time, on `num_threads` threads of its own pool.
+    """One device thread's kernels that compute.
 
     Matrices are [rows, columns] tensors on the CPU, columns contiguous, rows at any distance. `out` is
     written and returned where it is given, and may be x itself only where that is said.

@@ -1,4 +1,4 @@
-"""An opened library with a pool of threads: the base of the kernels that compute and of those that choose tokens."""
+"""An opened library with a pool of threads, for the kernels that compute and for those that choose tokens."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from minedraft_workers.native.program import check_status
 MAX_THREADS = 256
 
 
-class PooledKernels:
-    """One device thread's kernels: one call at a time, on `num_threads` threads of its own pool."""
+class KernelPool:
+    """The threads of one device thread's kernels, itself among them, and the instructions that they use."""
 
     def __init__(self, isa: str = "auto", num_threads: int = 1, library: Library | None = None) -> None:
         """Load the library, building it if need be.
@@ -23,14 +23,14 @@ class PooledKernels:
             ConfigError: there is no library and it cannot be built, this CPU lacks `isa`, or there are no threads.
         """
         _check(num_threads)
-        self._library = lib = library or load_library()
-        self.isa = choose_isa(lib, isa)
+        self.library = library or load_library()
+        self.isa = choose_isa(self.library, isa)
         self.num_threads = num_threads
-        handle = lib.open(ISAS.index(self.isa), num_threads)
+        handle = self.library.open(ISAS.index(self.isa), num_threads)
         if not handle:
             raise ConfigError("num_threads", num_threads, "the system gives no more threads or memory")
-        self._handle: int = handle
-        weakref.finalize(self, lib.close, handle)
+        self.handle: int = handle
+        weakref.finalize(self, self.library.close, handle)
 
     def resize(self, num_threads: int) -> None:
         """Compute on so many threads from now on, on the cores that the calling thread may use. Programs stay as
@@ -41,8 +41,32 @@ class PooledKernels:
                 more threads; nothing has changed.
         """
         _check(num_threads)
-        check_status(self._library.resize(self._handle, num_threads))
+        check_status(self.library.resize(self.handle, num_threads))
         self.num_threads = num_threads
+
+
+class PooledKernels:
+    """Kernels of one device thread: one call at a time of all that have the same pool.
+
+    Those that compute and those that choose take turns, so one pool does: a thread goes on looking for work for a
+    while after a call, and the thread of a second pool would have to share its core.
+    """
+
+    def __init__(
+        self,
+        isa: str = "auto",
+        num_threads: int = 1,
+        library: Library | None = None,
+        *,
+        pool: KernelPool | None = None,
+    ) -> None:
+        """Take the pool of other kernels, or else make one; other arguments and errors are those of `KernelPool`."""
+        self.pool = pool or KernelPool(isa, num_threads, library)
+        self._library, self._handle = self.pool.library, self.pool.handle
+
+    @property
+    def isa(self) -> str:
+        return self.pool.isa
 
 
 def _check(num_threads: int) -> None:

@@ -16,6 +16,7 @@ import torch
 from minedraft.errors import ConfigError, NumericError
 from minedraft.types import Acceptance
 from minedraft_workers.native.choosing import ChoiceRequest, ChoiceRule, Choices, ChoosingKernels, LogitRows
+from minedraft_workers.native.pooled import KernelPool
 from minedraft_workers.sampling.acceptance import Outcome, VerifyRow, to_outcome, verify
 from minedraft_workers.sampling.batched.drafts import choose_drafts_together
 from minedraft_workers.sampling.batched.verdicts import verify_together
@@ -41,27 +42,23 @@ class Sampler:
         self._adjusted = torch.empty(0, 0)
 
     @classmethod
-    def native(cls, num_threads: int = 1) -> Self:
-        """Return a sampler with native kernels on that many threads.
+    def native(cls, num_threads: int = 1, pool: KernelPool | None = None) -> Self:
+        """Return a sampler with native kernels in this pool, or in one of that many threads.
 
         Raises:
             ConfigError: there are none on this machine.
         """
-        return cls(ChoosingKernels(num_threads=num_threads))
+        return cls(ChoosingKernels(num_threads=num_threads, pool=pool))
 
     @classmethod
-    def best(cls, num_threads: int) -> Self:
-        """Return a sampler with native kernels if this machine has them, otherwise one with torch's operators."""
+    def best(cls, num_threads: int, pool: KernelPool | None = None) -> Self:
+        """Return a sampler with native kernels if this machine has them, otherwise one with torch's operators.
+        Arguments as for `native`."""
         try:
-            return cls.native(num_threads)
+            return cls.native(num_threads, pool)
         except ConfigError as error:
             logger.info("tokens are chosen with torch: %s", error.limit)
             return cls()
-
-    def resize(self, num_threads: int) -> None:
-        """Choose on so many threads from now on, if the kernels are native."""
-        if self._kernels is not None:
-            self._kernels.resize(num_threads)
 
     def verify(self, logits: torch.Tensor, rows: Sequence[VerifyRow]) -> list[Outcome]:
         """Return the decision for each row; arguments as `acceptance.verify`."""

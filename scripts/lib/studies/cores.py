@@ -116,8 +116,8 @@ def _serve(model: Path, own: Sequence[int]) -> None:
     device = Device("cpu", tuple(own))
     pin(device)
     executor = Executor.load(model, device=device, kernels="native", num_blocks=16 * max(BATCHES))
-    assert executor.resize is not None, "native kernels can change"
-    cores = WorkerCores(own, every, [executor.resize])
+    assert executor.pool is not None, "native kernels can change"
+    cores = WorkerCores(own, every, executor.pool.resize)
     for n in range(max(BATCHES)):
         tokens = [(n * 31 + 7 * i) % 1000 for i in range(_CONTEXT)]
         executor.forward([ForwardSpan(n + 1, 0, tokens, 0)])

@@ -8,10 +8,13 @@ import sys
 import time
 
 import pytest
+import torch
 
 from minedraft.errors import ConfigError
+from minedraft_workers.native.choosing import ChoiceRequest, ChoiceRule, ChoosingKernels, LogitRows
+from minedraft_workers.sampling.vocab_columns import columns_of
 from tests.support.native import needs_native
-from tests.unit.native.conftest import open_kernels
+from tests.unit.native.conftest import open_choosing, open_kernels
 
 pytestmark = needs_native
 
@@ -26,9 +29,9 @@ before = set(os.listdir("/proc/self/task"))
 kernels = NativeKernels(num_threads=2)
 (thread,) = set(os.listdir("/proc/self/task")) - before
 weight = kernels.pack(torch.ones(512, 512))
-kernels.resize(1)
+kernels.pool.resize(1)
 assert thread not in os.listdir("/proc/self/task")
-kernels.resize(2)
+kernels.pool.resize(2)
 (thread,) = set(os.listdir("/proc/self/task")) - before
 for core in cores:
     os.sched_setaffinity(0, [core])
@@ -56,8 +59,39 @@ def test_a_thread_of_a_changed_pool_keeps_off_its_callers_core_and_sleeps_betwee
 def test_a_number_of_threads_out_of_range_is_refused(num_threads: int):
     kernels = open_kernels("auto", 2)
     with pytest.raises(ConfigError, match=f"num_threads is {num_threads}: must be 1 to 256"):
-        kernels.resize(num_threads)
-    assert kernels.num_threads == 2
+        kernels.pool.resize(num_threads)
+    assert kernels.pool.num_threads == 2
+
+
+def test_kernels_in_one_pool_take_turns_and_keep_their_bits():
+    """Choosing needs scratch memory of another size than computing, and a resize is felt by both."""
+    kernels = open_kernels("auto", 2)
+    choosing = ChoosingKernels(pool=kernels.pool)
+    hashes = columns_of(5000, torch.device("cpu")).noise.hashes
+    rows = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    weight = kernels.pack(torch.randn(5000, 64, generator=torch.Generator().manual_seed(2)))
+
+    def forward() -> tuple[torch.Tensor, list[list[int]]]:
+        logits = LogitRows(kernels.linear(rows, weight))
+        requests = [ChoiceRequest(logits, row, ChoiceRule.COUPLED, seed=row, position=3) for row in range(8)]
+        return logits.tensor, choosing.choose(requests, hashes).tokens
+
+    logits, tokens = forward()
+    assert (
+        tokens
+        == open_choosing("auto")
+        .choose(
+            [ChoiceRequest(LogitRows(logits), row, ChoiceRule.COUPLED, seed=row, position=3) for row in range(8)],
+            hashes,
+        )
+        .tokens
+    )
+    for num_threads in (3, 1, 2):
+        kernels.pool.resize(num_threads)
+        assert choosing.pool.num_threads == num_threads
+        again, chosen = forward()
+        assert torch.equal(again, logits)
+        assert chosen == tokens
 
 
 def state(process: int, thread: str) -> str:

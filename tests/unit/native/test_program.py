@@ -96,7 +96,7 @@ def test_a_program_has_the_bits_of_its_calls_one_by_one_also_when_the_number_of_
         for layers in (wanted, found):
             layers.matrices["x"][:] = numbers(40, WIDTH, dtype=dtype, seed=len(lengths))
         wanted.call(alone, plan.num_rows, plan)
-        together.resize(num_threads.pop())
+        together.pool.resize(num_threads.pop())
         together.run(program, plan)
         for name, matrix in wanted.matrices.items():
             assert torch.equal(matrix, found.matrices[name]), name

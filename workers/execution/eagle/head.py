@@ -23,7 +23,7 @@ from minedraft_workers.execution.runner import PackedRows
 from minedraft_workers.execution.spans import ForwardSpan, PagedModel
 from minedraft_workers.kernels.base import LayerKernels
 from minedraft_workers.kernels.kvcache import bring, to_device
-from minedraft_workers.kernels.native_kernels import NativeLayerKernels
+from minedraft_workers.kernels.native_kernels import KernelPool, NativeLayerKernels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,10 +49,8 @@ class EagleHead(PagedModel):
         weights_bytes, read_bytes: as of `Executor`; vocab_size is the target's, read_bytes of one draft token.
         max_model_len: tokens of the longest request that it drafts for.
         feature_layers: the target's layers whose outputs it is given. feature_size: numbers of a row of them.
-        resize: as of `Executor`: the cores of a drafter do not change.
+        pool: as of `Executor`.
     """
-
-    resize: None = None
 
     def __init__(
         self,
@@ -80,7 +78,9 @@ class EagleHead(PagedModel):
         self.weights_bytes, self.read_bytes = weights_bytes, decoder.read_bytes
         decoder.angles.prepare(self.max_model_len)
         self._program: HeadProgram | None = None
+        self.pool: KernelPool | None = None
         if isinstance(kernels, NativeLayerKernels):
+            self.pool = kernels.pool
             self._program = HeadProgram(decoder, kernels)
             # As in `ProgramRunner`: OpenMP's threads would go on spinning on the kernels' own cores.
             torch.set_num_threads(1)

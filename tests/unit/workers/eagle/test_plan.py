@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,8 @@ from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.settings.loading import load_worker_settings
 from minedraft.types import DraftMethod
 from minedraft_workers.composition import Plan, load_actor
+from minedraft_workers.native import pooled
+from tests.support.native import needs_native
 from tests.support.tiny_heads import make_tiny_head
 from tests.support.tiny_models import make_tiny_model
 
@@ -51,6 +54,27 @@ def test_a_target_says_which_features_it_can_give(target: Path) -> None:
     assert (set(info.feature_layers), info.feature_size) == ({-1, 0, 1, 2, 3}, 32)
     info = load_actor(make_plan("drafter", target)).info
     assert (info.draft_method, info.feature_layers, info.feature_size) == (DraftMethod.MODEL, (), 0)
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["verifier", "drafter", "head"])
+def test_a_model_and_its_sampler_have_one_pool_of_threads(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = make_tiny_model(tmp_path / "t", layers=3, hidden_size=128, head_dim=32, intermediate_size=256)
+    head = make_tiny_head(tmp_path / "h", target, feature_layers=(3, -1))
+    made = []
+
+    class Counted(pooled.KernelPool):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(pooled, "KernelPool", Counted)
+    plan = make_plan("drafter", head, target=target) if kind == "head" else make_plan(kind, target)
+    actor = load_actor(plan)
+    assert len(made) == 1
+    assert actor.info.kernels.startswith("native")
 
 
 def test_a_head_needs_its_target_and_nothing_else_takes_one(target: Path, head: Path) -> None:
