@@ -67,7 +67,6 @@ class Request:
     num_rounds: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
-    num_preemptions: int = 0
     num_replays: int = 0
     trial_len: int = 0
     num_forced: int = 0

@@ -26,10 +26,6 @@ class Histogram:
         self._counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    @property
-    def num_values(self) -> int:
-        return sum(self._counts)
-
     def cumulative(self) -> list[int]:
         """Return, for each bound and for infinity, how many values do not exceed it."""
         return list(accumulate(self._counts))

@@ -202,10 +202,6 @@ class Settings(ObservingSettings):
         return Address.parse(self.listen, "listen")
 
     @property
-    def http_address(self) -> Address | None:
-        return None if self.http is None else Address.parse(self.http, "http")
-
-    @property
     def max_draft_len(self) -> int:
         """The most drafts that a request can have in a round."""
         return MAX_DRAFT_LEN if self.draft_len == AUTO else self.draft_len

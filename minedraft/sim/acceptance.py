@@ -17,12 +17,6 @@ def same(rate: float) -> AcceptanceLaw:
     return lambda kind, num_before, place: rate
 
 
-def by_position(rates: Sequence[float]) -> AcceptanceLaw:
-    """Return the law of drafts whose 1st, 2nd ... in a round are accepted with these probabilities, once those before
-    are; later ones like the last."""
-    return lambda kind, num_before, place: rates[min(num_before, len(rates) - 1)]
-
-
 def by_kind(rates: Sequence[float]) -> AcceptanceLaw:
     """Return the law of texts of several kinds."""
     return lambda kind, num_before, place: rates[kind % len(rates)]

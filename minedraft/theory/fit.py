@@ -80,20 +80,6 @@ def fit_cost(points: Iterable[tuple[float, float]]) -> Cost:
     return min(costs, key=lambda cost: sum((cost.at(size) / seconds - 1) ** 2 for size, seconds in pairs))
 
 
-def fit_rates(rounds: Iterable[tuple[int, int]]) -> list[float]:
-    """Return the acceptance of draft 1, 2 ... once those before it are accepted, from (drafts, accepted) of rounds."""
-    tried: list[int] = []
-    accepted: list[int] = []
-    for num_drafts, accepted_len in rounds:
-        for position in range(min(accepted_len + 1, num_drafts)):
-            if position == len(tried):
-                tried.append(0)
-                accepted.append(0)
-            tried[position] += 1
-            accepted[position] += position < accepted_len
-    return [a / t for a, t in zip(accepted, tried, strict=True)]
-
-
 def rate_of(mean_tokens: float, draft_len: int) -> float:
     """Return the acceptance, the same for each draft, with which rounds of `draft_len` drafts give `mean_tokens`
     tokens: the inverse of `tokens_per_round`, by bisection."""

@@ -102,11 +102,7 @@ class ServiceCounts:
 
 @dataclass(frozen=True, slots=True)
 class SteadyRounds:
-    """The service's own figures of its recent steady decode rounds; see `ServiceStatus`.
-
-    Attributes:
-        verifier_busy: share of the verifier's time.
-    """
+    """The service's own figures of its recent steady decode rounds; see `ServiceStatus`."""
 
     draft_ms: float = 0.0
     verify_ms: float = 0.0

@@ -139,4 +139,3 @@ class Seating:
         if self._memory.book is not None:
             self._memory.book.release(request.id)
         request.verifier_len = 0
-        request.num_preemptions += 1

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minedraft.theory.costs import Cost, Costs, tokens_per_round
-from minedraft.theory.fit import Measured, fit_cost, fit_costs, fit_rates, rate_of
+from minedraft.theory.fit import Measured, fit_cost, fit_costs, rate_of
 from minedraft.theory.modes import predict_mode
 from minedraft.types import Mode
 
@@ -63,11 +63,6 @@ def test_a_bent_line_is_found(base_s: float, slope_s: float, free: int) -> None:
     found = fit_cost((size, true.at(size)) for size in (1, 2, 4, 8, 16, 32))
     for size in (1, 3, 6, 12, 24):
         assert found.at(size) == pytest.approx(true.at(size), rel=1e-3)
-
-
-def test_rates_are_counted_by_position() -> None:
-    assert fit_rates([(3, 3), (3, 1), (3, 0), (1, 1)]) == [3 / 4, 1 / 2, 1.0]
-    assert fit_rates([]) == []
 
 
 @given(st.floats(0.001, 0.999), st.integers(1, 16))
