@@ -19,7 +19,7 @@ from minedraft.models.catalogue import Pair, ensure_pair, find_pair
 from minedraft.process.entry import exit_or_die_again
 from minedraft.process.notify import READY_LINE, Notifier
 from minedraft.process.start_extension import StartExtension
-from minedraft.settings.flags import UserPath, settings_flags
+from minedraft.settings.flags import config_flag, settings_flags
 from minedraft.settings.loading import load_settings
 from minedraft.settings.service import Settings
 from minedraft.types import DraftMethod, Role
@@ -45,13 +45,7 @@ Exit codes: 0 stopped, 70 a process failed, 78 wrong configuration, 128+N stoppe
 
 @click.command(epilog=_EPILOG, context_settings={"max_content_width": 120})
 @settings_flags(Settings)
-@click.option(
-    "--config",
-    type=UserPath(),
-    default=None,
-    metavar="FILE.toml",
-    help="TOML file with the same settings; flags take precedence.",
-)
+@config_flag
 @click.option("--verbose", is_flag=True, help="Show everything that the three processes log.")
 @click.option("--check", is_flag=True, help="Check settings, model folders, devices and addresses, then exit.")
 def command(config: Path | None, check: bool, verbose: bool, **flags: object) -> None:

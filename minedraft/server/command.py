@@ -20,7 +20,7 @@ from minedraft.process.notify import Notifier
 from minedraft.process.parent import exit_with_parent, is_orphaned
 from minedraft.process.run_folder import OWN_DOOR
 from minedraft.server.composition import Server
-from minedraft.settings.flags import UserPath, settings_flags
+from minedraft.settings.flags import config_flag, settings_flags
 from minedraft.settings.loading import load_settings
 from minedraft.settings.service import Settings
 from minedraft.text.tokenizer import Tokenizer
@@ -47,13 +47,7 @@ Exit codes: 0 stopped, 70 internal error, 78 wrong configuration.
 
 @click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @settings_flags(Settings)
-@click.option(
-    "--config",
-    type=UserPath(),
-    default=None,
-    metavar="FILE.toml",
-    help="TOML file with the same settings; flags take precedence.",
-)
+@config_flag
 @click.option("--check", is_flag=True, help="Check settings, target folder and address, then exit.")
 @takes_parent
 @click.option("--run-folder", type=click.Path(path_type=Path), default=None, hidden=True)

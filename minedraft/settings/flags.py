@@ -28,6 +28,15 @@ class UserPath(click.Path):
         return super().convert(os.path.expanduser(value), param, ctx)
 
 
+config_flag = click.option(
+    "--config",
+    type=UserPath(),
+    default=None,
+    metavar="FILE.toml",
+    help="TOML file with the same settings; flags take precedence.",
+)
+
+
 class NumberOrWord(click.ParamType[Any]):
     """A whole number, or one of a few words."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from minedraft.errors import InvalidRequest
+from minedraft.errors import InvalidRequest, StaleRound
 from minedraft.messages import ConfigureCommand, Timing, WorkerInfo
 from minedraft.rpc.codec.channel import offers_from_pb, offers_to_pb
 from minedraft.rpc.codec.sampling import sampling_from_pb, sampling_to_pb
@@ -124,6 +124,12 @@ def spans_from_pb(
         if spans.setdefault(message.request_id, span) is not span:
             raise InvalidRequest("spans", "a request id twice", "each request may have one span")
     return tuple(spans.values())
+
+
+def check_answered(worker: str, answered: worker_pb2.RoundId, asked: RoundId) -> None:
+    """Raise StaleRound for a reply to another round than the one that was asked for; InvalidRequest for no round."""
+    if (round_id := round_from_pb(answered)) != asked:
+        raise StaleRound(f"{worker} answered {round_id}, not {asked}")
 
 
 def check_span_count(field: str, num_spans: int, num_each: int = 1) -> None:

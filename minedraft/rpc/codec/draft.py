@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minedraft.errors import InvalidRequest, ProtocolError, StaleRound
+from minedraft.errors import InvalidRequest, ProtocolError
 from minedraft.messages import Branch, DraftCommand, DraftReply, DraftSpan, Features, Proposal, RunAhead, WorkerInfo
 from minedraft.rpc.codec import common
 from minedraft.rpc.codec.tensor import features_from_pb, features_to_pb, q_from_pb, q_to_pb
@@ -66,9 +66,7 @@ def draft_reply_from_pb(message: worker_pb2.DraftReply, command: DraftCommand, i
         ProtocolError: the reply does not answer the command, or a value breaks a limit.
     """
     try:
-        round_id = common.round_from_pb(message.round)
-        if round_id != command.round:
-            raise StaleRound(f"drafter answered {round_id}, not {command.round}")
+        common.check_answered("drafter", message.round, command.round)
         drafting = {span.request_id: span for span in command.spans if span.draft_len}
         common.check_span_count("proposals", len(message.proposals), MAX_BRANCHES)
         by_id: dict[int, list[worker_pb2.Proposal]] = {request_id: [] for request_id in drafting}
@@ -77,7 +75,7 @@ def draft_reply_from_pb(message: worker_pb2.DraftReply, command: DraftCommand, i
                 raise InvalidRequest("proposals", proposal.request_id, f"must be for the requests {sorted(drafting)}")
             by_id[proposal.request_id].append(proposal)
         return DraftReply(
-            round=round_id,
+            round=command.round,
             proposals=tuple([p for id_, span in drafting.items() for p in _proposals_from_pb(by_id[id_], span, info)]),
             timing=common.timing_from_pb(message.timing, info),
             num_free_blocks=common.num_free_blocks_from_pb(message.num_free_blocks, info),

@@ -54,16 +54,14 @@ def verify_reply_from_pb(message: worker_pb2.VerifyReply, command: VerifyCommand
         ProtocolError: the reply does not answer the command, or a value breaks a limit.
     """
     try:
-        round_id = common.round_from_pb(message.round)
-        if round_id != command.round:
-            raise StaleRound(f"verifier answered {round_id}, not {command.round}")
+        common.check_answered("verifier", message.round, command.round)
         common.check_span_count("verdicts", len(message.verdicts))
         by_id = {verdict.request_id: verdict for verdict in message.verdicts}
         asked = {span.request_id for span in command.spans}
         if len(by_id) != len(message.verdicts) or by_id.keys() != asked:
             raise InvalidRequest("verdicts", sorted(by_id), f"must be for the requests {sorted(asked)}")
         return VerifyReply(
-            round=round_id,
+            round=command.round,
             verdicts=tuple([_verdict_from_pb(by_id[span.request_id], span, info) for span in command.spans]),
             timing=common.timing_from_pb(message.timing, info),
             num_free_blocks=common.num_free_blocks_from_pb(message.num_free_blocks, info),
