@@ -58,7 +58,7 @@ class Grammars:
             matcher = LLMatcher(self._take_tokenizer(kind, text), _COMPILE[kind](text), log_level=0)
         except ValueError as error:
             raise InvalidRequest(kind, text, f"cannot be used: {error}") from None
-        if problem := matcher.get_error():
+        if problem := matcher.get_error() or _why_empty(matcher):
             raise InvalidRequest(kind, text, f"cannot be used: {problem}")
         return matcher
 
@@ -71,3 +71,10 @@ class Grammars:
                     limit = f"the model's tokenizer is of a kind for which grammars are not known: {error}"
                     raise InvalidRequest(kind, text, limit) from None
             return self._tokenizer
+
+
+def _why_empty(matcher: LLMatcher) -> str:
+    """Return what is wrong with a grammar without a first token: its answer would be empty, which it does not allow."""
+    first = matcher.deep_copy()
+    first.compute_bitmask()
+    return "no text matches it" if first.is_stopped() and not matcher.is_accepting() else ""

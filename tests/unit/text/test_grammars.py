@@ -73,3 +73,23 @@ def test_a_tokenizer_that_llguidance_cannot_read_is_the_reason_given() -> None:
     found = Grammars(lambda: "{}", [EOS_ID])
     with pytest.raises(InvalidRequest, match="tokenizer is of a kind for which grammars are not known"):
         found.check("regex", "a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("regex", r"[^\s\S]"),
+        ("lark", "start: start"),
+        ("json_schema", '{"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}'),
+    ],
+)
+def test_a_grammar_that_no_text_matches_is_refused_instead_of_answered_by_nothing(
+    tokenizer: Path, kind: str, text: str
+) -> None:
+    found = Grammars(lambda: str(tokenizer), [EOS_ID])
+    with pytest.raises(InvalidRequest, match="no text matches it"):
+        found.check(kind, text)
+
+
+def test_a_grammar_that_the_empty_text_matches_can_be_used(tokenizer: Path) -> None:
+    Grammars(lambda: str(tokenizer), [EOS_ID]).check("regex", "a{0}")
