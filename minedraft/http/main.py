@@ -24,6 +24,7 @@ from minedraft.process.logs import set_up_log
 from minedraft.process.notify import Notifier
 from minedraft.process.parent import exit_with_parent
 from minedraft.security.tokens import TokenFile
+from minedraft.settings.door import origins_of
 from minedraft.settings.flags import UserPath
 from minedraft.text.tokenizer import Tokenizer
 
@@ -88,14 +89,13 @@ async def _serve(address: Address, tokenizer: Tokenizer, notifier: Notifier, opt
     token_file, metrics = options["token_file"], options["metrics"]
     tokens = None if token_file is None else TokenFile(token_file)
     exporter = None if metrics is None else MetricsProxy(Address.parse(metrics, "metrics"))
-    origins = (options["origins"] or "").split(",") if options["origins"] else []
     listening = listen_at(address)
     server = options["server"] or default_listen()
     access = {"token_file": token_file, "tls_ca": options["tls_ca"]}
     async with AsyncClient(server, interval_s=_INTERVAL_S, **access) as client:
         facts = ModelFacts(client, options["model_name"])
         door = Door(client, tokenizer, facts, exporter.read if exporter is not None else None)
-        app = door.app(None if tokens is None else tokens.admits, origins)
+        app = door.app(None if tokens is None else tokens.admits, origins_of(options["origins"]))
         http = make_server(app, options["tls_cert"], options["tls_key"])
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):

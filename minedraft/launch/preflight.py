@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from minedraft.address import Address
 from minedraft.device import Device
 from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.models.catalogue import check_fetch
@@ -70,7 +73,9 @@ def check_machine(settings: Settings) -> None:
     if Role.DRAFTER in settings.own_workers:
         collect(lambda: Device.parse(settings.draft_device).here("draft_device"))
     collect(lambda: _allow_files(settings))
-    collect(lambda: ListenClaim(settings.listen_address).release())
+    for field in ("listen", "http", "metrics"):
+        collect(partial(_check_address, settings, field))
+    collect(lambda: _check_trace(settings.trace))
     collect(lambda: RunFolder().remove())
     if errors:
         raise ConfigErrors(errors)
@@ -86,6 +91,26 @@ def _allow_files(settings: Settings) -> None:
         raise ConfigError("max_waiting", settings.max_waiting, limit)
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _check_address(settings: Settings, field: str) -> None:
+    if (text := getattr(settings, field)) is not None:
+        ListenClaim(Address.parse(text, field), field).release()
+
+
+def _check_trace(path: Path | None) -> None:
+    """Raise ConfigError if a trace cannot be begun there; the file of an earlier run stays as it is."""
+    if path is None:
+        return
+    limit = ""
+    if path.is_dir():
+        limit = "cannot be written: a folder"
+    elif not path.parent.is_dir():
+        limit = f"cannot be written: there is no folder {path.parent}"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        limit = "cannot be written: Permission denied"
+    if limit:
+        raise ConfigError("trace", str(path), limit)
 
 
 def _check_target(path: Path | None) -> FolderInfo:

@@ -32,18 +32,23 @@ class ListenClaim:
         self.address = address
         self._field = field
         self._lock_fd: int | None = None
+        self._has_made_folder = False
         if address.path is None:
             self._probe_port()
         else:
             self._lock_socket(address.path)
 
     def release(self) -> None:
-        """Remove the socket and the lock; safe to call twice."""
+        """Remove the socket, the lock and, if this claim made it and nothing else is in it, their folder; safe to call
+        twice."""
         if self._lock_fd is None or self.address.path is None:
             return
         # Unlinked while the lock is held: no other process can have claimed the path.
         for path in (self.address.path, _lock_path(self.address.path)):
             path.unlink(missing_ok=True)
+        if self._has_made_folder:
+            with suppress(OSError):
+                self.address.path.parent.rmdir()
         os.close(self._lock_fd)
         self._lock_fd = None
 
@@ -58,19 +63,18 @@ class ListenClaim:
     def _lock_socket(self, path: Path) -> None:
         lock = _lock_path(path)
         try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)  # one level: more would be a slip of the pen
-            if os.lstat(path.parent).st_uid not in (os.getuid(), 0):
-                raise ConfigError(self._field, self.address.target, "its folder belongs to another user")
-            if path.exists() and not path.is_socket():
-                raise ConfigError(self._field, self.address.target, "the file there is not a socket")
             while True:
-                fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # An owner unlinks its lock file on release: a file opened before that guards nothing.
+                self._make_folder(path.parent)
+                if path.exists() and not path.is_socket():
+                    raise ConfigError(self._field, self.address.target, "the file there is not a socket")
+                # An owner removes its lock file on release, and a folder that it made: a file opened before that
+                # guards nothing.
                 with suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(fd), os.stat(lock)):
+                    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if _is_same_file(fd, lock):
                         break
-                os.close(fd)
+                    os.close(fd)
         except BlockingIOError:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
             os.close(fd)
@@ -86,6 +90,17 @@ class ListenClaim:
         except OSError as error:  # the disk is full
             self.release()
             raise ConfigError(self._field, self.address.target, f"cannot be used: {error.strerror}") from None
+
+    def _make_folder(self, folder: Path) -> None:
+        try:
+            folder.mkdir(mode=0o700)  # one level: more would be a slip of the pen
+            self._has_made_folder = True
+        except FileExistsError:
+            if folder.exists() and not folder.is_dir():
+                raise
+        with suppress(FileNotFoundError):  # removed by its maker just now: it is made again
+            if os.lstat(folder).st_uid not in (os.getuid(), 0):
+                raise ConfigError(self._field, self.address.target, "its folder belongs to another user")
 
     def _probe_port(self) -> None:
         try:
@@ -107,3 +122,10 @@ class ListenClaim:
 
 def _lock_path(path: Path) -> Path:
     return path.with_name(path.name + ".lock")
+
+
+def _is_same_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from minedraft.settings.service import Settings
     from minedraft.settings.shared import SharedSettings
     from minedraft.settings.worker import WorkerSettings
+
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|[a-z]+://\[[0-9a-f:]+\](:[0-9]+)?")
 
 
 def wrong_door(settings: Settings) -> list[ConfigError]:
@@ -39,6 +42,12 @@ def wrong_door(settings: Settings) -> list[ConfigError]:
         where = doors.get("listen")
         limit = f"{where} is a unix socket, which is used without TLS; remove tls_cert, or listen on HOST:PORT"
         errors.append(ConfigError("tls_cert", str(settings.tls_cert), limit))
+    model = settings.model_name
+    if model is not None and not (model.strip() and model.isprintable()):
+        errors.append(ConfigError("model_name", model, "must be printable text"))
+    if settings.http_origins is not None and not all(map(_ORIGIN.fullmatch, origins_of(settings.http_origins))):
+        limit = "must be *, or origins as browsers send them: http://localhost:3000, in small letters, without a path"
+        errors.append(ConfigError("http_origins", settings.http_origins, limit))
     return [*errors, *_tried(partial(door_tls, settings)), *_tried(partial(door_tokens, settings))]
 
 
@@ -57,6 +66,11 @@ def wrong_worker_tls(settings: SharedSettings, *fields: str) -> list[ConfigError
         if wrong := _tried(partial(worker_client_tls, settings.worker_tls, address)):
             return [*errors, *wrong]
     return errors
+
+
+def origins_of(text: str | None) -> list[str]:
+    """Return the origins of web pages in the text of the setting `http_origins`."""
+    return [] if text is None else [origin.strip() for origin in text.split(",")]
 
 
 def door_tls(settings: Settings) -> ServerTls | None:

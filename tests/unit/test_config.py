@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from minedraft.cli.launch import command
 from minedraft.errors import EXIT_CONFIG, ConfigErrors
+from minedraft.settings.door import origins_of
 from minedraft.settings.flags import settings_flags, to_flags
 from minedraft.settings.loading import load_settings, load_worker_settings
 from minedraft.settings.service import Settings
@@ -82,12 +83,24 @@ def test_every_problem_of_a_file_is_listed_at_once(tmp_path):
             "with target_memory_share 0.6 that is more than all of cuda:1, which both workers use",
         ),
         ({"drain_timeout_s": float("nan")}, "drain_timeout_s", "must be"),
+        ({"model_name": " "}, "model_name", "must be printable text"),
+        ({"model_name": "a\nb"}, "model_name", "must be printable text"),
+        ({"http_origins": "http://a,http://b/"}, "http_origins", "without a path"),
+        ({"http_origins": "example.com"}, "http_origins", "as browsers send them"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_by_name(flags, field, limit):
     error = rejected(flags)
     assert fields_of(error) == [field]
     assert limit in str(error)
+
+
+@pytest.mark.parametrize(
+    "origins", ["*", "null", "http://localhost:3000, https://a.example", "http://[::1]:30", "app://obsidian.md"]
+)
+def test_origins_as_browsers_send_them_are_taken_with_space_between_them(origins):
+    taken = origins_of(load_settings({"http_origins": origins}).http_origins)
+    assert taken == origins.replace(" ", "").split(",")
 
 
 @pytest.mark.parametrize(
@@ -250,6 +263,7 @@ BAD_STARTS = [
     BadStart(["--config", "{bad_toml}"], "unknown setting"),
     BadStart(["--check", "--target-device", "cpu:4000"], "core 4000 is not available"),
     BadStart(["--check", "--listen", "unix:{file}"], "the file there is not a socket"),
+    BadStart(["--check", "--trace", "{empty}"], "cannot be written: a folder"),
 ]
 
 

@@ -38,10 +38,12 @@ def choose_native(name: str, device: Device) -> tuple[NativeLayerKernels | None,
         name: one of KERNELS, or "auto": native where this machine has them.
 
     Raises:
-        ConfigError: native kernels were asked for and cannot be had, or the name is unknown.
+        ConfigError: native kernels were asked for and cannot be had, Triton's for a CPU, or the name is unknown.
     """
     if name not in ("auto", *KERNELS):
         raise ConfigError("kernels", name, f"must be auto, {', '.join(KERNELS[:-1])} or {KERNELS[-1]}")
+    if name == "triton" and device.kind == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ConfigError("kernels", name, f"run on a GPU, not on {device}")
     if name not in ("auto", "native"):
         return None, "asked for"
     try:
@@ -61,7 +63,7 @@ def list_candidates(
     """Return the layers' kernels to try, the best first; transformers' own code comes after them.
 
     Raises:
-        ConfigError: Triton's were asked for and it is not installed, or the device is no GPU.
+        ConfigError: Triton's were asked for and it is not installed.
     """
     candidates: list[AnyKernels] = [] if native is None else [native]
     if name == "triton" or (name == "auto" and device.type == "cuda" and _has_triton()):
@@ -78,8 +80,6 @@ def _has_triton() -> bool:
 def _make_triton(device: torch.device, dtype: torch.dtype) -> AnyKernels:
     if not _has_triton():
         raise ConfigError("kernels", "triton", "needs the package triton, which a torch for CUDA brings along")
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ConfigError("kernels", "triton", "run on a GPU, not on a CPU")
     from minedraft_workers.kernels.triton_kernels import TritonLayerKernels
 
     return TritonLayerKernels(device, dtype)

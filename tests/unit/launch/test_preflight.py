@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,36 @@ def test_devices_that_are_not_there_are_refused(tmp_path):
     found = problems(target_device="cpu:4001", draft_device="cpu:0-4000", listen=f"unix:{tmp_path / 'm.sock'}")
     assert "is not available; this process may use" in found["target_device"]
     assert "is not available; this process may use" in found["draft_device"]
+
+
+@pytest.mark.parametrize("field", ["http", "metrics"])
+def test_a_port_of_another_door_that_is_in_use_is_told_before_anything_loads(tmp_path, field):
+    target = write_folder(tmp_path / "t")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        taken = f"127.0.0.1:{holder.getsockname()[1]}"
+        found = problems(target=target, draft=target, listen=f"unix:{tmp_path / 'm.sock'}", **{field: taken})
+    assert found == {field: f"{field} is {taken!r}: process {os.getpid()} is listening there"}
+
+
+def test_a_trace_that_cannot_be_written_is_told_and_an_earlier_one_stays(tmp_path, monkeypatch):
+    target = write_folder(tmp_path / "t")
+    flags = {"target": target, "draft": target, "listen": f"unix:{tmp_path / 'm.sock'}"}
+    assert "there is no folder" in problems(**flags, trace=tmp_path / "no" / "run.json")["trace"]
+    assert "a folder" in problems(**flags, trace=tmp_path)["trace"]
+    earlier = tmp_path / "run.json"
+    earlier.write_text("[]")
+    check_machine(load_settings(flags | {"trace": earlier}))
+    assert earlier.read_text() == "[]"
+    monkeypatch.setattr(os, "access", lambda path, mode: path != earlier)
+    assert "Permission denied" in problems(**flags, trace=earlier)["trace"]
+
+
+def test_a_check_leaves_no_folder_for_the_socket(tmp_path):
+    target = write_folder(tmp_path / "t")
+    check_machine(load_settings({"target": target, "draft": target, "listen": f"unix:{tmp_path / 'new' / 'm.sock'}"}))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_default_pair_that_cannot_be_fetched_is_told(tmp_path, monkeypatch):

@@ -59,9 +59,34 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_one_folder_is_made_and_no_more(tmp_path):
     with ListenClaim(Address(path=tmp_path / "new" / "m.sock")):
         assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    assert not (tmp_path / "new").exists()
     with pytest.raises(ConfigError, match="No such file or directory"):
         ListenClaim(Address(path=tmp_path / "slip" / "of" / "m.sock"))
     assert not (tmp_path / "slip").exists()
+
+
+def test_a_folder_with_other_files_or_of_another_maker_stays(tmp_path):
+    with ListenClaim(Address(path=tmp_path / "new" / "m.sock")):
+        (tmp_path / "new" / "precious").touch()
+    ListenClaim(Address(path=tmp_path / "new" / "m.sock")).release()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["precious"]
+    (tmp_path / "old").mkdir()
+    ListenClaim(Address(path=tmp_path / "old" / "m.sock")).release()
+    assert (tmp_path / "old").is_dir()
+
+
+def test_a_folder_that_its_maker_removes_meanwhile_is_made_again(tmp_path, monkeypatch):
+    folder, lstat = tmp_path / "new", os.lstat
+
+    def remove_first(path):
+        monkeypatch.setattr(os, "lstat", lstat)
+        os.rmdir(folder)
+        return lstat(path)
+
+    monkeypatch.setattr(os, "lstat", remove_first)
+    with ListenClaim(Address(path=folder / "m.sock")):
+        assert [path.name for path in folder.iterdir()] == ["m.sock.lock"]
+    assert not folder.exists()
 
 
 def test_a_full_disk_is_told_and_nothing_is_left_on_it(tmp_path):

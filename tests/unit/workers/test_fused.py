@@ -236,6 +236,15 @@ def test_the_choice_is_foreseen_without_weights(name: str, tmp_path: Path) -> No
     assert executor.is_batch_invariant == said.endswith("do not depend on the batch it is in")
 
 
+def test_the_gpu_s_kernels_for_a_cpu_are_refused_before_the_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    folder = make_tiny_model(tmp_path / "m", **HEADS)
+    with pytest.raises(ConfigError, match="run on a GPU, not on cpu:0"):
+        foresee_kernels(folder, dtype="auto", kernels="triton", device=Device("cpu", (0,)))
+
+
 @pytest.mark.parametrize("kernels", ["torch", "transformers"])
 def test_what_is_asked_for_is_used(kernels: str, tmp_path: Path) -> None:
     executor = load(make_tiny_model(tmp_path / "m", **HEADS), kernels=kernels)
