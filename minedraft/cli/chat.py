@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from typing import Any
 
@@ -10,11 +11,11 @@ from rich.console import Console
 from rich.text import Text
 
 from minedraft.cli.chat_input import COMMANDS, is_command, read_messages
-from minedraft.cli.console import show
+from minedraft.cli.console import EXIT_REQUEST, show
 from minedraft.cli.flags.connection import Connection, connection_flags
 from minedraft.cli.flags.sampling import sampling_flags, to_sampling_params
 from minedraft.client import Client
-from minedraft.errors import InvalidRequest, MineDraftError
+from minedraft.errors import EXIT_OK, InvalidRequest, MineDraftError
 from minedraft.output import Output
 from minedraft.sampling_params import DEFAULT_CHAT_TOKENS, SamplingParams
 from minedraft.types import FinishReason
@@ -25,8 +26,8 @@ During an answer, Ctrl-C ends the answer; at the prompt, Ctrl-C or Ctrl-D quits.
 /new starts over, /undo removes the last exchange, /help shows all commands.
 \b
 Each line is a message; pasted text is one message, even with several lines.
-Piped input is split into messages at empty lines; for a whole file as one
-message:
+Piped input is split into messages at empty lines, and the exit code is 1 if
+one was not answered; for a whole file as one message:
   minedraft generate --chat <FILE
 \b
 Examples:
@@ -40,7 +41,7 @@ _REMEDY = "/undo removes the last exchange, /new starts over"
 @connection_flags
 @click.option("--system", default=None, metavar="TEXT", help="System message at the start of the conversation.")
 @sampling_flags
-def chat(connection: Connection, system: str | None, **flags: object) -> None:
+def chat(connection: Connection, system: str | None, **flags: object) -> int:
     """Chat with the model of a running service.
 
     The model sees the whole conversation with each message. Start the service with minedraft-launch.
@@ -53,15 +54,17 @@ def chat(connection: Connection, system: str | None, **flags: object) -> None:
         status = client.status()
         target = next((worker.model for worker in status.workers if worker.role == "verifier"), "the model")
         _say(console, f"{target}, mode {status.mode}; Ctrl-C ends an answer, Ctrl-D quits, /help shows all commands")
-        _converse(client, console, params, system)
+        return _converse(client, console, params, system)
 
 
-def _converse(client: Client, console: Console, params: SamplingParams, system: str | None) -> None:
+def _converse(client: Client, console: Console, params: SamplingParams, system: str | None) -> int:
+    """Return the exit code: messages from a pipe are a script's, which must see that one was not answered."""
+    code = EXIT_OK
     opening = [{"role": "system", "content": system}] if system is not None else []
     messages = list(opening)
     for text in read_messages(console):
         if text in ("/quit", "/exit"):
-            return
+            break
         if text == "/new":
             messages = list(opening)
         elif text == "/undo":
@@ -78,8 +81,10 @@ def _converse(client: Client, console: Console, params: SamplingParams, system: 
             answer = _answer(client, console, params, messages, can_shorten=len(messages) > len(opening) + 1)
             if answer is None:
                 messages.pop()
+                code = EXIT_OK if sys.stdin.isatty() else EXIT_REQUEST
             else:
                 messages.append({"role": "assistant", "content": answer})
+    return code
 
 
 def _answer(

@@ -21,6 +21,7 @@ from minedraft.process.entry import run_command
 
 EXIT_REQUEST = 1
 _PROGRESS_S = 1.0
+_STDERR_FD = 2
 _Number = TypeVar("_Number", int, float)
 
 
@@ -29,8 +30,21 @@ def run(command: click.Command, name: str, failed_code: int = EXIT_REQUEST) -> N
 
     0 success, `failed_code` the request failed, 78 configuration or command line, 130 interrupted.
     """
+    _open_missing_streams()
     _settle_encodings()
     sys.exit(_run(command, name, failed_code))
+
+
+def _open_missing_streams() -> None:
+    """Have /dev/null in the place of standard streams that were closed before the start (`>&-`, some supervisors):
+    Python has None there, and the next file or socket would get the number of one, and what is printed."""
+    with suppress(OSError):
+        while (fd := os.open(os.devnull, os.O_RDWR)) <= _STDERR_FD:
+            pass
+        os.close(fd)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
 
 
 def _settle_encodings() -> None:

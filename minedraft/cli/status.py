@@ -14,6 +14,7 @@ from rich.text import Text
 
 from minedraft.cli.console import print_json
 from minedraft.cli.flags.connection import Connection, connection_flags
+from minedraft.cli.flags.numbers import NumberRange
 from minedraft.client import Client
 from minedraft.output import ServiceStatus
 
@@ -35,7 +36,7 @@ Examples:
 @click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option(
     "--interval-s",
-    type=click.FloatRange(0.1, 3600),
+    type=NumberRange(0.1, 3600),
     default=1.0,
     metavar="SECONDS",
     help="Seconds between refreshes. [default: 1]",

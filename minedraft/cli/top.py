@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from minedraft.cli.flags.connection import Connection, connection_flags
+from minedraft.cli.flags.numbers import NumberRange
 from minedraft.cli.top_view import Throughput, render_frame, render_lost
 from minedraft.client import Client
 from minedraft.errors import MineDraftError
@@ -37,7 +38,7 @@ q or Ctrl-C leaves. It goes on while the service is restarted.
 @connection_flags
 @click.option(
     "--interval-s",
-    type=click.FloatRange(0.1, 3600),
+    type=NumberRange(0.1, 3600),
     default=1.0,
     metavar="SECONDS",
     help="Seconds between frames. [default: 1]",

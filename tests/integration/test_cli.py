@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -161,9 +162,22 @@ async def test_a_chat_shows_an_error_as_it_is_and_goes_on(tmp_path):
         await process.stdout.readline()  # the service was there
         service.server.on_signal()
         await service.task
-    out, _ = await process.communicate(b"hi\n")
-    assert process.returncode == 0
+    out, _ = await process.communicate(b"hi\n\n/nothing\n")
+    assert process.returncode == 1, "a script sees that its message was not answered"
+    assert "unknown command /nothing" in out.decode()
     assert f"no answer from {service.address}: nothing listens there" in out.decode()
+
+
+@pytest.mark.parametrize("command", [("generate", PROMPT), ("generate",), ("chat",), ("status",)])
+async def test_closed_standard_streams_are_no_crash(service, command):
+    line = shlex.join([sys.executable, "-m", "minedraft.cli.main", *command, "--server", service.address])
+    process = await asyncio.create_subprocess_shell(
+        f"{line} <&- >&-", stderr=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    _, said = await process.communicate()
+    assert b"Traceback" not in said
+    assert process.returncode == (1 if command == ("generate",) else 0), said
+    assert (b"prompt is '': must not be empty" in said) == (command == ("generate",))
 
 
 async def test_what_is_pasted_into_a_chat_is_one_message(service):
@@ -202,7 +216,7 @@ async def test_a_chat_that_fills_the_context_says_what_to_do(service):
     assert "the context is full: /undo removes the last exchange" in done.out
     assert "prompt is" in done.out
     assert "the conversation is too long: /undo removes" in done.out
-    assert done.code == 0
+    assert done.code == 1
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from minedraft.bench.measured import MeasuredRow, fit_rows, read_rows
 from minedraft.cli.console import parse_ints, print_json
+from minedraft.cli.flags.numbers import NumberRange
 from minedraft.cli.forecast.traced import is_trace, traced_rows
 from minedraft.cli.forecast.whole_run import (
     SHIPPED_PROMPT_LENS,
@@ -56,7 +57,7 @@ _MODES = (Mode.AR, Mode.SD, Mode.MINEDRAFT)
     "--acceptance",
     metavar="A",
     default=None,
-    type=click.FloatRange(0, 1),
+    type=NumberRange(0, 1),
     help="How likely a draft is accepted; default: as measured.",
 )
 @click.option("--whole-runs", is_flag=True, help="Simulate every row's whole run, too: prompts, ramp and tail.")

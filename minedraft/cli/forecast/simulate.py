@@ -11,9 +11,10 @@ from rich.progress import Progress
 
 from minedraft.bench.measured import fit_rows, read_rows
 from minedraft.cli.console import parse_ints, print_json
+from minedraft.cli.flags.numbers import NumberRange
 from minedraft.cli.forecast.advice import SimulatedRow, advice, rows_table
 from minedraft.errors import ConfigError
-from minedraft.sampling_params import MAX_DRAFT_LEN
+from minedraft.sampling_params import MAX_DRAFT_LEN, MAX_NEW_TOKENS
 from minedraft.settings.flags import UserPath
 from minedraft.sim.acceptance import easy_and_hard, same
 from minedraft.sim.gpus import COMPUTE_SHARE, GPUS, MEMORY_SHARE, Gpu
@@ -41,7 +42,9 @@ Models: {", ".join(SHAPES)}, or the folder of one.
 GPUs: {", ".join(GPUS)}.
 """
 _LOADS, _MODES = "8,16,32", "ar,sd,minedraft"
-_POSITIVE = click.FloatRange(0, min_open=True)
+_POSITIVE = NumberRange(0, min_open=True)
+_LENGTH = click.IntRange(1, MAX_NEW_TOKENS)
+_MAX_LINK_MS = 60_000
 
 
 @click.command(epilog=_EPILOG)
@@ -67,11 +70,11 @@ _POSITIVE = click.FloatRange(0, min_open=True)
     metavar="A",
     default=0.7,
     show_default=True,
-    type=click.FloatRange(0, 1),
+    type=NumberRange(0, 1),
     help="How likely a draft is accepted once those before it are.",
 )
-@click.option("--prompt-len", metavar="N", default=256, show_default=True, type=click.IntRange(1), help="In tokens.")
-@click.option("--output-len", metavar="N", default=256, show_default=True, type=click.IntRange(1), help="In tokens.")
+@click.option("--prompt-len", metavar="N", default=256, show_default=True, type=_LENGTH, help="In tokens.")
+@click.option("--output-len", metavar="N", default=256, show_default=True, type=_LENGTH, help="In tokens.")
 @click.option("--num-requests", metavar="N", default=None, type=click.IntRange(1), help="[default: 4 for each seat]")
 @click.option(
     "--rate",
@@ -92,7 +95,7 @@ _POSITIVE = click.FloatRange(0, min_open=True)
     metavar="MS",
     default=0.1,
     show_default=True,
-    type=click.FloatRange(0),
+    type=NumberRange(0, _MAX_LINK_MS),
     help="Time of a message from the scheduler to a worker, and of one back.",
 )
 @click.option(
@@ -107,6 +110,9 @@ def simulate(**options: Any) -> None:  # noqa: ANN401 (one for each option above
     of reading (weights, keys and values) and computing, by the GPU's data sheet; with --measured, as long as it took
     there. ar has the target's GPUs only, and no use for the drafter's; so the tokens a GPU are shown, too.
     """
+    if options["prompt_len"] + options["output_len"] > MAX_NEW_TOKENS:
+        limit = f"with output-len {options['output_len']}, at most {MAX_NEW_TOKENS} tokens are simulated"
+        raise ConfigError("prompt-len", options["prompt_len"], limit)
     machine, num_gpus, facts = _machine(options)
     loads = parse_ints("in-flight", options["in_flight"], 2 * MAX_BATCH_SIZE)
     most = MAX_DRAFT_LEN - options["extra_drafts"]
