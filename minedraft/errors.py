@@ -62,12 +62,25 @@ class MineDraftError(Exception):
         return _restore, (type(self), self.args), self.__dict__
 
 
+class Verbatim(str):
+    """Text that is already a repr and must not be quoted again."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 class _FieldError(MineDraftError):
-    """An error about one named value: the field, the value given and the limit it breaks."""
+    """An error about one named value: the field, the value given and the limit it breaks.
+
+    Attributes:
+        value: the given one as it is shown; an error made of another one's value shows the same.
+    """
 
     def __init__(self, field: str, value: object, limit: str) -> None:
         self.field = field
-        self.value = _shorten(value)
+        self.value = Verbatim(_shorten(value))
         self.limit = _one_line(limit)
         super().__init__(f"{self._say_given(value)}: {self.limit}")
 

@@ -1,31 +1,44 @@
-"""uvicorn's HTTP/1.1 protocol on httptools, with a bound on what it reads before the application decides.
+"""uvicorn's HTTP/1.1 protocol on httptools, with bounds on what it reads before the application decides.
 
 Parsing and framing by httptools take a fraction of the time that h11 takes in Python, and that time is taken from the
-cores that the models run on. httptools itself reads a header without end.
+cores that the models run on. httptools itself reads a header without end, waits for one without end, and loses the body
+of a request that offers another protocol.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from minedraft.http.guard import MAX_HEADER_BYTES
 
 MAX_TARGET_BYTES = 8 << 10
+MAX_REQUEST_S = 60.0
+"""Seconds within which a whole request must come, from its connection or its first byte on."""
+_HOP_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """Closes a connection whose request has more than MAX_HEADER_BYTES of headers or trailers, or a longer target than
-    MAX_TARGET_BYTES, and nothing else.
+    MAX_TARGET_BYTES, or does not come within MAX_REQUEST_S, and nothing else. An offer to go on by another protocol,
+    which Java's client makes with the first request (`Upgrade: h2c`), is not taken up: the request is answered.
 
-    Attributes of uvicorn's protocol that it relies on: `transport`, and the parser's callbacks.
+    Attributes of uvicorn's protocol that it relies on: `transport`, `loop`, `flow`, `cycle`, `parser`, `url`,
+    `headers`, and the parser's callbacks.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (as its base class)
         super().__init__(*args, **kwargs)
+        self.parser = _Parser(self)
         self._num_unread = 0  # bytes since the last thing that the parser has passed on, or of headers
         self._is_refused = False
+        self._timer = self.loop.call_later(MAX_REQUEST_S, self._end_slow_request)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
@@ -36,6 +49,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._is_refused = True
             self.send_400_response(f"The headers have more than {MAX_HEADER_BYTES} bytes.")
 
+    def on_message_begin(self) -> None:
+        self._restart_timer()
+        super().on_message_begin()
+
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         if len(self.url) > MAX_TARGET_BYTES:
@@ -43,7 +60,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._num_unread = 0
-        super().on_headers_complete()
+        if not self._offers_upgrade:
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._num_unread = 0
@@ -51,4 +69,43 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._num_unread = 0
-        super().on_message_complete()
+        if not self._offers_upgrade:
+            self._timer.cancel()
+            super().on_message_complete()
+
+    @property
+    def _offers_upgrade(self) -> bool:
+        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
+
+    def go_on_without_upgrade(self, rest: bytes) -> None:
+        """Read the request whose headers have just come once more, without its offer, and what came after them."""
+        lines = [b"%s: %s" % header for header in self.headers if header[0] not in _HOP_HEADERS]
+        head = b"\r\n".join([self.parser.get_method() + b" " + self.url + b" HTTP/1.1", *lines, b"", b""])
+        self.parser = _Parser(self)
+        self.parser.feed_data(head + rest)
+
+    def _restart_timer(self) -> None:
+        self._timer.cancel()
+        self._timer = self.loop.call_later(MAX_REQUEST_S, self._end_slow_request)
+
+    def _end_slow_request(self) -> None:
+        cycle = self.cycle
+        is_answering = cycle is not None and not cycle.response_complete and not cycle.more_body
+        if is_answering or self.flow.read_paused:  # another answer of this connection, or nothing is read from it now
+            self._restart_timer()
+        elif not self.transport.is_closing():
+            self._is_refused = True
+            self.send_400_response(f"The request did not come within {MAX_REQUEST_S:g} seconds.")
+
+
+class _Parser(httptools.HttpRequestParser):
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        super().__init__(protocol)
+        self._protocol = protocol
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own: pipelined requests
+
+    def feed_data(self, data: Any) -> None:  # noqa: ANN401 (as its base class: any bytes)
+        try:
+            super().feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._protocol.go_on_without_upgrade(data[upgrade.args[0] :])

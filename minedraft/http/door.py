@@ -167,8 +167,6 @@ class Door:
         facts.check_name(body["model"])
         kind = "chatcmpl" if form is self._chat else "cmpl"
         options = body.get("stream_options") or {}
-        if options and not body.get("stream"):
-            raise InvalidRequest("stream_options", options, "needs stream: true")
         prompt_tokens = None
         if options.get("continuous_usage_stats"):
             if not options.get("include_usage"):

@@ -12,6 +12,7 @@ from minedraft.errors import InternalError, InvalidRequest, MineDraftError
 _TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
+    403: "PermissionDeniedError",
     404: "NotFoundError",
     405: "MethodNotAllowedError",
     409: "ConflictError",

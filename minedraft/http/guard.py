@@ -25,7 +25,7 @@ class Guard:
     Args:
         admits: says whether the token in the `Authorization` of a request under /v1 is a valid one; None: anybody may
             ask. It takes as long for a wrong token as for a right one.
-        origins: of web pages that may read answers ("*" for all); none: only those of this server.
+        origins: of web pages that may ask and read answers ("*" for all); none: only those of this server.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Guard:
         if not (name.isprintable() and 0 < len(name) <= _MAX_NAME_CHARS):
             name = uuid.uuid4().hex
         scope["request_id"] = name
-        origin = headers.get("origin", "") if self._origins else ""
+        origin = headers.get("origin", "")
         is_shared = bool(origin) and not self._origins.isdisjoint({origin, "*"})
 
         async def send_named(message: Message) -> None:
@@ -59,12 +59,17 @@ class Guard:
         if is_shared and scope["method"] == "OPTIONS":
             await _preflight(send_named)
             return
-        if (refusal := self._refusal(scope, headers)) is not None:
+        is_foreign = bool(origin) and not is_shared and not _is_own(origin, headers)
+        if (refusal := self._refusal(scope, headers, is_foreign)) is not None:
             await error_response(refusal)(scope, receive, send_named)
             return
         await self._app(scope, _Counted(receive), send_named)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> HttpError | None:
+    def _refusal(self, scope: Scope, headers: Headers, is_foreign: bool) -> HttpError | None:
+        if is_foreign and scope["method"] == "POST":
+            # A browser lets any page send this, as text, and only keeps the answer from it; devices would work for it.
+            who = headers["origin"][:_MAX_NAME_CHARS]
+            return HttpError(f"web pages of {who} may not ask here; http_origins names those that may", 403)
         if scope["path"].startswith("/v1") and not self._is_admitted(headers.get("authorization", "")):
             message = "a bearer token is needed: Authorization: Bearer TOKEN"
             return HttpError(message, 401, headers={"www-authenticate": "Bearer"})
@@ -78,6 +83,12 @@ class Guard:
     def _is_admitted(self, authorization: str) -> bool:
         kind, _, token = authorization.partition(" ")
         return self._admits is None or (self._admits(token.strip()) and kind.lower() == "bearer")
+
+
+def _is_own(origin: str, headers: Headers) -> bool:
+    """Return whether a page's origin is this server, by the name that the browser knows: a proxy may pass on another.
+    No page can set either header."""
+    return origin.partition("://")[2] in (headers.get("host"), headers.get("x-forwarded-host"))
 
 
 class _Counted:

@@ -18,7 +18,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from minedraft import errors
-from minedraft.errors import ConfigError, InternalError, InvalidRequest, MineDraftError
+from minedraft.errors import ConfigError, InternalError, InvalidRequest, MineDraftError, Verbatim
 
 DOMAIN = "minedraft"
 MAX_RETRY_AFTER_S = 3600.0
@@ -107,7 +107,7 @@ def to_error(call: grpc.aio.AioRpcError) -> MineDraftError:
     if issubclass(kind, (InvalidRequest, ConfigError)):
         if not metadata:
             return InternalError(message)
-        value = _Verbatim(metadata.get("value", ""))
+        value = Verbatim(metadata.get("value", ""))
         return kind(metadata.get("field", ""), value, metadata.get("limit", ""))
     error = kind(message)
     if retry_after_s is not None:
@@ -121,15 +121,6 @@ def _cut(text: str, max_bytes: int) -> str:
     if len(data) <= max_bytes:
         return data.decode()
     return data[: max_bytes - len("…".encode())].decode(errors="ignore") + "…"
-
-
-class _Verbatim(str):
-    """Text that is already a repr and must not be quoted again."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 def _bounded(retry_after_s: float) -> float:

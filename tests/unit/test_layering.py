@@ -66,7 +66,7 @@ ROOMS = {
     "vllm": Room("values places core engine rpc models", "vllm transformers prometheus_client torch"),
     "http": Room(
         "values places security settings client process text",
-        "click openai pydantic starlette typing_extensions uvicorn uvloop",
+        "click httptools openai pydantic starlette typing_extensions uvicorn uvloop",
     ),
     "v1": Room(packages="grpc google"),
     # A worker knows its settings, the wire, model folders and how to be a process; of the core only blocks of KV.

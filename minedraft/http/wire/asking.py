@@ -137,6 +137,7 @@ def given_fields(body: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
     Args:
         used: fields that the caller uses itself.
     """
+    _check_stream_options(body)
     known = _NOTES | _READ_ELSEWHERE | used | set(_AS_THEY_ARE) | {"logit_bias"}
     for name, value in body.items():
         if name in known or value is None:
@@ -150,6 +151,15 @@ def given_fields(body: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
     if body.get("logit_bias"):
         given["logit_bias"] = {_token_id(key): float(value) for key, value in body["logit_bias"].items()}
     return given
+
+
+def _check_stream_options(body: Mapping[str, Any]) -> None:
+    options = body.get("stream_options") or {}
+    if options and not body.get("stream"):
+        raise InvalidRequest("stream_options", options, "needs stream: true")
+    if options.get("include_obfuscation"):
+        limit = "is not supported; the service's stream_tokens hides sizes"
+        raise InvalidRequest("stream_options.include_obfuscation", True, limit)
 
 
 def grammar_of(wanted: Mapping[str, Any] | None) -> dict[str, str]:

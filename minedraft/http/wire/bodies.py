@@ -53,6 +53,8 @@ class ChatBody(_ChatParams, Additions, total=False):
     functions: list[dict[str, Any]]  # type: ignore[misc]
     stream_options: Optional[StreamOptions]  # type: ignore[misc]  # noqa: UP045
     response_format: Optional[dict[str, Any]]  # type: ignore[misc]  # noqa: UP045
+    prediction: Optional[dict[str, Any]]  # type: ignore[misc]  # noqa: UP045
+    logit_bias: Optional[dict[str, float]]  # type: ignore[misc]  # noqa: UP045 (OpenAI's type has whole numbers alone)
 
 
 @with_config(STRICT)
@@ -61,6 +63,7 @@ class CompletionBody(_CompletionParams, Additions, total=False):
 
     prompt: Required[str | list[str] | list[int] | list[list[int]]]  # type: ignore[misc]
     stream_options: Optional[StreamOptions]  # type: ignore[misc]  # noqa: UP045
+    logit_bias: Optional[dict[str, float]]  # type: ignore[misc]  # noqa: UP045 (OpenAI's type has whole numbers alone)
 
 
 @with_config(STRICT)

@@ -17,7 +17,7 @@ from minedraft.sampling_params import SamplingParams
 _TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
 _USED = {"input", "instructions", "max_output_tokens", "text", "min_tokens"}
 _PHASES = ("commentary", "final_answer")  # labels of what an assistant said before, which no template here knows
-_NO_STATE = ("store", "previous_response_id", "conversation")
+_NO_STATE = ("store", "previous_response_id", "conversation", "prompt")  # prompt: a stored template
 
 
 @with_config(STRICT)
@@ -42,6 +42,8 @@ def response_params(body: ResponseBody) -> SamplingParams:
     for name in ("tools", "top_logprobs", "return_rounds"):
         if body.get(name):
             raise InvalidRequest(name, body.get(name), "is not supported in responses; use /v1/chat/completions")
+    if body.get("tool_choice") not in (None, "none", "auto"):
+        raise InvalidRequest("tool_choice", body["tool_choice"], "needs tools; use /v1/chat/completions")
     given = given_fields(body, _USED | {"top_logprobs", "previous_response_id", "conversation"})
     given["max_new_tokens"] = body.get("max_output_tokens")
     text = dict(body.get("text") or {})

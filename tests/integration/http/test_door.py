@@ -135,6 +135,25 @@ async def test_no_other_page_may_read_answers_unless_it_is_named(served: Served)
         assert (answer.status_code, answer.headers["access-control-allow-methods"]) == (204, "GET, POST")
 
 
+async def test_no_other_page_may_have_the_devices_work_for_it(served: Served) -> None:
+    """A browser asks nobody before it sends text, and keeps only the answer from the page."""
+    host = served.url.removeprefix("http://")
+    url, content = f"{served.url}/v1/chat/completions", json.dumps(CHAT)
+    async with httpx.AsyncClient() as client, http_door(served.service, origins=("http://my.example",)) as door:
+
+        async def status(url: str, **headers: str) -> int:
+            return (
+                await client.post(url, content=content, headers=headers | {"content-type": "text/plain"})
+            ).status_code
+
+        for origin in ("http://elsewhere.example", "http://my.example", "null", f"http://{host}.example"):
+            assert await status(url, origin=origin) == 403, origin
+        assert (await client.post(url, content=content, headers={"origin": "null"})).json()["error"]["code"] == 403
+        assert await status(url) == await status(url, origin=f"http://{host}") == 200
+        assert await status(url, origin="https://out.example", **{"x-forwarded-host": "out.example"}) == 200
+        assert await status(url.replace(served.url, door.url), origin="http://my.example") == 200
+
+
 async def test_tokens_and_texts(served: Served) -> None:
     async with httpx.AsyncClient() as client:
         ids = served.service.tokenizer.encode("good day")

@@ -199,6 +199,7 @@ async def test_what_stopped_an_answer_is_told(served: Served) -> None:
     [
         ({"foo": 1}, "foo"),
         ({"stream": True, "stream_options": {"include_usage": True, "foo": 1}}, "stream_options.foo"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
         ({"temperature": "1"}, "temperature"),
@@ -266,6 +267,27 @@ async def test_what_is_wrong_with_a_text_completion_is_named(
     body = {"model": "tiny", "prompt": PROMPT} | fields
     answer = await post(served, "/v1/completions", body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_a_refused_value_is_shown_as_it_was_given(served: Served) -> None:
+    """However often it was passed on: the service's own refusal has the value as text already."""
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "good day"}]}
+    for fields, message in (
+        ({"n": 0}, "n is 0: must be in [1, 64]"),
+        ({"max_tokens": 5000}, "max_tokens is 5000: at most"),
+        ({"stop": ""}, "stop is '': each stop string"),
+        ({"prediction": {"type": "content", "content": "x"}}, "prediction is {'type': 'content', 'content': 'x'}: is"),
+    ):
+        answer = await post(served, "/v1/chat/completions", body | fields)
+        assert answer.json()["error"]["message"].startswith(message)
+
+
+@pytest.mark.parametrize(("path", "asked"), [("chat/completions", "messages"), ("completions", "prompt")])
+async def test_a_bias_may_be_a_broken_number(served: Served, path: str, asked: str) -> None:
+    body = {"model": "tiny", asked: [{"role": "user", "content": "a"}] if asked == "messages" else "a", "max_tokens": 1}
+    for bias, code in ((-0.5, 200), (2, 200), (100.5, 400)):
+        answer = await post(served, f"/v1/{path}", body | {"logit_bias": {"5": bias}})
+        assert answer.status_code == code, answer.text
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", "null", '{"model": "tiny"}', '{"messages": [], "messages": 3}'])

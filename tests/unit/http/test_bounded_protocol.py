@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,19 +13,20 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from minedraft.address import Address
-from minedraft.http.bounded_protocol import MAX_TARGET_BYTES
+from minedraft.http import bounded_protocol
+from minedraft.http.bounded_protocol import MAX_TARGET_BYTES, BoundedProtocol
 from minedraft.http.guard import MAX_BODY_BYTES, MAX_HEADER_BYTES
 from minedraft.http.serving import listen_at, make_server
 
 
 @asynccontextmanager
-async def echoing() -> AsyncIterator[int]:
-    """Serve an application that returns the size of the body; yield its port."""
+async def echoing(handler: Callable[[Request], Awaitable[PlainTextResponse]] | None = None) -> AsyncIterator[int]:
+    """Serve an application that returns the size of the body, or what a handler does; yield its port."""
 
     async def size(request: Request) -> PlainTextResponse:
         return PlainTextResponse(str(len(await request.body())))
 
-    http = make_server(Starlette(routes=[Route("/size", size, methods=["POST"])]))
+    http = make_server(Starlette(routes=[Route("/size", handler or size, methods=["POST"])]))
     with listen_at(Address(host="127.0.0.1", port=0)) as listening:
         task = asyncio.create_task(http.serve([listening]))
         try:
@@ -82,3 +83,71 @@ async def test_long_bodies_in_any_pieces_are_read() -> None:
         assert (await answer_to(port, whole, b"a" * size)).endswith(b"%d" % size)
         chunks = [b"1f4\r\n" + b"a" * 500 + b"\r\n"] * 400
         assert (await answer_to(port, CHUNKED, *chunks, b"0\r\n\r\n")).endswith(b"200000")
+
+
+UPGRADE = b"POST /size HTTP/1.1\r\nhost: a\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
+
+
+@pytest.mark.parametrize("offer", [b"http2-settings: AAMAAABk\r\n", b"sec-websocket-version: 13\r\n"])
+async def test_a_request_that_offers_another_protocol_keeps_its_body(
+    offer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with echoing() as port:
+        offered = UPGRADE + offer + b"content-length: 3\r\n\r\n"
+        plain = HEAD + b"content-length: 5\r\n\r\nabcde"
+        for pieces in (
+            [offered + b"abc" + plain],
+            [offered, b"abc" + plain],
+            [offered[:30], offered[30:], b"abc", plain],
+        ):
+            answer = await answer_to(port, *pieces)
+            assert answer.count(b"HTTP/1.1 200 OK") == 2, answer
+            assert (b"\r\n\r\n3" in answer, answer.endswith(b"\r\n\r\n5")) == (True, True)
+        chunked = UPGRADE + b"transfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n" + plain
+        assert b"\r\n\r\n2HTTP/1.1 200 OK" in await answer_to(port, chunked)
+    assert not caplog.records, "a client's choice is no line of the log"
+
+
+async def test_a_tunnel_is_refused() -> None:
+    async with echoing() as port:
+        assert b" 400 " in (await answer_to(port, b"CONNECT a:1 HTTP/1.1\r\nhost: a\r\n\r\n")).partition(b"\r\n")[0]
+
+
+@pytest.mark.parametrize(
+    "pieces", [[], [b"POST /si"], [HEAD], [HEAD + b"content-length: 3\r\n\r\nab"], [CHUNKED + b"2\r\nab\r\n"]]
+)
+async def test_a_request_that_does_not_come_ends_its_connection(
+    pieces: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_protocol, "MAX_REQUEST_S", 0.02)
+    async with echoing() as port:
+        assert b"did not come within 0.02 seconds" in await answer_to(port, *pieces)
+
+
+async def test_an_answer_under_way_is_not_ended_by_a_request_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_looks, end_slow_request = 0, BoundedProtocol._end_slow_request
+    has_begun, has_looked = asyncio.Event(), asyncio.Event()
+
+    def look(protocol: BoundedProtocol) -> None:
+        nonlocal num_looks
+        num_looks += 1
+        end_slow_request(protocol)
+        if num_looks == 3:
+            has_looked.set()
+
+    async def wait(request: Request) -> PlainTextResponse:
+        monkeypatch.setattr(bounded_protocol, "MAX_REQUEST_S", 0.01)
+        has_begun.set()
+        await has_looked.wait()
+        monkeypatch.setattr(bounded_protocol, "MAX_REQUEST_S", 60.0)
+        return PlainTextResponse("first")
+
+    monkeypatch.setattr(BoundedProtocol, "_end_slow_request", look)
+    async with echoing(wait) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        whole = b"POST /size HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n"
+        writer.write(whole)
+        await has_begun.wait()
+        writer.write(whole[:20])
+        assert (await reader.readuntil(b"first")).startswith(b"HTTP/1.1 200 OK")
+        writer.close()
