@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from minedraft.models.folder import FolderInfo, check_model_folder
 from minedraft.models.heads.folder import HeadInfo, check_head_folder, is_head_folder
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.process.notify import Notifier
+from minedraft.process.serving import run_serving
 from minedraft.process.start_extension import StartExtension
 from minedraft.settings.door import worker_tls
 from minedraft.settings.shared import MIN_BLOCKS
@@ -118,7 +118,7 @@ class Plan:
             actors = load_actors(self, channels)
             for actor, opener in zip(actors, openers, strict=True):
                 actor.info = replace(actor.info, channels=opener.offers())
-        return asyncio.run(_serve(self, actors, channels, notifier, start_s))
+        return run_serving(_serve(self, actors, channels, notifier, start_s))
 
 
 def load_actor(plan: Plan, channel: TokenChannel | None = None) -> DrafterActor | VerifierActor:

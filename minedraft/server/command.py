@@ -19,6 +19,7 @@ from minedraft.process.logs import set_up_log
 from minedraft.process.notify import Notifier
 from minedraft.process.parent import exit_with_parent, is_orphaned
 from minedraft.process.run_folder import OWN_DOOR
+from minedraft.process.serving import run_serving
 from minedraft.server.composition import Server
 from minedraft.settings.flags import config_flag, settings_flags
 from minedraft.settings.loading import load_settings
@@ -68,7 +69,7 @@ def command(config: Path | None, check: bool, parent_pid: int | None, run_folder
             _check_machine(settings)
             click.echo("all checks passed")
         else:
-            asyncio.run(_serve(settings, notifier, parent_pid, run_folder))
+            run_serving(_serve(settings, notifier, parent_pid, run_folder))
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the kernel sends one for each thread of a dying parent
         _remove_if_orphaned(parent_pid, run_folder)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from minedraft.address import Address
 from minedraft.messages import DraftCommand, Proposal, Verdict, VerifyCommand, WorkerInfo
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.process.claim import ListenClaim
+from minedraft.process.serving import run_serving
 from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role
 from minedraft_workers.rounds.actors import Work
 from minedraft_workers.rounds.runtime import WorkerRuntime
@@ -101,7 +101,7 @@ def main(role: str, listen: str, tokenizer: Path | None) -> None:
     """Run a worker whose forward takes no time."""
     address = Address.parse(listen, "listen")
     with ListenClaim(address):
-        code = asyncio.run(_serve(Role(role), address, tokenizer))
+        code = run_serving(_serve(Role(role), address, tokenizer))
     os._exit(code)
 
 

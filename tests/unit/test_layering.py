@@ -51,7 +51,7 @@ ROOMS = {
     "rpc": Room("values places security core.liveness v1", "grpc google grpc_health grpc_reflection grpc_status"),
     "text": Room("values models", "jinja2 tokenizers llguidance"),
     "models": Room("values process"),
-    "process": Room("values places", "click"),
+    "process": Room("values places", "click uvloop"),
     "launch": Room("values places security settings core.liveness process rpc models text"),
     "server": Room("values places settings core engine rpc v1 text models process observe", "grpc click"),
     "observe": Room("values places settings core engine", "prometheus_client matplotlib opentelemetry"),
