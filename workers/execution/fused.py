@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -177,6 +176,10 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         """Return cos and sin, [rows, head dim], of positions that are reserved."""
         return self._angles.at(positions)
 
+    def put_angles(self, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        """Write what `angles` returns to `cos` and `sin`."""
+        self._angles.put(positions, cos, sin)
+
     def reserve_positions(self, num_positions: int) -> None:
         """Compute the rotary angles of that many positions, unless they are known."""
         self._angles.reserve(num_positions)
@@ -199,13 +202,12 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         return self._weights.embedding.index_select(0, ids)
 
     def _make_inputs(self, rows: PackedRows) -> ForwardInputs[PlanT]:
-        self.reserve_positions(int(rows.positions.max()) + 1)
-        has_all = len(rows.logit_rows) == len(rows.ids) and _ascends(rows.logit_rows)
+        self.reserve_positions(rows.end)
         return ForwardInputs(
             to_device(rows.ids, self.device),
             to_device(rows.positions, self.device),
             self._ops.plan(self.cache, rows.spans),
-            None if has_all else to_device(rows.logit_rows, self.device),
+            None if rows.wants_all else to_device(rows.logit_rows, self.device),
         )
 
 
@@ -219,10 +221,6 @@ def _pack(model: PreTrainedModel, kernels: LayerKernels[WeightT, Any, Any]) -> _
         output=kernels.pack(output.weight, output.bias, is_embedding=is_tied),
         embedding=None if is_tied else embedding.detach(),
     )
-
-
-def _ascends(rows: np.ndarray) -> bool:
-    return bool((rows[1:] > rows[:-1]).all())
 
 
 def check_structure(model: PreTrainedModel) -> Any:  # noqa: ANN401 - a layer of transformers

@@ -159,6 +159,11 @@ class RotaryAngles:
         """Return cos and sin, [rows, head dim], of positions that are reserved."""
         return self._cos.index_select(0, positions), self._sin.index_select(0, positions)
 
+    def put(self, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        """Write what `at` returns to `cos` and `sin`."""
+        torch.index_select(self._cos, 0, positions, out=cos)
+        torch.index_select(self._sin, 0, positions, out=sin)
+
     def _make(self, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = self._rotary(self._like, torch.arange(num_positions, device=self._like.device)[None])
         if cos.shape[-1] != self._head_dim:

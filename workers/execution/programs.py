@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import torch
 
 from minedraft_workers.execution.features import AFTER_FINAL_NORM, FeatureLayers, ForwardOutput
@@ -109,14 +108,12 @@ class ProgramRunner:
     def _load(self, rows: PackedRows) -> None:
         """Put a forward's rows where the programs read them."""
         num_rows, decoder = len(rows.ids), self._decoder
-        decoder.reserve_positions(int(rows.positions.max()) + 1)
+        decoder.reserve_positions(rows.end)
         self._residual[:num_rows] = decoder.embed(torch.from_numpy(rows.ids))
-        cos, sin = decoder.angles(torch.from_numpy(rows.positions))
-        self._cos[:num_rows], self._sin[:num_rows] = cos, sin
+        decoder.put_angles(torch.from_numpy(rows.positions), self._cos[:num_rows], self._sin[:num_rows])
 
     def _output(self, rows: PackedRows) -> torch.Tensor:
         """Return the logits asked for of the normed output."""
-        num_rows = len(rows.ids)
-        if np.array_equal(rows.logit_rows, np.arange(num_rows)):
-            return self._decoder.output(self._normed[:num_rows])
+        if rows.wants_all:
+            return self._decoder.output(self._normed[: len(rows.ids)])
         return self._decoder.output(self._normed.index_select(0, torch.from_numpy(rows.logit_rows)))

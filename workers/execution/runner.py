@@ -22,33 +22,44 @@ class PackedRows:
     """The new tokens of a forward, one row each.
 
     ids, positions: int64 [rows]. spans: in the order of their rows. logit_rows: int64 [n], the rows whose logits
-    are wanted, in the order in which the spans were given. order: of each span, its place among those given.
+    are wanted, in the order in which the spans were given; `wants_all` if they are all rows, from the first to the
+    last. order: of each span, its place among those given.
     """
 
     ids: np.ndarray
     positions: np.ndarray
     spans: list[QuerySpan]
     logit_rows: np.ndarray
+    wants_all: bool
     order: list[int]
 
     @classmethod
-    def make(cls, tokens: Sequence[np.ndarray], spans: Sequence[QuerySpan], num_logits: Sequence[int]) -> Self:
+    def make(cls, tokens: Sequence[Sequence[int]], spans: Sequence[QuerySpan], num_logits: Sequence[int]) -> Self:
         """Pack spans so that those which torch's operators attend together are neighbours.
 
+        In lists, as a round of decoding has few rows: NumPy's calls would cost more than they do.
+
         Args:
-            tokens: int64 ids of each span. num_logits: of each span, how many of its last rows have logits.
+            tokens: ids of each span. num_logits: of each span, how many of its last rows have logits.
         """
         order = sorted(range(len(spans)), key=lambda i: (spans[i].num_tokens, -spans[i].num_blocks))
-        packed = [spans[i] for i in order]
-        lengths = np.array([span.num_tokens for span in packed])
-        starts = np.array([span.start for span in packed])
-        ends = lengths.cumsum()
-        positions = np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
-        ends_as_given = np.empty_like(ends)
-        ends_as_given[order] = ends
-        counts = np.asarray(num_logits)
-        rows = np.arange(counts.sum()) + np.repeat(ends_as_given - counts.cumsum(), counts)
-        return cls(np.concatenate([tokens[i] for i in order]), positions, packed, rows, order)
+        ids: list[int] = []
+        positions: list[int] = []
+        ends = [0] * len(spans)
+        for index in order:
+            span = spans[index]
+            ids += tokens[index]
+            positions += range(span.start, span.start + span.num_tokens)
+            ends[index] = len(ids)
+        wanted = [row for end, count in zip(ends, num_logits, strict=True) for row in range(end - count, end)]
+        arrays = np.array(ids, np.int64), np.array(positions, np.int64), np.array(wanted, np.int64)
+        wants_all = len(wanted) == len(ids) and wanted == list(range(len(ids)))
+        return cls(arrays[0], arrays[1], [spans[i] for i in order], arrays[2], wants_all, order)
+
+    @property
+    def end(self) -> int:
+        """One more than the last position."""
+        return max([span.start + span.num_tokens for span in self.spans])
 
     @property
     def is_as_given(self) -> bool:

@@ -71,7 +71,7 @@ def check_layers(decoder: FusedDecoder[Any, Any, Any], model: PreTrainedModel, m
     vocab_size = model.get_input_embeddings().weight.shape[0]
     ids = np.arange(5, 5 + 7 * length, 7) % vocab_size
     stream, logits = _record_stream(model, ids)
-    span = QuerySpan(0, length, np.array(tables.resize([(0, length)])[0]))
+    span = QuerySpan(0, length, tables.resize([(0, length)])[0])
     found: list[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor | None]] = [
         ("the embedding", decoder.embed(torch.from_numpy(ids).to(model.device)), stream[0], None)
     ]

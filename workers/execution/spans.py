@@ -7,7 +7,6 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-import numpy as np
 import torch
 
 from minedraft.errors import ProtocolError
@@ -48,14 +47,13 @@ class SpanRunner:
         Raises:
             BlocksExhausted, ProtocolError, OutOfMemoryError (torch's): as `Executor.forward`.
         """
-        tokens = self._check(spans)
+        self._check(spans)
         tables = self._tables.resize([(span.request_id, span.prefix_len + len(span.tokens)) for span in spans])
         queries = [
-            QuerySpan(span.prefix_len, len(span.tokens), np.array(table))
-            for span, table in zip(spans, tables, strict=True)
+            QuerySpan(span.prefix_len, len(span.tokens), table) for span, table in zip(spans, tables, strict=True)
         ]
         try:
-            return run(PackedRows.make(tokens, queries, [span.num_logits for span in spans]))
+            return run(PackedRows.make([span.tokens for span in spans], queries, [span.num_logits for span in spans]))
         except torch.OutOfMemoryError as error:
             out_of_memory = error.with_traceback(None)
         # Only here, where no traceback holds the tensors of the forward.
@@ -63,27 +61,21 @@ class SpanRunner:
         self._tables.resize([(span.request_id, span.prefix_len) for span in spans])
         raise out_of_memory
 
-    def _check(self, spans: Sequence[ForwardSpan]) -> list[np.ndarray]:
+    def _check(self, spans: Sequence[ForwardSpan]) -> None:
         seen: set[int] = set()
-        tokens = []
         for span in spans:
-            name, ids = f"span of request {span.request_id}", np.asarray(span.tokens, dtype=np.int64)
+            num_cached, num_tokens = self._tables.length(span.request_id), len(span.tokens)
             if span.request_id in seen:
-                raise ProtocolError(f"{name} comes twice")
+                raise _refusal(span, "comes twice")
             seen.add(span.request_id)
-            if not 0 <= span.prefix_len <= self._tables.length(span.request_id):
-                cached = self._tables.length(span.request_id)
-                raise ProtocolError(f"{name} keeps {span.prefix_len} tokens, {cached} are cached")
-            if not len(ids) or span.prefix_len + len(ids) > self._max_model_len:
-                raise ProtocolError(
-                    f"{name} has {len(ids)} tokens after {span.prefix_len}, limit {self._max_model_len}"
-                )
-            if not 0 <= span.num_logits <= len(ids):
-                raise ProtocolError(f"{name} wants {span.num_logits} rows of logits for {len(ids)} tokens")
-            if ids.min() < 0 or ids.max() >= self._vocab_size:
-                raise ProtocolError(f"{name} has a token id outside 0..{self._vocab_size - 1}")
-            tokens.append(ids)
-        return tokens
+            if not 0 <= span.prefix_len <= num_cached:
+                raise _refusal(span, f"keeps {span.prefix_len} tokens, {num_cached} are cached")
+            if not num_tokens or span.prefix_len + num_tokens > self._max_model_len:
+                raise _refusal(span, f"has {num_tokens} tokens after {span.prefix_len}, limit {self._max_model_len}")
+            if not 0 <= span.num_logits <= num_tokens:
+                raise _refusal(span, f"wants {span.num_logits} rows of logits for {num_tokens} tokens")
+            if min(span.tokens) < 0 or max(span.tokens) >= self._vocab_size:
+                raise _refusal(span, f"has a token id outside 0..{self._vocab_size - 1}")
 
 
 class PagedModel:
@@ -136,3 +128,7 @@ class PagedModel:
     def release_all(self) -> None:
         """Free everything: a new epoch begins."""
         self._tables.release_all()
+
+
+def _refusal(span: ForwardSpan, what: str) -> ProtocolError:
+    return ProtocolError(f"span of request {span.request_id} {what}")

@@ -91,7 +91,7 @@ class NativeLayerKernels(NativeKernels):
         return SpanPlan.make(
             [span.start for span in spans],
             [span.num_tokens for span in spans],
-            [span.blocks for span in spans],
+            [span.table for span in spans],
             num_blocks=cache.pool.num_blocks,
             block_size=cache.pool.block_size,
         )

@@ -236,7 +236,7 @@ def _pieces(span: QuerySpan, block_size: int) -> Iterator[QuerySpan]:
     end = span.start + span.num_tokens
     for start in range(span.start, end, MAX_QUERY_LEN):
         num_tokens = min(MAX_QUERY_LEN, end - start)
-        yield QuerySpan(start, num_tokens, span.blocks[: -(-(start + num_tokens) // block_size)])
+        yield QuerySpan(start, num_tokens, span.table[: -(-(start + num_tokens) // block_size)])
 
 
 def _group(spans: Sequence[QuerySpan]) -> list[Group]:

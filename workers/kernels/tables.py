@@ -29,11 +29,16 @@ class QuerySpan:
 
     start: int
     num_tokens: int
-    blocks: np.ndarray  # int64 [num_blocks], block ids from the request's first token on
+    table: Sequence[int]  # block ids from the request's first token on
 
     @property
     def num_blocks(self) -> int:
-        return len(self.blocks)
+        return len(self.table)
+
+    @property
+    def blocks(self) -> np.ndarray:
+        """The table as int64 [num_blocks]."""
+        return np.asarray(self.table, dtype=np.int64)
 
 
 class BlockTables:

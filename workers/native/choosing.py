@@ -116,31 +116,37 @@ class ChoosingKernels(PooledKernels):
         top_m = min(top_m, num_columns)
         if not 0 <= top_m <= MAX_ENTRIES:
             raise InternalError(f"top_m is {top_m}: must be 0 to {MAX_ENTRIES}")
-        drafts = np.array([draft for request in requests for draft in request.drafts], np.int64)
-        packed = bytearray(_REQUEST.size * len(requests))
-        num_rows, at = 0, drafts.ctypes.data
+        num_drafts = sum([len(request.drafts) for request in requests])
+        # One array for all that goes in and comes out: one each would cost more than what a small choice computes.
+        first_draft = len(requests) * _REQUEST.size // 8
+        first_token = first_draft + num_drafts
+        first_count = first_token + num_drafts + len(requests)
+        shared = np.empty(first_count + len(requests), np.int64)
+        if num_drafts:
+            shared[first_draft:first_token] = [draft for request in requests for draft in request.drafts]
+        pointer, num_rows = shared.ctypes.data, 0
         for index, request in enumerate(requests):
             _check(request, num_columns, top_m)
-            _pack(packed, index, request, at, num_rows)
+            # Of each earlier request there is a row for each draft, and one more.
+            _pack(shared.data, index, request, pointer + 8 * (first_draft + num_rows - index), num_rows)
             num_rows += len(request.drafts) + 1
-            at += 8 * len(request.drafts)
-        tokens, counts = np.empty(num_rows, np.int64), np.empty(len(requests), np.int64)
         kept, probs = np.empty((len(requests), top_m), np.int32), np.empty((len(requests), top_m), np.float32)
         status = self._library.choose(
             self._handle,
-            np.frombuffer(packed, np.uint8).ctypes.data,
+            pointer,
             len(requests),
             num_rows,
             num_columns,
             hashes.data_ptr(),
-            tokens.ctypes.data,
-            counts.ctypes.data,
+            pointer + 8 * first_token,
+            pointer + 8 * first_count,
             top_m,
-            kept.ctypes.data,
-            probs.ctypes.data,
+            kept.ctypes.data if top_m else None,
+            probs.ctypes.data if top_m else None,
         )
         check_status(status)
-        return Choices(_split(requests, tokens.tolist(), counts.tolist()), kept, probs)
+        tokens, counts = shared[first_token:first_count].tolist(), shared[first_count:].tolist()
+        return Choices(_split(requests, tokens, counts), kept, probs)
 
 
 def _check(request: ChoiceRequest, num_columns: int, top_m: int) -> None:
@@ -169,7 +175,7 @@ def _check(request: ChoiceRequest, num_columns: int, top_m: int) -> None:
         raise InternalError(f"q_ids are {list(request.q_ids.shape)}: q_probs must be alike, of at most {MAX_ENTRIES}")
 
 
-def _pack(packed: bytearray, index: int, request: ChoiceRequest, drafts: int, first_row: int) -> None:
+def _pack(packed: memoryview, index: int, request: ChoiceRequest, drafts: int, first_row: int) -> None:
     logits, q_ids, q_probs, numbers = request.logits, request.q_ids, request.q_probs, request.numbers
     _REQUEST.pack_into(
         packed,

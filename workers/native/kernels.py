@@ -88,8 +88,9 @@ class NativeKernels(PooledKernels):
         """Rows `ids`, int64 [n], of a packed weight, in its dtype: a token embedding that is tied to it."""
         if ids.dtype != torch.int64 or ids.dim() != 1 or not ids.is_contiguous() or not ids.is_cpu:
             raise _refusal("ids", ids, "must be int64 [n] on the CPU, contiguous")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < weight.out_features:
-            raise InternalError(f"ids are {int(ids.min())}..{int(ids.max())}: must be 0..{weight.out_features - 1}")
+        known = ids.tolist()  # a list of few is searched faster than a tensor
+        if known and not 0 <= min(known) <= max(known) < weight.out_features:
+            raise InternalError(f"ids are {min(known)}..{max(known)}: must be 0..{weight.out_features - 1}")
         y = torch.empty(len(ids), weight.in_features, dtype=weight.dtype)
         code = DTYPE_CODES[weight.dtype]
         self._library.rows(weight.pointer, code, weight.in_features, ids.data_ptr(), len(ids), y.data_ptr())

@@ -102,39 +102,38 @@ class SpanPlan:
     @classmethod
     def make(
         cls,
-        starts: Sequence[int] | np.ndarray,
-        lengths: Sequence[int] | np.ndarray,
-        tables: Sequence[Sequence[int] | np.ndarray],
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        tables: Sequence[Sequence[int]],
         *,
         num_blocks: int,
         block_size: int,
     ) -> SpanPlan:
         """Spans packed one after the other: `lengths[i]` rows, from token `starts[i]` of a request on.
 
+        In Python, row by row: a round of decoding has few, and NumPy's calls cost more than they do.
+
         tables: each request's block ids from its first token on, of a cache of `num_blocks` blocks.
 
         Raises:
             InternalError: a span is empty, its table too short, or a block id is not of this cache.
         """
-        before, rows = np.asarray(starts, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
-        sizes = np.array([len(table) for table in tables], dtype=np.int64)
-        if not before.shape == rows.shape == sizes.shape or before.ndim != 1 or num_blocks < 1 or block_size < 1:
-            raise InternalError(f"{before.shape} starts, {rows.shape} lengths, {sizes.shape} tables of blocks")
-        blocks = np.concatenate([np.asarray(table, dtype=np.int64) for table in tables] or [np.empty(0, np.int64)])
-        if (before < 0).any() or (rows < 1).any() or (-(-(before + rows) // block_size) > sizes).any():
-            raise InternalError("a span has no rows, starts below 0, or has more tokens than its blocks hold")
-        if len(blocks) and not 0 <= blocks.min() <= blocks.max() < num_blocks:
-            raise InternalError(f"block ids are {blocks.min()}..{blocks.max()}: must be 0..{num_blocks - 1}")
-        ends, table_ends = np.cumsum(rows), np.cumsum(sizes)
-        firsts, table_firsts = ends - rows, table_ends - sizes
-        spans = np.ascontiguousarray(np.stack([firsts, rows, before, table_firsts], axis=1))
-        num_rows = int(ends[-1]) if len(ends) else 0
-        tokens = np.arange(num_rows) + np.repeat(before - firsts, rows)
-        at = np.repeat(table_firsts, rows) + tokens // block_size
-        slots = np.ascontiguousarray(blocks[at] * block_size + tokens % block_size)
-        ids = blocks.astype(np.int32)
-        pointers = tuple(array.ctypes.data for array in (spans, ids, slots))
-        return cls(spans, ids, slots, num_rows, num_blocks, block_size, pointers)  # type: ignore[arg-type]
+        if not len(starts) == len(lengths) == len(tables) or num_blocks < 1 or block_size < 1:
+            raise InternalError(f"{len(starts)} starts, {len(lengths)} lengths, {len(tables)} tables of blocks")
+        spans: list[tuple[int, int, int, int]] = []
+        blocks: list[int] = []
+        slots: list[int] = []
+        for start, length, table in zip(starts, lengths, tables, strict=True):
+            if start < 0 or length < 1 or start + length > len(table) * block_size:
+                raise InternalError("a span has no rows, starts below 0, or has more tokens than its blocks hold")
+            spans.append((len(slots), length, start, len(blocks)))
+            blocks += table
+            slots += [table[at // block_size] * block_size + at % block_size for at in range(start, start + length)]
+        if blocks and not 0 <= min(blocks) <= max(blocks) < num_blocks:
+            raise InternalError(f"block ids are {min(blocks)}..{max(blocks)}: must be 0..{num_blocks - 1}")
+        arrays = np.array(spans, np.int64).reshape(-1, 4), np.array(blocks, np.int32), np.array(slots, np.int64)
+        pointers = tuple([array.ctypes.data for array in arrays])
+        return cls(*arrays, len(slots), num_blocks, block_size, pointers)  # type: ignore[arg-type]
 
     @classmethod
     def stand_in(cls, num_rows: int, num_blocks: int, block_size: int) -> SpanPlan:

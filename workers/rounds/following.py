@@ -47,7 +47,7 @@ class Follower:
         if not spans:
             self._release(command.released)
             return Work(tuple(stale))
-        work = self._execute(replace(command, spans=tuple(spans)))
+        work = self._execute(VerifyCommand(command.round, tuple(spans), command.released, command.feature_layers))
         return replace(work, rows=(*work.rows, *stale)) if stale else work
 
     def _execute(self, command: VerifyCommand) -> Work[Verdict]:

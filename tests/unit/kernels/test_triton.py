@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -86,7 +85,7 @@ def test_attention_over_chunks_decodes_and_verifies_is_torchs(name: str, both, d
         results = []
         for kernels, cache in zip(both, caches, strict=True):
             tables = cache.resize(ends)
-            spans = [QuerySpan(*at, np.array(table)) for *at, table in zip(cached, lengths, tables, strict=True)]
+            spans = [QuerySpan(*at, table) for *at, table in zip(cached, lengths, tables, strict=True)]
             plan, layer = kernels.plan(cache, spans), cache.layer_caches[0]
             kernels.store(layer, key, value, plan)
             results.append(kernels.attend(layer, query, plan, key_dim**-0.5))
@@ -101,7 +100,7 @@ def test_a_piece_does_not_depend_on_its_neighbours() -> None:
     for side in (layer.keys, layer.values):
         side.copy_(rand(*side.shape))
     tables = cache.resize([(0, 40), (1, 9), (2, 30)])
-    spans = [QuerySpan(start, 3, np.array(t)) for start, t in zip((37, 6, 20), tables, strict=True)]
+    spans = [QuerySpan(start, 3, t) for start, t in zip((37, 6, 20), tables, strict=True)]
     query = rand(9, 4 * 16)
     together = kernels.attend(layer, query, kernels.plan(cache, spans), 0.25)
     for i, span in enumerate(spans):

@@ -119,7 +119,7 @@ class EagleHead(PagedModel):
 
     def _run(self, rows: PackedRows, given: torch.Tensor, are_states: bool) -> HeadOutput:
         decoder, device, num_rows = self._decoder, self.device, len(rows.ids)
-        decoder.angles.reserve(int(rows.positions.max()) + 1)
+        decoder.angles.reserve(rows.end)
         cos, sin = decoder.angles.at(to_device(rows.positions, device))
         if not rows.is_as_given:
             given = given.index_select(0, to_device(np.argsort(rows.rows_as_given()), device))
