@@ -17,7 +17,8 @@ class LiveCall:
     """The samples of one call and their ids in the pipeline.
 
     The first tokens and the end are sent immediately, the tokens between them at most every 20 ms, or at the interval
-    that the call asks for: a message costs more than the tokens in it.
+    that the call asks for: a message costs more than the tokens in it. Tokens that came earlier go with the first that
+    come after the interval, and alone only half of it later: to wake for them costs as much as a round.
 
     Args:
         pipeline: has the samples.
@@ -39,6 +40,7 @@ class LiveCall:
         self._not_before_s = 0.0
         self._interval_s = interval_s or _SEND_INTERVAL_S
         self._timer: asyncio.Handle | None = None
+        self._is_waking = False
         self._preparing: asyncio.Timeout | None = None
         self._deadline: asyncio.Handle | None = None
         if timeout_s is not None:
@@ -72,16 +74,18 @@ class LiveCall:
 
     def notify(self, is_end: bool) -> None:
         """Report that there is something to send."""
+        if self._is_waking:
+            return
+        early_s = 0.0 if is_end else self._not_before_s - self._loop.time()
+        if early_s > 0:
+            if self._timer is None:
+                self._timer = self._loop.call_later(early_s + self._interval_s / 2, self._wake)
+            return
         if self._timer is not None:
-            if not is_end:
-                return
             self._timer.cancel()
-        delay_s = 0.0 if is_end else self._not_before_s - self._loop.time()
-        # Deferred at least to the next loop iteration, so that the next round's commands go out first.
-        if delay_s > 0:
-            self._timer = self._loop.call_later(delay_s, self._wake)
-        else:
-            self._timer = self._loop.call_soon(self._wake)
+        self._is_waking = True
+        # Deferred to the next loop iteration, so that the next round's commands go out first.
+        self._timer = self._loop.call_soon(self._wake)
 
     def hold(self, index: int, is_full: bool) -> None:
         """Pause a sample whose client does not read, or let it go on."""
@@ -127,5 +131,5 @@ class LiveCall:
         self.fail(DeadlineExceeded(f"the deadline of {timeout_s:g} s passed after {num_tokens} tokens"))
 
     def _wake(self) -> None:
-        self._timer = None
+        self._timer, self._is_waking = None, False
         self._changed.set()
