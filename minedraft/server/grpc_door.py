@@ -7,7 +7,8 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self, cast
 
 import grpc.aio
 
@@ -57,9 +58,10 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
             trace = _trace_headers_of(context)
             call = replace(call, request_id=name, timeout_s=timeout_s, trace_headers=trace)
             outputs = self._service.generate(call, _client_of(context))
-            async with aclosing(_evened(outputs, self._stream_tokens) if self._stream_tokens else outputs) as pieces:
+            pieces = _evened(outputs, self._stream_tokens) if self._stream_tokens else outputs
+            async with _ReadingClient(context, self._slow_client_timeout_s) as client, aclosing(pieces):
                 async for output in pieces:
-                    await self._send(context, output)
+                    await client.send(self._encode(output))
 
     async def Abort(self, request: inference_pb2.AbortRequest, context: Context) -> inference_pb2.AbortReply:
         return inference_pb2.AbortReply(found=self._service.abort(request.request_id))
@@ -76,15 +78,11 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
                 await lent.apply(borrow_from_pb(request))
                 await context.write(inference_pb2.BorrowReply())
 
-    async def _send(self, context: Context, output: Output) -> None:
-        timeout_s, message = self._slow_client_timeout_s, output_to_pb(output)
+    def _encode(self, output: Output) -> inference_pb2.GenerateReply:
+        message = output_to_pb(output)
         if self._stream_tokens:
             pad_reply(message, block_bytes(self._stream_tokens))
-        try:
-            async with asyncio.timeout(timeout_s):
-                await context.write(message)
-        except TimeoutError:
-            raise Overloaded(f"the client has read nothing for {timeout_s:g} s (slow_client_timeout_s)") from None
+        return message
 
     @asynccontextmanager
     async def _typed(
@@ -96,6 +94,54 @@ class GrpcDoor(inference_pb2_grpc.InferenceServicer):
                 yield
         except MineDraftError as error:
             await error_status.abort(context, error_status.for_client(error))
+
+
+class _ReadingClient:
+    """The receiver of an answer, which loses it if it reads nothing for `timeout_s` seconds.
+
+    One timer watches the whole call, and is set anew when it rings: one for each message would cost as much as the
+    message.
+
+    Raises (on leaving the block):
+        Overloaded: a message was not taken in time; the block was cancelled.
+    """
+
+    def __init__(self, context: Context, timeout_s: float) -> None:
+        self._context = context
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._limit = asyncio.timeout(None)
+        self._sending_since_s: float | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._limit.__aenter__()
+        self._timer = self._loop.call_later(self._timeout_s, self._look)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        try:
+            await self._limit.__aexit__(kind, error, trace)
+        except TimeoutError:
+            limit = f"{self._timeout_s:g} s (slow_client_timeout_s)"
+            raise Overloaded(f"the client has read nothing for {limit}") from None
+
+    async def send(self, message: inference_pb2.GenerateReply) -> None:
+        """Return when there is room for the next message."""
+        self._sending_since_s = self._loop.time()
+        await self._context.write(message)
+        self._sending_since_s = None
+
+    def _look(self) -> None:
+        now_s, since_s = self._loop.time(), self._sending_since_s
+        if since_s is None:
+            since_s = now_s
+        if now_s - since_s < self._timeout_s:
+            self._timer = self._loop.call_at(since_s + self._timeout_s, self._look)
+        else:
+            self._limit.reschedule(now_s)
 
 
 async def _evened(outputs: AsyncGenerator[Output, None], num_tokens: int) -> AsyncGenerator[Output, None]:
