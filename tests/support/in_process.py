@@ -119,7 +119,9 @@ class InProcessDrafter(_InProcess):
         ngram: bool = False,
         lookup: bool = False,
         guides: Guides | None = None,
+        as_on_gpu: bool = False,
     ) -> None:
+        """as_on_gpu: with a draft model, keep the tokens of a round on the device, and choose for all rows together."""
         super().__init__()
         if executor is None or ngram:
             no_model = {"num_blocks": 0, "draft_method": DraftMethod.NGRAM, "feature_layers": (), "feature_size": 0}
@@ -130,7 +132,8 @@ class InProcessDrafter(_InProcess):
             self.actor = DrafterActor(EagleProposer(executor), self.info, guides=guides)
         else:
             self.info = replace(make_info(Role.DRAFTER, executor), draft_method=DraftMethod.MODEL)
-            model = ModelProposer(executor)
+            sampler = Sampler(is_batched=True) if as_on_gpu else None
+            model = ModelProposer(executor, sampler, loops_on_device=as_on_gpu)
             self.actor = DrafterActor(CombinedProposer(model) if lookup else model, self.info, guides=guides)
         self.actor.reset(verifier.info.vocab_size)  # as a handshake does
 

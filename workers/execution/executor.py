@@ -221,8 +221,12 @@ class Executor(PagedModel):
         return self._spans.run(spans, run)
 
     @torch.inference_mode()
-    def forward(self, spans: Sequence[ForwardSpan]) -> torch.Tensor:
+    def forward(self, spans: Sequence[ForwardSpan], given: torch.Tensor | None = None) -> torch.Tensor:
         """Run all spans as one packed forward.
+
+        Args:
+            given: int64 [spans] on the device, the ids of spans of one token each, instead of those in the spans; not
+                checked. On CUDA the host need not know them.
 
         Returns:
             Logits, float32 [sum of num_logits, columns] on the device, in the order of the spans.
@@ -235,7 +239,9 @@ class Executor(PagedModel):
         """
         if not spans:
             return torch.empty(0, self.num_columns, device=self.device)
-        return self._spans.run(spans, self._runner.run)
+        if given is None:
+            return self._spans.run(spans, self._runner.run)
+        return self._spans.run(spans, lambda rows: self._runner.run(rows.with_given(given)))
 
     @torch.inference_mode()
     def fork(self, request_id: int, prefix_len: int) -> int:

@@ -204,7 +204,7 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
     def _make_inputs(self, rows: PackedRows) -> ForwardInputs[PlanT]:
         self.reserve_positions(rows.end)
         return ForwardInputs(
-            to_device(rows.ids, self.device),
+            rows.ids_on(self.device),
             to_device(rows.positions, self.device),
             self._ops.plan(self.cache, rows.spans),
             None if rows.wants_all else to_device(rows.logit_rows, self.device),

@@ -213,6 +213,8 @@ class _Buffers:
         host[3:].reshape(-1)[: plan.pieces.size] = plan.pieces.ravel()
         sent = to_device(np.concatenate([host.ravel(), plan.tables.ravel()]), self._fixed.device)
         self._fixed.copy_(sent[: host.size].view(host.shape))
+        if rows.given is not None:
+            self.inputs.ids[:num_rows].copy_(rows.given)
         num_pieces, width = plan.tables.shape
         self._plan.tables[:num_pieces, :width].copy_(sent[host.size :].view(num_pieces, width))
 

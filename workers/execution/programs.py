@@ -109,7 +109,7 @@ class ProgramRunner:
         """Put a forward's rows where the programs read them."""
         num_rows, decoder = len(rows.ids), self._decoder
         decoder.reserve_positions(rows.end)
-        self._residual[:num_rows] = decoder.embed(torch.from_numpy(rows.ids))
+        self._residual[:num_rows] = decoder.embed(rows.ids_on(decoder.device))
         decoder.put_angles(torch.from_numpy(rows.positions), self._cos[:num_rows], self._sin[:num_rows])
 
     def _output(self, rows: PackedRows) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -24,6 +24,7 @@ class PackedRows:
     ids, positions: int64 [rows]. spans: in the order of their rows. logit_rows: int64 [n], the rows whose logits
     are wanted, in the order in which the spans were given; `wants_all` if they are all rows, from the first to the
     last. order: of each span, its place among those given.
+    given: int64 [rows], ids on the device, which count instead of `ids`; None if the host knows them.
     """
 
     ids: np.ndarray
@@ -32,6 +33,7 @@ class PackedRows:
     logit_rows: np.ndarray
     wants_all: bool
     order: list[int]
+    given: torch.Tensor | None = None
 
     @classmethod
     def make(cls, tokens: Sequence[Sequence[int]], spans: Sequence[QuerySpan], num_logits: Sequence[int]) -> Self:
@@ -60,6 +62,17 @@ class PackedRows:
     def end(self) -> int:
         """One more than the last position."""
         return max([span.start + span.num_tokens for span in self.spans])
+
+    def with_given(self, ids: torch.Tensor) -> Self:
+        """Return the rows with these ids, int64 [spans] on the device, one for each of the spans as they were given,
+        which have one row each."""
+        if not self.is_as_given:
+            ids = ids.index_select(0, to_device(np.array(self.order), ids.device))
+        return replace(self, given=ids)
+
+    def ids_on(self, device: torch.device) -> torch.Tensor:
+        """Return the ids on the device, int64 [rows]."""
+        return to_device(self.ids, device) if self.given is None else self.given
 
     @property
     def is_as_given(self) -> bool:
@@ -151,7 +164,7 @@ class TransformersRunner:
         """Implements `Runner`."""
         device = self._cache.device
         logits = self._model(
-            input_ids=to_device(rows.ids, device)[None],
+            input_ids=rows.ids_on(device)[None],
             position_ids=to_device(rows.positions, device)[None],
             logits_to_keep=to_device(rows.logit_rows, device),
             use_cache=False,

@@ -5,17 +5,40 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from minedraft.messages import Branch
 from minedraft.types import Acceptance, ScoreKind
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.branches import likely_branches
+from minedraft_workers.sampling.batched.drafts import choose_rows
+from minedraft_workers.sampling.batched.rules import RowRules, RulePlace
+from minedraft_workers.sampling.batched.transfer import download, upload
 from minedraft_workers.sampling.choose import ChoiceRow
+from minedraft_workers.sampling.randomness import Purpose
 from minedraft_workers.sampling.sampler import Sampler
+from minedraft_workers.sampling.vocab_columns import columns_of
 
 logger = logging.getLogger("minedraft.drafter")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepChoice:
+    """The next drafts of some rows, on the device.
+
+    ids: int64 [rows]; of a row that is not usable, some id. is_usable: bool [rows]. scores: float64 [rows], None if no
+    row wants one. q_ids, q_probs: int64 and float32 [rows, m], None if no row is under REJECTION.
+    """
+
+    rows: Sequence[DraftRow]
+    ids: torch.Tensor
+    is_usable: torch.Tensor
+    scores: torch.Tensor | None
+    q_ids: torch.Tensor | None
+    q_probs: torch.Tensor | None
 
 
 class DraftChooser:
@@ -72,6 +95,62 @@ class DraftChooser:
             if token is not None and row.state.spec.acceptance is Acceptance.REJECTION:
                 row.q_ids.append(ids)
                 row.q_probs.append(probs)
+
+    def choose_on_device(self, logits: torch.Tensor, rows: Sequence[DraftRow], counts: Sequence[int]) -> StepChoice:
+        """Return the next draft of each row, without a wait for the device; `take` adds them to the rows.
+
+        Args:
+            logits: float32 [rows, columns], as they are: no row's are adjusted.
+            counts: the drafts that each row has by then.
+        """
+        logits = logits[:, : self._num_columns]
+        columns = columns_of(logits.shape[1], logits.device, self._ids)
+        places = [
+            RulePlace(row.state, row.committed_len + len(row.lead) + count, count)
+            for row, count in zip(rows, counts, strict=True)
+        ]
+        rules = RowRules.make(places, columns.num_columns, logits.device, (Purpose.DRAFT,))
+        chosen = choose_rows(logits, rules, columns, self._top_m)
+        q_ids = None if chosen.q_columns is None else self._ids_of(chosen.q_columns)
+        scores = self._score_rows(logits, rows, chosen.columns) if any(row.score_kind for row in rows) else None
+        return StepChoice(rows, self._ids_of(chosen.columns), chosen.is_usable, scores, q_ids, chosen.q_probs)
+
+    def take(self, steps: Sequence[StepChoice]) -> None:
+        """Add the drafts of all steps, in their order, to their rows, by one copy to the host. A row ends where it is
+        not usable."""
+        if not steps:
+            return
+        sides = [(step.ids, step.is_usable, step.scores, step.q_ids, step.q_probs) for step in steps]
+        found = iter(download(*(side for step in sides for side in step if side is not None)))
+        for step, tensors in zip(steps, sides, strict=True):
+            ids, usable, scores, q_ids, q_probs = (None if side is None else next(found) for side in tensors)
+            assert ids is not None, "every step has ids"
+            assert usable is not None, "every step says which are usable"
+            going_on = [index for index, row in enumerate(step.rows) if not row.is_done]
+            self._count_bad(sum(not usable[index] for index in going_on))
+            for index in going_on:
+                row = step.rows[index]
+                if not usable[index]:
+                    row.draft_len, row.is_finite = len(row.drafts), False
+                    continue
+                row.drafts.append(int(ids[index]))
+                if scores is not None and row.score_kind:
+                    row.scores.append(float(scores[index]))
+                if q_ids is not None and q_probs is not None and row.state.spec.acceptance is Acceptance.REJECTION:
+                    row.q_ids.append(q_ids[index].astype(np.int32))
+                    row.q_probs.append(q_probs[index].astype(np.float32))
+
+    def _ids_of(self, columns: torch.Tensor) -> torch.Tensor:
+        """Return the token ids of columns, of any shape; -1 stays -1."""
+        if self._ids is None:
+            return columns
+        return torch.where(columns < 0, columns, self._ids[columns.clamp(min=0)])
+
+    def _score_rows(self, logits: torch.Tensor, rows: Sequence[DraftRow], columns: torch.Tensor) -> torch.Tensor:
+        """Return what `_score` adds to the rows, float64 [rows]."""
+        is_peak = upload(np.array([row.score_kind is ScoreKind.PEAK for row in rows]), logits.device)
+        logit = torch.where(is_peak, logits.amax(dim=1), logits.gather(1, columns[:, None])[:, 0])
+        return (logit.double() - logits.logsumexp(dim=1).double()).exp_().clamp_(max=1.0)
 
     def choose_branches(self, logits: torch.Tensor, row: DraftRow) -> Sequence[Branch]:
         """Return the branches of a row that runs ahead; see `likely_branches`."""

@@ -9,6 +9,10 @@ and the committed token before them, so its logits say at each of them what else
 likeliest ways for the verify to end are chosen (`branches.py`), and each becomes a row of the forwards that follow.
 The first branch continues the request's own KV, each other one a fork of it. This is `draft_len + 1` forwards, as
 many as the first branch alone takes: a forward of few rows is bound by reading the weights.
+
+On a GPU the host waits for the device once a round, at its end (`device_loop.py`), and before the forwards of branches,
+which it chooses. It waits once a forward if the tokens of the round change the logits of later ones: with penalties, a
+minimum length or a grammar.
 """
 
 from __future__ import annotations
@@ -16,14 +20,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from minedraft.core.blocks import BlocksExhausted
 from minedraft_workers.clock import clock_for
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.execution.runner import GraphCapturing
+from minedraft_workers.kernels.kvcache import to_device
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.choosing import DraftChooser
+from minedraft_workers.proposers.device_loop import DeviceLoop, can_loop
 from minedraft_workers.sampling.choose import DEFAULT_TOP_M
 from minedraft_workers.sampling.sampler import Sampler
 from minedraft_workers.sequence import HeldBranch
@@ -37,11 +45,23 @@ class ModelProposer:
     feature_layers: tuple[int, ...] = ()
     feature_size = 0
 
-    def __init__(self, executor: Executor, sampler: Sampler | None = None, top_m: int = DEFAULT_TOP_M) -> None:
-        """Take the draft model, and what chooses from its logits, by default with torch."""
+    def __init__(
+        self,
+        executor: Executor,
+        sampler: Sampler | None = None,
+        top_m: int = DEFAULT_TOP_M,
+        *,
+        loops_on_device: bool | None = None,
+    ) -> None:
+        """Take the draft model, and what chooses from its logits, by default with torch.
+
+        loops_on_device: whether the tokens of a round stay on the device until its end; None: if that is a GPU.
+        """
         self._executor = executor
         self._clock = clock_for(executor.device)
         self._chooser = DraftChooser(sampler or Sampler(), executor.vocab_size, executor.draft_vocab_ids, top_m)
+        loops = executor.device.type == "cuda" if loops_on_device is None else loops_on_device
+        self._loop = DeviceLoop(self._chooser, self._forward) if loops else None
 
     @property
     def graphs(self) -> GraphCapturing | None:
@@ -65,7 +85,14 @@ class ModelProposer:
         )
         for row in rows:
             row.state.replace_from(row.prefix_len, row.committed)
-        self._draft(self._start(rows, logits))
+        plain, of_plain, branches = self._start(rows, logits)
+        logits = logits if len(plain) == len(logits) else logits.index_select(0, to_device(of_plain, logits.device))
+        if self._loop is not None and can_loop([*plain, *branches]):
+            self._loop.draft(plain, logits, branches)
+        else:
+            if plain:
+                self._chooser.choose(logits, plain)
+            self._draft([*plain, *branches])
         for row in rows:
             self._keep_tokens(row)
         return self._clock.finish()
@@ -77,9 +104,11 @@ class ModelProposer:
         else:
             self._executor.drop_forks(row.state.request_id)
 
-    def _start(self, rows: Sequence[DraftRow], logits: torch.Tensor) -> list[DraftRow]:
-        """Return the rows to draft on: those that ask for drafts, each with its first one, and the branches of those
-        that run ahead, which begin with the token of the branch."""
+    def _start(
+        self, rows: Sequence[DraftRow], logits: torch.Tensor
+    ) -> tuple[list[DraftRow], npt.NDArray[np.int64], list[DraftRow]]:
+        """Return the rows to draft on: those that ask for drafts, with the rows of logits that their first ones are
+        chosen from, and the branches of those that run ahead, which begin with the token of the branch."""
         plain: list[DraftRow] = []
         of_plain: list[int] = []
         branches: list[DraftRow] = []
@@ -93,9 +122,7 @@ class ModelProposer:
                 row.draft_len = most
                 plain.append(row)
                 of_plain.append(start)
-        if plain:
-            self._chooser.choose(logits if len(plain) == len(logits) else logits[of_plain], plain)
-        return plain + branches
+        return plain, np.array(of_plain, np.int64), branches
 
     def _branch_off(self, row: DraftRow, logits: torch.Tensor) -> list[DraftRow]:
         """Choose the branches of a row that runs ahead. The first one continues the request's own KV."""
@@ -164,9 +191,9 @@ class ModelProposer:
         self._executor.release_all()
         self._chooser.limit(target_vocab_size)
 
-    def _forward(self, spans: Sequence[ForwardSpan]) -> torch.Tensor:
+    def _forward(self, spans: Sequence[ForwardSpan], given: torch.Tensor | None = None) -> torch.Tensor:
         with self._clock.forward():
-            return self._executor.forward(spans)
+            return self._executor.forward(spans, given)
 
 
 def _num_logits(row: DraftRow) -> int:

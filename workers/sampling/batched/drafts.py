@@ -30,12 +30,6 @@ class ChosenRows:
     q_probs: torch.Tensor | None = None
 
 
-def make_draft_rules(rows: Sequence[ChoiceRow], num_columns: int, device: torch.device) -> RowRules:
-    """Return how these rows of logits are chosen from."""
-    places = [RulePlace(row.state, row.position, row.index) for row in rows]
-    return RowRules.make(places, num_columns, device, (Purpose.DRAFT,))
-
-
 def choose_rows(logits: torch.Tensor, rules: RowRules, columns: Columns, top_m: int) -> ChosenRows:
     """Return the next draft of each row; nothing waits for the device.
 
@@ -77,7 +71,9 @@ def choose_drafts_together(
 ) -> DraftChoice:
     """Return the next draft token of each request, by one copy to the host; arguments as `choose_drafts`."""
     adjusted = adjust_rows(logits, [RowContext(row.state, row.drafts) for row in rows], columns)
-    chosen = choose_rows(adjusted, make_draft_rules(rows, columns.num_columns, logits.device), columns, top_m)
+    places = [RulePlace(row.state, row.position, row.index) for row in rows]
+    rules = RowRules.make(places, columns.num_columns, logits.device, (Purpose.DRAFT,))
+    chosen = choose_rows(adjusted, rules, columns, top_m)
     has_q = chosen.q_columns is not None and chosen.q_probs is not None
     q = (chosen.q_columns, chosen.q_probs) if has_q else ()
     found, usable, *sides = download(chosen.columns, chosen.is_usable, *q)

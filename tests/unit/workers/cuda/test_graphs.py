@@ -116,6 +116,18 @@ def test_a_size_without_memory_and_the_larger_ones_run_without(
     assert replayed == (2 if most >= 7 else 1), "what fits runs by its graph"
 
 
+def test_ids_that_are_on_the_device_only_go_into_a_graph_too(executor: Executor, folder: Path) -> None:
+    """The rows of a forward are not in the order of its spans: the longest table comes first."""
+    plain = load(folder)
+    captured(executor, Capturing())
+    for each in (plain, executor):
+        each.forward(SPANS)
+    wanted = plain.forward([ForwardSpan(2, 1, [5], 1), ForwardSpan(1, 6, [9], 1)])
+    spans = [ForwardSpan(2, 1, [0], 1), ForwardSpan(1, 6, [0], 1)]
+    torch.testing.assert_close(executor.forward(spans, torch.tensor([5, 9])), wanted)
+    torch.testing.assert_close(plain.forward(spans, torch.tensor([5, 9])), wanted)
+
+
 def test_no_memory_for_any_is_told_by_the_setting(executor: Executor) -> None:
     with pytest.raises(MemoryExhausted, match=r"no memory for a CUDA graph of 1 rows: CUDA out of memory\. Tried to"):
         captured(executor, Capturing(most=0))
