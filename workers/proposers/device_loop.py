@@ -15,9 +15,9 @@ import torch
 
 from minedraft.core.blocks import BlocksExhausted
 from minedraft_workers.execution.spans import ForwardSpan
-from minedraft_workers.kernels.kvcache import to_device
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.choosing import DraftChooser, StepChoice
+from minedraft_workers.sampling.batched.transfer import upload
 from minedraft_workers.sampling.processors import needs_adjusting
 
 logger = logging.getLogger("minedraft.drafter")
@@ -50,7 +50,7 @@ class DeviceLoop:
         """
         rows, counts, steps = [*plain, *branches], [0] * (len(plain) + len(branches)), list[StepChoice]()
         device = logits.device
-        last = to_device(np.array([row.uncommitted[-1] if row.lead else 0 for row in rows], np.int64), device)
+        last = upload(np.array([row.uncommitted[-1] if row.lead else 0 for row in rows], np.int64), device)
 
         def choose(active: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
             """Choose the next drafts of these rows, and return the last tokens of all."""
@@ -85,4 +85,4 @@ class DeviceLoop:
 
 
 def _index(rows: Sequence[int], device: torch.device) -> torch.Tensor:
-    return to_device(np.array(rows, np.int64), device)
+    return upload(np.array(rows, np.int64), device)

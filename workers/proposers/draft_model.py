@@ -28,10 +28,10 @@ from minedraft.core.blocks import BlocksExhausted
 from minedraft_workers.clock import clock_for
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.execution.runner import GraphCapturing
-from minedraft_workers.kernels.kvcache import to_device
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.choosing import DraftChooser
 from minedraft_workers.proposers.device_loop import DeviceLoop, can_loop
+from minedraft_workers.sampling.batched.transfer import upload
 from minedraft_workers.sampling.choose import DEFAULT_TOP_M
 from minedraft_workers.sampling.sampler import Sampler
 from minedraft_workers.sequence import HeldBranch
@@ -86,7 +86,7 @@ class ModelProposer:
         for row in rows:
             row.state.replace_from(row.prefix_len, row.committed)
         plain, of_plain, branches = self._start(rows, logits)
-        logits = logits if len(plain) == len(logits) else logits.index_select(0, to_device(of_plain, logits.device))
+        logits = logits if len(plain) == len(logits) else logits.index_select(0, upload(of_plain, logits.device))
         if self._loop is not None and can_loop([*plain, *branches]):
             self._loop.draft(plain, logits, branches)
         else:
