@@ -77,6 +77,32 @@ def _gpu_tests(content: Mapping[str, Any]) -> _Found:
     return _Found(bool(passed) and not skipped and not failed, f"{passed} passed, {skipped} skipped, failed: {failed}")
 
 
+def _law(content: Mapping[str, Any]) -> _Found:
+    found = _get(content, "law", "choice")
+    counts = [(_get(found, f"{name}_equal"), _get(found, name)) for name in ("drafts", "verdicts")]
+    return _joined([_Found(equal == num, f"{equal} of {num}") for equal, num in counts])
+
+
+def _loop(content: Mapping[str, Any]) -> _Found:
+    founds = _get(content, "law", "loop").items()
+    counts = [(law, _get(found, "equal"), _get(found, "drafts")) for law, found in founds]
+    return _joined([_Found(equal == num, f"{law} {equal} of {num}") for law, equal, num in counts])
+
+
+def _waits(content: Mapping[str, Any]) -> _Found:
+    founds = []
+    for law, found in _get(content, "law", "loop").items():
+        draft, verify = (_get(found, f"{name}_waits") for name in ("draft", "verify"))
+        founds.append(_Found(max(draft, verify) <= MAX_SYNCS, f"{law} {draft} and {verify}"))
+    return _joined(founds)
+
+
+def _captured(content: Mapping[str, Any]) -> _Found:
+    found = _get(content, "law", "graphs")
+    is_whole, seconds = (_get(found, name) for name in ("captured", "seconds"))
+    return _Found(is_whole, f"{found['kernels']}, in {seconds} s")
+
+
 def _equal(found: Mapping[str, Any], num: int) -> _Found:
     """Judge answers that are equal, by mode."""
     equal = _get(found, "equal")
@@ -202,6 +228,10 @@ def _runs(content: Mapping[str, Any]) -> _Found:
 
 _CLAIMS: tuple[tuple[str, Callable[[Mapping[str, Any]], _Found]], ...] = (
     ("all tests of tests/gpu pass on this GPU", _gpu_tests),
+    ("what the GPU chooses and accepts is what the CPU's law does", _law),
+    ("drafts whose tokens stay on the GPU are those of the CPU", _loop),
+    ("one wait for the device a draft or verify, whatever the law", _waits),
+    ("the CUDA graphs of every size are captured at load", _captured),
     ("float32 on the GPU answers as generate there, in every mode", _equals_generate),
     ("generate answers the same on GPU and CPU in float32", _generate_equals_cpu),
     ("a seeded request has the same tokens in every mode", _seeded),

@@ -20,7 +20,16 @@ from scripts.gpu import wheels
 from scripts.gpu.report import Report
 from scripts.gpu.summary import summary_lines
 
-LIMITS_S = {"facts": 25, "imports": 45, "gputests": 60, "exact": 55, "alone": 70, "pair": 100, "summary": 5}
+LIMITS_S = {
+    "facts": 20,
+    "imports": 40,
+    "gputests": 60,
+    "law": 30,
+    "exact": 50,
+    "alone": 65,
+    "pair": 90,
+    "summary": 5,
+}
 TOTAL_S = 360
 _CPU_PATIENCE = 3  # on a CPU, a few busy cores do the work of a GPU and sixteen
 _GRACE_S = 3.0

@@ -21,6 +21,7 @@ class Scale:
         pair: target, draft model beside it, and draft model for CPU cores.
         sizes: requests per batch (m) of the pair. draft_len: its k. alpha: share of right drafts.
         prompt_len, num_new: tokens of its requests. repeats: runs of each mode. num_blocks: KV blocks.
+        law_batches, law_vocab: random batches whose choices are compared, and their vocabulary.
         exact_kinds: architectures of the exact step. exact_prompts, exact_new: its requests.
         exact_pair: shapes of its controlled target and draft model.
     """
@@ -47,6 +48,8 @@ class Scale:
     num_new: int
     repeats: int
     num_blocks: int
+    law_batches: int
+    law_vocab: int
     exact_kinds: tuple[str, ...]
     exact_prompts: int
     exact_new: int
@@ -76,6 +79,8 @@ FULL = Scale(
     num_new=64,
     repeats=2,
     num_blocks=2560,
+    law_batches=20,
+    law_vocab=32_000,
     exact_kinds=("llama", "qwen2"),
     exact_prompts=10,
     exact_new=40,
@@ -104,6 +109,8 @@ TINY = Scale(
     num_new=24,
     repeats=1,
     num_blocks=128,
+    law_batches=4,
+    law_vocab=500,
     exact_kinds=("llama",),
     exact_prompts=3,
     exact_new=12,

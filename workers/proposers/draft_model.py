@@ -191,9 +191,9 @@ class ModelProposer:
         self._executor.release_all()
         self._chooser.limit(target_vocab_size)
 
-    def _forward(self, spans: Sequence[ForwardSpan], given: torch.Tensor | None = None) -> torch.Tensor:
+    def _forward(self, spans: Sequence[ForwardSpan], *given: torch.Tensor) -> torch.Tensor:
         with self._clock.forward():
-            return self._executor.forward(spans, given)
+            return self._executor.forward(spans, *given)
 
 
 def _num_logits(row: DraftRow) -> int:

@@ -123,7 +123,9 @@ class Alone:
             command = VerifyCommand(_ROUND, tuple(VerifySpan(i, context, (1,), drafts) for i in range(m)))
             times = self._time(lambda command=command: actor.verify(command))  # type: ignore[misc]
             assert all(verdict.accepted_len == k for verdict in actor.verify(command).rows), "the drafts are right"
-            rows.append({"m": m, "k": k, **times.to_json(), "floor_ms": self._floor_ms(m, k + 1)})
+            syncs = count_syncs(lambda command=command: actor.verify(command), self._device)  # type: ignore[misc]
+            found = {"floor_ms": self._floor_ms(m, k + 1), "host_syncs": syncs}
+            rows.append({"m": m, "k": k, **times.to_json(), **found})
             self.put("verifies", rows)
 
     def _introduce(self, run: Callable[[tuple[DraftSpan, ...]], object]) -> int:
@@ -193,7 +195,11 @@ def _measure(step: Step, name: str, shape: str, kernels: str, owned: Device, rat
     alone = Alone(step, name, executor, token_map, torch.device(step.device), rates)
     alone.put("build_s", round(time.monotonic() - start_s, 2))
     alone.put("read_gb", round(executor.read_bytes / 1e9, 3))
-    alone.put("kernels", executor.kernels)
+    if executor.graphs is not None:
+        start_s = time.monotonic()
+        executor.graphs.capture()
+        alone.put("capture_s", round(time.monotonic() - start_s, 2))
+    alone.put("kernels", executor.graphs.kernels if executor.graphs is not None else executor.kernels)
     if kernels == "auto" and shape in scale.targets:
         alone.measure_verifies()
     elif kernels == "auto":

@@ -55,6 +55,14 @@ def test_the_table_is_printed_last_and_claims_nothing_of_a_gpu(printed: list[str
     assert all(line.strip().startswith((NO_GPU, "never")) for line in table[start + 1 :])
 
 
+def test_what_is_decided_together_is_what_is_decided_row_by_row(content: dict[str, Any]) -> None:
+    choice, loops = content["law"]["choice"], content["law"]["loop"]
+    assert choice["drafts_equal"] == choice["drafts"] > 0
+    assert choice["verdicts_equal"] == choice["verdicts"] > 0
+    assert [found["equal"] == found["drafts"] > 0 for found in loops.values()] == [True] * 3
+    assert content["law"]["graphs"]["captured"] is None, "nothing is captured on a CPU"
+
+
 def test_tiny_models_answer_as_generate_in_every_mode_and_after_a_kill(content: dict[str, Any]) -> None:
     found, num = content["exact"]["llama"], TINY.exact_prompts
     assert found["equal"] == dict.fromkeys(MODES, num)

@@ -51,10 +51,16 @@ def content() -> dict[str, Any]:
         "equal_after_kill": 10,
     }
     controlled = {"prompts": 10, "equal": EQUAL}
+    loop = {"drafts": 48, "equal": 48, "draft_waits": 1, "verify_waits": 1}
     return {
         "steps": {name: {"result": "ok", "seconds": 30.0, "tail": []} for name in ("facts", "exact", "alone", "pair")},
         "facts": {"gpu": "NVIDIA H100", "packages": {}, "copy_gb_per_s": 3000.0, "matmul_tflop_per_s": 700.0},
         "gputests": {"passed": 9, "skipped": 0, "failed": []},
+        "law": {
+            "choice": {"drafts": 320, "drafts_equal": 320, "verdicts": 320, "verdicts_equal": 320},
+            "loop": {law: dict(loop) for law in ("GREEDY", "COUPLED")},
+            "graphs": {"kernels": "triton (graphs of up to 640 rows)", "captured": True, "seconds": 2.5},
+        },
         "exact": {"llama": kind, "qwen2": kind, "with_cores": controlled, "controlled": controlled},
         "alone": {
             **{name: model("verifies") for name in FULL.targets},
@@ -104,6 +110,12 @@ def spoil(content: dict[str, Any], path: str, value: object) -> None:
         ("gputests failed", ["test_x"], "tests/gpu"),
         ("gputests skipped", 1, "tests/gpu"),
         ("gputests passed", 0, "tests/gpu"),
+        ("law choice drafts_equal", 319, "law does"),
+        ("law choice verdicts_equal", 319, "law does"),
+        ("law loop COUPLED equal", 47, "stay on the GPU"),
+        ("law loop GREEDY draft_waits", 4, "whatever the law"),
+        ("law loop COUPLED verify_waits", 3, "whatever the law"),
+        ("law graphs captured", False, "captured at load"),
         ("exact qwen2 equal", {**EQUAL, "sd": 9}, "as generate there"),
         ("exact qwen2 equal", {"ar": 10, "sd": 10}, "as generate there"),
         ("exact llama generate_equals_cpu", 9, "GPU and CPU in float32"),
