@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,8 +85,8 @@ class Run:
         self._report = report
         self._live: dict[int, tuple[Ask, Answer]] = {}
 
-    async def drive(self, clients: Sequence[AsyncClient], seconds: float, stop: asyncio.Event) -> None:
-        """Send phases until the time is over or `stop` is set, while watching.
+    async def drive(self, clients: Sequence[AsyncClient], seconds: float, least: int, stop: asyncio.Event) -> None:
+        """Send phases until the time is over and `least` answers are exact, or until `stop` is set, while watching.
 
         Raises:
             Broken: an answer or the state of the service is not as it must be.
@@ -96,7 +96,8 @@ class Run:
             async with _watched(self._watch(clients[0])):
                 for phase in self._load.phases():
                     await self._run_phase(phase, clients, stop)
-                    if stop.is_set() or time.monotonic() - started_s >= seconds:
+                    is_over = time.monotonic() - started_s >= seconds and self._outcome.num_exact >= least
+                    if stop.is_set() or is_over:
                         return
                     with suppress(TimeoutError):
                         await asyncio.wait_for(stop.wait(), phase.pause_s)
@@ -173,6 +174,7 @@ async def run_preset(
     patience: Patience,
     report: Report,
     stop: asyncio.Event,
+    least: int = 0,
 ) -> Outcome:
     """Run one preset with a service of its own; what is broken is in the outcome.
 
@@ -182,21 +184,25 @@ async def run_preset(
         seconds: of load; start, last answers and stop take some more.
         report: takes a line of progress every two seconds.
         stop: ends the load early; the checks that follow are made all the same.
+        least: the load lasts longer, if need be, until so many whole answers equal generate's.
     """
     outcome = Outcome(preset, mode)
     load = Load(f"{seed} {preset.name} {mode.value}", preset, truth, num_clients)
     try:
         async with serving(preset, mode, pair, folder) as service:
-            await _run_load(
-                service, Run(service, load, truth, outcome, patience, report), outcome, num_clients, seconds, stop
-            )
+            run = Run(service, load, truth, outcome, patience, report)
+
+            async def drive(clients: Sequence[AsyncClient]) -> None:
+                await run.drive(clients, seconds, least, stop)
+
+            await _run_load(service, drive, outcome, num_clients)
     except Broken as broken:
         outcome.problem = str(broken)
     return outcome
 
 
 async def _run_load(
-    service: Service, run: Run, outcome: Outcome, num_clients: int, seconds: float, stop: asyncio.Event
+    service: Service, drive: Callable[[Sequence[AsyncClient]], Awaitable[None]], outcome: Outcome, num_clients: int
 ) -> None:
     async with AsyncExitStack() as stack:
         watcher = await stack.enter_async_context(AsyncClient(service.address))
@@ -204,7 +210,7 @@ async def _run_load(
         before = service.held()
         async with AsyncExitStack() as crowd:
             clients = [await crowd.enter_async_context(AsyncClient(service.address)) for _ in range(num_clients)]
-            await run.drive(clients, seconds, stop)
+            await drive(clients)
         gc.collect()  # errors refer to the calls they came from, and those keep their connections open
         await check_idle(watcher, outcome.mode)
         outcome.status = await _status(watcher)
