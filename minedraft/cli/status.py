@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -16,7 +17,7 @@ from minedraft.cli.console import print_json
 from minedraft.cli.flags.connection import Connection, connection_flags
 from minedraft.cli.flags.numbers import NumberRange
 from minedraft.client import Client
-from minedraft.output import ServiceStatus
+from minedraft.output import ServiceStatus, WorkerState
 
 _TIMEOUT_S = 5.0
 _COLOURS = {"serving": "green", "degraded": "yellow", "recovering": "red", "draining": "yellow", "starting": "cyan"}
@@ -97,34 +98,26 @@ def _batches(now: ServiceStatus) -> Table:
 
 
 def _workers(now: ServiceStatus) -> Table:
-    table = Table(
-        "worker",
-        "state",
-        "model",
-        "device",
-        "dtype",
-        "kernels",
-        "tensors",
-        "busy",
-        "step",
-        "KV blocks",
-        box=SIMPLE_HEAD,
-    )
-    for worker in now.workers:
-        used = f"{worker.num_blocks - worker.num_free_blocks}/{worker.num_blocks}"
-        table.add_row(
-            worker.role,
-            Text(worker.state, "green" if worker.state == "ready" else "red"),
-            Text(worker.model),  # a folder's name may look like markup
-            worker.device,
-            worker.dtype,
-            worker.kernels.partition(" ")[0] or "none",
-            worker.carrier,
-            f"{worker.busy:.0%}",
-            f"{worker.step_ms:.1f} ms",
-            used if worker.num_blocks else "none",
-        )
+    """Return a column for each worker: ten columns would be cut in a terminal of 80, where nothing may be missing."""
+    table = Table("worker", *(worker.role for worker in now.workers), box=SIMPLE_HEAD)
+    rows: dict[str, Callable[[WorkerState], Text | str]] = {
+        "state": lambda worker: Text(worker.state, "green" if worker.state == "ready" else "red"),
+        "model": lambda worker: Text(worker.model),  # a folder's name may look like markup
+        "device": lambda worker: worker.device,
+        "dtype": lambda worker: worker.dtype,
+        "kernels": lambda worker: worker.kernels or "none",
+        "tensors": lambda worker: worker.carrier,
+        "busy": lambda worker: f"{worker.busy:.0%}",
+        "step": lambda worker: f"{worker.step_ms:.1f} ms",
+        "KV blocks": _used_blocks,
+    }
+    for name, cell in rows.items():
+        table.add_row(name, *(cell(worker) for worker in now.workers))
     return table
+
+
+def _used_blocks(worker: WorkerState) -> str:
+    return f"{worker.num_blocks - worker.num_free_blocks}/{worker.num_blocks}" if worker.num_blocks else "none"
 
 
 def _sources(now: ServiceStatus) -> Table:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
 from minedraft.cli.status import render
-from minedraft.output import ServiceStatus, SourceState
+from minedraft.output import ServiceStatus, SourceState, WorkerState
 
 
 def test_each_source_of_drafts_has_a_row() -> None:
@@ -17,3 +18,14 @@ def test_each_source_of_drafts_has_a_row() -> None:
     lines = [line.split() for line in console.export_text().splitlines()]
     assert ["model", "10", "30", "15", "50.0%", "1.50"] in lines
     assert ["ngram", "4", "12", "9", "75.0%", "2.25"] in lines
+
+
+def test_nothing_of_a_worker_is_cut_in_a_terminal_of_eighty_columns() -> None:
+    worker = WorkerState("drafter", "ready", "smollm2-135m-instruct", "cpu:0-3", "bfloat16", num_blocks=123456)
+    named = replace(worker, kernels="native avx512_bf16", carrier="shm", num_free_blocks=3, busy=1.0, step_ms=123.4)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render(ServiceStatus("serving", workers=(named, replace(named, role="verifier"))), "unix:/x"))
+    shown = console.export_text()
+    for text in ("smollm2-135m-instruct", "cpu:0-3", "bfloat16", "native avx512_bf16", "123453/123456", "123.4 ms"):
+        assert shown.count(text) == 2, shown
+    assert "…" not in shown
