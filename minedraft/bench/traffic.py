@@ -48,7 +48,7 @@ class Traffic:
         for name in ("rate", "burstiness", "concurrency"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(name, value, "must be above 0")
+                raise ConfigError(name, value, "must be above 0 and finite")
 
     def times_s(self, num: int) -> list[float]:
         """Return when each of `num` requests is to be sent, in seconds; the first one at 0."""

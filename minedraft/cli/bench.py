@@ -29,6 +29,7 @@ from minedraft.cli.console import parse_floats, parse_ints, say
 from minedraft.cli.flags.connection import Connection, connection_flags
 from minedraft.client import AsyncClient
 from minedraft.errors import ConfigError
+from minedraft.process.writable import check_writable_file
 from minedraft.sampling_params import MAX_DRAFT_LEN, MAX_SAMPLES, SamplingParams
 from minedraft.settings.flags import UserPath
 from minedraft.types import MAX_BATCH_SIZE, Mode
@@ -131,6 +132,7 @@ def bench(
         prompt_seed=None if dataset is None else seed,
     )
     traffic = Traffic(rate, burstiness, concurrency, seed, chat_template, lengths == FILE)
+    check_writable_file("json", json_path)
     prompts = load_prompts(dataset, layout)
     sampling = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=lengths == FIXED)
     plan = _Plan(sweep, prompts, sampling, traffic, repeats, json_path, save_detailed)

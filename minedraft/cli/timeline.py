@@ -11,6 +11,7 @@ from minedraft.errors import ConfigError
 from minedraft.observe.picture import caption, draw_trace, to_svg, write_png
 from minedraft.observe.timeline import Shares, middle, shares, within
 from minedraft.observe.trace_reader import Trace, read_trace
+from minedraft.process.writable import check_writable_file
 from minedraft.settings.flags import UserPath
 
 _SHOWN_VERIFIES = 12
@@ -44,6 +45,7 @@ def timeline(file: Path, out: Path | None, begin_s: float | None, end_s: float |
     out = out or file.with_suffix(".svg")
     if out.suffix not in (".svg", ".png"):
         raise ConfigError("o", str(out), "must end in .svg or .png")
+    check_writable_file("o", out)
     trace = read_trace(file)
     if not trace.bars:
         raise ConfigError("FILE", str(file), "holds no command of a worker")

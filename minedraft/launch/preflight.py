@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +15,7 @@ from minedraft.models.folder import FolderInfo, check_model_folder, check_pair
 from minedraft.models.heads.folder import check_head_folder, is_head_folder
 from minedraft.process.claim import ListenClaim
 from minedraft.process.run_folder import RunFolder
+from minedraft.process.writable import check_writable_file
 from minedraft.settings.service import Settings
 from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import DraftMethod, Role
@@ -75,7 +75,7 @@ def check_machine(settings: Settings) -> None:
     collect(lambda: _allow_files(settings))
     for field in ("listen", "http", "metrics"):
         collect(partial(_check_address, settings, field))
-    collect(lambda: _check_trace(settings.trace))
+    collect(partial(check_writable_file, "trace", settings.trace))
     collect(lambda: RunFolder().remove())
     if errors:
         raise ConfigErrors(errors)
@@ -96,21 +96,6 @@ def _allow_files(settings: Settings) -> None:
 def _check_address(settings: Settings, field: str) -> None:
     if (text := getattr(settings, field)) is not None:
         ListenClaim(Address.parse(text, field), field).release()
-
-
-def _check_trace(path: Path | None) -> None:
-    """Raise ConfigError if a trace cannot be begun there; the file of an earlier run stays as it is."""
-    if path is None:
-        return
-    limit = ""
-    if path.is_dir():
-        limit = "cannot be written: a folder"
-    elif not path.parent.is_dir():
-        limit = f"cannot be written: there is no folder {path.parent}"
-    elif not os.access(path if path.exists() else path.parent, os.W_OK):
-        limit = "cannot be written: Permission denied"
-    if limit:
-        raise ConfigError("trace", str(path), limit)
 
 
 def _check_target(path: Path | None) -> FolderInfo:
