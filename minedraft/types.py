@@ -90,6 +90,10 @@ class DraftMethod(str, Enum):
         return self in (DraftMethod.MODEL, DraftMethod.NGRAM)
 
 
+NO_RUNNING_AHEAD = "a head reads what the target has verified, so it drafts nothing during a verify; use minedraft or sd"
+"""Why `pearl` cannot be had with a head."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoanTerms:
     """What a client that borrows the service sets: mode, requests per batch (m), drafts per request (k), and for

@@ -18,17 +18,25 @@ from minedraft.process.run_folder import RunFolder
 from minedraft.process.writable import check_writable_file
 from minedraft.settings.service import Settings
 from minedraft.text.tokenizer import Tokenizer
-from minedraft.types import DraftMethod, Role
+from minedraft.types import NO_RUNNING_AHEAD, DraftMethod, Mode, Role
 
 _FILES_BESIDE_CLIENTS = 128
 
 
 def settle_draft_method(settings: Settings) -> Settings:
-    """Return the settings with a draft method: if none was given, what the draft folder holds says which."""
-    if settings.draft_method is not None:
-        return settings
-    is_head = settings.draft is not None and is_head_folder(settings.draft)
-    return settings.model_copy(update={"draft_method": DraftMethod.EAGLE if is_head else DraftMethod.MODEL})
+    """Return the settings with a draft method: if none was given, what the draft folder holds says which.
+
+    Raises:
+        ConfigError: the mode cannot be had with it.
+    """
+    if settings.draft_method is None:
+        is_head = settings.draft is not None and is_head_folder(settings.draft)
+        method = DraftMethod.EAGLE if is_head else DraftMethod.MODEL
+        settings = settings.model_copy(update={"draft_method": method})
+    assert settings.draft_method is not None, "set above"
+    if settings.mode == Mode.PEARL and not settings.draft_method.can_run_ahead:
+        raise ConfigError("mode", Mode.PEARL.value, NO_RUNNING_AHEAD)
+    return settings
 
 
 def check_machine(settings: Settings) -> None:

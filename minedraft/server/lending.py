@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 from minedraft.core.limits import SchedulerLimits
 from minedraft.engine.pipeline import Pipeline
-from minedraft.errors import Draining, Unavailable
-from minedraft.types import LoanTerms
+from minedraft.errors import Draining, InvalidRequest, Unavailable
+from minedraft.types import NO_RUNNING_AHEAD, LoanTerms, Mode
 
 
 class Lent:
@@ -20,7 +20,14 @@ class Lent:
         self._own = own
 
     async def apply(self, terms: LoanTerms) -> None:
-        """Put these terms in force; live requests are kept. Return when the batches follow them."""
+        """Put these terms in force; live requests are kept. Return when the batches follow them.
+
+        Raises:
+            InvalidRequest: the drafter cannot do what the mode is.
+        """
+        book = self._pipeline.scheduler.book
+        if terms.mode is Mode.PEARL and book is not None and not book.can_run_ahead:
+            raise InvalidRequest("mode", terms.mode.value, NO_RUNNING_AHEAD)
         self._pipeline.reconfigure(self._own.lent(terms), "borrowed")
         await self._pipeline.settled()
 

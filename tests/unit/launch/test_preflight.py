@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from minedraft.errors import ConfigErrors
+from minedraft.errors import ConfigError, ConfigErrors
 from minedraft.launch.preflight import check_machine, settle_draft_method
 from minedraft.settings.loading import load_settings
 from tests.support.full_disk import full_disk
@@ -49,6 +49,15 @@ def test_what_the_draft_folder_holds_is_the_draft_method_that_was_not_given(tmp_
     assert "holds no drafting head" in found["draft"]
     found = problems(target=head, draft=head, draft_method="eagle", listen=listen)
     assert list(found) == ["target"]
+
+
+def test_a_head_cannot_run_ahead_as_pearl_does(tmp_path):
+    target = make_tiny_model(tmp_path / "t")
+    head = make_tiny_head(tmp_path / "h", target)
+    with pytest.raises(ConfigError, match="mode is 'pearl': a head reads what the target has verified"):
+        settle_draft_method(load_settings({"target": target, "draft": head, "mode": "pearl"}))
+    for draft, mode in ((head, "minedraft"), (target, "pearl")):
+        settle_draft_method(load_settings({"target": target, "draft": draft, "mode": mode}))
 
 
 def test_all_that_is_wrong_with_a_machine_is_told_at_once(tmp_path):

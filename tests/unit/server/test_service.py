@@ -91,6 +91,17 @@ async def test_it_is_lent_with_terms_that_hold_until_the_end(service: InferenceS
     assert service.status().mode == "minedraft"
 
 
+async def test_it_is_not_lent_as_what_its_drafter_cannot_do(
+    service: InferenceService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with service.lend() as lent:
+        await lent.apply(LoanTerms(Mode.PEARL, max_batch_size=1, draft_len=2))
+        monkeypatch.setattr(service._pipeline.scheduler.book, "can_run_ahead", False)
+        with pytest.raises(InvalidRequest, match="mode is 'pearl': a head reads what the target has verified"):
+            await lent.apply(LoanTerms(Mode.PEARL, max_batch_size=1, draft_len=2))
+        await lent.apply(LoanTerms(Mode.SD, max_batch_size=1, draft_len=2))
+
+
 @pytest.mark.parametrize(
     ("raised", "seen", "reason"),
     [
