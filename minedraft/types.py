@@ -90,7 +90,7 @@ class DraftMethod(str, Enum):
         return self in (DraftMethod.MODEL, DraftMethod.NGRAM)
 
 
-NO_RUNNING_AHEAD = "a head reads what the target has verified, so it drafts nothing during a verify; use minedraft or sd"
+NO_RUNNING_AHEAD = "a head reads what the target has verified, so it cannot draft during a verify; use minedraft or sd"
 """Why `pearl` cannot be had with a head."""
 
 

@@ -29,9 +29,9 @@ from minedraft.cli.console import parse_floats, parse_ints, say
 from minedraft.cli.flags.connection import Connection, connection_flags
 from minedraft.client import AsyncClient
 from minedraft.errors import ConfigError
-from minedraft.process.writable import check_writable_file
 from minedraft.sampling_params import MAX_DRAFT_LEN, MAX_SAMPLES, SamplingParams
 from minedraft.settings.flags import UserPath
+from minedraft.settings.writable import check_writable_file
 from minedraft.types import MAX_BATCH_SIZE, Mode
 
 FIXED, NATURAL, FILE = "fixed", "natural", "dataset"

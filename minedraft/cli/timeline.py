@@ -11,8 +11,8 @@ from minedraft.errors import ConfigError
 from minedraft.observe.picture import caption, draw_trace, to_svg, write_png
 from minedraft.observe.timeline import Shares, middle, shares, within
 from minedraft.observe.trace_reader import Trace, read_trace
-from minedraft.process.writable import check_writable_file
 from minedraft.settings.flags import UserPath
+from minedraft.settings.writable import check_writable_file
 
 _SHOWN_VERIFIES = 12
 

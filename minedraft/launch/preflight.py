@@ -15,8 +15,8 @@ from minedraft.models.folder import FolderInfo, check_model_folder, check_pair
 from minedraft.models.heads.folder import check_head_folder, is_head_folder
 from minedraft.process.claim import ListenClaim
 from minedraft.process.run_folder import RunFolder
-from minedraft.process.writable import check_writable_file
 from minedraft.settings.service import Settings
+from minedraft.settings.writable import check_writable_file
 from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import NO_RUNNING_AHEAD, DraftMethod, Mode, Role
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from minedraft.cli.bench import bench
 from minedraft.cli.timeline import timeline
 from minedraft.errors import ConfigError
-from minedraft.process.writable import check_writable_file
+from minedraft.settings.writable import check_writable_file
 
 
 def test_a_file_that_cannot_be_written_is_told_and_one_that_can_stays(tmp_path, monkeypatch):
