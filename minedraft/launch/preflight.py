@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Callable
 from functools import partial
@@ -80,6 +81,7 @@ def check_machine(settings: Settings) -> None:
         collect(lambda: Device.parse(settings.target_device).here("target_device"))
     if Role.DRAFTER in settings.own_workers:
         collect(lambda: Device.parse(settings.draft_device).here("draft_device"))
+    collect(_check_working_folder)
     collect(lambda: _allow_files(settings))
     for field in ("listen", "http", "metrics"):
         collect(partial(_check_address, settings, field))
@@ -87,6 +89,16 @@ def check_machine(settings: Settings) -> None:
     collect(lambda: RunFolder().remove())
     if errors:
         raise ConfigErrors(errors)
+
+
+def _check_working_folder() -> None:
+    """Raise ConfigError if the working folder was removed: libraries of the workers then cannot be loaded, and say so
+    in words of their own."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        limit = f"the working folder cannot be used: {error.strerror}; start in another one"
+        raise ConfigError("PWD", os.environ.get("PWD"), limit) from None
 
 
 def _allow_files(settings: Settings) -> None:

@@ -9,7 +9,7 @@ from minedraft.launch.launcher import WORKER_COMMAND, worker_flags
 from minedraft.settings.service import Settings
 from minedraft.types import Role
 
-_NOWHERE = "unix:check.sock"  # a check does not listen
+_NOWHERE = "unix:/check.sock"  # a check does not listen
 
 
 def check_workers(settings: Settings) -> dict[Role, str]:

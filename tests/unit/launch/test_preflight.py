@@ -124,6 +124,17 @@ def test_a_trace_that_cannot_be_written_is_told(tmp_path):
     assert list(problems(**flags, trace=tmp_path / "no" / "run.json")) == ["trace"]
 
 
+def test_a_working_folder_that_was_removed_is_told(tmp_path, monkeypatch):
+    target = write_folder(tmp_path / "t")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    found = problems(target=target, draft=target, listen=f"unix:{tmp_path / 'm.sock'}")
+    assert list(found) == ["PWD"]
+    assert "No such file or directory; start in another one" in found["PWD"]
+
+
 def test_a_check_leaves_no_folder_for_the_socket(tmp_path):
     target = write_folder(tmp_path / "t")
     check_machine(load_settings({"target": target, "draft": target, "listen": f"unix:{tmp_path / 'new' / 'm.sock'}"}))
