@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from minedraft.core.blocks import BlocksExhausted
@@ -20,7 +21,9 @@ from minedraft_workers.clock import clock_for
 from minedraft_workers.execution.eagle.head import EagleHead, HeadOutput
 from minedraft_workers.execution.spans import ForwardSpan
 from minedraft_workers.proposers.base import DraftRow
-from minedraft_workers.proposers.choosing import DraftChooser
+from minedraft_workers.proposers.choosing import DraftChooser, StepChoice
+from minedraft_workers.proposers.device_loop import can_loop
+from minedraft_workers.sampling.batched.transfer import upload
 from minedraft_workers.sampling.choose import DEFAULT_TOP_M
 from minedraft_workers.sampling.sampler import Sampler
 
@@ -32,11 +35,22 @@ class EagleProposer:
 
     graphs = None
 
-    def __init__(self, head: EagleHead, sampler: Sampler | None = None, top_m: int = DEFAULT_TOP_M) -> None:
-        """Take the head, and what chooses from its logits, by default with torch."""
+    def __init__(
+        self,
+        head: EagleHead,
+        sampler: Sampler | None = None,
+        top_m: int = DEFAULT_TOP_M,
+        *,
+        loops_on_device: bool | None = None,
+    ) -> None:
+        """Take the head, and what chooses from its logits, by default with torch.
+
+        loops_on_device: as of `ModelProposer`.
+        """
         self._head = head
         self._clock = clock_for(head.device)
         self._chooser = DraftChooser(sampler or Sampler(), head.vocab_size, head.draft_vocab_ids, top_m)
+        self._loops = head.device.type == "cuda" if loops_on_device is None else loops_on_device
         self.feature_layers = head.feature_layers
         self.feature_size = head.feature_size
 
@@ -61,7 +75,11 @@ class EagleProposer:
         output = self._forward([_first_span(row) for row in new], _join(features, self.feature_size))
         for row in rows:
             row.state.replace_from(row.prefix_len, row.tokens)
-        self._draft(output, [row for row in new if row.draft_len])
+        active = [row for row in new if row.draft_len]
+        if self._loops and can_loop(active):
+            self._draft_on_device(output, active)
+        else:
+            self._draft(output, active)
         return self._clock.finish()
 
     def release(self, request_id: int) -> None:
@@ -90,9 +108,38 @@ class EagleProposer:
                 logger.warning("drafting stopped early: %s", error)
                 return
 
-    def _forward(self, spans: Sequence[ForwardSpan], given: torch.Tensor, *, are_states: bool = False) -> HeadOutput:
+    def _draft_on_device(self, output: HeadOutput, active: list[DraftRow]) -> None:
+        """Draft as `_draft`, but keep the tokens on the device until the end."""
+        steps: list[StepChoice] = []
+        while active:
+            count = len(steps)  # drafts that each of these rows has by then
+            steps.append(self._chooser.choose_on_device(output.logits, active, [count] * len(active)))
+            going_on = [index for index, row in enumerate(active) if row.draft_len > count + 1]
+            if not going_on:
+                break
+            states, ids = output.states_of(going_on), steps[-1].ids
+            if len(going_on) < len(active):
+                ids = ids.index_select(0, upload(np.array(going_on, np.int64), ids.device))
+            active = [active[index] for index in going_on]
+            # The token in the span is in place of the one that is given.
+            spans = [ForwardSpan(row.state.request_id, row.committed_len + count - 1, (0,), 1) for row in active]
+            try:
+                output = self._forward(spans, states, are_states=True, ids=ids)
+            except (BlocksExhausted, torch.OutOfMemoryError) as error:
+                logger.warning("drafting stopped early: %s", error)
+                break
+        self._chooser.take(steps)
+
+    def _forward(
+        self,
+        spans: Sequence[ForwardSpan],
+        given: torch.Tensor,
+        *,
+        are_states: bool = False,
+        ids: torch.Tensor | None = None,
+    ) -> HeadOutput:
         with self._clock.forward():
-            return self._head.forward(spans, given, are_states=are_states)
+            return self._head.forward(spans, given, are_states=are_states, ids=ids)
 
 
 def _first_span(row: DraftRow) -> ForwardSpan:

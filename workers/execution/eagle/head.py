@@ -95,13 +95,21 @@ class EagleHead(PagedModel):
         return self._tables.length(request_id)
 
     @torch.inference_mode()
-    def forward(self, spans: Sequence[ForwardSpan], given: torch.Tensor, *, are_states: bool = False) -> HeadOutput:
+    def forward(
+        self,
+        spans: Sequence[ForwardSpan],
+        given: torch.Tensor,
+        *,
+        are_states: bool = False,
+        ids: torch.Tensor | None = None,
+    ) -> HeadOutput:
         """Run all spans as one packed forward.
 
         Args:
             spans: in positions of the head; a span's tokens are those of its positions, each one token ahead.
             given: [new positions, size], in the order of the spans: the target's features of the tokens before, or
                 the head's own states of an earlier forward.
+            ids: instead of the tokens in the spans, as `given` of `Executor.forward`.
 
         Raises:
             BlocksExhausted, ProtocolError, OutOfMemoryError (torch's): as `Executor.forward`; also for features of
@@ -115,7 +123,9 @@ class EagleHead(PagedModel):
             states = torch.empty(0, self._decoder.hidden_size, dtype=self._decoder.dtype, device=self.device)
             return HeadOutput(torch.empty(0, self.num_columns, device=self.device), states)
         given = bring(given, self.device).to(self._decoder.dtype)
-        return self._spans.run(spans, lambda rows: self._run(rows, given, are_states))
+        return self._spans.run(
+            spans, lambda rows: self._run(rows if ids is None else rows.with_given(ids), given, are_states)
+        )
 
     def _run(self, rows: PackedRows, given: torch.Tensor, are_states: bool) -> HeadOutput:
         decoder, device, num_rows = self._decoder, self.device, len(rows.ids)
@@ -123,7 +133,7 @@ class EagleHead(PagedModel):
         cos, sin = decoder.angles.at(to_device(rows.positions, device))
         if not rows.is_as_given:
             given = given.index_select(0, to_device(np.argsort(rows.rows_as_given()), device))
-        embedded = decoder.embed(to_device(rows.ids, device))
+        embedded = decoder.embed(rows.ids_on(device))
         states = decoder.mix(embedded, given, are_states=are_states)
         plan = self._ops.plan(self._decoder.cache, rows.spans)
         if self._program is not None and num_rows <= MAX_ROWS:

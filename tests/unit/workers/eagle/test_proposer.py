@@ -19,6 +19,7 @@ from minedraft_workers.execution.eagle.loading import load_head
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.eagle import EagleProposer
+from minedraft_workers.sampling.sampler import Sampler
 from minedraft_workers.sequence import SequenceState
 from tests.support.tiny_heads import LAYOUTS, make_tiny_head
 from tests.support.tiny_models import make_tiny_model
@@ -35,6 +36,7 @@ class Pair:
     head: Path
     max_model_len: int | None = None
     num_blocks: int = 64
+    as_on_gpu: bool = False
     executor: Executor = field(init=False)
     proposer: EagleProposer = field(init=False)
     reference: ReferenceHead = field(init=False)
@@ -44,7 +46,8 @@ class Pair:
         info = check_head_folder(self.head, check_model_folder(self.target, "target"), "draft")
         options = {"dtype": "float32", "num_blocks": self.num_blocks, "block_size": 4, "kernels": "torch"}
         head = load_head(info, device=CPU, max_model_len=self.max_model_len, **options)  # type: ignore[arg-type]
-        self.proposer = EagleProposer(head)
+        sampler = Sampler(is_batched=True) if self.as_on_gpu else None
+        self.proposer = EagleProposer(head, sampler, loops_on_device=self.as_on_gpu)
         self.reference = ReferenceHead(self.head, self.target)
         self.executor.want_features(self.proposer.feature_layers)
 
@@ -60,17 +63,25 @@ class Pair:
         return DraftRow(state, prefix_len, tokens[prefix_len:], draft_len, features=features)
 
 
+@pytest.fixture(params=[False, True], ids=["", "as-on-gpu"])
+def as_on_gpu(request: pytest.FixtureRequest) -> bool:
+    """Whether the tokens of a round stay on the device."""
+    return request.param
+
+
 @pytest.fixture(params=LAYOUTS)
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
+def pair(request: pytest.FixtureRequest, as_on_gpu: bool, tmp_path: Path) -> Pair:
     target = make_tiny_model(tmp_path / "target")
     layers = 2 if request.param == "minedraft" else 1
-    return Pair(target, make_tiny_head(tmp_path / "head", target, request.param, layers=layers))
+    head = make_tiny_head(tmp_path / "head", target, request.param, layers=layers)
+    return Pair(target, head, as_on_gpu=as_on_gpu)
 
 
 @pytest.fixture
-def eagle3(tmp_path: Path) -> Pair:
+def eagle3(as_on_gpu: bool, tmp_path: Path) -> Pair:
     target = make_tiny_model(tmp_path / "target")
-    return Pair(target, make_tiny_head(tmp_path / "head", target), max_model_len=20, num_blocks=12)
+    head = make_tiny_head(tmp_path / "head", target)
+    return Pair(target, head, max_model_len=20, num_blocks=12, as_on_gpu=as_on_gpu)
 
 
 def make_state(request_id: int, kind: Acceptance = Acceptance.GREEDY, seed: int = 5) -> SequenceState:
