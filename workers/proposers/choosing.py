@@ -64,6 +64,7 @@ class DraftChooser:
         ids, limit = self._all_ids, target_vocab_size or self._vocab_size
         self._num_columns = min(self._vocab_size, limit) if ids is None else int((ids < limit).sum())
         self._ids = None if ids is None else ids[: self._num_columns]  # they ascend
+        self._host_ids = None if self._ids is None else self._ids.cpu()
 
     def choose(self, logits: torch.Tensor, rows: Sequence[DraftRow]) -> None:
         """Add a draft to each row; a row whose logits are not finite ends.
@@ -153,10 +154,10 @@ class DraftChooser:
         return (logit.double() - logits.logsumexp(dim=1).double()).exp_().clamp_(max=1.0)
 
     def choose_branches(self, logits: torch.Tensor, row: DraftRow) -> Sequence[Branch]:
-        """Return the branches of a row that runs ahead; see `likely_branches`."""
+        """Return the branches of a row that runs ahead; see `likely_branches`. The logits are on the host."""
         assert row.ahead is not None, "the row runs ahead"
         columns = logits[:, : self._num_columns]
-        branches = likely_branches(columns, row.state, row.in_flight, row.ahead.num_branches, self._ids)
+        branches = likely_branches(columns, row.state, row.in_flight, row.ahead.num_branches, self._host_ids)
         if not branches:  # nothing else keeps the first one away
             row.is_finite = False
             self._count_bad(1)

@@ -109,6 +109,8 @@ class ModelProposer:
     ) -> tuple[list[DraftRow], npt.NDArray[np.int64], list[DraftRow]]:
         """Return the rows to draft on: those that ask for drafts, with the rows of logits that their first ones are
         chosen from, and the branches of those that run ahead, which begin with the token of the branch."""
+        # Branches are chosen by many small steps: on the host, from one copy of the logits.
+        host_logits = logits.cpu() if any(row.ahead is not None for row in rows) else logits
         plain: list[DraftRow] = []
         of_plain: list[int] = []
         branches: list[DraftRow] = []
@@ -116,7 +118,7 @@ class ModelProposer:
         for row in rows:
             start, end = end, end + _num_logits(row)
             if row.ahead is not None:
-                branches += self._branch_off(row, logits[start:end])
+                branches += self._branch_off(row, host_logits[start:end])
             # The KV of draft i (from 1) is at position committed_len + i - 1; the last draft has none.
             elif (most := min(row.draft_len, self._room(row))) > 0:
                 row.draft_len = most

@@ -58,13 +58,33 @@ def load(folder: Path) -> Executor:
 
 
 @pytest.fixture(scope="module")
-def wanted(folder: Path) -> torch.Tensor:
-    return load(folder).forward(SPANS)
+def loaded(folder: Path) -> tuple[Executor, Executor]:
+    """Two executors of the same model, loaded once: the interpreter is slow."""
+    return load(folder), load(folder)
+
+
+def emptied(executor: Executor) -> Executor:
+    executor.release_all()
+    executor.want_features(())
+    return executor
 
 
 @pytest.fixture
-def executor(folder: Path) -> Executor:
-    return load(folder)
+def plain(loaded: tuple[Executor, Executor]) -> Executor:
+    """What runs without graphs."""
+    return emptied(loaded[0])
+
+
+@pytest.fixture
+def executor(loaded: tuple[Executor, Executor]) -> Executor:
+    """What a test gives graphs."""
+    return emptied(loaded[1])
+
+
+@pytest.fixture(scope="module")
+def wanted(loaded: tuple[Executor, Executor]) -> torch.Tensor:
+    """The logits of SPANS."""
+    return emptied(loaded[0]).forward(SPANS)
 
 
 def captured(executor: Executor, capturing: Capturing, say: Callable[[str], object] = lambda text: None) -> str:
@@ -116,9 +136,8 @@ def test_a_size_without_memory_and_the_larger_ones_run_without(
     assert replayed == (2 if most >= 7 else 1), "what fits runs by its graph"
 
 
-def test_ids_that_are_on_the_device_only_go_into_a_graph_too(executor: Executor, folder: Path) -> None:
+def test_ids_that_are_on_the_device_only_go_into_a_graph_too(executor: Executor, plain: Executor) -> None:
     """The rows of a forward are not in the order of its spans: the longest table comes first."""
-    plain = load(folder)
     captured(executor, Capturing())
     for each in (plain, executor):
         each.forward(SPANS)
@@ -144,9 +163,9 @@ def test_a_model_that_cannot_be_captured_runs_without(
 
 
 def test_features_come_by_a_graph_of_their_own_and_without_one_where_it_has_no_memory(
-    executor: Executor, folder: Path
+    executor: Executor, plain: Executor
 ) -> None:
-    plain, capturing = load(folder), Capturing()
+    capturing = Capturing()
     captured(executor, capturing)
     for each in (plain, executor):
         each.want_features((1, 0))
