@@ -3,3 +3,7 @@
 May import: values, places, security, settings, rpc, v1, models, process, rounds, proposers, execution, sampling,
 channels.
 """
+
+from minedraft.process.serving import poll_in_place
+
+poll_in_place()

@@ -155,8 +155,7 @@ async def test_another_protocol_version_is_a_configuration_error(
     with pytest.raises(ConfigError, match=f"the scheduler speaks protocol version {PROTOCOL_VERSION}, this worker 99"):
         await GrpcVerifier.connect(worker.address)
     monkeypatch.undo()
-    (session,) = worker.runtime.sessions
-    session.info = replace(session.info, protocol_version=99)
+    worker.actor.info = replace(worker.actor.info, protocol_version=99)
     with pytest.raises(ConfigError, match=f"speaks protocol version {PROTOCOL_VERSION}, the worker 99"):
         await GrpcVerifier.connect(worker.address)
 
