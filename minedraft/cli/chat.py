@@ -49,6 +49,8 @@ def chat(connection: Connection, system: str | None, **flags: object) -> int:
     params = to_sampling_params(dict(flags))
     if params.n != 1:
         raise InvalidRequest("n", params.n, "must be 1 in a chat")
+    if params.logprobs is not None:
+        raise InvalidRequest("logprobs", params.logprobs, "are not shown in a chat; use minedraft generate --json")
     console = Console(highlight=False, soft_wrap=True)
     with Client(connection.server, **connection.access) as client:
         status = client.status()

@@ -48,6 +48,8 @@ def generate(
     Without PROMPT, the prompt is read from standard input. Start the service with minedraft-launch.
     """
     params = to_sampling_params(dict(flags))
+    if params.logprobs is not None and not as_json:
+        raise click.UsageError("--logprobs needs --json, which shows them")
     if prompt is None:
         if sys.stdin.isatty():
             raise click.UsageError('give a prompt, as in: minedraft generate "Once upon a time"')

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -23,8 +24,9 @@ from minedraft.process.heartbeat import feed_watchdog
 from minedraft.process.logs import set_up_log
 from minedraft.process.notify import Notifier
 from minedraft.process.parent import exit_with_parent
+from minedraft.security.tls import ServerTls
 from minedraft.security.tokens import TokenFile
-from minedraft.settings.door import origins_of
+from minedraft.settings.door import check_model_name, origins_of
 from minedraft.settings.flags import UserPath
 from minedraft.text.tokenizer import Tokenizer
 
@@ -82,12 +84,22 @@ def command(**options: Any) -> None:  # noqa: ANN401 (one for each option above)
     if not address.is_local and (token_file is None or certificate is None):
         limit = "reachable from other hosts, which requires --tls-cert, --tls-key and --token-file"
         raise ConfigError("listen", str(address), limit)
+    check_model_name(options["model_name"])
+    _check_certificate(certificate, options["tls_key"])
     uvloop.run(_serve(address, Tokenizer.load(options["target"]), notifier, options))
+
+
+def _check_certificate(certificate: Path | None, key: Path | None) -> None:
+    if certificate is not None and key is not None:
+        ServerTls(certificate, key)
+    elif certificate is not None or key is not None:
+        missing = "tls_key" if key is None else "tls_cert"
+        raise ConfigError(missing, None, "tls_cert and tls_key must be given together")
 
 
 async def _serve(address: Address, tokenizer: Tokenizer, notifier: Notifier, options: dict[str, Any]) -> None:
     token_file, metrics = options["token_file"], options["metrics"]
-    tokens = None if token_file is None else TokenFile(token_file)
+    tokens, origins = None if token_file is None else TokenFile(token_file), origins_of(options["origins"])
     exporter = None if metrics is None else MetricsProxy(Address.parse(metrics, "metrics"))
     listening = listen_at(address)
     server = options["server"] or default_listen()
@@ -95,7 +107,7 @@ async def _serve(address: Address, tokenizer: Tokenizer, notifier: Notifier, opt
     async with AsyncClient(server, interval_s=_INTERVAL_S, **access) as client:
         facts = ModelFacts(client, options["model_name"])
         door = Door(client, tokenizer, facts, exporter.read if exporter is not None else None)
-        app = door.app(None if tokens is None else tokens.admits, origins_of(options["origins"]))
+        app = door.app(None if tokens is None else tokens.admits, origins)
         http = make_server(app, options["tls_cert"], options["tls_key"])
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):

@@ -42,12 +42,10 @@ def wrong_door(settings: Settings) -> list[ConfigError]:
         where = doors.get("listen")
         limit = f"{where} is a unix socket, which is used without TLS; remove tls_cert, or listen on HOST:PORT"
         errors.append(ConfigError("tls_cert", str(settings.tls_cert), limit))
-    model = settings.model_name
-    if model is not None and not (model.strip() and model.isprintable()):
-        errors.append(ConfigError("model_name", model, "must be printable text"))
-    if settings.http_origins is not None and not all(map(_ORIGIN.fullmatch, origins_of(settings.http_origins))):
-        limit = "must be *, or origins as browsers send them: http://localhost:3000, in small letters, without a path"
-        errors.append(ConfigError("http_origins", settings.http_origins, limit))
+    errors += [
+        *_tried(partial(check_model_name, settings.model_name)),
+        *_tried(partial(origins_of, settings.http_origins)),
+    ]
     return [*errors, *_tried(partial(door_tls, settings)), *_tried(partial(door_tokens, settings))]
 
 
@@ -68,9 +66,23 @@ def wrong_worker_tls(settings: SharedSettings, *fields: str) -> list[ConfigError
     return errors
 
 
+def check_model_name(name: str | None) -> None:
+    """Raise ConfigError for a model's name that clients could not write."""
+    if name is not None and not (name.strip() and name.isprintable()):
+        raise ConfigError("model_name", name, "must be printable text")
+
+
 def origins_of(text: str | None) -> list[str]:
-    """Return the origins of web pages in the text of the setting `http_origins`."""
-    return [] if text is None else [origin.strip() for origin in text.split(",")]
+    """Return the origins of web pages in the text of the setting `http_origins`.
+
+    Raises:
+        ConfigError: one is none, so that no page would ever have it.
+    """
+    origins = [] if text is None else [origin.strip() for origin in text.split(",")]
+    if not all(map(_ORIGIN.fullmatch, origins)):
+        limit = "must be *, or origins as browsers send them: http://localhost:3000, in small letters, without a path"
+        raise ConfigError("http_origins", text, limit)
+    return origins
 
 
 def door_tls(settings: Settings) -> ServerTls | None:

@@ -157,6 +157,8 @@ async def test_a_chat_shows_an_error_as_it_is_and_goes_on(tmp_path):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-u", "-m", "minedraft.cli.main", "chat", "--server", service.address,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2],
+            # A user's client has gRPC's own threads; this process has had the service's settings of them.
+            env={name: value for name, value in os.environ.items() if name != "GRPC_EXPERIMENTS"},
         )  # fmt: skip
         assert process.stdout is not None
         await process.stdout.readline()  # the service was there
@@ -225,6 +227,9 @@ async def test_a_chat_that_fills_the_context_says_what_to_do(service):
         (("generate", "--temperature", "-1", PROMPT), 1, "temperature is -1.0: must be in [0, 100]"),
         (("generate", "--max-new-tokens", "0", PROMPT), 1, "max_new_tokens is 0: must be in [1, 1048576]"),
         (("generate", "--logit-bias", "many", PROMPT), 1, "logit_bias is 'many': must be ID:VALUE"),
+        (("generate", "--logit-bias", "5:1", "--logit-bias", "5:2", PROMPT), 1, "logit_bias is [5, 5]: has a token"),
+        (("generate", "--logprobs", "2", PROMPT), EXIT_CONFIG, "--logprobs needs --json"),
+        (("chat", "--logprobs", "2"), 1, "logprobs is 2: are not shown in a chat"),
         (("generate", ""), 1, "prompt is '': must not be empty"),
         (("generate", "--token-ids", "1 x"), EXIT_CONFIG, "--token-ids: 'x' is not a token id"),
         (("bench", "-k", "17"), EXIT_CONFIG, "draft-len is '17': must be numbers in [1, 16]"),

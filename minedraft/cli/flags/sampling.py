@@ -59,7 +59,10 @@ def to_sampling_params(flags: dict[str, Any]) -> SamplingParams:
     if given.pop("no_speculation", False):
         given["speculate"] = False
     if "logit_bias" in given:
-        given["logit_bias"] = dict(_to_bias(text) for text in given["logit_bias"])
+        biases = [_to_bias(text) for text in given["logit_bias"]]
+        given["logit_bias"] = dict(biases)
+        if len(given["logit_bias"]) < len(biases):
+            raise InvalidRequest("logit_bias", [token_id for token_id, _ in biases], "has a token twice")
     return SamplingParams(**given)
 
 
