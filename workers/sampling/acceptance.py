@@ -76,15 +76,15 @@ def verify(logits: torch.Tensor, rows: Sequence[VerifyRow]) -> list[Outcome]:
     """
     num_logits = sum(len(row.drafts) + 1 for row in rows)
     assert len(logits) == num_logits, f"{len(logits)} logits rows for {num_logits} positions"
-    if all(_is_plain(row) for row in rows):
-        return _verify_plain(logits, rows)
+    if all(takes_peaks(row) for row in rows):
+        return verify_peaks(logits, rows)
     columns = columns_of(logits.shape[-1], logits.device)
     outcomes = []
     start = 0
     for row in rows:
         end = start + len(row.drafts) + 1
-        if _is_plain(row):
-            outcomes += _verify_plain(logits[start:end], [row])
+        if takes_peaks(row):
+            outcomes += verify_peaks(logits[start:end], [row])
         else:
             outcomes.append(_verify_row(logits[start:end], row, columns))
         start = end
@@ -148,12 +148,13 @@ def to_outcome(logits: torch.Tensor, first_row: int, row: VerifyRow, tokens: Seq
     return Outcome(len(tokens) - 1, tuple(tokens), tuple(logprobs))
 
 
-def _is_plain(row: VerifyRow) -> bool:
+def takes_peaks(row: VerifyRow) -> bool:
+    """Whether a row takes the argmax of its raw logits, and nothing else is asked for."""
     state = row.state
     return is_greedy(state) and state.spec.sampling.logprobs is None and not needs_adjusting(state, len(state.tokens))
 
 
-def _verify_plain(logits: torch.Tensor, rows: Sequence[VerifyRow]) -> list[Outcome]:
+def verify_peaks(logits: torch.Tensor, rows: Sequence[VerifyRow]) -> list[Outcome]:
     """Return the decisions for rows that take the argmax of the raw logits: one search, one copy to the host."""
     peaks, best = argmax_rows(logits)
     outcomes = []

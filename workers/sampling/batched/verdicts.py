@@ -15,7 +15,7 @@ import torch
 from minedraft.errors import NumericError
 from minedraft.messages import TokenLogprobs
 from minedraft.types import Acceptance
-from minedraft_workers.sampling.acceptance import Outcome, VerifyRow
+from minedraft_workers.sampling.acceptance import Outcome, VerifyRow, takes_peaks, verify_peaks
 from minedraft_workers.sampling.batched import law
 from minedraft_workers.sampling.batched.adjusting import RowContext, adjust_rows
 from minedraft_workers.sampling.batched.rules import RowRules, RulePlace, Subset
@@ -29,6 +29,8 @@ _PURPOSES = (Purpose.ACCEPT, Purpose.TARGET)
 
 def verify_together(logits: torch.Tensor, rows: Sequence[VerifyRow]) -> list[Outcome]:
     """Return the decision for each row, by one copy to the host; arguments as `acceptance.verify`."""
+    if all(takes_peaks(row) for row in rows):
+        return verify_peaks(logits, rows)
     columns = columns_of(logits.shape[1], logits.device)
     contexts = [RowContext(row.state, row.drafts[:index]) for row in rows for index in range(len(row.drafts) + 1)]
     places = [RulePlace(state, len(state.tokens) + len(drafts)) for state, drafts in contexts]
