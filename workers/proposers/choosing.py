@@ -14,8 +14,10 @@ from minedraft.messages import Branch
 from minedraft.types import Acceptance, ScoreKind
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.branches import likely_branches
+from minedraft_workers.sampling.batched.adjusting import RowContext
 from minedraft_workers.sampling.batched.drafts import choose_rows
 from minedraft_workers.sampling.batched.rules import RowRules, RulePlace
+from minedraft_workers.sampling.batched.running import RunningAdjustment
 from minedraft_workers.sampling.batched.transfer import download, upload
 from minedraft_workers.sampling.choose import ChoiceRow
 from minedraft_workers.sampling.randomness import Purpose
@@ -97,12 +99,25 @@ class DraftChooser:
                 row.q_ids.append(ids)
                 row.q_probs.append(probs)
 
-    def choose_on_device(self, logits: torch.Tensor, rows: Sequence[DraftRow], counts: Sequence[int]) -> StepChoice:
+    def start_on_device(self, rows: Sequence[DraftRow], device: torch.device) -> RunningAdjustment:
+        """Return what penalties, biases and minimum lengths change while all these rows are drafted for."""
+        contexts = [RowContext(row.state, row.uncommitted) for row in rows]
+        return RunningAdjustment(contexts, columns_of(self._num_columns, device, self._ids), device)
+
+    def choose_on_device(
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[DraftRow],
+        counts: Sequence[int],
+        running: RunningAdjustment,
+        numbers: Sequence[int],
+    ) -> StepChoice:
         """Return the next draft of each row, without a wait for the device; `take` adds them to the rows.
 
         Args:
-            logits: float32 [rows, columns], as they are: no row's are adjusted.
+            logits: float32 [rows, columns].
             counts: the drafts that each row has by then.
+            running: of `start_on_device`. numbers: of the rows among those that it was started with.
         """
         logits = logits[:, : self._num_columns]
         columns = columns_of(logits.shape[1], logits.device, self._ids)
@@ -111,7 +126,8 @@ class DraftChooser:
             for row, count in zip(rows, counts, strict=True)
         ]
         rules = RowRules.make(places, columns.num_columns, logits.device, (Purpose.DRAFT,))
-        chosen = choose_rows(logits, rules, columns, self._top_m)
+        chosen = choose_rows(running.adjust(logits, numbers, counts), rules, columns, self._top_m)
+        running.note(chosen.columns, numbers)
         q_ids = None if chosen.q_columns is None else self._ids_of(chosen.q_columns)
         scores = self._score_rows(logits, rows, chosen.columns) if any(row.score_kind for row in rows) else None
         return StepChoice(rows, self._ids_of(chosen.columns), chosen.is_usable, scores, q_ids, chosen.q_probs)

@@ -18,14 +18,13 @@ from minedraft_workers.execution.spans import ForwardSpan
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.choosing import DraftChooser, StepChoice
 from minedraft_workers.sampling.batched.transfer import upload
-from minedraft_workers.sampling.processors import needs_adjusting
 
 logger = logging.getLogger("minedraft.drafter")
 
 
 def can_loop(rows: Sequence[DraftRow]) -> bool:
-    """Whether no row's logits are changed by tokens before them: those of this round are not known to the host."""
-    return not any(needs_adjusting(row.state, row.committed_len + len(row.uncommitted)) for row in rows)
+    """Whether no row follows a grammar, which the host must move by each token."""
+    return all(row.state.guide is None for row in rows)
 
 
 class DeviceLoop:
@@ -50,11 +49,13 @@ class DeviceLoop:
         """
         rows, counts, steps = [*plain, *branches], [0] * (len(plain) + len(branches)), list[StepChoice]()
         device = logits.device
+        running = self._chooser.start_on_device(rows, device)
         last = upload(np.array([row.uncommitted[-1] if row.lead else 0 for row in rows], np.int64), device)
 
         def choose(active: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
             """Choose the next drafts of these rows, and return the last tokens of all."""
-            step = self._chooser.choose_on_device(logits, [rows[i] for i in active], [counts[i] for i in active])
+            of_active = [rows[i] for i in active], [counts[i] for i in active]
+            step = self._chooser.choose_on_device(logits, *of_active, running, active)
             steps.append(step)
             for i in active:
                 counts[i] += 1

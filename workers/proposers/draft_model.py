@@ -11,8 +11,7 @@ The first branch continues the request's own KV, each other one a fork of it. Th
 many as the first branch alone takes: a forward of few rows is bound by reading the weights.
 
 On a GPU the host waits for the device once a round, at its end (`device_loop.py`), and before the forwards of branches,
-which it chooses. It waits once a forward if the tokens of the round change the logits of later ones: with penalties, a
-minimum length or a grammar.
+which it chooses. It waits once a forward if a request follows a grammar.
 """
 
 from __future__ import annotations

@@ -111,16 +111,18 @@ class EagleProposer:
     def _draft_on_device(self, output: HeadOutput, active: list[DraftRow]) -> None:
         """Draft as `_draft`, but keep the tokens on the device until the end."""
         steps: list[StepChoice] = []
+        running, numbers = self._chooser.start_on_device(active, output.logits.device), list(range(len(active)))
         while active:
             count = len(steps)  # drafts that each of these rows has by then
-            steps.append(self._chooser.choose_on_device(output.logits, active, [count] * len(active)))
+            counts = [count] * len(active)
+            steps.append(self._chooser.choose_on_device(output.logits, active, counts, running, numbers))
             going_on = [index for index, row in enumerate(active) if row.draft_len > count + 1]
             if not going_on:
                 break
             states, ids = output.states_of(going_on), steps[-1].ids
             if len(going_on) < len(active):
                 ids = ids.index_select(0, upload(np.array(going_on, np.int64), ids.device))
-            active = [active[index] for index in going_on]
+            active, numbers = [active[index] for index in going_on], [numbers[index] for index in going_on]
             # The token in the span is in place of the one that is given.
             spans = [ForwardSpan(row.state.request_id, row.committed_len + count - 1, (0,), 1) for row in active]
             try:

@@ -30,7 +30,6 @@ REQUESTS = [
     SamplingParams(temperature=1.2, top_p=0.8, top_k=50, seed=4, logprobs=0),
     SamplingParams(temperature=0.7, min_p=0.05, seed=5),
 ]
-# The host chooses each token of a round in which there is one of these.
 PENALIZED = [
     SamplingParams(frequency_penalty=0.8),
     SamplingParams(temperature=0.7, repetition_penalty=1.2, min_new_tokens=9, seed=5),

@@ -218,13 +218,49 @@ def test_the_host_reads_the_device_once_a_round(
     assert reads.found == []
 
 
-def test_penalties_are_drafted_with_the_host_s_knowledge_of_each_token(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("draft_len", [1, 6])
+def test_penalties_biases_and_minimum_lengths_follow_the_tokens_of_the_round(
+    draft_len: int, folder: Path, target_vocab: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drafters = both(folder)
-    params = SamplingParams(frequency_penalty=1.5)
-    spec = SequenceSpec(params, 3, 1, Acceptance.GREEDY)
+    drafters = both(folder, target_vocab=target_vocab, num_blocks=256)
+    params = [
+        SamplingParams(frequency_penalty=1.5, presence_penalty=0.5),
+        SamplingParams(temperature=1.0, repetition_penalty=1.6, logit_bias={11: 3.0, 60: 4.0}),
+        SamplingParams(temperature=0.8, min_new_tokens=3, presence_penalty=-2.0),
+        SamplingParams(logit_bias={2: 50.0}, min_new_tokens=2, max_new_tokens=9),
+        SamplingParams(temperature=1.0),
+    ]
+    spans = [
+        DraftSpan(i, 0, (5, 6, 7 + i), draft_len, SequenceSpec(sampling, 2, i, kind, (2, 9)))
+        for i, (sampling, kind) in enumerate((s, k) for s in params for k in Acceptance)
+    ]
     with counting_copies(monkeypatch) as copies:
-        wanted, found = (drafter.ask(DraftSpan(1, 0, (5, 6, 7), 5, spec)) for drafter in drafters)
+        wanted, found = (drafter.ask(*spans) for drafter in drafters)
+    assert len(copies) == 1
     assert_same(wanted, found)
+    spans = [DraftSpan(p.request_id, 3, (*p.tokens[:2], 20), draft_len) for p in wanted]
+    assert_same(*(drafter.ask(*spans) for drafter in drafters))
+
+
+def test_a_grammar_is_followed_by_the_host_token_by_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = Drafter(folder, as_on_gpu=True)
+    spec = make_spec(Acceptance.GREEDY, 3, 1)
+    drafter.ask(DraftSpan(1, 0, (5, 6, 7), 0, spec))
+
+    class Anything:
+        """A grammar that allows every token."""
+
+        def move_to(self, tokens: Sequence[int], drafts: Sequence[int] = ()) -> bool:
+            return True
+
+        def allowed(self, num_ids: int) -> np.ndarray:
+            return np.ones(num_ids, np.bool_)
+
+        def keep(self, num_tokens: int) -> None:
+            pass
+
+    drafter.actor._requests._states[1].guide = Anything()
+    with counting_copies(monkeypatch) as copies:
+        (proposal,) = drafter.ask(DraftSpan(1, 2, (7,), 4))
+    assert len(proposal.tokens) == 4
     assert copies == []
