@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from minedraft.settings.service import Settings
     from minedraft.settings.shared import SharedSettings
 
+_LEAST_HANG_S = (
+    1.0  # a busy machine keeps a process that is well from its four pings in less: it would be killed for ever
+)
 _TOKENS_BESIDE_DRAFTS = 3  # of the shortest request with one whole round: prompt, first token, bonus token
 
 
@@ -132,8 +135,10 @@ def _wrong_models(settings: Settings) -> list[ConfigError]:
 
 
 def _wrong_lengths(settings: Settings) -> list[ConfigError]:
-    """Return an error for each given length that contradicts another one, or the mode."""
+    """Return an error for each given length, of tokens or time, that cannot work or contradicts another setting."""
     errors: list[ConfigError] = []
+    if 0 < settings.hang_timeout_s < _LEAST_HANG_S:
+        errors.append(ConfigError("hang_timeout_s", settings.hang_timeout_s, "must be at least 1, or 0 for never"))
     if settings.draft_len == 0 and settings.needs_drafter:
         mode = AUTO if settings.mode == AUTO else settings.mode.value
         limit = f"must be at least 1 in mode {mode}; use mode ar to decode without drafts"

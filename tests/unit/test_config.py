@@ -83,6 +83,7 @@ def test_every_problem_of_a_file_is_listed_at_once(tmp_path):
             "with target_memory_share 0.6 that is more than all of cuda:1, which both workers use",
         ),
         ({"drain_timeout_s": float("nan")}, "drain_timeout_s", "must be"),
+        ({"hang_timeout_s": 0.5}, "hang_timeout_s", "must be at least 1, or 0 for never"),
         ({"model_name": " "}, "model_name", "must be printable text"),
         ({"model_name": "a\nb"}, "model_name", "must be printable text"),
         ({"http_origins": "http://a,http://b/"}, "http_origins", "without a path"),
