@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from minedraft.settings.service import Settings
     from minedraft.settings.shared import SharedSettings
 
-_LEAST_HANG_S = (
-    1.0  # a busy machine keeps a process that is well from its four pings in less: it would be killed for ever
-)
+_LEAST_HANG_S = 1.0  # in less, a process on a busy machine misses its pings, and would be killed for ever
 _TOKENS_BESIDE_DRAFTS = 3  # of the shortest request with one whole round: prompt, first token, bonus token
 
 
