@@ -18,6 +18,9 @@ from minedraft.output import Output, join_outputs
 from minedraft.prompts import Prompt
 from minedraft.text.tokenizer import Tokenizer
 
+# Of one call in the service at a time: a list of prompts may be longer than the service's queue, and leaves room in it.
+_MOST_SAMPLES = 64
+
 
 class Answers:
     """Answers calls through a client of the service."""
@@ -85,12 +88,14 @@ class Answers:
                 async for output in made:
                     yield output.index, output
             return
-        queue: asyncio.Queue[tuple[int, Output] | None] = asyncio.Queue(maxsize=4 * len(asked.prompts))
+        seats = asyncio.Semaphore(max(_MOST_SAMPLES // asked.params.n, 1))
+        queue: asyncio.Queue[tuple[int, Output] | None] = asyncio.Queue(maxsize=4 * _MOST_SAMPLES)
 
         async def ask(number: int, prompt: Prompt) -> None:
             name = f"{asked.id}-{number}"
-            async with aclosing(cast(Any, self._client.generate(prompt, asked.params, request_id=name))) as made:
-                async for output in made:
+            made = self._client.generate(prompt, asked.params, request_id=name)
+            async with seats, aclosing(cast(Any, made)) as outputs:
+                async for output in outputs:
                     await queue.put((number * asked.params.n + output.index, output))
 
         async def ask_all() -> None:
