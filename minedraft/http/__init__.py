@@ -2,3 +2,7 @@
 
 May import: values, places, security, settings, client, process, text.
 """
+
+from minedraft.process.serving import poll_in_place
+
+poll_in_place()

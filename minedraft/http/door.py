@@ -7,6 +7,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.resources import files
 from typing import Any, TypeVar, cast
 
@@ -26,7 +27,14 @@ from minedraft.http.guard import Guard
 from minedraft.http.leaving import EventResponse, unless_gone
 from minedraft.http.model_facts import ModelFacts
 from minedraft.http.responding import Responding
-from minedraft.http.wire.asking import chat_params, chat_prompt, completion_params, completion_prompts, renamed
+from minedraft.http.wire.asking import (
+    chat_params,
+    chat_prompt,
+    completion_params,
+    completion_prompts,
+    is_rendered_here,
+    renamed,
+)
 from minedraft.http.wire.bodies import (
     BodyReader,
     ChatBody,
@@ -117,7 +125,9 @@ class Door:
             tools = plan_tools(body)
             params = chat_params(body, tools, self._tokenizer.is_added(OPEN))
             messages = check_messages(body["messages"])
-            prompt = await asyncio.to_thread(chat_prompt, messages, tools, self._tokenizer)
+            to_prompt = partial(chat_prompt, messages, tools, self._tokenizer)
+            is_long = is_rendered_here(messages, tools, self._tokenizer)
+            prompt = await asyncio.to_thread(to_prompt) if is_long else to_prompt()
             params = await self._fit(params, prompt)
         return await self._answer(request, self._chat, body, [prompt], params, tools=tools)
 

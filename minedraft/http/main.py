@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-import uvloop
 
 from minedraft.address import Address, default_listen
 from minedraft.client import AsyncClient
@@ -24,6 +23,7 @@ from minedraft.process.heartbeat import feed_watchdog
 from minedraft.process.logs import set_up_log
 from minedraft.process.notify import Notifier
 from minedraft.process.parent import exit_with_parent
+from minedraft.process.serving import run_serving
 from minedraft.security.tls import ServerTls
 from minedraft.security.tokens import TokenFile
 from minedraft.settings.door import check_model_name, origins_of
@@ -86,7 +86,7 @@ def command(**options: Any) -> None:  # noqa: ANN401 (one for each option above)
         raise ConfigError("listen", str(address), limit)
     check_model_name(options["model_name"])
     _check_certificate(certificate, options["tls_key"])
-    uvloop.run(_serve(address, Tokenizer.load(options["target"]), notifier, options))
+    run_serving(_serve(address, Tokenizer.load(options["target"]), notifier, options))
 
 
 def _check_certificate(certificate: Path | None, key: Path | None) -> None:

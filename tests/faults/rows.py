@@ -242,7 +242,7 @@ _SERVICE_ROWS = (
         proofs=(
             f"{SECURITY}test_every_method_is_closed_to_callers_without_a_valid_token",
             f"{SECURITY}test_what_does_not_fit_the_door_gets_a_clear_error",
-            f"{SECURITY}test_refusals_of_one_interval_are_counted_and_told_with_the_next_line",
+            f"{SECURITY}test_callers_without_a_token_cannot_fill_the_log",
             "tests/integration/security/test_worker_links.py::"
             "test_a_worker_answers_nobody_without_a_certificate_of_its_ca",
             "tests/unit/security/test_tls.py::test_a_certificate_that_has_expired_is_refused",

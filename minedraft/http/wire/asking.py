@@ -103,9 +103,14 @@ def chat_prompt(messages: Messages, plan: ToolPlan | None, tokenizer: Tokenizer)
     Raises:
         InvalidRequest: the template refuses the messages.
     """
-    if tokenizer.knows_tools and (plan is not None or uses_tools(messages)):
+    if is_rendered_here(messages, plan, tokenizer):
         return tokenizer.encode_chat(messages, tools=None if plan is None else plan.as_tools)
     return as_text(messages, "" if plan is None else describe(plan))
+
+
+def is_rendered_here(messages: Messages, plan: ToolPlan | None, tokenizer: Tokenizer) -> bool:
+    """Return whether `chat_prompt` renders a chat, which takes time; else the service does."""
+    return tokenizer.knows_tools and (plan is not None or uses_tools(messages))
 
 
 def completion_prompts(body: CompletionBody) -> list[Prompt]:
