@@ -28,7 +28,7 @@ COMMANDS = {
     "matrix/axes.json": f"{_BENCH}/matrix --minutes 8 --pairs smollm2,smollm2-head --json axes.json",
     "channels.json": f"{_BENCH}/channels --json channels.json",
     "studies/cores.json": f"{_BENCH}/cores MODEL --json cores.json",
-    "studies/http.json": f"{_BENCH}/doors/http --json http.json",
+    "studies/http.json": f"{_BENCH}/doors/http --repeats 9 --json http.json",
     "doors/guidellm.json": f"{_BENCH}/doors/guidellm --json guidellm.json",
     "vllm/smollm2.json": "scripts/vllm",
     "studies/two_hosts.json": f"{_BENCH}/network/two_hosts --pairs timed --json two_hosts.json",

@@ -7,7 +7,8 @@ import json
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,36 @@ from minedraft.errors import Unavailable
 from minedraft.local import serve
 
 _USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
+
+
+Ask = Callable[[str], Awaitable[tuple[float, int]]]
+_NUM_ALONE = 40
+_END = b"\r\n0\r\n\r\n"  # of a body in chunks
+
+
+class _Connections:
+    """Connections that stay open from one answer to the next, as those of people's clients do, and as gRPC's does."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Lend a connection; one that an answer failed on is closed."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():  # the door closes those that nobody has used for some seconds
+                break
+            writer.close()
+        else:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            yield reader, writer
+        except BaseException:
+            writer.close()
+            raise
+        self._idle.append((reader, writer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +77,8 @@ class Turn:
 def main(in_flight: int, max_new_tokens: int, repeats: int, streams: int, mode: str, json_path: Path | None) -> None:
     """Compare the HTTP door with the gRPC door: tokens per second, time to the first byte, the scheduler's own time.
 
-    Both are asked in turns, by one light client each, for the same streamed greedy answers of the default pair. At the
-    end, many streams are opened over HTTP at once.
+    Both are asked in turns, by one light client each, for the same streamed greedy answers of the default pair: all at
+    once, then one by one. At the end, many streams are opened over HTTP at once.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -66,9 +97,10 @@ async def _measure(
     params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
     size = max(in_flight // 2, 1)
     async with serve(mode=mode, max_batch_size=size, http=f"127.0.0.1:{port}", model_name="m", on_line=say) as client:
-        asks: dict[str, Callable[[str], Awaitable[tuple[float, int]]]] = {
+        connections = _Connections(port)
+        asks: dict[str, Ask] = {
             "grpc": lambda text: _ask_grpc(client, text, params),
-            "http": lambda text: _ask_http(port, text, params),
+            "http": lambda text: _ask_http(connections, text, params),
         }
         turns: dict[str, list[Turn]] = {name: [] for name in asks}
         for repeat in range(repeats + 1):
@@ -77,6 +109,8 @@ async def _measure(
                 turn = await _run(client, asks[name], texts, in_flight)
                 if repeat:  # the first one warms up
                     turns[name].append(turn)
+        say(f"{_NUM_ALONE} requests alone through each door")
+        later_s = [await _later(asks, texts[i % len(texts)], bool(i % 2)) for i in range(_NUM_ALONE)]
         say(f"{streams} streams over HTTP")
         many = await _run(client, asks["http"], texts, streams)
     medians = {
@@ -91,15 +125,20 @@ async def _measure(
         "median": medians,
         "http_of_grpc": median(http.tokens_per_s / grpc.tokens_per_s for http, grpc in pairs),
         "first_byte_later_ms": median(http.first_byte_ms - grpc.first_byte_ms for http, grpc in pairs),
+        "alone": {"requests": _NUM_ALONE, "first_byte_later_ms": 1e3 * median(later_s)},
         "control_overhead_more_ms": median(h.control_overhead_ms - g.control_overhead_ms for h, g in pairs),
         "many": {"streams": streams, **asdict(many)},
         "turns": {name: [asdict(turn) for turn in made] for name, made in turns.items()},
     }
 
 
-async def _run(
-    client: AsyncClient, ask: Callable[[str], Awaitable[tuple[float, int]]], texts: list[str], count: int
-) -> Turn:
+async def _later(asks: Mapping[str, Ask], text: str, is_http_first: bool) -> float:
+    """Return how many seconds later the first byte comes over HTTP, for one request that nobody is beside."""
+    first_s = {name: (await asks[name](text))[0] for name in sorted(asks, reverse=is_http_first)}
+    return first_s["http"] - first_s["grpc"]
+
+
+async def _run(client: AsyncClient, ask: Ask, texts: list[str], count: int) -> Turn:
     started_s = time.monotonic()
     asked = [ask(texts[i % len(texts)]) for i in range(count)]
     made = await asyncio.gather(*asked, return_exceptions=True)
@@ -120,7 +159,7 @@ async def _ask_grpc(client: AsyncClient, text: str, params: SamplingParams) -> t
     return first_s, count
 
 
-async def _ask_http(port: int, text: str, params: SamplingParams) -> tuple[float, int]:
+async def _ask_http(connections: _Connections, text: str, params: SamplingParams) -> tuple[float, int]:
     """Do as `_ask_grpc`, with as little of a client as can be: its time is taken from the same cores."""
     body = {
         "model": "m",
@@ -134,17 +173,16 @@ async def _ask_http(port: int, text: str, params: SamplingParams) -> tuple[float
     content = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(content)}\r\n"
     started_s, first_s, last = time.monotonic(), 0.0, b""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(f"{head}content-type: application/json\r\nconnection: close\r\n\r\n".encode() + content)
+    async with connections.one() as (reader, writer):
+        writer.write(f"{head}content-type: application/json\r\n\r\n".encode() + content)
         if not (await reader.readline()).startswith(b"HTTP/1.1 200"):
             raise Unavailable("the door has refused the call")
-        while data := await reader.read(1 << 16):
+        while not last.endswith(_END):
+            if not (data := await reader.read(1 << 16)):
+                raise Unavailable("the door has ended an answer before its end")
             if not first_s and b"data: " in data:
                 first_s = time.monotonic() - started_s
             last = (last + data)[-4096:]
-    finally:
-        writer.close()
     [usage] = _USAGE.findall(last)
     return first_s, int(usage)
 
