@@ -31,6 +31,8 @@ COMMANDS = {
     "studies/http.json": f"{_BENCH}/doors/http --repeats 9 --json http.json",
     "doors/guidellm.json": f"{_BENCH}/doors/guidellm --json guidellm.json",
     "vllm/smollm2.json": "scripts/vllm",
+    "vllm/long.json": "scripts/vllm --ways serial,alternating --in-flight 8,16 --max-new-tokens 192",
+    "vllm/qwen.json": "scripts/vllm --pair qwen --in-flight 4,16 --repeats 2 --max-new-tokens 32",
     "studies/two_hosts.json": f"{_BENCH}/network/two_hosts --pairs timed --json two_hosts.json",
     "studies/two_hosts_real.json": f"{_BENCH}/network/two_hosts --pairs real --tokens 24 --json two_hosts_real.json",
     "studies/padding.json": f"{_BENCH}/network/padding --json padding.json",

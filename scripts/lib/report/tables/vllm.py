@@ -24,9 +24,10 @@ def vllm_table(results: Results, file: str) -> str:
     header = ["tokens/s, in flight", *map(str, counts), *(f"{count}, {pace}" for count in slowed)]
     lines = []
     for way, name in _WAYS.items():
-        rates = [own["medians"][f"{way}, {count}"] for count in counts]
-        rates += [paced["medians"].get(f"{way}, {count}") for count in slowed]
-        lines.append([name, *("" if rate is None else f"{rate:.0f}" for rate in rates)])
+        rates = [own["medians"].get(f"{way}, {count}") for count in counts]
+        if any(rates):  # the way was measured
+            rates += [paced["medians"].get(f"{way}, {count}") for count in slowed]
+            lines.append([name, *("" if rate is None else f"{rate:.0f}" for rate in rates)])
     both = [*own["lines"], *paced["lines"]]
     lines.append(["two groups of in turns", *(times(line["alternating_of_serial"]) for line in both)])
     lines.append(["waits for drafts, of the run", *(percent(line["blocked"]) for line in both)])
