@@ -26,6 +26,8 @@ COMMANDS = {
     "studies/context.json": f"{_BENCH}/studies/context -m 2 --json context.json` and `--pair qwen -m 1 -k 3",
     "matrix/pairs.json": f"{_BENCH}/matrix --minutes 9 --json pairs.json",
     "matrix/axes.json": f"{_BENCH}/matrix --minutes 8 --pairs smollm2,smollm2-head --json axes.json",
+    "matrix/samples.json": f"{_BENCH}/matrix --minutes 6 --pairs smollm2,smollm2-head -k 2 -m 4 --temperatures 0.8"
+    " --repeats 2 --json samples.json",
     "channels.json": f"{_BENCH}/channels --json channels.json",
     "studies/cores.json": f"{_BENCH}/cores MODEL --json cores.json",
     "studies/http.json": f"{_BENCH}/doors/http --repeats 9 --json http.json",

@@ -9,7 +9,7 @@ import psutil
 
 from scripts.lib.vllm.ways import KV_GIB, ServerPlan, Way
 
-_PROCESSES = 3_200_000_000  # bytes of the processes of a server, without weights and KV: measured with a target of 3.6 GB
+_PROCESSES = 3_200_000_000  # bytes of the processes of a server, without weights and KV, as measured
 _SPARE = 1_500_000_000  # bytes left to everything else
 
 

@@ -1,4 +1,4 @@
-"""Which servers run at the same time. Their sizes are those of processes that ran: three servers with a target of 3.6 GB
+"""Which servers run at the same time. The sizes are those of processes that ran: three servers with a target of 3.6 GB
 took all of 24 GB, and the kernel killed one."""
 
 from __future__ import annotations
