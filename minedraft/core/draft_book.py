@@ -185,7 +185,7 @@ class DraftBook:
     def executed(self, command: DraftCommand, proposals: Sequence[Proposal] = ()) -> bool:
         """Record that the drafter executed a command, and what it proposed. Return whether that freed blocks."""
         for span in command.spans:
-            if (entry := self._entries.get(span.request_id)) is not None:
+            if (entry := self._staying(span.request_id)) is not None:
                 entry.cached_len, entry.num_cached_drafts, entry.branch = span.committed_len, 0, 0
                 entry.run = entry.ready = None
                 if span.ahead is not None:
@@ -193,9 +193,9 @@ class DraftBook:
                     entry.run = Run(command.round.number, span.committed_len, prepared)
         for proposal in proposals:
             is_cached = proposal.branch is None and proposal.source is not DraftMethod.NGRAM
-            if proposal.request_id in self._entries and is_cached:
+            if is_cached and (entry := self._staying(proposal.request_id)) is not None:
                 # The last draft was proposed but not fed back, so its KV does not exist.
-                self._entries[proposal.request_id].num_cached_drafts = max(len(proposal.tokens) - 1, 0)
+                entry.num_cached_drafts = max(len(proposal.tokens) - 1, 0)
         self.kv.acknowledge(command.released)
         return bool(command.released)
 
@@ -262,6 +262,11 @@ class DraftBook:
         self._entries.pop(request_id, None)
 
     # Inside
+
+    def _staying(self, request_id: int) -> _Entry | None:
+        """Return the entry of a request; None for one that was released while a command for it was on its way: what
+        that command cached goes with the next one."""
+        return None if self.kv.is_leaving(request_id) else self._entries.get(request_id)
 
     def _lag_limit(self, request_id: int) -> int:
         return max(self.max_lag, self._entries[request_id].left_behind if request_id in self._entries else 0)

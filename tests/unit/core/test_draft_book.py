@@ -207,6 +207,26 @@ def test_drafts_that_were_not_verified_are_cached_no_less() -> None:
     assert book.cached_len(1) == 3
 
 
+@pytest.mark.parametrize("is_draft", [True, False])
+def test_a_request_released_while_its_command_is_on_its_way_is_introduced_anew(is_draft: bool) -> None:
+    """Another engine preempts whenever it likes. What the command caches goes with the next one: a book that took
+    it for cached would send a span without the request's settings, be refused, and bar the request from drafts."""
+    book, request = DraftBook(KvLedger(16, BLOCK_SIZE, CONTEXT), VOCAB_SIZE), EngineRequest(1, [5, 6, 7])
+    assert book.draft_len(request, 3, 2) == 0
+    span = book.plan_draft(request, 3) if is_draft else book.plan_prefill(request, 2)
+    first = book.command(RoundId(1, Batch.A, 1), (span,))
+    book.release(1)
+    book.executed(first, [Proposal(1, 3, (8, 9, 10))] if is_draft else [])
+    assert book.cached_len(1) == 0
+    assert book.draft_len(request, 3, 10) == 0, "its release is on its way"
+    second = book.command(RoundId(1, Batch.B, 2), ())
+    assert second.released == (1,)
+    book.executed(second)
+    assert book.prefill_len(request, 10) == 2
+    anew = book.plan_prefill(request, 2)
+    assert (anew.spec, anew.tokens) == (request.spec, (5, 6))
+
+
 def test_drafts_are_ready_only_for_the_verdict_that_they_were_prepared_for() -> None:
     for accepted_len, bonus, number, came_true in [
         (1, 8, 2, True),
