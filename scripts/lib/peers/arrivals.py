@@ -75,6 +75,11 @@ def to_rates(streams: Sequence[Stream]) -> Rates:
     )
 
 
+def steady_time(streams: Sequence[Stream]) -> tuple[float, float]:
+    """Return from when to when all answers are in flight: from the last first token to the first last one."""
+    return max(stream.arrivals_s[0] for stream in streams), min(stream.arrivals_s[-1] for stream in streams)
+
+
 def steady_rate(streams: Sequence[Stream]) -> float | None:
     """Return tokens/s from the last first token to the first last one, summed over the streams.
 
@@ -82,8 +87,7 @@ def steady_rate(streams: Sequence[Stream]) -> float | None:
     client one after the other, so that a common window would cut a step in two. None if a stream has fewer
     than two arrivals in that time, or only one arrival time.
     """
-    from_s = max(stream.arrivals_s[0] for stream in streams)
-    to_s = min(stream.arrivals_s[-1] for stream in streams)
+    from_s, to_s = steady_time(streams)
     total = 0.0
     for stream in streams:
         seen = [

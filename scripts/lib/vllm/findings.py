@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from scripts.lib.vllm.counters import Counters
 from scripts.lib.vllm.servers import Sample
 from scripts.lib.vllm.ways import Way
 
@@ -33,6 +34,8 @@ class Line:
         gain: alternating / serial, the median over the repeats of the quotient within one. gains: of each repeat.
         bound: the most that this quotient can be, from the times; None if they are not known.
         blocked: share of an alternating run's time in which a step waited for drafts; None if it is not known.
+        blocked_steady: the same while all answers are in flight: without the first drafts of a run, which nothing can
+            hide, and without its end, when one group has run out.
         acceptance: share of drafts accepted by way, of those with drafts.
     """
 
@@ -41,6 +44,7 @@ class Line:
     gains: tuple[float, ...]
     bound: float | None
     blocked: float | None
+    blocked_steady: float | None
     acceptance: Mapping[Way, float]
 
 
@@ -109,7 +113,10 @@ def to_lines(samples: Sequence[Sample], times: Mapping[int, Times]) -> list[Line
         if gains := _gains(here):
             whole, half = times.get(count), times.get(count // 2)
             bound = split_bound(whole, half) if whole is not None and half is not None else None
-            lines.append(Line(count, median(gains), gains, bound, _blocked(here), _acceptances(here)))
+            alternating = [sample for sample in here if sample.way is Way.ALTERNATING]
+            blocked = _blocked([sample.counters for sample in alternating])
+            steady = _blocked([sample.steady for sample in alternating if sample.steady is not None])
+            lines.append(Line(count, median(gains), gains, bound, blocked, steady, _acceptances(here)))
     return lines
 
 
@@ -121,11 +128,11 @@ def _gains(samples: Iterable[Sample]) -> tuple[float, ...]:
     return tuple([fast / slow for fast, slow in pairs if fast is not None and slow is not None])
 
 
-def _blocked(samples: Iterable[Sample]) -> float | None:
+def _blocked(counted: Iterable[Counters]) -> float | None:
     shares = [
         steps.waited_s / max(steps.waited_s + steps.verify_s, 1e-9)
-        for sample in samples
-        if sample.way is Way.ALTERNATING and (steps := sample.counters.steps) is not None
+        for counters in counted
+        if (steps := counters.steps) is not None
     ]
     return median(shares) if shares else None
 

@@ -96,6 +96,7 @@ def main(
     alternating       our drafter, two groups: one is drafted for while the other one is verified
     bound             the most that alternating / serial can be here, (Td(B) + Tv(B)) / (2 max(Td(B/2), Tv(B/2)))
     blocked           share of the alternating run in which a step waited for drafts
+    steady            the same while all answers are in flight, as the rates: without a run's first drafts and its end
 
     \b
     Examples:

@@ -50,18 +50,19 @@ def to_table(samples: Sequence[Sample], times: Mapping[int, Times]) -> Table:
     rates, lines = median_rates(samples), {line.num_in_flight: line for line in to_lines(samples, times)}
     ways = [way for way in Way if any(sample.way is way for sample in samples)]
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
-    for name in ("in flight", *(way.value for way in ways), "alt./serial", "bound", "blocked"):
+    for name in ("in flight", *(way.value for way in ways), "alt./serial", "bound", "blocked", "steady"):
         table.add_column(name, justify="right")
     for count in sorted({count for _, count in rates}):
         cells = [f"{rates[way, count]:.0f}" if (way, count) in rates else "-" for way in ways]
         line = lines.get(count)
-        table.add_row(str(count), *cells, *(_of_line(line) if line is not None else ("-", "-", "-")))
+        table.add_row(str(count), *cells, *(_of_line(line) if line is not None else ("-", "-", "-", "-")))
     return table
 
 
-def _of_line(line: Line) -> tuple[str, str, str]:
+def _of_line(line: Line) -> tuple[str, str, str, str]:
     bound = "-" if line.bound is None else f"{line.bound:.2f}"
-    return f"{line.gain:.2f}", bound, "-" if line.blocked is None else f"{line.blocked:.1%}"
+    blocked, steady = ("-" if share is None else f"{share:.1%}" for share in (line.blocked, line.blocked_steady))
+    return f"{line.gain:.2f}", bound, blocked, steady
 
 
 def to_document(comparison: Comparison, found: Found) -> dict[str, Any]:
@@ -110,6 +111,7 @@ def _line_to_json(line: Line) -> dict[str, Any]:
         "each": [_rounded(gain) for gain in line.gains],
         "bound": None if line.bound is None else _rounded(line.bound),
         "blocked": None if line.blocked is None else _rounded(line.blocked),
+        "blocked_steady": None if line.blocked_steady is None else _rounded(line.blocked_steady),
         "acceptance": {way.value: _rounded(share) for way, share in line.acceptance.items()},
     }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from minedraft.address import Address
 from minedraft.errors import StartFailed
 from minedraft.rpc.health import LIVE
-from scripts.lib.peers.arrivals import Rates, to_rates
+from scripts.lib.peers.arrivals import Rates, steady_time, to_rates
 from scripts.lib.peers.cells import Cell
 from scripts.lib.peers.driving import SAME_TOKENS
 from scripts.lib.peers.engines.affinity import family, keep_on
@@ -22,6 +22,7 @@ from scripts.lib.peers.prompts import PromptSet
 from scripts.lib.processes import serving
 from scripts.lib.vllm.counters import Counters
 from scripts.lib.vllm.environment import PluginEnvironment
+from scripts.lib.vllm.watching import counted_between, watched
 from scripts.lib.vllm.ways import Places, ServerPlan, Way, server_variables
 
 _WORKER = "minedraft_workers.main"
@@ -34,7 +35,8 @@ class Sample:
     """One cell that one way has answered once.
 
     Attributes:
-        counters: what the server counted meanwhile.
+        counters: what the server counted meanwhile. steady: of that, what it counted while all answers were in flight;
+            None if that time was too short.
         starts: the first tokens of each answer.
     """
 
@@ -43,6 +45,7 @@ class Sample:
     repeat: int
     rates: Rates
     counters: Counters
+    steady: Counters | None
     starts: tuple[tuple[int, ...], ...]
 
 
@@ -105,17 +108,14 @@ async def measure(way: Way, engine: HttpEngine, prompts: PromptSet, cell: Cell, 
     """
     try:
         async with asyncio.timeout(_PATIENCE_S):
-            before = await read_counters(engine)
-            streams = await engine.answer(prompts.of(cell), cell)
-            counters = (await read_counters(engine)).since(before)
+            async with watched(engine) as readings:
+                streams = await engine.answer(prompts.of(cell), cell)
     except TimeoutError:
         raise PeerFailed(f"{way.value}: no answer after {_PATIENCE_S:.0f} s") from None
     starts = tuple(stream.token_ids[:SAME_TOKENS] for stream in streams)
-    return Sample(way, cell, repeat, to_rates(streams), counters, starts)
-
-
-async def read_counters(engine: HttpEngine) -> Counters:
-    return Counters.parse((await engine.client.get("/metrics")).text)
+    counters = readings[-1].counters.since(readings[0].counters)
+    steady = counted_between(readings, *steady_time(streams))
+    return Sample(way, cell, repeat, to_rates(streams), counters, steady, starts)
 
 
 async def ask_once(engine: HttpEngine, socket: Path, environment: PluginEnvironment, prompt: str) -> str:

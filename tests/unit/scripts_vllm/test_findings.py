@@ -25,9 +25,12 @@ from scripts.lib.vllm.ways import Way
 RATES = Rates(100.0, 100.0, 1000.0, 0.1, 0.2, 640, 800)
 
 
-def sample(way: Way, count: int, rate: float | None, repeat: int = 0, **counted: float) -> Sample:
+def sample(
+    way: Way, count: int, rate: float | None, repeat: int = 0, steady: dict[str, float] | None = None, **counted: float
+) -> Sample:
     cell = Cell(CellKind.FIXED, count, None, 64)
-    return Sample(way, cell, repeat, replace(RATES, decode_tokens_per_s=rate), Counters(counted), ())
+    rates = replace(RATES, decode_tokens_per_s=rate)
+    return Sample(way, cell, repeat, rates, Counters(counted), None if steady is None else Counters(steady), ())
 
 
 def counted(num_steps: float, waited_s: float, verify_s: float) -> dict[str, float]:
@@ -52,7 +55,7 @@ def test_the_gain_is_the_median_of_pairs_within_a_repeat_and_not_of_medians() ->
     (line,) = to_lines(samples, round_times(samples))
     assert line.gain == pytest.approx(1.2)
     assert line.gains == pytest.approx((1.2, 1.3, 1.1))
-    assert (line.bound, line.blocked) == (None, None), "nobody has counted steps"
+    assert (line.bound, line.blocked, line.blocked_steady) == (None, None, None), "nobody has counted steps"
     assert median_rates(samples)[Way.ALTERNATING, 16] == 120.0
 
 
@@ -64,12 +67,13 @@ def test_times_are_of_serial_rounds_and_blocked_of_alternating_ones() -> None:
     samples = [
         sample(Way.SERIAL, 16, 100.0, **counted(10, 0.8, 1.0)),
         sample(Way.SERIAL, 8, 90.0, **counted(10, 0.5, 0.6)),
-        sample(Way.ALTERNATING, 16, 130.0, **counted(20, 0.05, 1.2)),
+        sample(Way.ALTERNATING, 16, 130.0, steady=counted(10, 0.01, 0.39), **counted(20, 0.05, 1.2)),
     ]
     assert round_times(samples) == {16: Times(0.08, 0.1), 8: Times(0.05, 0.06)}
     (line,) = to_lines(samples, round_times(samples))
     assert line.bound == pytest.approx(1.5)
     assert line.blocked == pytest.approx(0.05 / 1.25)
+    assert line.blocked_steady == pytest.approx(0.01 / 0.4)
 
 
 def test_a_verify_between_two_measured_ones_is_on_the_line_between_them() -> None:

@@ -31,6 +31,11 @@ def vllm_table(results: Results, file: str) -> str:
     both = [*own["lines"], *paced["lines"]]
     lines.append(["two groups of in turns", *(times(line["alternating_of_serial"]) for line in both)])
     lines.append(["waits for drafts, of the run", *(percent(line["blocked"]) for line in both)])
+    steady = [line.get("blocked_steady") for line in both]
+    if any(share is not None for share in steady):  # files of before do not tell
+        lines.append(
+            ["while all answers are in flight", *("" if share is None else percent(share) for share in steady)]
+        )
     return to_table(header, lines)
 
 

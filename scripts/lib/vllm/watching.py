@@ -1,0 +1,54 @@
+"""A server's counters read again and again while it answers, so that a part of the answer can be looked at alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from scripts.lib.peers.engines.http_engine import HttpEngine
+from scripts.lib.vllm.counters import Counters
+
+_EVERY_S = 0.2  # a reading costs the server some milliseconds of the drafter's core
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a server has counted at a moment between two, in seconds of the monotonic clock."""
+
+    asked_s: float
+    told_s: float
+    counters: Counters
+
+
+async def read_counters(engine: HttpEngine) -> Reading:
+    asked_s = time.monotonic()
+    text = (await engine.client.get("/metrics")).text
+    return Reading(asked_s, time.monotonic(), Counters.parse(text))
+
+
+@asynccontextmanager
+async def watched(engine: HttpEngine) -> AsyncIterator[list[Reading]]:
+    """Read the counters while the block runs, at its beginning and at its end too. The list grows meanwhile."""
+    readings = [await read_counters(engine)]
+
+    async def go_on() -> None:
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            readings.append(await read_counters(engine))
+
+    task = asyncio.create_task(go_on())
+    try:
+        yield readings
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    readings.append(await read_counters(engine))
+
+
+def counted_between(readings: Sequence[Reading], from_s: float, to_s: float) -> Counters | None:
+    """Return what was counted from the first reading in that time to the last one; None if it has fewer than two."""
+    inside = [reading for reading in readings if from_s <= reading.asked_s and reading.told_s <= to_s]
+    return inside[-1].counters.since(inside[0].counters) if len(inside) > 1 else None
