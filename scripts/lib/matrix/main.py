@@ -105,7 +105,8 @@ class Matrix:
 
     async def run(self, order: Mapping[Setting, str], budget_s: float, clock: Callable[[], float]) -> list[Setting]:
         """Measure settings in their order until the next one would not fit into the time. Return those left out."""
-        left = [setting for setting in order if setting not in self._store.done]
+        done, repeats = self._store.done, self._options.repeats
+        left = [setting for setting in order if done.get(setting, 0) < repeats]
         start_s, used_before_s = clock(), self._store.used_s
         async with AsyncExitStack() as stack:
             while left:
@@ -115,7 +116,7 @@ class Matrix:
                     break
                 say(f"{left[0].label}; {len(fitting)} fit into {format_left(budget_s - spent_s)}, {len(over)} do not")
                 await self._measure(stack, left[0])
-                self._store.done.add(left.pop(0))
+                done[left.pop(0)] = repeats
                 self._store.used_s = used_before_s + clock() - start_s
                 self._store.write({**self._facts, "left_out": describe_left(dict(order), left)})
         return left
@@ -158,7 +159,8 @@ def main(minutes: float, path: Path, **given: Any) -> None:  # noqa: ANN401 - th
 
     What fits into --minutes is measured: first the base of every pair and kind, then one axis after the other around
     it, then two together, then all. It says what it leaves out. The result file is written after every run; with
-    the same file, a later start goes on where the last one ended. Run it alone on a quiet machine.
+    the same file, a later start goes on where the last one ended, with more --repeats too. Run it alone on a quiet
+    machine.
 
     \b
     Examples:

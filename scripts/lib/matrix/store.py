@@ -1,10 +1,14 @@
-"""The result file of the matrix: what was measured so far, so that a later start goes on with the rest."""
+"""The result file of the matrix: what was measured so far, so that a later start goes on with the rest.
+
+The names of the metrics stand once, at its head; a row has its runs as lists of values in that order, and each table
+takes one line, so that thousands of runs stay small and a difference can be read.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -17,6 +21,7 @@ from scripts.lib.matrix.plan import Setting
 
 TableKey = tuple[str, str, int, int, float]  # pair, kind, m, n, temperature
 _NAMES = ("pair", "kind", "size", "samples", "temperature")
+_LATER = "repeats"  # an option that may be raised later: the runs that are there count
 _DIGITS = 6  # of a number, so that the file stays small
 
 
@@ -24,7 +29,7 @@ class Store:
     """The rows of each table.
 
     Attributes:
-        done: settings whose rows have all their runs. used_s: seconds of measuring, over all starts.
+        done: settings whose rows have all their runs, and how many. used_s: seconds of measuring, over all starts.
 
     Raises:
         ConfigError: the file exists and is no result of the matrix, or one with other options.
@@ -35,7 +40,8 @@ class Store:
         self._options = dict(options)
         self._tables: dict[TableKey, dict[BenchConfig, BenchRow]] = {}
         self._input_lens: dict[TableKey, list[int]] = {}
-        self.done: set[Setting] = set()
+        self._metrics: list[str] = []
+        self.done: dict[Setting, int] = {}
         self.used_s = 0.0
         if path.exists():
             self._load()
@@ -46,10 +52,10 @@ class Store:
         return table.setdefault(config, BenchRow(config))
 
     def add(self, setting: Setting, config: BenchConfig, run: BenchRun) -> None:
-        """Add a run, without the lists of vLLM's keys; the prompts' lengths are kept once for a table."""
+        """Add a run, without vLLM's keys, which say the same; the prompts' lengths are kept once for a table."""
         self._input_lens.setdefault(_key(setting), list(run.vllm.get("input_lens", ())))
-        numbers = {name: value for name, value in run.vllm.items() if isinstance(value, int | float)}
-        self.row(setting, config).runs.append(BenchRun(_rounded(run.values), _rounded(numbers)))
+        self._metrics += [name for name in run.values if name not in self._metrics]
+        self.row(setting, config).runs.append(BenchRun(_rounded(run.values)))
 
     def rates(self, pair: str) -> dict[int, float]:
         """Return the median tokens per second of a pair's runs, by requests in flight."""
@@ -65,17 +71,22 @@ class Store:
         tables = [
             dict(zip(_NAMES, key, strict=True))
             | {"input_lens": self._input_lens.get(key, [])}
-            | {"rows": [row.to_json() for row in table.values() if row.runs]}
+            | {"rows": [self._row_to_json(row) for row in table.values() if row.runs]}
             for key, table in self._tables.items()
         ]
         return [table for table in tables if table["rows"]]
 
+    def _row_to_json(self, row: BenchRow) -> dict[str, Any]:
+        config = asdict(row.config) | {"num_in_flight": row.config.num_in_flight, "label": row.config.label}
+        return {"config": config, "runs": [[run.values.get(name) for name in self._metrics] for run in row.runs]}
+
     def write(self, facts: Mapping[str, Any]) -> None:
         """Write the file anew. A reader, also after a crash, finds the old one or the new one."""
         content = {**facts, "options": self._options, "used_s": round(self.used_s, 1)}
-        content |= {"done": [asdict(setting) for setting in sorted(self.done, key=str)], "tables": self.tables()}
+        content["done"] = [asdict(setting) | {"runs": runs} for setting, runs in sorted(self.done.items(), key=str)]
+        content |= {"metrics": self._metrics, "tables": self.tables()}
         beside = self._path.with_name(f"{self._path.name}.part")
-        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        beside.write_text(_to_text(content), encoding="utf-8")
         os.replace(beside, self._path)
 
     def _load(self) -> None:
@@ -85,14 +96,15 @@ class Store:
             for table in tables:
                 key: TableKey = tuple(table[name] for name in _NAMES)
                 self._input_lens[key] = table["input_lens"]
-                rows = [_row(row) for row in table["rows"]]
+                rows = [_row(row, content["metrics"]) for row in table["rows"]]
                 self._tables[key] = {row.config: row for row in rows}
-            self.done = {Setting(**setting) for setting in content["done"]}
+            self._metrics = content["metrics"]
+            self.done = {_setting(one): one["runs"] for one in content["done"]}
             self.used_s = float(content["used_s"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             limit = f"must be a result of scripts/bench/matrix: {type(error).__name__} {error}"
             raise ConfigError("json", str(self._path), limit) from None
-        if options != self._options:
+        if {**options, _LATER: 0} != {**self._options, _LATER: 0}:
             limit = f"has runs with other options ({options}); name another file, or use the same ones"
             raise ConfigError("json", str(self._path), limit)
 
@@ -101,15 +113,37 @@ def _key(setting: Setting) -> TableKey:
     return setting.pair, setting.kind, setting.size, setting.samples, setting.temperature
 
 
-def _row(row: Mapping[str, Any]) -> BenchRow:
+def _setting(one: Mapping[str, Any]) -> Setting:
+    return Setting(**{name: value for name, value in one.items() if name != "runs"})
+
+
+def _row(row: Mapping[str, Any], metrics: Sequence[str]) -> BenchRow:
     names = set(asdict(BenchConfig(Mode.AR, 1, 0)))
     fields = {name: value for name, value in row["config"].items() if name in names}
     config = BenchConfig(**(fields | {"mode": Mode(fields["mode"])}))
-    runs = [
-        BenchRun(run["minedraft"], {name: value for name, value in run.items() if name != "minedraft"})
-        for run in row["runs"]
-    ]
-    return BenchRow(config, runs)
+    return BenchRow(config, [BenchRun(dict(zip(metrics, values, strict=False))) for values in row["runs"]])
+
+
+def median_of(content: Mapping[str, Any], row: Mapping[str, Any], metric: str) -> float:
+    """Return the median of a metric over the runs of a row, both of a result file."""
+    place = content["metrics"].index(metric)
+    return float(median(values[place] for values in row["runs"]))
+
+
+def _to_text(content: Mapping[str, Any]) -> str:
+    """Return the file: a line for each entry, and in a list of dictionaries for each of these."""
+    lines = []
+    for name, value in content.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            text = "[\n" + ",\n".join([f"  {_dense(one)}" for one in value]) + "\n ]"
+        else:
+            text = _dense(value)
+        lines.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _dense(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:

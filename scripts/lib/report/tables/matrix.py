@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from scripts.lib.matrix.store import median_of
 from scripts.lib.report.markdown import bold, times, to_table
 from scripts.lib.report.results import Results
 
@@ -48,7 +49,7 @@ def matrix_axis_table(results: Results, file: str, axis: str) -> str:
     for pair in dict.fromkeys(setting["pair"] for setting in done):
         own = [each for each in done if each["pair"] == pair and _agrees(each, base, axis)]
         for value in sorted({each[axis] for each in own}):
-            points = [_point(content["tables"], each) for each in own if each[axis] == value]
+            points = [_point(content, each) for each in own if each[axis] == value]
             lines.append([f"{pair}, {_LETTERS[axis]} = {value:g}", *_shown(points)])
     return to_table(["medians over the kinds", *_HEADER], lines)
 
@@ -57,7 +58,7 @@ def matrix_kinds_table(results: Results, file: str) -> str:
     """Return the base setting of each pair by kind of prompt."""
     content = results.load(file)
     chosen = [each for each in content["done"] if _agrees(each, _BASE, "")]
-    lines = [[f"{each['pair']}, {each['kind']}", *_shown([_point(content["tables"], each)])] for each in chosen]
+    lines = [[f"{each['pair']}, {each['kind']}", *_shown([_point(content, each)])] for each in chosen]
     return to_table(["pair, prompts", *_HEADER], sorted(lines))
 
 
@@ -65,14 +66,14 @@ def _agrees(setting: Mapping[str, Any], base: Mapping[str, float], but: str) -> 
     return all(setting[name] == value for name, value in base.items() if name != but)
 
 
-def _point(tables: Sequence[Mapping[str, Any]], setting: Mapping[str, Any]) -> _Point:
+def _point(content: Mapping[str, Any], setting: Mapping[str, Any]) -> _Point:
     names = ("pair", "kind", "size", "samples", "temperature")
-    table = next(each for each in tables if all(each[name] == setting[name] for name in names))
+    table = next(each for each in content["tables"] if all(each[name] == setting[name] for name in names))
     size = setting["size"]
 
     def rate(is_wanted: Callable[[Mapping[str, Any]], bool]) -> float | None:
-        found = [row["median"]["tokens_per_s"] for row in table["rows"] if is_wanted(row["config"])]
-        return float(found[0]) if found else None
+        found = [row for row in table["rows"] if is_wanted(row["config"])]
+        return median_of(content, found[0], "tokens_per_s") if found else None
 
     def drafted(mode: str, num: int) -> float | None:
         return rate(lambda config: _key(config) == (mode, num, setting["draft_len"]))

@@ -17,7 +17,7 @@ from minedraft.errors import ConfigError
 from minedraft.types import Mode
 from scripts.lib.matrix.main import Matrix, MatrixOptions
 from scripts.lib.matrix.plan import Axes, Setting, describe_left, fit_into
-from scripts.lib.matrix.store import Store
+from scripts.lib.matrix.store import Store, median_of
 from tests.fakes.service import fake_service
 from tests.fakes.workers import FakeDrafter, FakeVerifier
 
@@ -77,9 +77,12 @@ def test_the_file_is_read_again_as_it_was_written(tmp_path: Path) -> None:
     assert again.rates("small") == {4: pytest.approx((0.333333 + 30) / 2)}
     assert (again.rates("large"), again.used_s) == ({}, 12.0)
     again.write({"machine": {}})
-    (table,) = json.loads(path.read_text())["tables"]
+    content = json.loads(path.read_text())
+    (table,) = content["tables"]
     assert (table["pair"], table["size"], table["input_lens"]) == ("small", 4, [3, 4])
-    assert "errors" not in table["rows"][0]["runs"][0], "lists would make the file large"
+    assert content["metrics"] == ["tokens_per_s", "accepted_len_histogram"]
+    assert table["rows"][0]["runs"] == [[0.333333, [1, 2]], [30.0, [1, 2]]], "names and vLLM's keys would be most of it"
+    assert median_of(content, table["rows"][0], "tokens_per_s") == pytest.approx((0.333333 + 30) / 2)
     assert not path.with_name("matrix.json.part").exists()
 
 
@@ -87,7 +90,7 @@ def test_a_file_of_other_options_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "matrix.json"
     Store(path, {"repeats": 2}).write({})
     with pytest.raises(ConfigError, match="has runs with other options"):
-        Store(path, {"repeats": 3})
+        Store(path, {"repeats": 2, "seed": 1})
     path.write_text("{}")
     with pytest.raises(ConfigError, match=r"must be a result of scripts/bench/matrix: KeyError 'options'"):
         Store(path, {"repeats": 2})
@@ -116,8 +119,8 @@ class Services:
             yield client
 
 
-def a_matrix(folder: Path, services: Services) -> Matrix:
-    options = MatrixOptions(max_new_tokens=5, repeats=2, is_natural=False)
+def a_matrix(folder: Path, services: Services, repeats: int = 2) -> Matrix:
+    options = MatrixOptions(max_new_tokens=5, repeats=repeats, is_natural=False)
     return Matrix(services, PROMPTS, options, Store(folder / "matrix.json", options.to_json()), {})
 
 
@@ -140,7 +143,24 @@ async def test_a_small_matrix_is_measured_and_goes_on_where_it_ended(tmp_path: P
         assert sorted(labels) == sorted(["ar m=4", *drafted]), "ar once for all k"
         for row in table["rows"]:
             assert len(row["runs"]) == 2
-            assert row["vllm_median"]["failed"] == 0
-            assert row["vllm_median"]["total_output_tokens"] == 4 * 5
+            assert all(len(values) == len(content["metrics"]) for values in row["runs"])
     third = await a_matrix(tmp_path, services).run(order, 1e6, lambda: 0.0)
     assert (third, len(services.opened)) == ([], 2), "nothing is left to measure, and no service is started"
+
+
+async def test_more_repeats_later_add_the_runs_that_are_missing(tmp_path: Path) -> None:
+    services, order = Services(tmp_path), SMALL.in_order()
+    assert await a_matrix(tmp_path, services, repeats=1).run(order, 1e6, lambda: 0.0) == []
+    before = json.loads((tmp_path / "matrix.json").read_text())["tables"]
+    assert await a_matrix(tmp_path, services, repeats=2).run(order, 1e6, lambda: 0.0) == []
+    after = json.loads((tmp_path / "matrix.json").read_text())["tables"]
+    rows = [
+        (old, new)
+        for one, two in zip(before, after, strict=True)
+        for old, new in zip(one["rows"], two["rows"], strict=True)
+    ]
+    assert rows
+    for old, new in rows:
+        assert (len(old["runs"]), len(new["runs"])) == (1, 2)
+        assert new["runs"][0] == old["runs"][0], "the first run is kept"
+    assert await a_matrix(tmp_path, services, repeats=1).run(order, 1e6, lambda: 0.0) == [], "there are more than that"
