@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -66,15 +66,19 @@ class Store:
                     found.setdefault(config.num_in_flight, []).append(row.median("tokens_per_s"))
         return {num: median(rates) for num, rates in found.items()}
 
-    def tables(self) -> list[dict[str, Any]]:
-        """Return each table as JSON, rows without runs left out."""
-        tables = [
+    def measured(self) -> Iterator[tuple[TableKey, list[BenchRow]]]:
+        """Yield each table that has runs, with its rows that have some."""
+        for key, table in self._tables.items():
+            if rows := [row for row in table.values() if row.runs]:
+                yield key, rows
+
+    def _tables_to_json(self) -> list[dict[str, Any]]:
+        return [
             dict(zip(_NAMES, key, strict=True))
             | {"input_lens": self._input_lens.get(key, [])}
-            | {"rows": [self._row_to_json(row) for row in table.values() if row.runs]}
-            for key, table in self._tables.items()
+            | {"rows": [self._row_to_json(row) for row in rows]}
+            for key, rows in self.measured()
         ]
-        return [table for table in tables if table["rows"]]
 
     def _row_to_json(self, row: BenchRow) -> dict[str, Any]:
         config = asdict(row.config) | {"num_in_flight": row.config.num_in_flight, "label": row.config.label}
@@ -84,7 +88,7 @@ class Store:
         """Write the file anew. A reader, also after a crash, finds the old one or the new one."""
         content = {**facts, "options": self._options, "used_s": round(self.used_s, 1)}
         content["done"] = [asdict(setting) | {"runs": runs} for setting, runs in sorted(self.done.items(), key=str)]
-        content |= {"metrics": self._metrics, "tables": self.tables()}
+        content |= {"metrics": self._metrics, "tables": self._tables_to_json()}
         beside = self._path.with_name(f"{self._path.name}.part")
         beside.write_text(_to_text(content), encoding="utf-8")
         os.replace(beside, self._path)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scripts.lib.matrix.store import median_of
 from scripts.lib.report.markdown import bold, times, to_table
 from scripts.lib.report.pictures import Line, Panel
 from scripts.lib.report.results import Results
@@ -41,7 +42,7 @@ def context_table(results: Results, file: str) -> str:
         "of `sd`", "of `ar`",
     )  # fmt: skip
     lines = []
-    for line in length_lines(results.load(file)["tables"]):
+    for line in length_lines(results.load(file)):
         rates = [f"{line.rates[mode]:.1f}" for mode in ("ar", "sd", "minedraft")]
         gains = [line.gain, line.rates["minedraft"] / line.rates["ar"]]
         lines.append(
@@ -54,7 +55,7 @@ def context_table(results: Results, file: str) -> str:
 
 def context_chart(results: Results) -> Sequence[Panel]:
     """Return t_draft and t_verify of each pair, and what overlapping gains, over the length of the prompts."""
-    lines = length_lines(results.load("studies/context.json")["tables"])
+    lines = length_lines(results.load("studies/context.json"))
     panels, gains = [], []
     for pair in dict.fromkeys(line.pair for line in lines):
         own = [line for line in lines if line.pair == pair]
@@ -69,19 +70,23 @@ def context_chart(results: Results) -> Sequence[Panel]:
     return [*panels, gained]
 
 
-def length_lines(tables: Any) -> list[LengthLine]:  # noqa: ANN401 - JSON
-    """Return a line for each pair and length, in order, of which every mode was measured."""
+def length_lines(content: Any) -> list[LengthLine]:  # noqa: ANN401 - JSON
+    """Return a line for each pair and length, in order, of which every mode was measured: medians over the runs."""
+
+    def median(row: Mapping[str, Any], metric: str) -> float:
+        return median_of(content, row, metric)
+
     lines = []
-    for table in sorted(tables, key=lambda table: (table["pair"], int(table["kind"]))):
+    for table in sorted(content["tables"], key=lambda table: (table["pair"], int(table["kind"]))):
         in_flight = 2 * table["size"]
         rows: dict[str, list[Mapping[str, Any]]] = {}
         for row in table["rows"]:
             if row["config"]["num_in_flight"] == in_flight:
-                rows.setdefault(row["config"]["mode"], []).append(row["median"])
+                rows.setdefault(row["config"]["mode"], []).append(row)
         if not {"ar", "sd", "minedraft"} <= rows.keys():
             continue  # not all of it was measured
         [turns] = rows["sd"]
-        rates = {mode: max(row["decode_tokens_per_s"] for row in found) for mode, found in rows.items()}
+        rates = {mode: max(median(row, "decode_tokens_per_s") for row in found) for mode, found in rows.items()}
         where = table["pair"], int(table["kind"]), in_flight
-        lines.append(LengthLine(*where, turns["draft_ms"], turns["verify_ms"], rates))
+        lines.append(LengthLine(*where, median(turns, "draft_ms"), median(turns, "verify_ms"), rates))
     return lines

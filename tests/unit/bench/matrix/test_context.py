@@ -27,19 +27,21 @@ def test_prompts_are_as_long_as_asked_and_have_nothing_in_common(tmp_path: Path,
 
 def row(mode: str, size: int, rate: float, keeps_cores: bool = False) -> dict[str, Any]:
     config = {"mode": mode, "num_in_flight": size * (2 if mode == "minedraft" else 1), "keeps_cores": keeps_cores}
-    return {"config": config, "median": {"draft_ms": 30.0, "verify_ms": 40.0, "decode_tokens_per_s": rate}}
+    return {"config": config, "runs": [[30.0, 40.0, rate]]}
 
 
 def test_a_line_compares_modes_at_equal_requests_in_flight(tmp_path: Path) -> None:
     rows = [row("ar", 4, 50.0, True), row("ar", 4, 60.0), row("sd", 2, 70.0), row("sd", 4, 80.0)]
     table = {"pair": "smollm2", "size": 2, "rows": [*rows, row("minedraft", 2, 100.0)]}
     tables = [{**table, "kind": "1024"}, {**table, "kind": "256"}]
-    first, second = length_lines([*tables, {**table, "kind": "4096", "rows": rows}])  # the last one was interrupted
+    content = {"metrics": ["draft_ms", "verify_ms", "decode_tokens_per_s"], "tables": tables}
+    interrupted = {**table, "kind": "4096", "rows": rows}
+    first, second = length_lines({**content, "tables": [*tables, interrupted]})
     assert (first.prompt_len, second.prompt_len) == (256, 1024)
     assert (first.in_flight, first.draft_ms, first.verify_ms) == (4, 30.0, 40.0)
     assert first.rates == {"ar": 60.0, "sd": 80.0, "minedraft": 100.0}
     (tmp_path / Results.FOLDER / "studies").mkdir(parents=True)
-    (tmp_path / Results.FOLDER / "studies" / "context.json").write_text(json.dumps({"tables": tables}))
+    (tmp_path / Results.FOLDER / "studies" / "context.json").write_text(json.dumps(content))
     shown = context_table(Results(tmp_path), "studies/context.json").splitlines()[2]
     assert shown == "| smollm2, 256, 4 | 30.0 | 40.0 | 60.0 | 80.0 | 100.0 | **1.25x** | **1.67x** |"
     times, gains = context_chart(Results(tmp_path))
