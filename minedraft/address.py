@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from minedraft.errors import ConfigError
 MAX_UNIX_PATH_BYTES = 107  # sockaddr_un.sun_path less its terminating zero (Linux)
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # no character with a meaning in a URI
 _PORT = re.compile(r"[0-9]{1,5}")
+_HOST_HEADER = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Address:
             return cls(path=_parse_path(text.removeprefix("unix:").removeprefix("//"), field))
         host, separator, port = text.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if not separator or not (_HOST_NAME.fullmatch(host) or _is_ip(host)):
+        if not separator or not is_host(host):
             raise ConfigError(field, text, "must be unix:PATH or host:port")
         if not (_PORT.fullmatch(port) and 1 <= int(port) <= 65535):
             raise ConfigError(field, text, "the port must be in [1, 65535]")
@@ -60,9 +62,17 @@ class Address:
     @property
     def is_local(self) -> bool:
         """Whether only processes of this host can reach the address."""
-        if self.path is not None or self.host == "localhost":
-            return True
-        return _is_ip(self.host) and ipaddress.ip_address(self.host).is_loopback
+        return self.path is not None or _is_loopback(self.host)
+
+    def is_called(self, header: str, names: Collection[str] = ()) -> bool:
+        """Whether an HTTP client that sends this `Host` means the address: it says its host, a loopback address,
+        `localhost`, or one of `names`; its port is of no matter, for another one may be forwarded here.
+
+        A web page whose own name was made to lead here (DNS rebinding) says that name.
+        """
+        match = _HOST_HEADER.fullmatch(header.strip().lower())
+        said = "" if match is None else match[1].removeprefix("[").removesuffix("]").removesuffix(".")
+        return _is_loopback(said) or said in {self.host.lower(), *names}
 
     def __str__(self) -> str:
         return self.target
@@ -73,6 +83,11 @@ def default_listen() -> str:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     folder = Path(runtime) if runtime else Path(f"/tmp/minedraft-{os.getuid()}")  # noqa: S108 - made 0700, owner checked
     return f"unix:{folder / 'minedraft.sock'}"
+
+
+def is_host(text: str) -> bool:
+    """Whether the text has the form of a host's name or is an IP address."""
+    return _HOST_NAME.fullmatch(text) is not None or _is_ip(text)
 
 
 def _parse_path(text: str, field: str) -> Path:
@@ -104,6 +119,10 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _is_ip(host: str) -> bool:

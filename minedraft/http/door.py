@@ -85,7 +85,12 @@ class Door:
         self._bodies = {kind: BodyReader(kind) for kind in _BODIES}
         self._page = (files("minedraft") / "assets" / "chat.html").read_text(encoding="utf-8")
 
-    def app(self, admits: Callable[[str], bool] | None = None, origins: Collection[str] = ()) -> Starlette:
+    def app(
+        self,
+        admits: Callable[[str], bool] | None = None,
+        origins: Collection[str] = (),
+        is_meant: Callable[[str], bool] | None = None,
+    ) -> Starlette:
         """Return the application; see `Guard` for its arguments."""
         get: dict[str, Handler] = {
             "/": self.page,
@@ -112,7 +117,7 @@ class Door:
         routes += [Route(path, _typed(handler), methods=["POST"]) for path, handler in post.items()]
         return Starlette(
             routes=routes,
-            middleware=[Middleware(Guard, admits=admits, origins=origins)],
+            middleware=[Middleware(Guard, admits=admits, origins=origins, is_meant=is_meant)],
             exception_handlers={HTTPException: _not_routed},
         )
 

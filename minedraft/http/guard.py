@@ -26,14 +26,20 @@ class Guard:
         admits: says whether the token in the `Authorization` of a request under /v1 is a valid one; None: anybody may
             ask. It takes as long for a wrong token as for a right one.
         origins: of web pages that may ask and read answers ("*" for all); none: only those of this server.
+        is_meant: says whether a request with this `Host` is for this server; None: every one is.
     """
 
     def __init__(
-        self, app: ASGIApp, admits: Callable[[str], bool] | None = None, origins: Collection[str] = ()
+        self,
+        app: ASGIApp,
+        admits: Callable[[str], bool] | None = None,
+        origins: Collection[str] = (),
+        is_meant: Callable[[str], bool] | None = None,
     ) -> None:
         self._app = app
         self._admits = admits
         self._origins = frozenset(origins)
+        self._is_meant = is_meant
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,14 +62,24 @@ class Guard:
                     answer["vary"] = "origin"
             await send(message)
 
-        if is_shared and scope["method"] == "OPTIONS":
+        refusal = self._misdirected(headers)
+        if refusal is None and is_shared and scope["method"] == "OPTIONS":
             await _preflight(send_named)
             return
-        is_foreign = bool(origin) and not is_shared and not _is_own(origin, headers)
-        if (refusal := self._refusal(scope, headers, is_foreign)) is not None:
+        if refusal is None:
+            is_foreign = bool(origin) and not is_shared and not _is_own(origin, headers)
+            refusal = self._refusal(scope, headers, is_foreign)
+        if refusal is not None:
             await error_response(refusal)(scope, receive, send_named)
             return
         await self._app(scope, _Counted(receive), send_named)
+
+    def _misdirected(self, headers: Headers) -> HttpError | None:
+        """Refuse a page whose own name leads here: to its browser, what it asks is no other server's affair."""
+        wrong = [host for host in headers.getlist("host") if self._is_meant is not None and not self._is_meant(host)]
+        if not wrong:  # a program of HTTP/1.0 names no host, and is no browser
+            return None
+        return HttpError(f"this server is not called {wrong[0][:_MAX_NAME_CHARS]!r}; http_hosts names what it is", 403)
 
     def _refusal(self, scope: Scope, headers: Headers, is_foreign: bool) -> HttpError | None:
         if is_foreign and scope["method"] == "POST":

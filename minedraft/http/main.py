@@ -26,7 +26,7 @@ from minedraft.process.parent import exit_with_parent
 from minedraft.process.serving import run_serving
 from minedraft.security.tls import ServerTls
 from minedraft.security.tokens import TokenFile
-from minedraft.settings.door import check_model_name, origins_of
+from minedraft.settings.door import check_model_name, host_check, origins_of
 from minedraft.settings.flags import UserPath
 from minedraft.text.tokenizer import Tokenizer
 
@@ -59,6 +59,7 @@ class _Beating:
 @click.option("--model-name", default=None, metavar="NAME", help="Name of the model; default: its folder's.")
 @click.option("--metrics", default=None, metavar="HOST:PORT", help="Where the service exports its metrics.")
 @click.option("--origins", metavar="ORIGIN,...", help="Web pages of other servers that may ask; * for all.")
+@click.option("--hosts", metavar="HOST,...", help="Other names that clients call this door by; * for any.")
 @click.option(
     "--token-file",
     type=UserPath(),
@@ -99,7 +100,8 @@ def _check_certificate(certificate: Path | None, key: Path | None) -> None:
 
 async def _serve(address: Address, tokenizer: Tokenizer, notifier: Notifier, options: dict[str, Any]) -> None:
     token_file, metrics = options["token_file"], options["metrics"]
-    tokens, origins = None if token_file is None else TokenFile(token_file), origins_of(options["origins"])
+    tokens = None if token_file is None else TokenFile(token_file)
+    origins, is_meant = origins_of(options["origins"]), host_check(address, options["hosts"])
     exporter = None if metrics is None else MetricsProxy(Address.parse(metrics, "metrics"))
     listening = listen_at(address)
     server = options["server"] or default_listen()
@@ -107,7 +109,7 @@ async def _serve(address: Address, tokenizer: Tokenizer, notifier: Notifier, opt
     async with AsyncClient(server, interval_s=_INTERVAL_S, **access) as client:
         facts = ModelFacts(client, options["model_name"])
         door = Door(client, tokenizer, facts, exporter.read if exporter is not None else None)
-        app = door.app(None if tokens is None else tokens.admits, origins)
+        app = door.app(None if tokens is None else tokens.admits, origins, is_meant)
         http = make_server(app, options["tls_cert"], options["tls_key"])
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):

@@ -210,6 +210,7 @@ class Launcher:
             "listen": settings.http,
             "model-name": settings.model_name,
             "origins": settings.http_origins,
+            "hosts": settings.http_hosts,
             "metrics": settings.metrics,
             "token-file": settings.token_file,
             "tls-cert": settings.tls_cert,

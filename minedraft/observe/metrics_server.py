@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from http.server import ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector, make_wsgi_app
@@ -22,6 +22,9 @@ from prometheus_client.registry import Collector as PrometheusCollector
 from minedraft.address import Address
 from minedraft.errors import ConfigError
 from minedraft.output import ServiceStatus
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 _COLLECT_TIMEOUT_S = 5.0
 _CLIENT_TIMEOUT_S = 5.0
@@ -69,12 +72,16 @@ class _Server6(_Server):
 
 @asynccontextmanager
 async def serve_metrics(
-    address: Address, status: Callable[[], ServiceStatus], page: Callable[[ServiceStatus], list[Metric]]
+    address: Address,
+    status: Callable[[], ServiceStatus],
+    page: Callable[[ServiceStatus], list[Metric]],
+    is_meant: Callable[[str], bool] | None = None,
 ) -> AsyncIterator[None]:
     """Serve a page at `address` while the block runs.
 
     Args:
         status: called in the event loop. page: returns the metrics; called in another thread.
+        is_meant: says whether a request with this `Host` is for this server; None: every one is.
 
     Raises:
         ConfigError: the address cannot be listened at.
@@ -83,7 +90,7 @@ async def serve_metrics(
     registry.register(_Collector(status, page))
     ProcessCollector(registry=registry)
     server = _listen(address)
-    server.set_app(make_wsgi_app(registry))
+    server.set_app(_meant(make_wsgi_app(registry), is_meant))
     thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), name="metrics", daemon=True)
     thread.start()
     try:
@@ -91,6 +98,19 @@ async def serve_metrics(
     finally:
         await asyncio.to_thread(server.shutdown)
         server.server_close()
+
+
+def _meant(app: WSGIApplication, is_meant: Callable[[str], bool] | None) -> WSGIApplication:
+    """Return the application behind a check of the name that a request calls this server by."""
+
+    def checked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        host = environ.get("HTTP_HOST")
+        if host is None or is_meant is None or is_meant(host):
+            return app(environ, start_response)
+        start_response("403 Forbidden", [("content-type", "text/plain")])
+        return [b"this server has another name; http_hosts names more\n"]
+
+    return checked
 
 
 def _listen(address: Address) -> _Server:

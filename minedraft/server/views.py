@@ -13,6 +13,7 @@ from minedraft.observe.spans import spans_to
 from minedraft.observe.trace import Tracer
 from minedraft.output import ServiceStatus
 from minedraft.server.service import InferenceService
+from minedraft.settings.door import host_check
 from minedraft.settings.service import Settings
 
 
@@ -62,4 +63,5 @@ class Views:
         meter = Meter()
         self.observers.append(meter.observe)
         page = Page(self._model_name)
-        await stack.enter_async_context(serve_metrics(address, status, lambda now: page.metrics(now, meter)))
+        is_meant = host_check(address, self._settings.http_hosts)
+        await stack.enter_async_context(serve_metrics(address, status, lambda now: page.metrics(now, meter), is_meant))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from minedraft.address import Address
+from minedraft.address import Address, is_host
 from minedraft.errors import ConfigError
 from minedraft.security.tls import ServerTls, worker_client_tls, worker_server_tls
 from minedraft.security.tokens import TokenFile
@@ -45,6 +45,7 @@ def wrong_door(settings: Settings) -> list[ConfigError]:
     errors += [
         *_tried(partial(check_model_name, settings.model_name)),
         *_tried(partial(origins_of, settings.http_origins)),
+        *_tried(partial(hosts_of, settings.http_hosts)),
     ]
     return [*errors, *_tried(partial(door_tls, settings)), *_tried(partial(door_tokens, settings))]
 
@@ -83,6 +84,35 @@ def origins_of(text: str | None) -> list[str]:
         limit = "must be *, or origins as browsers send them: http://localhost:3000, in small letters, without a path"
         raise ConfigError("http_origins", text, limit)
     return origins
+
+
+def hosts_of(text: str | None) -> list[str]:
+    """Return the names in the text of the setting `http_hosts`, in small letters.
+
+    Raises:
+        ConfigError: one is none, so that no client would ever say it.
+    """
+    hosts = [] if text is None else [host.strip().lower().removesuffix(".") for host in text.split(",")]
+    if not all(host == "*" or is_host(host) for host in hosts):
+        raise ConfigError("http_hosts", text, "must be *, or names and addresses of hosts: models.example, 10.0.0.1")
+    return hosts
+
+
+def host_check(address: Address, text: str | None) -> Callable[[str], bool] | None:
+    """Return what says whether a request with a `Host` header is for the door at `address`; None if each one is.
+
+    A browser lets a page of any name call a door at a loopback address, if that name leads there; one that other hosts
+    reach has TLS, whose certificate such a name is not in.
+
+    Args:
+        text: of the setting `http_hosts`.
+
+    Raises:
+        ConfigError: as in `hosts_of`.
+    """
+    hosts = hosts_of(text)
+    is_any = "*" in hosts or (text is None and not address.is_local)
+    return None if is_any else partial(address.is_called, names=hosts)
 
 
 def door_tls(settings: Settings) -> ServerTls | None:

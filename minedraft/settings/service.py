@@ -137,6 +137,12 @@ class Settings(ObservingSettings):
         "default: none.",
         examples=["ORIGIN,..."],
     )
+    http_hosts: str | None = Field(
+        None,
+        description="Names that HTTP clients may call this host by, besides localhost, loopback addresses and the one "
+        "in http, as behind a proxy that passes its own name on; * for any, the default if http is for other hosts.",
+        examples=["HOST,..."],
+    )
     model_name: str | None = Field(
         None, description="The model's name for HTTP clients; default: that of its folder.", examples=["NAME"]
     )

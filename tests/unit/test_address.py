@@ -28,6 +28,28 @@ def test_an_address_is_read_and_written(text, target, is_local):
 
 
 @pytest.mark.parametrize(
+    ("header", "is_called"),
+    [
+        ("gpu.example:1", True),
+        ("GPU.EXAMPLE.", True),
+        ("localhost:99", True),
+        ("[::1]:80", True),
+        ("10.0.0.7", True),
+        ("10.0.0.8", False),
+        ("gpu.example.evil", False),
+        ("localhost.evil:80", False),
+        ("[::1].evil", False),
+        ("127.0.0.1:80:80", False),
+        ("[::1", False),
+        (" ", False),
+        ("", False),
+    ],
+)
+def test_a_host_header_calls_an_address_by_its_host_or_as_this_host(header, is_called):
+    assert Address.parse("Gpu.example:8000").is_called(header, ("10.0.0.7",)) is is_called
+
+
+@pytest.mark.parametrize(
     ("text", "limit"),
     [
         ("unix:", "must have a path after unix:"),

@@ -7,9 +7,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from minedraft.address import Address
 from minedraft.cli.launch import command
 from minedraft.errors import EXIT_CONFIG, ConfigErrors
-from minedraft.settings.door import origins_of
+from minedraft.settings.door import host_check, origins_of
 from minedraft.settings.flags import settings_flags, to_flags
 from minedraft.settings.loading import load_settings, load_worker_settings
 from minedraft.settings.service import Settings
@@ -88,6 +89,9 @@ def test_every_problem_of_a_file_is_listed_at_once(tmp_path):
         ({"model_name": "a\nb"}, "model_name", "must be printable text"),
         ({"http_origins": "http://a,http://b/"}, "http_origins", "without a path"),
         ({"http_origins": "example.com"}, "http_origins", "as browsers send them"),
+        ({"http_hosts": "http://a.example"}, "http_hosts", "must be *, or names and addresses of hosts"),
+        ({"http_hosts": "a.example,"}, "http_hosts", "must be *, or names and addresses of hosts"),
+        ({"http_hosts": "a.example:80"}, "http_hosts", "must be *, or names and addresses of hosts"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_by_name(flags, field, limit):
@@ -102,6 +106,24 @@ def test_a_setting_that_cannot_work_is_refused_by_name(flags, field, limit):
 def test_origins_as_browsers_send_them_are_taken_with_space_between_them(origins):
     taken = origins_of(load_settings({"http_origins": origins}).http_origins)
     assert taken == origins.replace(" ", "").split(",")
+
+
+@pytest.mark.parametrize(
+    ("listens", "hosts", "is_meant"),
+    [
+        ("127.0.0.1:80", None, False),
+        ("127.0.0.1:80", "b.example", False),
+        ("127.0.0.1:80", "b.example, A.example.", True),
+        ("127.0.0.1:80", "*", True),
+        ("0.0.0.0:80", None, True),
+        ("0.0.0.0:80", "*", True),
+        ("0.0.0.0:80", "b.example,::2", False),
+        ("a.example:80", "b.example", True),
+    ],
+)
+def test_a_door_for_this_host_alone_is_not_called_by_other_names_unless_they_are_told(listens, hosts, is_meant):
+    check = host_check(Address.parse(listens), load_settings({"http_hosts": hosts}).http_hosts)
+    assert (check is None or check("a.example:80")) is is_meant
 
 
 @pytest.mark.parametrize(

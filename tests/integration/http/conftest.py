@@ -16,6 +16,7 @@ from minedraft.address import Address
 from minedraft.http.door import Door
 from minedraft.http.model_facts import ModelFacts
 from minedraft.http.serving import listen_at, make_server
+from minedraft.settings.door import host_check
 from tests.fakes.service import FakeService, fake_service
 from tests.fakes.workers import FakeDrafter, FakeVerifier
 
@@ -34,13 +35,17 @@ class Served:
 
 @asynccontextmanager
 async def http_door(
-    service: FakeService, admits: Callable[[str], bool] | None = None, origins: tuple[str, ...] = ()
+    service: FakeService,
+    admits: Callable[[str], bool] | None = None,
+    origins: tuple[str, ...] = (),
+    hosts: str | None = None,
 ) -> AsyncIterator[Served]:
-    """Serve HTTP for a service while the block runs."""
+    """Serve HTTP for a service while the block runs. hosts: as the setting `http_hosts`."""
+    address = Address(host="127.0.0.1", port=0)
     async with AsyncClient(service.address) as client:
         door = Door(client, service.tokenizer, ModelFacts(client, "tiny"))
-        http = make_server(door.app(admits, origins))
-        with listen_at(Address(host="127.0.0.1", port=0)) as listening:
+        http = make_server(door.app(admits, origins, host_check(address, hosts)))
+        with listen_at(address) as listening:
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
             task = asyncio.create_task(http.serve([listening]))
             try:

@@ -154,6 +154,33 @@ async def test_no_other_page_may_have_the_devices_work_for_it(served: Served) ->
         assert await status(url.replace(served.url, door.url), origin="http://my.example") == 200
 
 
+async def test_a_page_whose_name_was_made_to_lead_here_is_refused(served: Served) -> None:
+    """DNS rebinding: to the browser it is the same server as before, and may ask and read all."""
+    port = served.url.rpartition(":")[2]
+    own = f"http://evil.example:{port}"
+    for path in ("/", "/status", "/v1/models", "/nothing"):
+        answer = await get(served, path, host=f"evil.example:{port}", origin=own)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (403, "PermissionDeniedError"), path
+        assert "http_hosts" in answer.json()["error"]["message"]
+    for host in ("localhost", "LOCALHOST.:1", f"127.0.0.1:{port}", "127.9.9.9", f"[::1]:{port}"):
+        assert (await get(served, "/version", host=host)).status_code == 200, host
+    async with http_door(served.service, origins=("*",), hosts="models.example, 10.0.0.1") as door:
+        for host in ("models.example", "Models.Example:443", "10.0.0.1:8000", "localhost:1"):
+            assert (await get(door, "/version", host=host)).status_code == 200, host
+        async with httpx.AsyncClient() as client:
+            asked = {"origin": own, "access-control-request-method": "POST", "host": "evil.example"}
+            assert (await client.options(f"{door.url}/v1/models", headers=asked)).status_code == 403
+    async with http_door(served.service, hosts="*") as door:
+        assert (await get(door, "/version", host="any.example")).status_code == 200
+
+
+async def test_a_program_that_names_no_host_is_answered(served: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
+    writer.write(b"GET /health HTTP/1.0\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 200")
+    writer.close()
+
+
 async def test_tokens_and_texts(served: Served) -> None:
     async with httpx.AsyncClient() as client:
         ids = served.service.tokenizer.encode("good day")

@@ -52,6 +52,8 @@ def test_the_door_opens_with_the_service_and_closes_with_it(models: Path, port: 
             model="tiny", prompt="Hello", max_tokens=12, temperature=0, extra_body={"ignore_eos": True}
         )
         assert made.choices[0].text == want.text
+        strange = httpx.get(f"http://127.0.0.1:{port}/health", headers={"host": "evil.example"})
+        assert strange.status_code == 403, "a browser may have been led here by that name"
         processes = [psutil.Process(service.pid), *psutil.Process(service.pid).children(recursive=True)]
         [http] = [process for process in processes if "minedraft.http.main" in " ".join(process.cmdline())]
         http.kill()  # the launcher starts it again, and the others do not notice

@@ -7,6 +7,7 @@ import re
 import socket
 from pathlib import Path
 
+import httpx2 as httpx
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -117,6 +118,17 @@ async def test_a_stuck_reader_of_the_page_costs_the_service_nothing(tmp_path: Pa
             stuck.sendall(b"GET /metrics HTT")  # and no more
             answer = await client.complete([1, 2, 3], SamplingParams(max_new_tokens=5))
             assert len(answer.token_ids) == 5
+
+
+async def test_a_page_whose_name_was_made_to_lead_here_does_not_get_the_metrics(tmp_path: Path) -> None:
+    port = free_port()
+    async with fake_service(tmp_path, metrics=f"127.0.0.1:{port}"), httpx.AsyncClient() as client:
+        answers = [
+            await client.get(f"http://127.0.0.1:{port}/metrics", headers={"host": host})
+            for host in ("evil.example", f"localhost:{port}")
+        ]
+    assert [answer.status_code for answer in answers] == [403, 200]
+    assert "minedraft:mode" not in answers[0].text
 
 
 async def test_a_port_in_use_is_named(tmp_path: Path) -> None:

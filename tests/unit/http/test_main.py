@@ -14,6 +14,7 @@ from tests.support.tiny_models import write_tiny_tokenizer
     ("flags", "field"),
     [
         (["--origins", "http://a/"], "http_origins"),
+        (["--hosts", "http://a/"], "http_hosts"),
         (["--model-name", ""], "model_name"),
         (["--tls-cert", "/nowhere", "--tls-key", "/nowhere"], "tls_cert"),
         (["--tls-cert", "/nowhere"], "tls_key"),
