@@ -2,8 +2,8 @@
 
     from minedraft import AsyncClient, Client, SamplingParams
 
-The clients are imported on first use, so that a worker that needs `minedraft.errors` or another plain
-module does not load them.
+Each name is imported on first use: a worker that needs `minedraft.errors` or another plain module does not load the
+clients, and a program is quickly where Ctrl-C ends it without a traceback (`minedraft.process.loading`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from minedraft.errors import MineDraftError
-from minedraft.sampling_params import SamplingParams
-
 if TYPE_CHECKING:
     from minedraft.client import AsyncClient, Client
+    from minedraft.errors import MineDraftError
     from minedraft.output import Output, ServiceStatus
+    from minedraft.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client", "MineDraftError", "Output", "SamplingParams", "ServiceStatus"]
@@ -27,7 +26,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 _LAZY = {
     "AsyncClient": "minedraft.client",
     "Client": "minedraft.client",
+    "MineDraftError": "minedraft.errors",
     "Output": "minedraft.output",
+    "SamplingParams": "minedraft.sampling_params",
     "ServiceStatus": "minedraft.output",
 }
 

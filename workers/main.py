@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import sys
+from minedraft.process.loading import quiet_imports
 
-import click
+with quiet_imports():
+    import logging
+    import os
+    import signal
+    import sys
 
-from minedraft.errors import EXIT_OK
-from minedraft.process.claim import ListenClaim
-from minedraft.process.entry import run_logged, takes_parent
-from minedraft.process.logs import set_up_log
-from minedraft.process.notify import Notifier
-from minedraft.process.parent import exit_with_parent
-from minedraft.settings.flags import settings_flags
-from minedraft.settings.loading import load_worker_settings
-from minedraft.settings.worker import WorkerSettings
-from minedraft.types import Role
-from minedraft_workers.composition import Plan
+    import click
 
-_EPILOG = """
+    from minedraft.errors import EXIT_OK
+    from minedraft.process.claim import ListenClaim
+    from minedraft.process.entry import SERVICE_EXITS, exit_lines, run_logged, takes_parent
+    from minedraft.process.logs import set_up_log
+    from minedraft.process.notify import Notifier
+    from minedraft.process.parent import exit_with_parent
+    from minedraft.settings.flags import settings_flags
+    from minedraft.settings.loading import load_worker_settings
+    from minedraft.settings.worker import WorkerSettings
+    from minedraft.types import Role
+    from minedraft_workers.composition import Plan
+
+_EPILOG = f"""
 \b
 Examples:
   minedraft-worker verifier --model DIR --listen unix:/run/v.sock --device cpu:1
@@ -30,6 +33,8 @@ Examples:
 \b
 Then start the service with these workers:
   minedraft-launch --target DIR --target-address unix:/run/v.sock --draft-address unix:/run/d.sock
+
+{exit_lines(SERVICE_EXITS)}
 """
 
 

@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.text import Text
 
 from minedraft.cli.chat_input import COMMANDS, is_command, read_messages
-from minedraft.cli.console import EXIT_REQUEST, show
+from minedraft.cli.console import show
 from minedraft.cli.flags.connection import Connection, connection_flags
 from minedraft.cli.flags.sampling import sampling_flags, to_sampling_params
 from minedraft.client import Client
 from minedraft.errors import EXIT_OK, InvalidRequest, MineDraftError
 from minedraft.output import Output
+from minedraft.process.entry import EXIT_REQUEST
 from minedraft.sampling_params import DEFAULT_CHAT_TOKENS, SamplingParams
 from minedraft.types import FinishReason
 

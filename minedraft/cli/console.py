@@ -17,22 +17,18 @@ import click
 
 from minedraft.errors import ConfigError
 from minedraft.models.progress import Progress
-from minedraft.process.entry import run_command
+from minedraft.process.entry import EXIT_REQUEST, EXIT_USAGE, run_command
 
-EXIT_REQUEST = 1
 _PROGRESS_S = 1.0
 _STDERR_FD = 2
 _Number = TypeVar("_Number", int, float)
 
 
-def run(command: click.Command, name: str, failed_code: int = EXIT_REQUEST) -> NoReturn:
-    """Run a click command and end the process with the documented exit code.
-
-    0 success, `failed_code` the request failed, 78 configuration or command line, 130 interrupted.
-    """
+def run(command: click.Command, name: str, failed_code: int = EXIT_REQUEST, wrong_code: int = EXIT_USAGE) -> NoReturn:
+    """Run a click command and end the process with the documented exit code: see `run_command`."""
     _open_missing_streams()
     _settle_encodings()
-    sys.exit(_run(command, name, failed_code))
+    sys.exit(_run(command, name, failed_code, wrong_code))
 
 
 def _open_missing_streams() -> None:
@@ -55,7 +51,7 @@ def _settle_encodings() -> None:
             stream.reconfigure(errors=errors)
 
 
-def _run(command: click.Command, name: str, failed_code: int) -> int:
+def _run(command: click.Command, name: str, failed_code: int, wrong_code: int) -> int:
     try:
         return run_command(
             command,
@@ -63,6 +59,7 @@ def _run(command: click.Command, name: str, failed_code: int) -> int:
             report=lambda text: say(f"{name}: {text}"),
             show_usage=lambda error: error.show(),
             failed_code=failed_code,
+            wrong_code=wrong_code,
         )
     except BrokenPipeError:  # the reader of the output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-import shlex
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import NoReturn
+from minedraft.process.loading import quiet_imports
 
-import click
+with quiet_imports():
+    import asyncio
+    import shlex
+    from collections.abc import Sequence
+    from contextlib import suppress
+    from pathlib import Path
+    from typing import NoReturn
 
-from minedraft.cli.console import progress_printer, run, say
-from minedraft.errors import EXIT_INTERNAL, EXIT_OK
-from minedraft.launch.placement import tell_unused_gpus
-from minedraft.launch.preflight import check_machine, settle_draft_method
-from minedraft.models.catalogue import Pair, ensure_pair, find_pair
-from minedraft.process.entry import exit_or_die_again
-from minedraft.process.notify import READY_LINE, Notifier
-from minedraft.process.start_extension import StartExtension
-from minedraft.settings.flags import config_flag, settings_flags
-from minedraft.settings.loading import load_settings
-from minedraft.settings.service import Settings
-from minedraft.types import DraftMethod, Role
+    import click
 
-_EPILOG = """
+    from minedraft.cli.console import progress_printer, run, say
+    from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK
+    from minedraft.launch.placement import tell_unused_gpus
+    from minedraft.launch.preflight import check_machine, settle_draft_method
+    from minedraft.models.catalogue import Pair, ensure_pair, find_pair
+    from minedraft.process.entry import LAUNCH_EXITS, exit_lines, exit_or_die_again
+    from minedraft.process.notify import READY_LINE, Notifier
+    from minedraft.process.start_extension import StartExtension
+    from minedraft.settings.flags import config_flag, settings_flags
+    from minedraft.settings.loading import load_settings
+    from minedraft.settings.service import Settings
+    from minedraft.types import DraftMethod, Role
+
+_EPILOG = f"""
 \b
 Examples:
   minedraft-launch                                     the default pair of models
@@ -39,7 +42,8 @@ Then, in another terminal:
 Ctrl-C stops the service after its running requests; a second Ctrl-C stops it now.
 Under nohup, the service outlives its terminal.
 A process that dies or hangs is started again, up to 5 times in 5 minutes (the drafter: as often as it takes).
-Exit codes: 0 stopped, 70 a process failed, 78 wrong configuration, 128+N stopped now by signal N.
+
+{exit_lines(LAUNCH_EXITS)}
 """
 
 
@@ -59,7 +63,7 @@ def command(config: Path | None, check: bool, verbose: bool, **flags: object) ->
 
 def main() -> NoReturn:
     """Run the installed command."""
-    run(command, "minedraft-launch", EXIT_INTERNAL)
+    run(command, "minedraft-launch", EXIT_INTERNAL, EXIT_CONFIG)
 
 
 def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, object]) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import NoReturn
+from minedraft.process.loading import quiet_imports
 
-import click
+with quiet_imports():
+    from importlib import import_module
+    from typing import NoReturn
 
-from minedraft.cli.console import run
+    import click
+
+    from minedraft.cli.console import run
+    from minedraft.process.entry import COMMAND_EXITS, exit_lines
 
 # name -> module that defines a click command of that name; imported when the command is used.
 _COMMANDS = {
@@ -39,7 +43,7 @@ class _LazyGroup(click.Group):
 
 @click.command(
     cls=_LazyGroup,
-    epilog="""
+    epilog=f"""
 \b
 Start a service first, in another terminal:
   minedraft-launch
@@ -48,6 +52,8 @@ Then:
   minedraft chat
   minedraft generate "Once upon a time"
   minedraft status --watch
+
+{exit_lines(COMMAND_EXITS)}
 """,
 )
 def command() -> None:

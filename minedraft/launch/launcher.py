@@ -25,12 +25,11 @@ from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError
 from minedraft.launch.placement import cores_beside, divide_memory, find_hang_timeout_s
 from minedraft.launch.restart import ESSENTIAL, OPTIONAL, GiveUp
 from minedraft.launch.supervised import Report, Supervised
-from minedraft.process.absent import tell_absent
 from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import EXIT_OF_SIGNAL
 from minedraft.process.heartbeat import Unburdened, feed_watchdog
 from minedraft.process.notify import Notifier
-from minedraft.process.run_folder import OWN_DOOR, RunFolder
+from minedraft.process.run_folder import OWN_DOOR, RunFolder, tell_absent
 from minedraft.process.with_parent import bind_to_parent
 from minedraft.rpc.health import INFERENCE_SERVICE, LIVE, wait_serving
 from minedraft.security.tls import Access, worker_client_tls

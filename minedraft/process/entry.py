@@ -7,17 +7,44 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NoReturn
 
 import click
 
-from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError, ConfigErrors, MineDraftError
+from minedraft.errors import (
+    EXIT_CONFIG,
+    EXIT_INTERNAL,
+    EXIT_OK,
+    ConfigError,
+    ConfigErrors,
+    InvalidRequest,
+    MineDraftError,
+)
 from minedraft.process.logs import set_up_log
 
+EXIT_REQUEST = 1
+EXIT_USAGE = 2
 EXIT_OF_SIGNAL = 128
 EXIT_INTERRUPTED = 130
+
+# What `--help` and the documentation show.
+COMMAND_EXITS: Mapping[str, str] = {
+    f"{EXIT_OK}": "done",
+    f"{EXIT_REQUEST}": "no service answers, or it failed; the same may succeed later",
+    f"{EXIT_USAGE}": "the command line, a file that it names or the request is wrong",
+    f"{EXIT_INTERRUPTED}": "interrupted",
+}
+SERVICE_EXITS: Mapping[str, str] = {
+    f"{EXIT_OK}": "stopped by a signal, after its running requests",
+    f"{EXIT_INTERNAL}": "a process failed",
+    f"{EXIT_CONFIG}": "the configuration (flags, file, models, devices, addresses) is wrong",
+}
+LAUNCH_EXITS: Mapping[str, str] = {
+    **SERVICE_EXITS,
+    f"{EXIT_OF_SIGNAL}+N": "stopped by signal N while loading, or at once by a second one",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +60,12 @@ def run_command(
     report: Callable[[str], None],
     show_usage: Callable[[click.ClickException], None],
     failed_code: int = EXIT_INTERNAL,
+    wrong_code: int = EXIT_CONFIG,
 ) -> int:
     """Run a click command with the arguments of this process and return the exit code.
 
-    The code is the command's return value if that is an int, else 0; 78 if the command line or the
-    configuration is wrong, `failed_code` after another MineDraftError, 130 after an interrupt.
+    The code is the command's return value if that is an int, else 0; `wrong_code` if the command line, the
+    configuration or the request is wrong, `failed_code` after another MineDraftError, 130 after an interrupt.
 
     Args:
         name: the program's name in its help.
@@ -49,17 +77,22 @@ def run_command(
         code = command.main(prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         show_usage(error)
-        return EXIT_CONFIG
-    except ConfigError as error:
+        return wrong_code
+    except (ConfigError, InvalidRequest) as error:
         for each in error.errors if isinstance(error, ConfigErrors) else [error]:
             report(str(each))
-        return EXIT_CONFIG
+        return wrong_code
     except MineDraftError as error:
         report(str(error))
         return failed_code
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
     return code if isinstance(code, int) else EXIT_OK
+
+
+def exit_lines(exits: Mapping[str, str]) -> str:
+    """Return the paragraph of `--help` that tells the exit codes."""
+    return "\n".join(["\b", "Exit codes:", *(f"  {code:5} {meaning}" for code, meaning in exits.items())])
 
 
 def exit_or_die_again(code: int) -> NoReturn:

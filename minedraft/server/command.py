@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import signal
-import sys
-from pathlib import Path
-from typing import NoReturn
+from minedraft.process.loading import quiet_imports
 
-import click
+with quiet_imports():
+    import asyncio
+    import shutil
+    import signal
+    import sys
+    from pathlib import Path
+    from typing import NoReturn
 
-from minedraft.address import Address
-from minedraft.errors import EXIT_OK, ConfigError, ConfigErrors, InternalError
-from minedraft.process.claim import ListenClaim
-from minedraft.process.entry import run_logged, takes_parent
-from minedraft.process.logs import set_up_log
-from minedraft.process.notify import Notifier
-from minedraft.process.parent import exit_with_parent, is_orphaned
-from minedraft.process.run_folder import OWN_DOOR
-from minedraft.process.serving import run_serving
-from minedraft.server.composition import Server
-from minedraft.settings.flags import config_flag, settings_flags
-from minedraft.settings.loading import load_settings
-from minedraft.settings.service import Settings
-from minedraft.text.tokenizer import Tokenizer
+    import click
+
+    from minedraft.address import Address
+    from minedraft.errors import EXIT_OK, ConfigError, ConfigErrors, InternalError
+    from minedraft.process.claim import ListenClaim
+    from minedraft.process.entry import SERVICE_EXITS, exit_lines, run_logged, takes_parent
+    from minedraft.process.logs import set_up_log
+    from minedraft.process.notify import Notifier
+    from minedraft.process.parent import exit_with_parent, is_orphaned
+    from minedraft.process.run_folder import OWN_DOOR
+    from minedraft.process.serving import run_serving
+    from minedraft.server.composition import Server
+    from minedraft.settings.flags import config_flag, settings_flags
+    from minedraft.settings.loading import load_settings
+    from minedraft.settings.service import Settings
+    from minedraft.text.tokenizer import Tokenizer
 
 _ORPHAN_CHECK_S = 0.2
 
-_EPILOG = """
+_EPILOG = f"""
 \b
 Examples:
   minedraft-scheduler --target DIR --target-address unix:/run/v.sock --draft-address unix:/run/d.sock
@@ -42,7 +45,8 @@ Start the workers first, or later: the scheduler waits for them (--load-timeout-
 minedraft-launch starts and supervises all three together. With minedraft-scheduler, something else has to restart
 what fails: systemd, with the units of scripts/systemd, or a container platform.
 SIGTERM or Ctrl-C stops it after its running requests, a second one stops it now.
-Exit codes: 0 stopped, 70 internal error, 78 wrong configuration.
+
+{exit_lines(SERVICE_EXITS)}
 """
 
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from minedraft.errors import ConfigError
-from minedraft.process.entry import run_command
+from minedraft.process.entry import EXIT_REQUEST, EXIT_USAGE, run_command
 
 SOURCES = Path(__file__).parent
 PROGRAMS = ("minedraft-launch", "minedraft-scheduler", "minedraft-worker")
@@ -200,16 +200,22 @@ def command(
 
 
 def main() -> NoReturn:
-    """Run the command: exit with 0, 78 for a wrong command line or folder, 1 for a file that cannot be written."""
+    """Run the command: exit with 0, 2 for a wrong command line or folder, 1 for a file that cannot be written."""
 
     def say(text: str) -> None:
         click.echo(text, err=True)
 
     try:
-        code = run_command(command, "scripts/install-systemd", report=say, show_usage=lambda error: error.show())
+        code = run_command(
+            command,
+            "scripts/install-systemd",
+            report=say,
+            show_usage=lambda error: error.show(),
+            wrong_code=EXIT_USAGE,
+        )
     except OSError as error:
         say(f"{error.filename}: {error.strerror}")
-        code = 1
+        code = EXIT_REQUEST
     sys.exit(code)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from minedraft.errors import EXIT_CONFIG
+from minedraft.process.entry import EXIT_REQUEST, EXIT_USAGE
 from tests.fakes.service import FakeService, fake_service
 from tests.fakes.workers import FakeDrafter, FakeVerifier, continuation
 
@@ -104,7 +104,7 @@ async def test_status_fits_any_terminal(service):
 
 async def test_a_prompt_that_is_no_text_is_refused_in_one_line(service):
     done = await minedraft("generate", "--server", service.address, typed=b"caf\xe9")
-    assert done == Done(1, "", "minedraft: prompt is '\\udce9': must be valid Unicode text\n")
+    assert done == Done(EXIT_USAGE, "", "minedraft: prompt is '\\udce9': must be valid Unicode text\n")
 
 
 async def test_status_as_json_has_the_documented_keys(service):
@@ -178,7 +178,7 @@ async def test_closed_standard_streams_are_no_crash(service, command):
     )
     _, said = await process.communicate()
     assert b"Traceback" not in said
-    assert process.returncode == (1 if command == ("generate",) else 0), said
+    assert process.returncode == (EXIT_USAGE if command == ("generate",) else 0), said
     assert (b"prompt is '': must not be empty" in said) == (command == ("generate",))
 
 
@@ -224,24 +224,34 @@ async def test_a_chat_that_fills_the_context_says_what_to_do(service):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("generate", "--temperature", "-1", PROMPT), 1, "temperature is -1.0: must be in [0, 100]"),
-        (("generate", "--max-new-tokens", "0", PROMPT), 1, "max_new_tokens is 0: must be in [1, 1048576]"),
-        (("generate", "--logit-bias", "many", PROMPT), 1, "logit_bias is 'many': must be ID:VALUE"),
-        (("generate", "--logit-bias", "5:1", "--logit-bias", "5:2", PROMPT), 1, "logit_bias is [5, 5]: has a token"),
-        (("generate", "--logprobs", "2", PROMPT), EXIT_CONFIG, "--logprobs needs --json"),
-        (("chat", "--logprobs", "2"), 1, "logprobs is 2: are not shown in a chat"),
-        (("generate", ""), 1, "prompt is '': must not be empty"),
-        (("generate", "--token-ids", "1 x"), EXIT_CONFIG, "--token-ids: 'x' is not a token id"),
-        (("bench", "-k", "17"), EXIT_CONFIG, "draft-len is '17': must be numbers in [1, 16]"),
-        (("generate", "--warp", PROMPT), EXIT_CONFIG, "No such option"),
+        (("generate", "--temperature", "-1", PROMPT), EXIT_USAGE, "temperature is -1.0: must be in [0, 100]"),
+        (("generate", "--max-new-tokens", "0", PROMPT), EXIT_USAGE, "max_new_tokens is 0: must be in [1, 1048576]"),
+        (("generate", "--logit-bias", "many", PROMPT), EXIT_USAGE, "logit_bias is 'many': must be ID:VALUE"),
+        (
+            ("generate", "--logit-bias", "5:1", "--logit-bias", "5:2", PROMPT),
+            EXIT_USAGE,
+            "is [5, 5]: has a token",
+        ),
+        (("generate", "--logprobs", "2", PROMPT), EXIT_USAGE, "--logprobs needs --json"),
+        (("chat", "--logprobs", "2"), EXIT_USAGE, "logprobs is 2: are not shown in a chat"),
+        (("generate", "--n", "0", PROMPT), EXIT_USAGE, "n is 0: must be in"),
+        (("generate", "--n", "x", PROMPT), EXIT_USAGE, "Invalid value for '--n'"),
+        (("generate", ""), EXIT_USAGE, "prompt is '': must not be empty"),
+        (("generate", "--token-ids", "1 x"), EXIT_USAGE, "--token-ids: 'x' is not a token id"),
+        (("bench", "-k", "17"), EXIT_USAGE, "draft-len is '17': must be numbers in [1, 16]"),
+        (("generate", "--warp", PROMPT), EXIT_USAGE, "No such option"),
         (
             ("generate", "--server", "nowhere", PROMPT),
-            EXIT_CONFIG,
+            EXIT_USAGE,
             "server is 'nowhere': must be unix:PATH or host:port",
         ),
-        (("generate", "--server", "unix:/nonexistent/m.sock", PROMPT), 1, "minedraft-launch starts the service"),
-        (("status", "--server", "127.0.0.1:1"), 1, "nothing listens there"),
-        (("models", "fetch", "gpt-9"), EXIT_CONFIG, "gpt-9"),
+        (
+            ("generate", "--server", "unix:/nonexistent/m.sock", PROMPT),
+            EXIT_REQUEST,
+            "minedraft-launch starts the service",
+        ),
+        (("status", "--server", "127.0.0.1:1"), EXIT_REQUEST, "nothing listens there"),
+        (("models", "fetch", "gpt-9"), EXIT_USAGE, "gpt-9"),
     ],
 )
 async def test_a_mistake_is_named_and_has_its_exit_code(arguments, code, words):
@@ -257,7 +267,7 @@ async def test_bench_refuses_to_measure_drafts_on_a_service_without_a_drafter(tm
         before = service.server.service.status()
         done = await minedraft("bench", "--server", service.address, "--modes", modes)
         after = service.server.service.status()
-    assert (done.code, done.out.strip()) == (EXIT_CONFIG, "")
+    assert (done.code, done.out.strip()) == (EXIT_USAGE, "")
     refused = modes.removeprefix("ar,").replace(",", ", ")
     assert f"minedraft: modes is '{refused}': the service runs in mode ar without a drafter: restart it" in done.said
     assert (after.mode, after.finished_requests) == ("ar", before.finished_requests), "no run was begun"

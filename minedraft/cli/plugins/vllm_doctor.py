@@ -8,7 +8,8 @@ from dataclasses import asdict
 import click
 
 from minedraft.cli.console import print_json
-from minedraft.errors import EXIT_CONFIG, EXIT_OK
+from minedraft.errors import EXIT_OK
+from minedraft.process.entry import EXIT_REQUEST
 from minedraft.vllm.contracts import Finding, check_contracts, installed_version, is_supported, missing, supported_range
 from minedraft.vllm.guide.known_limits import KNOWN_LIMITS
 from minedraft.vllm.guide.switches import switching_flags
@@ -23,7 +24,7 @@ def vllm_doctor(context: click.Context, as_json: bool) -> None:
     """Check the vLLM beside this package: its version, and every class and field that the plugin uses. Then list what
     is known not to work, and the flags of vLLM that switch the plugin on.
 
-    Exits with 78 if the plugin refuses to run with it. vLLM itself is not imported.
+    Exits with 1 if the plugin refuses to run with it. vLLM itself is not imported.
 
     \b
     Examples:
@@ -48,7 +49,7 @@ def vllm_doctor(context: click.Context, as_json: bool) -> None:
         print_json(head | {"uses": rows, "known_limits": [asdict(each) for each in KNOWN_LIMITS]})
     else:
         _print(found, is_in_range, findings, works)
-    context.exit(EXIT_OK if any(works.values()) else EXIT_CONFIG)
+    context.exit(EXIT_OK if any(works.values()) else EXIT_REQUEST)
 
 
 def _print(found: str | None, is_in_range: bool, findings: list[Finding], works: dict[str, bool]) -> None:

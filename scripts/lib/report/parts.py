@@ -9,6 +9,7 @@ from scripts.lib.report.studies import machines_table, made_line
 from scripts.lib.report.tables import studies
 from scripts.lib.report.tables.context import context_table
 from scripts.lib.report.tables.drafters import drafters_table
+from scripts.lib.report.tables.exits import exits_table
 from scripts.lib.report.tables.forecast import capacity_table, differences_list, paper_table, theory_table
 from scripts.lib.report.tables.forward import forward_table
 from scripts.lib.report.tables.headline import headline_table
@@ -22,6 +23,7 @@ from scripts.lib.report.writing import Part
 
 PARTS: Mapping[str, Part] = {
     "settings": settings_table,
+    "exits": exits_table,
     "context": context_table,
     "axis": matrix_axis_table,
     "kinds": matrix_kinds_table,

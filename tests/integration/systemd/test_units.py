@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from minedraft.process.entry import EXIT_USAGE
 from scripts.systemd.install import SYSTEM_UNITS
 
 ROOT = Path(__file__).parents[3]
@@ -155,8 +156,8 @@ def test_settings_of_the_operator_outlive_an_installation_and_its_undo(tmp_path,
 
 def test_a_folder_without_the_commands_or_below_a_home_is_refused(tmp_path):
     done = run_install("--destdir", str(tmp_path), "--bin", str(tmp_path))
-    assert done.returncode == 78
+    assert done.returncode == EXIT_USAGE
     assert "has no minedraft-launch" in done.stderr
     done = run_install("--destdir", str(tmp_path), "--bin", "/root/bin")
-    assert done.returncode == 78
+    assert done.returncode == EXIT_USAGE
     assert "a system service sees no home folders" in done.stderr

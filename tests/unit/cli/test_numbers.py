@@ -23,7 +23,7 @@ from minedraft.cli.top import top
 )
 def test_nan_is_refused_by_every_flag_for_a_number(command, flag):
     done = CliRunner().invoke(command, [flag, "nan"])
-    assert done.exit_code == 2, "a click error, which ends the installed command with 78"
+    assert done.exit_code == 2, "a click error, which ends the installed command with 2"
     assert f"'{flag}': nan is not a number" in done.output
 
 

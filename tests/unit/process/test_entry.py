@@ -1,14 +1,24 @@
 """How a program ends: what it says, and its exit code."""
 
+import importlib
 import logging
 import re
+import subprocess
 import sys
 
 import click
 import pytest
+from click.testing import CliRunner
 
-from minedraft.errors import ConfigError, ConfigErrors, Draining, ModelError
-from minedraft.process.entry import run_command, run_logged
+from minedraft.errors import ConfigError, ConfigErrors, Draining, InvalidRequest, ModelError
+from minedraft.process.entry import (
+    COMMAND_EXITS,
+    EXIT_USAGE,
+    LAUNCH_EXITS,
+    SERVICE_EXITS,
+    run_command,
+    run_logged,
+)
 
 
 @click.command()
@@ -37,6 +47,7 @@ ENDS = [
     (raises(ModelError("target", "t", "no")), 78, ["target is 't': no"]),
     (raises(ConfigErrors([ConfigError("a", 1, "no"), ConfigError("b", 2, "no")])), 78, ["a is 1: no", "b is 2: no"]),
     (raises(Draining("it stops")), 3, ["it stops"]),
+    (raises(InvalidRequest("n", 0, "no")), 78, ["n is 0: no"]),
     (raises(KeyboardInterrupt()), 130, []),
     (raises(click.Abort()), 130, []),
 ]
@@ -71,3 +82,46 @@ def test_a_program_that_logs_has_its_end_in_its_log(monkeypatch, capsys, body, a
     assert run_logged(ending(monkeypatch, body, *arguments), "p", "drafter") == code
     said = capsys.readouterr().err
     assert re.match(r"\d\d:\d\d:\d\d\.\d{3} " + re.escape(line), said), said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [None, ConfigError("listen", "x", "no"), ConfigErrors([ConfigError("a", 1, "no")]), InvalidRequest("n", 0, "no")],
+)
+def test_all_that_is_wrong_with_what_a_user_asks_ends_alike(monkeypatch, error):
+    program = ending(monkeypatch, raises(error), "--size", "9" if error else "many")
+    code = run_command(program, "p", report=str, show_usage=str, wrong_code=EXIT_USAGE)
+    assert code == EXIT_USAGE == 2
+
+
+# Each program, and a module that it imports late: it is interrupted there.
+PROGRAMS = {
+    "minedraft.cli.main": "minedraft.cli.console",
+    "minedraft.cli.launch": "minedraft.settings.service",
+    "minedraft.server.command": "minedraft.settings.loading",
+    "minedraft.http.main": "uvicorn",
+    "minedraft_workers.main": "minedraft_workers.composition",
+}
+INTERRUPTED = """
+import importlib, os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[2]:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+importlib.import_module(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(("program", "imported"), [*PROGRAMS.items(), ("minedraft.cli.main", "click")])
+def test_ctrl_c_while_a_program_loads_is_no_traceback(program, imported):
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, program, imported], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_help_of_each_program_tells_its_exit_codes(program):
+    exits = {"minedraft.cli.main": COMMAND_EXITS, "minedraft.cli.launch": LAUNCH_EXITS}.get(program, SERVICE_EXITS)
+    shown = CliRunner().invoke(importlib.import_module(program).command, ["--help"]).output
+    told = [line.strip() for line in shown[shown.index("Exit codes:") :].splitlines()]
+    assert told == ["Exit codes:", *(f"{code:5} {meaning}" for code, meaning in exits.items())]

@@ -82,7 +82,7 @@ def test_the_doctor_says_what_is_known_not_to_work_and_what_to_do(vllm_folder: P
 def test_the_doctor_refuses_a_version_out_of_range(vllm_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("minedraft.cli.plugins.vllm_doctor.installed_version", lambda: "0.40.1")
     result = CliRunner().invoke(vllm_doctor)
-    assert result.exit_code == 78
+    assert result.exit_code == 1
     assert "vLLM 0.40.1 is not in the range >=0.32,<0.34" in result.output
 
 
