@@ -17,7 +17,8 @@ from minedraft.types import Batch, Role
 
 _FIRST_DEPTH = 3  # while nothing is known
 _ROUNDS_PER_DECISION = 8
-_ROUNDS_PER_TRIAL = 40  # every so many rounds, one has another depth than the best
+_ROUNDS_PER_TRIAL = 20  # after so many, one has another depth than the best: deeper and shallower by turns
+_MOST_DOUBLINGS = 2  # of that number, one for each pair of trials that changed nothing
 _GAIN = 1.01  # another depth must promise this much more than the present one
 _GAIN_OF_ZERO = 1.02  # the same from or to depth 0, where the drafter falls behind
 _ROUNDS_TO_REPAY = 500  # in which the gain of drafting again must make good for the time to catch up
@@ -33,6 +34,7 @@ class _Plan:
     """The decision for one batch.
 
     depth: most drafts of a request. rounds_left: until the next decision. trial: added to the depth in this round.
+    num_trials: since the depth changed. to_trial: rounds until the next one.
     members: requests asked for in this round, with their lengths; sample: those of the last one.
     is_hopeful: whether drafts may pay although the depth is 0.
     """
@@ -41,9 +43,10 @@ class _Plan:
     least_survival: float = 0.0
     batch_size: int = 0
     rounds_left: int = 0
-    num_rounds: int = 0
     is_hopeful: bool = False
     trial: int = 0
+    num_trials: int = 0
+    to_trial: int = _ROUNDS_PER_TRIAL
     members: dict[int, int] = field(default_factory=dict)
     sample: dict[int, int] = field(default_factory=dict)
 
@@ -52,8 +55,8 @@ class AutoDraftLen:
     """Asks for the number of drafts that is expected to give the most tokens per second, 0 included.
 
     Every few rounds it chooses a depth for a batch from the costs of its rounds and the acceptance of its requests;
-    within it, each request gets the drafts that are likely enough to be worth a row of the verify. One round in
-    `_ROUNDS_PER_TRIAL` is deeper or shallower, to know what that costs. While nothing is drafted, a new request
+    within it, each request gets the drafts that are likely enough to be worth a row of the verify. Now and then a
+    round is deeper or shallower, to know what that costs and brings. While nothing is drafted, a new request
     drafts a little now and then, for at most `_PROBE_SHARE` of the time. While a client sets the draft length, it
     gets that one.
 
@@ -110,11 +113,14 @@ class AutoDraftLen:
                     plan.batch_size = 0  # decide anew
 
     def _begin_round(self, plan: _Plan) -> None:
-        plan.num_rounds += 1
         plan.rounds_left -= 1
         plan.sample, plan.members = plan.members, {}
-        phase = plan.num_rounds % _ROUNDS_PER_TRIAL
-        plan.trial = {0: 1, _ROUNDS_PER_TRIAL // 2: -1}.get(phase, 0)
+        plan.trial = 0
+        plan.to_trial -= 1
+        if plan.to_trial <= 0:
+            plan.trial = -1 if plan.num_trials % 2 else 1
+            plan.num_trials += 1
+            plan.to_trial = _ROUNDS_PER_TRIAL << min(plan.num_trials // 2, _MOST_DOUBLINGS)
         if self._probed is not None and self._probe_rounds <= 0:
             self._probed = None
         self._probe_rounds -= 1
@@ -135,6 +141,8 @@ class AutoDraftLen:
                 gain += costs.catch_up_s(sum(sample.values())) / repay_s
             if best.tokens_per_s < gain * present.tokens_per_s:
                 best = present
+        if best.depth != depth:
+            plan.num_trials, plan.to_trial = 0, _ROUNDS_PER_TRIAL
         plan.depth, plan.least_survival, plan.batch_size = best.depth, best.least_survival, batch_size
         plan.rounds_left = _ROUNDS_PER_DECISION
         if not best.depth:

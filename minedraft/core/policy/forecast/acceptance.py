@@ -11,6 +11,7 @@ from minedraft.sampling_params import MAX_DRAFT_LEN
 _EXPECTED = 0.6  # acceptance of a first draft while none was verified
 _EXPECTED_WEIGHT = 4.0  # in verified drafts
 _FADE_ALL = 1 - 1 / 200  # weight that older drafts of all requests keep with each new one at their position
+_FADE_UNTRIED = 1 - 1 / 800  # the same for each request and round that did not come to a position
 _FADE_ONE = 1 - 1 / 40  # the same within one request
 _REQUEST_WEIGHT = 5.0  # accepted drafts after which a request's own rate counts as much as that of all
 _MOST = 0.98  # nothing is certain
@@ -44,10 +45,15 @@ class AcceptanceRates:
     def add(self, num_drafts: int, accepted_len: int) -> None:
         """Take the result of one request's round."""
         self._rates = None
-        for position in range(min(accepted_len + 1, num_drafts, MAX_DRAFT_LEN)):
-            self._tried[position] = self._tried[position] * _FADE_ALL + 1
-            self._accepted[position] = self._accepted[position] * _FADE_ALL + (position < accepted_len)
-            self.num_verified += 1
+        num_judged = min(accepted_len + 1, num_drafts, MAX_DRAFT_LEN)
+        for position in range(MAX_DRAFT_LEN if num_judged else 0):
+            fade = _FADE_ALL if position < num_judged else _FADE_UNTRIED
+            self._tried[position] *= fade
+            self._accepted[position] *= fade
+        for position in range(num_judged):
+            self._tried[position] += 1
+            self._accepted[position] += position < accepted_len
+        self.num_verified += num_judged
 
     def rates(self, max_draft_len: int, bonus: float = 0.0) -> list[float]:
         """Return the probability that draft 1, 2 ... is accepted once those before it are, over all requests.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
 from minedraft.core.limits import SchedulerLimits
 from minedraft.core.policy.draft_len import AutoDraftLen
+from minedraft.core.policy.forecast.acceptance import AcceptanceRates
 from minedraft.core.policy.forecast.experience import Experience
 from minedraft.core.request import NewRequest, Request
 from minedraft.sampling_params import MAX_DRAFT_LEN, SamplingParams
@@ -23,12 +26,30 @@ HEAD = Cost(0.001, 0.0001)  # a small head beside a target that is bound by memo
 MODEL = Cost(0.005, 0.0001)  # a drafter nearly as slow as its target
 
 
+class Recording(AutoDraftLen):
+    """Keeps its answers."""
+
+    def __init__(self, experience: Experience) -> None:
+        super().__init__(experience)
+        self.answers: list[int] = []
+
+    def draft_len(self, request: Request, batch_size: int, max_draft_len: int) -> int:
+        self.answers.append(super().draft_len(request, batch_size, max_draft_len))
+        return self.answers[-1]
+
+
 def simulate(
-    draft: Cost, mode: Mode, in_flight: int, draft_len: int | None, law: AcceptanceLaw, seconds: float = SECONDS
+    draft: Cost,
+    mode: Mode,
+    in_flight: int,
+    draft_len: int | None,
+    law: AcceptanceLaw,
+    seconds: float = SECONDS,
+    make: Callable[[Experience], AutoDraftLen] = AutoDraftLen,
 ) -> Simulation:
-    """Return a run with a fixed draft length, or None for the automatic one."""
+    """Return a run with a fixed draft length, or None for the automatic one, which `make` makes."""
     experience = Experience()
-    policy = AutoDraftLen(experience) if draft_len is None else None
+    policy = make(experience) if draft_len is None else None
     limits = SchedulerLimits(mode, -(-in_flight // mode.num_batches), MAX_DRAFT_LEN if policy else draft_len or 0)
     machine = small_machine(TARGET, draft, law)
     simulation = Simulation(machine, limits, (policy, None), [experience.observe])
@@ -56,6 +77,29 @@ def test_no_fixed_length_is_much_better(
     auto = simulate(draft, mode, in_flight, None, by_kind(acceptance)).rate(SECONDS / 4, SECONDS)
     rates = {k: simulate(draft, mode, in_flight, k, by_kind(acceptance)).rate(SECONDS / 4, SECONDS) for k in fixed}
     assert auto > 0.95 * max(rates.values()), rates
+
+
+def test_trials_become_rare_while_they_change_nothing() -> None:
+    made: list[Recording] = []
+
+    def make(experience: Experience) -> Recording:
+        made.append(Recording(experience))
+        return made[0]
+
+    simulate(MODEL, Mode.MINEDRAFT, 8, None, by_kind((0.85,)), 2 * SECONDS, make)
+    later = made[0].answers[len(made[0].answers) // 2 :]
+    [(_, num_usual)] = Counter(later).most_common(1)
+    assert 0.005 < 1 - num_usual / len(later) < 0.03
+
+
+def test_a_place_that_is_seldom_drafted_follows_the_one_before_it() -> None:
+    rates = AcceptanceRates()
+    for _ in range(300):
+        rates.add(2, 1)  # the text of before: second drafts are refused
+    assert rates.rates(2)[1] < 0.05
+    for _ in range(4000):
+        rates.add(1, 1)
+    assert rates.rates(2)[1] > 0.5, "old text says little of the new one"
 
 
 def test_drafting_stops_when_drafts_are_refused_and_begins_again_when_they_are_accepted() -> None:
