@@ -104,9 +104,10 @@ class TrainingConfig:
 
 @dataclass(frozen=True, slots=True)
 class CompareConfig:
-    """The cuts that are compared, each trained for so many tokens."""
+    """The cuts that are compared, each trained for so many tokens from its closed-form start."""
 
     tokens: int
+    learning_rate: float
     cuts: list[list[float]]
 
 

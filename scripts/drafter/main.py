@@ -97,7 +97,7 @@ class Options:
 @click.option("--config", "config_path", type=click.Path(path_type=Path), default=DEFAULT_CONFIG, help="Constants.")
 @click.option("--tokens", type=click.IntRange(0), default=0, help="Tokens to answer; 0: as configured.")
 @click.option("--train-tokens", type=click.IntRange(0), default=0, help="Tokens to train on; 0: as configured.")
-@click.option("--minutes", type=click.FloatRange(0), default=0.0, help="Minutes of training at most; 0: no limit.")
+@click.option("--minutes", type=click.FloatRange(0), default=0.0, help="Minutes of each training at most; 0: no limit.")
 @click.option("--start", type=click.Path(path_type=Path), default=None, help="Drafter or checkpoint to train on from.")
 @click.option("--part", type=(int, int), default=(0, 1), show_default=True, help="answers: part I (from 0) of N.")
 @click.option("--ship", is_flag=True, help="export: only what the target lacks, in 8 bits, as this package ships it.")
@@ -239,7 +239,7 @@ def _export(options: Options) -> None:
 
 
 def _compare(options: Options) -> None:
-    for line in compare(options.run, options.results or options.run.work):
+    for line in compare(options.run, options.results or options.run.work, options.minutes):
         options.console.print(line)
 
 

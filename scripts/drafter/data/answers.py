@@ -127,7 +127,10 @@ def make_answers(
         path = folder / f"{split}.safetensors"
         if part == 0 and not path.exists():
             held_out = replace(sampling, max_answer=settings.held_out_answer_tokens)
-            answered = list(write_answers(executor, tasks.of_split(prompts, split), settings.slots, held_out))
+            answered = []
+            for sequence in write_answers(executor, tasks.of_split(prompts, split), settings.slots, held_out):
+                answered.append(sequence)
+                report(len(answered), 0)
             save_tensors(path, *pack_sequences(sorted(answered, key=lambda one: one.task.name)))
     done, num_tokens = _stored(folder, part)
     report(len(done), num_tokens)

@@ -7,8 +7,10 @@ they follow each other; with two batches in flight the slower side sets the pace
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,19 @@ from scripts.drafter.training.trainer import Budget, Trainer
 REPEATS = 15
 
 
-def compare(run: Run, results: Path) -> list[str]:
-    """Trains and times each cut of the configuration; one that is in the table already is skipped."""
+def compare(run: Run, results: Path, minutes: float) -> list[str]:
+    """Trains and times each cut of the configuration; one that is in the table already is skipped.
+
+    Args:
+        minutes: of each training's own time after which it ends before the configured tokens; 0: no limit.
+    """
     path, config = results / "students.json", run.config
     table: list[dict[str, Any]] = load_json(path, "compare") if path.exists() else []
     ks = tuple(range(1, config.evaluation.max_k + 1))
     verify_ms = time_verify(run.target, config.evaluation)
     num_layers = run.parts.num_layers
+    training = replace(config.training[MODEL], learning_rate=config.compare.learning_rate)
+    budget = Budget(config.compare.tokens, minutes * 60 if minutes else math.inf)
     cuts = [[round(share * num_layers) for share in shares] for shares in config.compare.cuts]
     wanted = {layer for trained in cuts for layer in trained} | {num_layers}
     make_states(run.model, run.answers, sorted(wanted - {0}), lambda _: None)
@@ -41,13 +49,13 @@ def compare(run: Run, results: Path) -> list[str]:
         if any(row["trained"] == trained for row in table):
             continue
         cut = (trained[0], trained)
-        drafter = ModelDrafter(run.parts, config.model, config.training[MODEL], cut)
-        drafter.start(run.corpus, config.seed)
+        drafter = ModelDrafter(run.parts, config.model, training, cut)
         folder = run.work / "compare" / "-".join(map(str, trained))
-        trainer = Trainer(
-            config.training[MODEL], config.seed, drafter.parameters(), drafter.loss_of, run.corpus.examples, folder
-        )
-        trainer.run(Budget(config.compare.tokens), dict, lambda *_: None)
+        trainer = Trainer(training, config.seed, drafter.parameters(), drafter.loss_of, run.corpus.examples, folder)
+        if not trainer.resume():
+            drafter.start(run.corpus, config.seed)
+        trainer.run(budget, dict, lambda *_: None)
+        unseen = validation_point(drafter, run.corpus.held_out("evaluation"), ks, config.seed)
         point = validation_point(drafter, run.corpus.held_out("validation"), ks, config.seed)
         export_model(drafter, run.target, "", folder / "drafter")
         draft_ms = time_draft(folder / "drafter", config.evaluation)
@@ -58,9 +66,12 @@ def compare(run: Run, results: Path) -> list[str]:
                 "prefix": trained[0],
                 "trained": trained,
                 "layers": trained[0] + len(trained),
+                "trained_parameters": sum(parameter.numel() for parameter in drafter.parameters().values()),
                 "trained_tokens": trainer.progress.num_tokens,
+                "seconds": round(trainer.progress.seconds),
                 "acceptance": point["greedy_acceptance"],
                 "tokens_per_round": rounds,
+                "evaluation": {mode: [unseen[f"{mode}_k{k}"] for k in ks] for mode in ("greedy", "sampled")},
                 "requests": config.evaluation.timing_requests,
                 "t_draft_ms": round(draft_ms, 2),
                 "t_verify_ms": [round(verify_ms[k], 2) for k in ks],

@@ -20,9 +20,10 @@ from rich.table import Table
 from minedraft.bench.datasets.prompt import BenchPrompt
 from minedraft.bench.prompts import load_prompts
 from minedraft.bench.report import machine_facts
-from minedraft.cli.console import run
+from minedraft.cli.console import progress_printer, run
 from minedraft.client import AsyncClient
 from minedraft.local import serve
+from minedraft.models.catalogue import ensure_pair
 from minedraft.sampling_params import SamplingParams
 
 # The first way of each comparison is what the others are compared with.
@@ -33,17 +34,24 @@ WAYS: dict[str, dict[str, dict[str, object]]] = {
         "tetris": {"draft_policy": "tetris"},
         "tetris-exact": {"draft_policy": "tetris-exact"},
     },
+    "draft-len": {
+        "auto": {"draft_len": "auto", "lookup": False},
+        **{f"k = {k}": {"draft_len": k, "lookup": False} for k in (1, 2, 4)},
+    },
+    "drafter": {"shipped": {"lookup": False}},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class DraftsRun:
-    """One run of one way. tokens_per_round: output tokens per request and round."""
+    """One run of one way. tokens_per_round: output tokens per request and round; draft_ms, verify_ms: of a batch."""
 
     tokens_per_s: float
     tokens_per_round: float
     drafts_per_round: float
     vsr: float
+    draft_ms: float
+    verify_ms: float
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,9 +65,11 @@ class DraftsRun:
 @click.option("--max-new-tokens", default=40, show_default=True, type=click.IntRange(1))
 @click.option("--prompts", type=click.Path(path_type=Path, exists=True), help="As for minedraft bench.")
 @click.option("--by-kind", is_flag=True, help="Run the prompts of each kind by themselves.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures to this file.")
-def main(vary: str, json_path: Path | None, **options: object) -> None:
-    """Compare ways to make drafts (lookup) or to choose those to verify (policy) on the default pair.
+@click.option("--drafter", "drafters", multiple=True, type=(str, str), metavar="NAME DIR", help="Another drafter.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Add all figures to this file.")
+def main(vary: str, drafters: tuple[tuple[str, str], ...], json_path: Path | None, **options: object) -> None:
+    """Compare ways to make drafts (lookup, drafter, draft-len) or to choose those to verify (policy) on the default
+    pair.
 
     One service for each way runs all the time; runs are interleaved, and ratios are medians over pairs of runs that
     follow one another.
@@ -68,16 +78,22 @@ def main(vary: str, json_path: Path | None, **options: object) -> None:
     Examples:
       scripts/bench/drafts --vary policy --json scripts/results/studies/tetris.json
       scripts/bench/drafts --vary lookup --by-kind -m 4 --json scripts/results/studies/lookup.json
+      scripts/bench/drafts --vary drafter --drafter small DIR --mode sd -m 8
     """
-    rows = asyncio.run(_compare(WAYS[vary], **options))  # type: ignore[arg-type]
+    target = str(ensure_pair("smollm2", progress_printer()).target) if drafters else None
+    named = {name: {"target": target, "draft": folder, "lookup": False} for name, folder in drafters}
+    rows = asyncio.run(_compare(WAYS[vary] | named, **options))  # type: ignore[arg-type]
     table = Table("setting", "way", "tok/s", "of first", "tokens/round", "drafts/round", "VSR")
     for row in rows:
         figures = [f"{row[name]:.2f}" for name in ("ratio", "tokens_per_round", "drafts_per_round", "vsr")]
         table.add_row(row["setting"], row["way"], f"{row['tokens_per_s']:.1f}", *figures)
     Console(width=110).print(table)
     if json_path is not None:
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-        content = {"machine": machine_facts(), "vary": vary, "options": plain, "rows": rows}
+        plain = {name: value.name if isinstance(value, Path) else value for name, value in options.items()}
+        known = json.loads(json_path.read_text()) if json_path.exists() else {"rows": []}
+        settings = {row["setting"] for row in rows}
+        others = [row for row in known["rows"] if row["setting"] not in settings]
+        content = {"machine": machine_facts(), "vary": vary, "options": plain, "rows": [*others, *rows]}
         json_path.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -101,7 +117,7 @@ async def _compare(
         async with AsyncExitStack() as stack:
             common = {"mode": mode, "max_batch_size": size, "draft_len": draft_len, "extra_drafts": extra_drafts}
             clients = {
-                way: await stack.enter_async_context(serve(**common, **own))  # type: ignore[arg-type]
+                way: await stack.enter_async_context(serve(**(common | own)))  # type: ignore[arg-type]
                 for way, own in ways.items()
             }
             for temperature in map(float, temperatures.split(",")):
@@ -130,11 +146,13 @@ async def _measure(client: AsyncClient, prompts: Sequence[BenchPrompt], params: 
     calls = [client.complete([{"role": "user", "content": prompt.text}], params) for prompt in prompts]
     outputs = await asyncio.gather(*calls)
     elapsed_s = time.monotonic() - started_s
+    status = await client.status()
     usages = [output.usage for output in outputs if output.usage is not None]
     num_rounds, num_drafts = sum(u.rounds for u in usages), sum(u.drafted_tokens for u in usages)
     num_tokens, num_accepted = sum(u.output_tokens for u in usages), sum(u.accepted_tokens for u in usages)
+    vsr = num_accepted / max(num_drafts, 1)
     return DraftsRun(
-        num_tokens / elapsed_s, num_tokens / num_rounds, num_drafts / num_rounds, num_accepted / max(num_drafts, 1)
+        num_tokens / elapsed_s, num_tokens / num_rounds, num_drafts / num_rounds, vsr, status.draft_ms, status.verify_ms
     )
 
 
