@@ -136,10 +136,13 @@ def main(
             train_tokens or config.training[kind].tokens, minutes, start, part, ship,
         )  # fmt: skip
         for name in names or tuple(exports.STAGES):
-            began = time.monotonic()
             console.print(f"[bold]{name}[/bold]")
-            RUNNERS[name](options)
-            console.print(f"{name}: done in {time.monotonic() - began:.0f} s")
+            with stages.timed(run, name):
+                RUNNERS[name](options)
+            took = stages.times(run)[name]
+            console.print(
+                f"{name}: done in {took['seconds']:.0f} s, {took['processor_seconds']:.0f} s of processor time"
+            )
     except (DrafterError, MineDraftError) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from error

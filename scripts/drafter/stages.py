@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +50,11 @@ class Run:
     def training(self) -> Path:
         """Folder of the training's checkpoint."""
         return self.work / self.kind
+
+    @property
+    def times(self) -> Path:
+        """File of the times that the stages took."""
+        return self.work / f"{self.kind}-times.json"
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -100,6 +107,29 @@ class Run:
         drafter = self.new_drafter()
         load_weights(drafter.parameters(), load_tensors(path), path)
         return drafter
+
+
+@contextmanager
+def timed(run: Run, stage: str) -> Iterator[None]:
+    """Adds the time of a block to the times of a stage, also if the block is stopped."""
+    began, spent = time.monotonic(), time.process_time()
+    try:
+        yield
+    finally:
+        found = times(run)
+        before = found.get(stage, {"seconds": 0.0, "processor_seconds": 0.0})
+        seconds, processor_seconds = time.monotonic() - began, time.process_time() - spent
+        found[stage] = {
+            "seconds": round(before["seconds"] + seconds, 1),
+            "processor_seconds": round(before["processor_seconds"] + processor_seconds, 1),
+        }
+        save_json(run.times, found)
+
+
+def times(run: Run) -> dict[str, dict[str, float]]:
+    """Returns the seconds of each stage so far, by the clock and of all processors."""
+    found: dict[str, dict[str, float]] = load_json(run.times, "prompts") if run.times.exists() else {}
+    return found
 
 
 def prompts(run: Run, downloads: Path, source: Path | None) -> list[str]:
@@ -198,6 +228,7 @@ def evaluation(run: Run, report: Callable[[int], None]) -> dict[str, Any]:
         "steps": progress["num_steps"],
         "seconds": round(progress["seconds"]),
         "curve": progress["curve"],
+        "stages": times(run),
         "acceptance": measure(
             examples, {"trained": drafter, "8 bits": shipped}, run.config.evaluation, run.config.seed, report
         ),

@@ -59,6 +59,7 @@ def test_one_command_makes_a_drafter_of_a_file_of_prompts(kind, target, config_f
     drafter = tmp_path / "run" / "drafter"
     result = json.loads((tmp_path / "results" / f"{kind}.json").read_text())
     assert result["acceptance"]["greedy"]["given"]["trained"]["rounds"] > 0
+    assert list(result["stages"]) == ["prompts", "answers", "teacher", "training"], "those before the evaluation"
     assert (tmp_path / "results" / f"{kind}.png").stat().st_size > 1000
     tensors = load_file(drafter / "model.safetensors")
     if kind == "head":
