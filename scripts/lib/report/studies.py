@@ -22,7 +22,7 @@ COMMANDS = {
     "studies/sampled.json": f"{_BENCH}/sampled --json sampled.json",
     "studies/lookup.json": f"{_BENCH}/drafts --vary lookup --by-kind -m 4 --json lookup.json",
     "studies/tetris.json": f"{_BENCH}/drafts --vary policy --json tetris.json",
-    "studies/draft_len.json": f"{_BENCH}/drafts --vary draft-len --by-kind -m 4 --temperatures 0 --max-new-tokens 48"
+    "drafting/draft_len.json": f"{_BENCH}/drafts --vary draft-len --by-kind -m 4 --temperatures 0 --max-new-tokens 48"
     " --json draft_len.json",
     "studies/pearl.json": f"{_BENCH}/pearl --target DIR --draft DIR --in-flight 1 --json pearl.json",
     "studies/context.json": f"{_BENCH}/studies/context -m 2 --json context.json` and `--pair qwen -m 1 -k 3",
