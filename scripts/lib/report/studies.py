@@ -54,6 +54,7 @@ COMMANDS = {
     "forecast/theory.json": "scripts/forecast/theory",
     "forecast/paper.json": "scripts/forecast/paper",
     "forecast/capacity.json": "scripts/forecast/capacity",
+    "drafting/pearl.json": f"{_BENCH}/pearl --target DIR --draft DIR --in-flight 1 --draft-lens 1 --json pearl.json",
     "scripts/drafter/results/model.json": "scripts/train_drafter --target DIR --kind model",
     "scripts/drafter/results/head.json": "scripts/train_drafter --target DIR --kind head",
 }  # fmt: skip
