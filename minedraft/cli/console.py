@@ -28,6 +28,7 @@ def run(command: click.Command, name: str, failed_code: int = EXIT_REQUEST, wron
     """Run a click command and end the process with the documented exit code: see `run_command`."""
     _open_missing_streams()
     _settle_encodings()
+    _forget_no_size()
     sys.exit(_run(command, name, failed_code, wrong_code))
 
 
@@ -49,6 +50,14 @@ def _settle_encodings() -> None:
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace"), (sys.stdin, "surrogateescape")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+
+
+def _forget_no_size() -> None:
+    """Take COLUMNS=0 and LINES=0, which stand for an unknown size, out of the environment: rich would fit its tables
+    into no columns, which shows nothing."""
+    for name in ("COLUMNS", "LINES"):
+        if os.environ.get(name, "").strip() and not os.environ[name].strip().strip("0"):
+            del os.environ[name]
 
 
 def _run(command: click.Command, name: str, failed_code: int, wrong_code: int) -> int:

@@ -30,11 +30,11 @@ class Done:
     said: str
 
 
-async def minedraft(*arguments: str, typed: str | bytes = "", encoding: str = "utf-8") -> Done:
+async def minedraft(*arguments: str, typed: str | bytes = "", encoding: str = "utf-8", **variables: str) -> Done:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "minedraft.cli.main", *arguments,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONIOENCODING": encoding},
+        cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONIOENCODING": encoding} | variables,
     )  # fmt: skip
     out, said = await process.communicate(typed if isinstance(typed, bytes) else typed.encode())
     return Done(process.returncode, out.decode(encoding), said.decode(encoding))
@@ -100,6 +100,14 @@ async def test_status_fits_any_terminal(service):
     done = await minedraft("status", "--server", service.address, encoding="ascii")
     assert done.code == 0
     assert "serving" in done.out
+
+
+@pytest.mark.parametrize("command", [("top", "--once"), ("status",)])
+async def test_a_terminal_that_does_not_know_its_size_shows_all(service, command):
+    done = await minedraft(*command, "--server", service.address, COLUMNS="0", LINES="0")
+    assert done.code == 0
+    assert "serving" in done.out
+    assert "verifier" in done.out
 
 
 async def test_a_prompt_that_is_no_text_is_refused_in_one_line(service):
