@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from minedraft.address import Address
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from minedraft.settings.service import Settings
     from minedraft.settings.shared import SharedSettings
 
+_EXPORTER = "opentelemetry.exporter.otlp.proto.grpc.trace_exporter"
 _LEAST_HANG_S = 1.0  # in less, a process on a busy machine misses its pings, and would be killed for ever
 _TOKENS_BESIDE_DRAFTS = 3  # of the shortest request with one whole round: prompt, first token, bonus token
 
@@ -90,7 +92,17 @@ def _wrong_collector(url: str) -> list[ConfigError]:
         limit = "must be http://HOST:PORT, or https:// for TLS"
     elif scheme == "http" and not _is_local(rest.rstrip("/")):
         limit = "on another host, without encryption; use https://"
+    elif not _has_exporter():
+        limit = "needs OpenTelemetry: pip install 'minedraft[otel]'"
     return [ConfigError("otlp_traces_endpoint", url, limit)] if limit else []
+
+
+def _has_exporter() -> bool:
+    """Return whether the packages that send spans are installed; only the service itself loads them."""
+    try:
+        return find_spec(_EXPORTER) is not None
+    except ModuleNotFoundError:  # a package that it is in
+        return False
 
 
 def _is_local(text: str) -> bool:

@@ -52,7 +52,7 @@ def wrong_door(settings: Settings) -> list[ConfigError]:
 
 def wrong_worker_tls(settings: SharedSettings, *fields: str) -> list[ConfigError]:
     """Return an error for each address of a worker, in `fields`, that is on a network without `worker_tls`, and for a
-    folder of certificates that cannot be used."""
+    folder of certificates that cannot be used, or would not be: links over unix sockets have no TLS."""
     addresses = {field: address for field in fields if (address := _address_of(settings, field)) is not None}
     errors = []
     for field, address in addresses.items():
@@ -64,6 +64,11 @@ def wrong_worker_tls(settings: SharedSettings, *fields: str) -> list[ConfigError
     for address in addresses.values():
         if wrong := _tried(partial(worker_client_tls, settings.worker_tls, address)):
             return [*errors, *wrong]
+    num_given = sum(getattr(settings, field) is not None for field in fields)
+    is_unused = len(addresses) == num_given and all(address.path is not None for address in addresses.values())
+    if settings.worker_tls is not None and is_unused:
+        limit = f"no worker is reached by HOST:PORT ({_join(list(fields))}), and unix sockets are used without TLS"
+        errors.append(ConfigError("worker_tls", str(settings.worker_tls), limit))
     return errors
 
 

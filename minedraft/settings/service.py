@@ -265,4 +265,7 @@ class Settings(ObservingSettings):
             "memory_share": self.target_memory_share if is_verifier else self.draft_memory_share,
             "max_requests": self._max_with_kv,
         }
-        return WorkerSettings.model_validate(own | {name: getattr(self, name) for name in SharedSettings.model_fields})
+        shared = {name: getattr(self, name) for name in SharedSettings.model_fields}
+        if Address.parse(address).path is not None:  # the other worker may be on another host
+            shared["worker_tls"] = None
+        return WorkerSettings.model_validate(own | shared)

@@ -72,6 +72,9 @@ def test_every_problem_of_a_file_is_listed_at_once(tmp_path):
         ({"draft_address": "10.0.0.2:7000"}, "draft_address", "requires worker_tls"),
         ({"target_address": "far:7000"}, "target_address", "requires worker_tls"),
         ({"target_address": "far:7000", "worker_tls": "/nowhere"}, "worker_tls", "No such file"),
+        ({"worker_tls": "/c"}, "worker_tls", "no worker is reached by HOST:PORT (target_address, draft_address)"),
+        ({"draft_address": "unix:/d", "worker_tls": "/c"}, "worker_tls", "unix sockets are used without TLS"),
+        ({"draft_address": "nowhere", "worker_tls": "/c"}, "draft_address", "must be unix:PATH or host:port"),
         ({"listen": "unix:/a", "draft_address": "unix:/a"}, "draft_address", "already used for listen"),
         ({"max_waiting": 0}, "max_waiting", "greater than or equal to 1"),
         ({"target_memory_share": 0.0}, "target_memory_share", "greater than 0"),
@@ -189,10 +192,12 @@ def test_a_worker_is_told_every_setting_that_it_shares_with_the_service(role):
     assert EVERY_SHARED.keys() == SharedSettings.model_fields.keys()
     shares = {"target_memory_share": 0.75, "draft_memory_share": 0.125}
     devices = {"target_device": "cpu:1", "draft_device": "cpu:0,2"}
-    settings = load_settings({"target": "/t", **devices, **shares, **EVERY_SHARED})
+    settings = Settings.model_validate({"target": Path("/t"), **devices, **shares, **EVERY_SHARED})
+    there = settings.for_worker(role, "127.0.0.1:7000")
+    assert {name: getattr(there, name) for name in EVERY_SHARED} == EVERY_SHARED
     told = settings.for_worker(role, "unix:/w.sock")
     assert load_worker_settings(parsed(WorkerSettings, to_flags(told))) == told
-    assert {name: getattr(told, name) for name in EVERY_SHARED} == EVERY_SHARED
+    assert told == there.model_copy(update={"listen": "unix:/w.sock", "worker_tls": None}), "TLS is for HOST:PORT"
     assert (told.role, told.model, told.listen) == (role, Path("/t"), "unix:/w.sock")
     assert told.memory_share == (0.75 if role is Role.VERIFIER else 0.125)
     assert told.device == ("cpu:1" if role is Role.VERIFIER else "cpu:0,2")

@@ -12,6 +12,7 @@ import grpc.aio
 import pytest
 
 from minedraft.errors import ConfigErrors
+from minedraft.settings import checks
 from minedraft.settings.loading import load_settings
 from minedraft.v1 import inference_pb2, inference_pb2_grpc
 from tests.fakes.service import fake_service
@@ -68,3 +69,11 @@ def test_a_collector_on_another_host_needs_encryption(url: str, limit: str) -> N
         load_settings({"otlp_traces_endpoint": url})
     for fine in ("http://localhost:4317", "http://127.0.0.1:4317/", "https://collector.example:4317"):
         load_settings({"otlp_traces_endpoint": fine})
+
+
+def test_spans_that_cannot_be_sent_are_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_EXPORTER", "no_such_package.trace_exporter")
+    with pytest.raises(
+        ConfigErrors, match="otlp_traces_endpoint is .*: needs OpenTelemetry: pip"
+    ):
+        load_settings({"otlp_traces_endpoint": "http://localhost:4317"})
