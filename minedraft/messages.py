@@ -320,3 +320,8 @@ class WorkerInfo:
     feature_layers: tuple[int, ...] = ()  # those that a verifier can give; those that a drafter needs
     feature_size: int = 0  # numbers per token: of one layer in a verifier; of all that a drafter needs
     clock_offset_ns: int = 0  # scheduler's clock less the worker's; measured by the link, not sent
+
+    @property
+    def can_run_ahead(self) -> bool:
+        """Whether it is a drafter that can go on from tokens that are not verified yet."""
+        return self.draft_method is not None and self.draft_method.can_run_ahead

@@ -224,8 +224,7 @@ def make_book(info: WorkerInfo) -> DraftBook:
     """Return an empty book of the requests of a drafter, which knows none yet."""
     if info.feature_size:
         return FeatureBook(make_ledger(info), info.vocab_size, info.feature_layers, info.feature_size)
-    can_run_ahead = info.draft_method is not None and info.draft_method.can_run_ahead
-    return DraftBook(make_ledger(info), info.vocab_size, can_run_ahead)
+    return DraftBook(make_ledger(info), info.vocab_size, info.can_run_ahead)
 
 
 def check_balance(role: Role, scheduler: Scheduler, ledger: KvLedger, num_free: int) -> None:

@@ -12,8 +12,9 @@ from typing import Generic, Protocol, TypeVar
 from minedraft.core.limits import RETRY_AFTER_LOSS_S
 from minedraft.engine.pipeline import Pipeline
 from minedraft.engine.workers import Drafter, Verifier, Worker
-from minedraft.errors import MineDraftError, ModelError, WorkerLost
+from minedraft.errors import ConfigError, MineDraftError, ModelError, WorkerLost
 from minedraft.messages import WorkerInfo
+from minedraft.types import NO_RUNNING_AHEAD, Mode
 
 logger = logging.getLogger("minedraft.server")
 
@@ -134,8 +135,12 @@ def drafter_slot(pipeline: Pipeline, connector: Connector) -> WorkerSlot[Drafter
 
     async def reconnect() -> Drafter:
         drafter = await connector.reconnect_drafter(pipeline.verifier.info)
-        await _close_unless(drafter, lambda: check_drafter(drafter.info, pipeline.verifier.info))
+        await _close_unless(drafter, lambda: check(drafter.info))
         return drafter
+
+    def check(info: WorkerInfo) -> None:
+        check_drafter(info, pipeline.verifier.info)
+        check_mode(pipeline.scheduler.limits.mode, info)
 
     return WorkerSlot("drafter", pipeline.lose_drafter, pipeline.gain_drafter, reconnect)
 
@@ -176,6 +181,13 @@ def check_drafter(drafter: WorkerInfo, verifier: WorkerInfo) -> None:
     if drafter.feature_size != num_delivered:
         limit = f"it reads {drafter.feature_size} numbers for each token, {verifier.model_name} has {num_delivered}"
         raise ModelError("draft", drafter.model_name, limit)
+
+
+def check_mode(mode: Mode, drafter: WorkerInfo) -> None:
+    """Raise ConfigError if the drafter cannot do what the mode is: which one it is shows when it answers, if it was
+    started elsewhere."""
+    if mode.runs_ahead and not drafter.can_run_ahead:
+        raise ConfigError("mode", mode.value, f"{NO_RUNNING_AHEAD} ({drafter.model_name} drafts)")
 
 
 def check_successor(verifier: WorkerInfo, last: WorkerInfo, max_model_len: int) -> None:

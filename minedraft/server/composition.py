@@ -13,7 +13,7 @@ from minedraft.core.limits import SchedulerLimits
 from minedraft.engine.pairing import PairingConnector
 from minedraft.engine.pipeline import Pipeline
 from minedraft.engine.readiness import Readiness
-from minedraft.engine.slots import Connector, check_drafter, drafter_slot, verifier_slot
+from minedraft.engine.slots import Connector, check_drafter, check_mode, drafter_slot, verifier_slot
 from minedraft.engine.workers import Drafter
 from minedraft.errors import ConfigError, Draining, ModelError, Unauthenticated
 from minedraft.messages import WorkerInfo
@@ -161,6 +161,7 @@ class Server:
         if drafter is not None:
             stack.push_async_callback(drafter.close)
             check_drafter(drafter.info, verifier.info)
+            check_mode(settings.first_mode, drafter.info)
         policies = choose_policies(settings)
         service.board.explain_mode = policies.explain_mode
         self.pipeline = pipeline = Pipeline(

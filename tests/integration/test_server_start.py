@@ -1,5 +1,7 @@
 """The scheduler's server from its start to its end, with workers that have no model behind it."""
 
+from dataclasses import replace
+
 import grpc
 import grpc.aio
 import pytest
@@ -8,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from minedraft import AsyncClient, SamplingParams
 from minedraft.errors import ConfigError
 from minedraft.rpc.health import INFERENCE_SERVICE, SERVING
+from minedraft.types import DraftMethod
 from tests.fakes.service import fake_service
 from tests.fakes.workers import FakeDrafter, FakeVerifier
 
@@ -46,3 +49,11 @@ async def test_a_drafter_that_is_not_there_at_the_start_is_taken_when_it_comes(t
         await service.until(lambda: service.server.service.state == "serving")
         answer = await client.complete([1, 2, 3], SamplingParams(max_new_tokens=8))
         assert answer.usage.accepted_tokens > 0
+
+
+async def test_a_head_that_runs_elsewhere_is_refused_in_pearl(tmp_path):
+    head = FakeDrafter()
+    head.info = replace(head.info, draft_method=DraftMethod.EAGLE, model_name="a-head")
+    async with fake_service(tmp_path, drafter=head, mode="pearl") as service:
+        with pytest.raises(ConfigError, match=r"mode is 'pearl': a head reads what .* \(a-head drafts\)"):
+            await service.task

@@ -73,7 +73,5 @@ def test_a_collector_on_another_host_needs_encryption(url: str, limit: str) -> N
 
 def test_spans_that_cannot_be_sent_are_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "_EXPORTER", "no_such_package.trace_exporter")
-    with pytest.raises(
-        ConfigErrors, match="otlp_traces_endpoint is .*: needs OpenTelemetry: pip"
-    ):
+    with pytest.raises(ConfigErrors, match=r"otlp_traces_endpoint is .*: needs OpenTelemetry: pip"):
         load_settings({"otlp_traces_endpoint": "http://localhost:4317"})

@@ -15,7 +15,7 @@ from minedraft.engine import slots
 from minedraft.engine.slots import SlotState, drafter_slot, verifier_slot
 from minedraft.errors import Draining, InternalError, ModelError, ProtocolError, WorkerLost
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import FinishReason, Mode, Role
+from minedraft.types import DraftMethod, FinishReason, Mode, Role
 from scripts.lib.sink import Collector
 from tests.fakes.service import FakeConnector
 from tests.fakes.workers import VOCAB_SIZE, FakeDrafter, FakeVerifier, continuation
@@ -250,3 +250,17 @@ def test_a_drafter_must_be_able_to_read_what_the_verifier_has() -> None:
     ]:
         with pytest.raises(ModelError, match=limit):
             slots.check_drafter(drafter, wrong)
+
+
+async def test_a_head_does_not_take_the_place_of_a_lost_draft_model_in_pearl(caplog: pytest.LogCaptureFixture) -> None:
+    verifier, drafter = FakeVerifier(), FakeDrafter()
+    pipeline = CountedPipeline(replace(LIMITS, mode=Mode.PEARL), verifier, drafter)
+    async with pipeline, asyncio.timeout(60):
+        running = asyncio.create_task(drafter_slot(pipeline, FakeConnector(verifier, drafter)).run(drafter))
+        drafter.give_up("killed")
+        drafter.info = replace(drafter.info, draft_method=DraftMethod.EAGLE, model_name="a-head")
+        drafter.is_back = True
+        await until(lambda: "drafter not back yet: mode is 'pearl': a head reads" in caplog.text)
+        assert pipeline.drafter is None
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
