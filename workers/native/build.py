@@ -5,6 +5,9 @@ the package's installer: an editable install would keep the library of older sou
 cannot give each instruction set's file the flags it needs. The file's name holds a hash of everything
 that goes into it, so a library of other sources is never loaded; the library says its hash too, for the
 case that a file was renamed or cut short. Builders wait for each other, and the file appears at once.
+
+Who builds a library removes those of other sources that nobody has asked for in a month, and what a builder that was
+killed has left. A process that has loaded one keeps it, and one that has found but not loaded it builds it anew.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +50,9 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "avx512_bf16": (*_AVX512, "-mavx512bf16"),
 }
 _TIMEOUT_S = 600
+_DAY_S = 86400.0
+_KEPT_DAYS = 30  # after the last use, for another version that is installed beside this one
+_WORK_PREFIX = "building-"
 
 
 def library_key() -> str:
@@ -68,6 +75,7 @@ def find_library(*, rebuild: bool = False) -> Path:
     folder = cache_root() / "native"
     path = folder / f"kernels-{key}.so"
     if not rebuild and _is_ours(path):
+        _mark_used(path)
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +83,7 @@ def find_library(*, rebuild: bool = False) -> Path:
             if rebuild or not _is_ours(path):
                 logger.info("building the native kernels, once, into %s", folder)
                 compile_library(path, key)
+                _remove_unused(folder)
     except OSError as error:
         raise ConfigError("kernels", "native", f"cannot build in {folder}: {error.strerror or error}") from error
     return path
@@ -89,7 +98,7 @@ def compile_library(path: Path, key: str, extra_flags: Sequence[str] = ()) -> No
     """
     compiler = find_compiler()
     flags = (*_FLAGS, *extra_flags)
-    with tempfile.TemporaryDirectory(dir=path.parent) as work:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_WORK_PREFIX) as work:
         jobs = {"api": (*flags, f'-DMINEDRAFT_KEY="{key}"', str(SOURCES / "api.cpp"))}
         for number, (name, isa_flags) in enumerate(ISA_FLAGS.items()):
             if name == "scalar" or platform.machine() in ("x86_64", "AMD64"):
@@ -146,6 +155,26 @@ def _is_ours(path: Path) -> bool:
         status = path.stat()
         return status.st_uid in (0, os.getuid()) and not status.st_mode & 0o022
     return False
+
+
+def _mark_used(path: Path) -> None:
+    """Set the file's time to now, once a day: it says when a process last wanted the library."""
+    with contextlib.suppress(OSError):  # the cache cannot be written, and then nobody removes anything from it either
+        if time.time() - path.stat().st_mtime > _DAY_S:
+            os.utime(path)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the libraries that nobody has wanted for _KEPT_DAYS, and the work of builders that were killed. Call it
+    under the lock: nobody else builds, and the library that was just built is new."""
+    oldest_s = time.time() - _KEPT_DAYS * _DAY_S
+    for path in folder.glob("kernels-*.so"):
+        with contextlib.suppress(OSError):  # another user's file: it stays
+            if path.stat().st_mtime < oldest_s:
+                path.unlink()
+                logger.info("removed native kernels that nobody has used for %d days: %s", _KEPT_DAYS, path.name)
+    for path in folder.glob(f"{_WORK_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,36 @@ def test_other_sources_make_another_library(compiler_calls: Path, tmp_path: Path
     assert before != after
     assert before.exists()
     assert after.exists()
+
+
+def test_what_nobody_has_used_for_long_goes_when_another_is_built(
+    compiler_calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    used = build.find_library()
+    folder = used.parent
+    unused, young, left, other = (folder / name for name in ("kernels-a.so", "kernels-b.so", "building-x", "notes.so"))
+    for path, days in ((used, 400), (unused, 31), (young, 29), (other, 400)):
+        path.touch()
+        os.utime(path, times=(0, time.time() - days * 86400))
+    left.mkdir()
+    assert build.find_library() == used, "which marks it as used"
+    assert unused.exists(), "nothing was built"
+    changed = tmp_path / "src"
+    shutil.copytree(build.SOURCES, changed)
+    (changed / "tile.h").write_text((changed / "tile.h").read_text() + "// more\n")
+    monkeypatch.setattr(build, "SOURCES", changed)
+    built = build.find_library()
+    assert {path.name for path in folder.iterdir()} == {built.name, used.name, young.name, other.name, "build.lock"}
+
+
+def test_a_library_that_cannot_be_removed_is_no_failure(compiler_calls: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = Path(os.environ["MINEDRAFT_CACHE"]) / "native"
+    stuck = folder / "kernels-a.so"
+    stuck.mkdir(parents=True)  # as a file that belongs to another user
+    (folder / "kernels-b.so").touch()
+    for path in folder.iterdir():
+        os.utime(path, times=(0, 0))
+    assert {path.name for path in (build.find_library(), stuck, folder / "build.lock")} == set(os.listdir(folder))
 
 
 def test_a_library_that_others_may_have_written_is_built_anew(compiler_calls: Path):
