@@ -17,7 +17,7 @@ from minedraft.http.guard import MAX_HEADER_BYTES
 MAX_TARGET_BYTES = 8 << 10
 MAX_REQUEST_S = 60.0
 """Seconds within which a whole request must come, from its connection or its first byte on."""
-_HOP_HEADERS = (b"connection", b"upgrade", b"http2-settings")
+_FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -26,7 +26,7 @@ class BoundedProtocol(HttpToolsProtocol):
     which Java's client makes with the first request (`Upgrade: h2c`), is not taken up: the request is answered.
 
     Attributes of uvicorn's protocol that it relies on: `transport`, `loop`, `flow`, `cycle`, `parser`, `url`,
-    `headers`, and the parser's callbacks.
+    `headers`, `_should_upgrade`, and the parser's callbacks.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (as its base class)
@@ -34,6 +34,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.parser = _Parser(self)
         self._num_unread = 0  # bytes since the last thing that the parser has passed on, or of headers
         self._is_refused = False
+        self._is_told_length = False  # while a parser is told what another one has read
         self._timer = self.loop.call_later(MAX_REQUEST_S, self._end_slow_request)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -50,17 +51,24 @@ class BoundedProtocol(HttpToolsProtocol):
             self.send_400_response(f"The headers have more than {MAX_HEADER_BYTES} bytes.")
 
     def on_message_begin(self) -> None:
-        self._restart_timer()
-        super().on_message_begin()
+        if not self._is_told_length:
+            self._restart_timer()
+            super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
+        if self._is_told_length:
+            return
         super().on_url(url)
         if len(self.url) > MAX_TARGET_BYTES:
             raise ValueError(f"the target has more than {MAX_TARGET_BYTES} bytes")
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_told_length:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._num_unread = 0
-        if not self._offers_upgrade:
+        if not self._is_told_length:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -69,20 +77,26 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._num_unread = 0
-        if not self._offers_upgrade:
+        if not self._offers_upgrade:  # else the parser has read the headers alone
             self._timer.cancel()
             super().on_message_complete()
+
+    def _should_upgrade(self) -> bool:
+        return False
 
     @property
     def _offers_upgrade(self) -> bool:
         return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
 
     def go_on_without_upgrade(self, rest: bytes) -> None:
-        """Read the request whose headers have just come once more, without its offer, and what came after them."""
-        lines = [b"%s: %s" % header for header in self.headers if header[0] not in _HOP_HEADERS]
-        head = b"\r\n".join([self.parser.get_method() + b" " + self.url + b" HTTP/1.1", *lines, b"", b""])
+        """Read the body of the request whose headers have just come, and what follows it: by a parser that is told how
+        long the body is, and of no offer."""
+        lines = [b"%s: %s" % header for header in self.headers if header[0] in _FRAMING_HEADERS]
         self.parser = _Parser(self)
-        self.parser.feed_data(head + rest)
+        self._is_told_length = True
+        self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *lines, b"", b""]))
+        self._is_told_length = False
+        self.parser.feed_data(rest)
 
     def _restart_timer(self) -> None:
         self._timer.cancel()

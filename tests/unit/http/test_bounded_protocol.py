@@ -108,6 +108,29 @@ async def test_a_request_that_offers_another_protocol_keeps_its_body(
     assert not caplog.records, "a client's choice is no line of the log"
 
 
+@pytest.mark.parametrize("line", [b"connection: close, Upgrade\r\n", b"connection: Upgrade\r\nconnection: close\r\n"])
+async def test_an_offer_takes_nothing_else_from_its_request(line: bytes) -> None:
+    """A connection that is to be closed is closed, or this would wait for its end; the headers come once, and all."""
+
+    async def tell(request: Request) -> PlainTextResponse:
+        await request.body()
+        told = [name for name, _ in request.headers.items()]
+        return PlainTextResponse(f"{request.method} {request.url.path}?{request.url.query} {' '.join(told)}")
+
+    async with echoing(tell) as port:
+        head = b"POST /size?a=b HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nx-mine: 1\r\n" + line
+        answer = await answer_to(port, head + b"content-length: 3\r\n\r\n", b"abc")
+    names = "host upgrade x-mine " + "connection " * line.count(b"connection") + "content-length"
+    assert answer.endswith(f"POST /size?a=b {names}".encode())
+
+
+async def test_a_request_without_a_body_that_offers_another_protocol_is_answered() -> None:
+    async with echoing() as port:
+        answer = await answer_to(port, UPGRADE + b"\r\n" + HEAD + b"content-length: 1\r\n\r\na")
+        assert answer.count(b"HTTP/1.1 200 OK") == 2
+        assert (await answer_to(port, UPGRADE.replace(b"1.1", b"1.0") + b"\r\n")).endswith(b"\r\n\r\n0")
+
+
 async def test_a_tunnel_is_refused() -> None:
     async with echoing() as port:
         assert b" 400 " in (await answer_to(port, b"CONNECT a:1 HTTP/1.1\r\nhost: a\r\n\r\n")).partition(b"\r\n")[0]
