@@ -168,7 +168,9 @@ def load_actors(plan: Plan, channels: Sequence[TokenChannel | None]) -> Sequence
     if settings.role is Role.VERIFIER:
         assert not isinstance(model, EagleHead), "a head drafts"
         check_context(plan.max_model_len, plan.folder.max_context, model.num_blocks * model.block_size)
-        return [VerifierActor(model, _make_info(plan, model), sampler, channels[0], _make_guides(plan))]
+        info = _make_info(plan, model)
+        _want_features(plan, model)
+        return [VerifierActor(model, info, sampler, channels[0], _make_guides(plan))]
     guides = _make_guides(plan)
     parts = [model] if len(channels) == 1 else model.divide(len(channels))
     return [
@@ -195,6 +197,12 @@ def _load_model(plan: Plan) -> Executor | EagleHead:
     return Executor.load(plan.folder.path, **options) if plan.head is None else load_head(plan.head, **options)
 
 
+def _want_features(plan: Plan, model: Executor) -> None:
+    """Have the model prepared for the head that will read its features, if it is known."""
+    if plan.settings.head is not None:
+        model.want_features(check_head_folder(plan.settings.head, plan.folder, "head").feature_layers)
+
+
 def _make_guides(plan: Plan) -> Guides:
     """Return what makes guides from grammars; a head has no tokenizer of its own."""
     from minedraft_workers.sampling.guides import Guides
@@ -208,9 +216,8 @@ def _make_proposer(plan: Plan, model: Executor | EagleHead, sampler: Sampler) ->
     from minedraft_workers.proposers.draft_model import ModelProposer
     from minedraft_workers.proposers.eagle import EagleProposer
 
-    proposer: Proposer = (
-        EagleProposer(model, sampler) if isinstance(model, EagleHead) else ModelProposer(model, sampler)
-    )
+    proposer: Proposer
+    proposer = EagleProposer(model, sampler) if isinstance(model, EagleHead) else ModelProposer(model, sampler)
     return CombinedProposer(proposer) if plan.settings.lookup else proposer
 
 
@@ -349,6 +356,8 @@ def _find_head(settings: WorkerSettings) -> tuple[FolderInfo, HeadInfo] | None:
         ModelError: the folder holds no head, or none for this target. ConfigError: the target is missing, or not used.
     """
     method, target = settings.draft_method, settings.target
+    if settings.role is Role.DRAFTER and settings.head is not None:
+        raise ConfigError("head", str(settings.head), "only a verifier gives features to one")
     if settings.role is Role.DRAFTER and method is None and is_head_folder(settings.model):
         method = DraftMethod.EAGLE
     if settings.role is not Role.DRAFTER or method is not DraftMethod.EAGLE:

@@ -255,10 +255,12 @@ class Settings(ObservingSettings):
         """Return the settings of a worker of this service that listens at `address`. The folders must be set."""
         is_verifier = role is Role.VERIFIER
         is_of_target = is_verifier or self.draft_method is DraftMethod.NGRAM
+        has_head = self.draft_method is DraftMethod.EAGLE
         own = {
             "role": role,
             "model": self.target if is_of_target else self.draft,
-            "target": self.target if not is_verifier and self.draft_method is DraftMethod.EAGLE else None,
+            "target": self.target if has_head and not is_verifier else None,
+            "head": self.draft if has_head and is_verifier else None,
             "listen": address,
             "device": self.target_device if is_verifier else self.draft_device,
             "max_device": cores_of_both(self) if is_verifier else None,

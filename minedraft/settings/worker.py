@@ -25,6 +25,12 @@ class WorkerSettings(SharedSettings):
         description="With draft_method eagle: the target's model folder, for its tokenizer, embedding and output rows.",
         examples=["DIR"],
     )
+    head: OptionalPath = Field(
+        None,
+        description="For a verifier: the folder of the drafting head that will read its features, so that what gives "
+        "them is made at load and not at the first command.",
+        examples=["DIR"],
+    )
     listen: str = Field(description="Address to serve the scheduler on: unix:PATH or HOST:PORT.", examples=["ADDR"])
     device: str = Field("cpu", description=f"Device to run on: {DEVICE_FORMS}.", examples=["DEVICE"])
     max_device: str | None = Field(

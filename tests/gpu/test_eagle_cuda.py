@@ -17,6 +17,7 @@ from minedraft_workers.execution.eagle.head import EagleHead
 from minedraft_workers.execution.eagle.loading import load_head
 from minedraft_workers.execution.executor import Executor
 from minedraft_workers.execution.features import AFTER_FINAL_NORM
+from minedraft_workers.execution.graphs.sizes import SIZES
 from minedraft_workers.execution.spans import ForwardSpan
 from tests.gpu.test_executor_cuda import refusing_to_wait
 from tests.support.tiny_heads import LAYOUTS, make_tiny_head
@@ -41,16 +42,16 @@ def exact_matmuls() -> None:
 def test_the_card_gives_the_features_of_the_cpu_and_the_logits_that_it_gives_without(
     kernels: str, tmp_path: Path
 ) -> None:
-    """A graph that gives features is captured when they are first asked for; the spans come again in it."""
+    """By graphs too, which are captured before, and give the features of every size."""
     path = make_tiny_model(tmp_path, layers=3, **SIZES)
     executors = [
         Executor.load(path, device=device, dtype="float32", num_blocks=64, kernels=name)
         for device, name in ((Device.parse("cpu").here(), "transformers"), (CARD, kernels))
     ]
-    if executors[1].graphs is not None:
-        executors[1].graphs.capture()
     for executor in executors:
         executor.want_features(WANTED)
+    if executors[1].graphs is not None:
+        executors[1].graphs.capture()
     steps = [[ForwardSpan(1, 0, range(3, 40), 1), ForwardSpan(2, 0, range(50, 55), 1)]]
     steps += [[ForwardSpan(2, 5, [7 + k, 8], 2), ForwardSpan(1, 37, [8, 9 + k], 2)] for k in range(3)]
     for spans in steps:
@@ -73,6 +74,10 @@ def test_a_head_gives_on_the_card_what_it_gives_on_the_cpu(layout: str, kernels:
     on_cpu = load_head(info, device=Device.parse("cpu").here(), dtype="float32", num_blocks=64, kernels="torch")
     on_card = load_head(info, device=CARD, dtype="float32", num_blocks=64, kernels=kernels)
     assert on_card.kernels == kernels
+    assert (on_card.graphs is not None) is (kernels == "triton")
+    if on_card.graphs is not None:
+        on_card.graphs.capture()
+        assert on_card.graphs.kernels == f"triton (graphs of up to {SIZES[-1]} rows)"
     given = torch.randn(45, info.feature_size, generator=torch.Generator().manual_seed(0))
 
     def draft(head: EagleHead) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ from minedraft.device import Device
 from minedraft.errors import ConfigError
 from minedraft_workers.device import make_exact, pin
 from minedraft_workers.execution.executor import Executor, ForwardSpan
-from minedraft_workers.execution.graphs import SIZES
+from minedraft_workers.execution.graphs.sizes import SIZES
 from tests.support.tiny_models import KINDS, make_tiny_model
 
 pytestmark = [
@@ -104,7 +104,7 @@ def test_graphs_give_what_their_kernels_give_without(tmp_path: Path, monkeypatch
             torch.testing.assert_close(by_graphs.forward(spans), without.forward(spans), rtol=1e-5, atol=1e-5)
         by_graphs.release_all()
         without.release_all()
-    assert len(by_graphs.graphs._graphs) == len(SIZES)
+    assert len(by_graphs.graphs._graphs._graphs) == len(SIZES)
 
 
 def test_auto_dtype_is_bfloat16_and_capacity_follows_the_share(tmp_path: Path) -> None:

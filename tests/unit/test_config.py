@@ -216,12 +216,14 @@ def test_each_worker_runs_its_own_model():
     assert settings.for_worker(Role.DRAFTER, "unix:/w").target is None
 
 
-def test_the_drafter_with_a_head_is_told_where_its_target_is():
+def test_with_a_head_each_worker_is_told_where_the_others_folder_is():
     settings = load_settings({"target": "/t", "draft": "/d", "draft_method": "eagle"})
     drafter = settings.for_worker(Role.DRAFTER, "unix:/w")
     assert (drafter.model, drafter.target) == (Path("/d"), Path("/t"))
     assert load_worker_settings(parsed(WorkerSettings, to_flags(drafter))) == drafter
-    assert settings.for_worker(Role.VERIFIER, "unix:/w").target is None
+    verifier = settings.for_worker(Role.VERIFIER, "unix:/w")
+    assert (verifier.target, verifier.head, drafter.head) == (None, Path("/d"), None)
+    assert load_settings({"target": "/t", "draft": "/d"}).for_worker(Role.VERIFIER, "unix:/w").head is None
 
 
 @pytest.mark.parametrize(

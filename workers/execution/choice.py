@@ -152,7 +152,8 @@ def with_few_calls(decoder: FusedDecoder[Any, Any, Any], kernels: AnyKernels, ma
         return ProgramRunner(decoder, kernels)
     if decoder.kernels != "triton" or decoder.device.type != "cuda":
         return decoder
-    from minedraft_workers.execution.graphs import CudaGraphs, GraphRunner
+    from minedraft_workers.execution.graphs.capture import CudaGraphs
+    from minedraft_workers.execution.graphs.model import GraphRunner
 
     pool = decoder.tables.pool
     return GraphRunner(decoder, max_model_len or pool.num_blocks * pool.block_size, CudaGraphs())

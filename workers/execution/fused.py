@@ -63,7 +63,7 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         max_model_len: positions that can occur.
 
     Attributes:
-        kernels: the kernels' name. device: where everything lies. cache: of the keys and values.
+        kernels: the kernels' name. device, dtype: where everything lies, and as what. cache: of the keys and values.
 
     Raises:
         NotFused: the model has a part that is not fused here.
@@ -79,7 +79,7 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         self.kernels = kernels.name
         self.is_batch_invariant = kernels.is_batch_invariant
         self._ops = kernels
-        self.device, self._dtype = model.device, model.dtype
+        self.device, self.dtype = model.device, model.dtype
         decoder: Any = model.get_decoder()
         first = check_structure(model).self_attn
         self._angles = RotaryAngles(decoder.rotary_emb, int(first.head_dim), model.dtype, model.device)
@@ -134,25 +134,22 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
 
     def compute_with_features(self, inputs: ForwardInputs[PlanT]) -> ForwardOutput:
         """Return the logits asked for, and the features of all rows. As `compute`, nothing else is on the host."""
-        features = self._room_for_features(inputs)
+        features = self._empty_features(inputs, self._wanted)
         logits = self.compute(inputs, partial(self._wanted.put, features))
         return ForwardOutput(logits, features)
 
-    def compute_hidden(self, inputs: ForwardInputs[PlanT], *, has_features: bool) -> ForwardOutput:
-        """Return what `output` makes logits of, [rows, hidden size], in their place, and the features of all rows, or
-        no columns of them. Nothing else is on the host."""
-        features = self._room_for_features(inputs) if has_features else self._empty_features(len(inputs.ids), 0)
-        see = partial(self._wanted.put, features) if has_features else None
+    def compute_hidden(self, inputs: ForwardInputs[PlanT], wanted: FeatureLayers) -> ForwardOutput:
+        """Return what `output` makes logits of, [rows, hidden size], in their place, and these features of all rows.
+        Nothing else is on the host."""
+        features = self._empty_features(inputs, wanted)
+        see = partial(wanted.put, features) if wanted.layers else None
         return ForwardOutput(self._normed(inputs, see), features)
 
     def _normed(self, inputs: ForwardInputs[PlanT], see: See | None) -> torch.Tensor:
         return self.run_layers(self.embed(inputs.ids), *self.angles(inputs.positions), inputs.plan, see)
 
-    def _room_for_features(self, inputs: ForwardInputs[PlanT]) -> torch.Tensor:
-        return self._empty_features(len(inputs.ids), self._wanted.num_columns)
-
-    def _empty_features(self, num_rows: int, num_columns: int) -> torch.Tensor:
-        return torch.empty(num_rows, num_columns, dtype=self._dtype, device=self.device)
+    def _empty_features(self, inputs: ForwardInputs[PlanT], wanted: FeatureLayers) -> torch.Tensor:
+        return torch.empty(len(inputs.ids), wanted.num_columns, dtype=self.dtype, device=self.device)
 
     def run_layers(
         self, residual: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, plan: PlanT, see: See | None = None
@@ -198,7 +195,7 @@ class FusedDecoder(Generic[WeightT, LayerCacheT, PlanT]):
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the embedding, [rows, hidden size], of int64 ids [rows]."""
         if self._weights.embedding is None:
-            return self._ops.rows(self._weights.output, ids).to(self._dtype)
+            return self._ops.rows(self._weights.output, ids).to(self.dtype)
         return self._weights.embedding.index_select(0, ids)
 
     def _make_inputs(self, rows: PackedRows) -> ForwardInputs[PlanT]:

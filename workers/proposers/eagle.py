@@ -19,6 +19,7 @@ from minedraft.core.blocks import BlocksExhausted
 from minedraft.errors import ProtocolError
 from minedraft_workers.clock import clock_for
 from minedraft_workers.execution.eagle.head import EagleHead, HeadOutput
+from minedraft_workers.execution.runner import GraphCapturing
 from minedraft_workers.execution.spans import ForwardSpan
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.choosing import DraftChooser, StepChoice
@@ -32,8 +33,6 @@ logger = logging.getLogger("minedraft.drafter")
 
 class EagleProposer:
     """Drafts with a head. A row's tokens are those whose pairs of token and feature are not cached yet."""
-
-    graphs = None
 
     def __init__(
         self,
@@ -53,6 +52,10 @@ class EagleProposer:
         self._loops = head.device.type == "cuda" if loops_on_device is None else loops_on_device
         self.feature_layers = head.feature_layers
         self.feature_size = head.feature_size
+
+    @property
+    def graphs(self) -> GraphCapturing | None:
+        return self._head.graphs
 
     @property
     def num_free_blocks(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from minedraft_workers.execution.eagle.weights import HeadWeights
+from minedraft_workers.execution.fused import ForwardInputs
 from minedraft_workers.execution.layers import LayerInputs, LayerStack, RotaryAngles, pack_layer
 from minedraft_workers.kernels.base import LayerCacheT, LayerKernels, PagedCache, PlanT, WeightT
 
@@ -46,6 +47,7 @@ class HeadDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         self._input_norm, self._hidden_norm = first.input_layernorm.weight, weights.hidden_norm
         self._final_norm = weights.final_norm
         like = weights.embedding
+        self.kernels = kernels.name
         self.dtype, self.device, self.hidden_size = like.dtype, like.device, like.shape[1]
         self.angles = RotaryAngles(rotary, head_dim, like.dtype, like.device)
         self._fc = kernels.pack(weights.fc.weight, weights.fc.bias)
@@ -78,6 +80,20 @@ class HeadDecoder(Generic[WeightT, LayerCacheT, PlanT]):
         if self._hidden_norm is None:  # layout EAGLE: a state is a feature
             return self._ops.linear(torch.cat([embedded, given], dim=1), self._fc)
         return given.clone() if are_states else self._ops.linear(given.contiguous(), self._fc)
+
+    @property
+    def takes_states_as_features(self) -> bool:
+        """Whether it makes the same of its own states as of the target's features."""
+        return self._hidden_norm is None
+
+    def compute(
+        self, inputs: ForwardInputs[PlanT], given: torch.Tensor, *, are_states: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the output rows are multiplied with, and the states, both [rows, hidden size]. Nothing else is on
+        the host. Arguments as of `mix`; the positions are reserved."""
+        embedded = self.embed(inputs.ids)
+        states = self.mix(embedded, given, are_states=are_states)
+        return self.run_layers(embedded, states, *self.angles.at(inputs.positions), inputs.plan), states
 
     def run_layers(
         self, embedded: torch.Tensor, residual: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, plan: PlanT

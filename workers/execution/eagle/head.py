@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,12 +18,16 @@ from minedraft.errors import ProtocolError
 from minedraft.models.heads.folder import HeadInfo
 from minedraft_workers.execution.eagle.decoder import HeadDecoder
 from minedraft_workers.execution.eagle.program import HeadProgram
+from minedraft_workers.execution.fused import ForwardInputs
 from minedraft_workers.execution.programs import MAX_ROWS
 from minedraft_workers.execution.runner import PackedRows
 from minedraft_workers.execution.spans import ForwardSpan, PagedModel
 from minedraft_workers.kernels.base import LayerKernels
 from minedraft_workers.kernels.kvcache import bring, to_device
 from minedraft_workers.kernels.native_kernels import KernelPool, NativeLayerKernels
+
+if TYPE_CHECKING:  # it needs Triton
+    from minedraft_workers.execution.eagle.graphs import HeadGraphs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +53,7 @@ class EagleHead(PagedModel):
         weights_bytes, read_bytes: as of `Executor`; vocab_size is the target's, read_bytes of one draft token.
         max_model_len: tokens of the longest request that it drafts for.
         feature_layers: the target's layers whose outputs it is given. feature_size: numbers of a row of them.
-        pool: as of `Executor`.
+        pool: as of `Executor`. graphs: what runs its forwards as CUDA graphs; None where they run without.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class EagleHead(PagedModel):
         decoder.angles.prepare(self.max_model_len)
         self._program: HeadProgram | None = None
         self.pool: KernelPool | None = None
+        self.graphs: HeadGraphs | None = None
         if isinstance(kernels, NativeLayerKernels):
             self.pool = kernels.pool
             self._program = HeadProgram(decoder, kernels)
@@ -128,17 +133,23 @@ class EagleHead(PagedModel):
         )
 
     def _run(self, rows: PackedRows, given: torch.Tensor, are_states: bool) -> HeadOutput:
-        decoder, device, num_rows = self._decoder, self.device, len(rows.ids)
-        decoder.angles.reserve(rows.end)
-        cos, sin = decoder.angles.at(to_device(rows.positions, device))
         if not rows.is_as_given:
-            given = given.index_select(0, to_device(np.argsort(rows.rows_as_given()), device))
-        embedded = decoder.embed(rows.ids_on(device))
-        states = decoder.mix(embedded, given, are_states=are_states)
-        plan = self._ops.plan(self._decoder.cache, rows.spans)
-        if self._program is not None and num_rows <= MAX_ROWS:
-            normed, states = self._program.run(embedded, states, cos, sin, plan)
-        else:
-            normed = decoder.run_layers(embedded, states, cos, sin, plan)
-        wanted = to_device(rows.logit_rows, device)
-        return HeadOutput(decoder.output(normed.index_select(0, wanted)), states.index_select(0, wanted))
+            given = given.index_select(0, to_device(np.argsort(rows.rows_as_given()), self.device))
+        normed, states = self._compute(rows, given, are_states)
+        wanted = to_device(rows.logit_rows, self.device)
+        return HeadOutput(self._decoder.output(normed.index_select(0, wanted)), states.index_select(0, wanted))
+
+    def _compute(self, rows: PackedRows, given: torch.Tensor, are_states: bool) -> Sequence[torch.Tensor]:
+        """Return what `HeadDecoder.compute` does, valid until the next call; more rows may follow the forward's."""
+        decoder = self._decoder
+        if self.graphs is not None and (found := self.graphs.run(rows, given, are_states)) is not None:
+            return found
+        decoder.angles.reserve(rows.end)
+        plan = self._ops.plan(decoder.cache, rows.spans)
+        positions = to_device(rows.positions, self.device)
+        inputs = ForwardInputs(rows.ids_on(self.device), positions, plan)
+        if self._program is not None and len(rows.ids) <= MAX_ROWS:
+            embedded = decoder.embed(inputs.ids)
+            states = decoder.mix(embedded, given, are_states=are_states)
+            return self._program.run(embedded, states, *decoder.angles.at(positions), plan)
+        return decoder.compute(inputs, given, are_states=are_states)

@@ -59,7 +59,7 @@ def load_head(
     decoder: HeadDecoder[Any, Any, Any] = HeadDecoder(
         weights, rotary, chosen, make_cache, head_dim=info.config.head_dim, eps=info.config.eps
     )
-    return EagleHead(
+    head = EagleHead(
         info,
         decoder,
         chosen,
@@ -69,6 +69,18 @@ def load_head(
         weights_bytes=weights.num_bytes,
         kernels_reason=reason,
     )
+    _use_graphs(head, decoder)
+    return head
+
+
+def _use_graphs(head: EagleHead, decoder: HeadDecoder[Any, Any, Any]) -> None:
+    """Have a head on Triton's kernels run by graphs on a GPU."""
+    if decoder.kernels != "triton" or head.device.type != "cuda":
+        return
+    from minedraft_workers.execution.eagle.graphs import HeadGraphs
+    from minedraft_workers.execution.graphs.capture import CudaGraphs
+
+    head.graphs = HeadGraphs(decoder, head.feature_size, head.max_model_len, CudaGraphs())
 
 
 def foresee_head(info: HeadInfo, *, dtype: str, kernels: str, device: Device) -> str:

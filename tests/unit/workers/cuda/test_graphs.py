@@ -14,7 +14,6 @@ from minedraft.device import Device, usable_cores
 from minedraft.errors import MemoryExhausted
 from minedraft.types import Role
 from minedraft_workers.composition import prepare_actor
-from minedraft_workers.execution.features import ForwardOutput
 from minedraft_workers.rounds.runtime import WorkerRuntime
 from tests.support.in_process import InProcessDrafter, InProcessVerifier
 from tests.support.tiny_models import make_tiny_model
@@ -22,12 +21,12 @@ from tests.support.tiny_models import make_tiny_model
 pytest.importorskip("triton")
 
 from minedraft_workers.execution.executor import Executor, ForwardSpan
-from minedraft_workers.execution.graphs import SIZES
+from minedraft_workers.execution.graphs.capture import Computed
+from minedraft_workers.execution.graphs.sizes import SIZES
 from tests.fakes.graphs import RepeatedGraph, run_by_graphs
 
 TORCH_SAYS = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.18 GiB of which ..."
 SPANS = [ForwardSpan(1, 0, range(3, 9), 2), ForwardSpan(2, 0, [7], 1)]  # seven rows
-Compute = Callable[[], ForwardOutput]
 
 
 class Capturing:
@@ -38,7 +37,7 @@ class Capturing:
         self.error = error
         self.num_made = 0
 
-    def __call__(self, compute: Compute) -> RepeatedGraph:
+    def __call__(self, compute: Callable[[], Computed]) -> RepeatedGraph:
         # The sizes come one after the other, the largest first.
         rows = tuple(reversed(SIZES))[self.num_made] if self.num_made < len(SIZES) else 0
         self.num_made += 1
@@ -102,10 +101,12 @@ def test_every_size_is_captured_at_load_and_none_later(
     with caplog.at_level(logging.INFO, "minedraft.worker"):
         assert captured(executor, capturing, said.append) == "triton (graphs of up to 640 rows)"
     assert capturing.num_made == len(SIZES)
-    assert [line.partition(" in ")[0] for line in said[:2]] == [f"captured {i} of 18 CUDA graphs" for i in range(2)]
+    assert [line.partition(" in ")[0] for line in said[:2]] == [
+        f"captured {i} of 18 sizes of CUDA graphs" for i in range(2)
+    ]
     first, last = caplog.messages
     assert first == "capturing 18 CUDA graphs, of 1 to 640 rows"
-    assert last.startswith("captured 18 of 18 CUDA graphs in ")
+    assert last.startswith("captured 18 of 18 sizes of CUDA graphs in ")
     torch.testing.assert_close(executor.forward(SPANS), wanted)
     assert capturing.num_made == len(SIZES)
 
@@ -122,14 +123,14 @@ def test_a_size_without_memory_and_the_larger_ones_run_without(
         "CUDA out of memory. Tried to allocate 20.00 MiB; a lower memory_share leaves more"
     ]
     replayed = 0
-    for buffers in executor.graphs._graphs.values():
+    for captured_graph in executor.graphs._graphs._graphs.values():
 
-        def count(replay: Callable[[], None] = buffers.graph.replay) -> None:
+        def count(replay: Callable[[], None] = captured_graph.graph.replay) -> None:
             nonlocal replayed
             replayed += 1
             replay()
 
-        buffers.graph.replay = count
+        captured_graph.graph.replay = count
     torch.testing.assert_close(executor.forward(SPANS), wanted)
     assert replayed == (1 if most >= 7 else 0)
     executor.forward([ForwardSpan(2, 1, [5], 1)])
@@ -162,22 +163,47 @@ def test_a_model_that_cannot_be_captured_runs_without(
     torch.testing.assert_close(executor.forward(SPANS), wanted)
 
 
-def test_features_come_by_a_graph_of_their_own_and_without_one_where_it_has_no_memory(
+def test_features_that_are_wanted_before_come_by_the_graphs_of_all_forwards(
     executor: Executor, plain: Executor
 ) -> None:
-    capturing = Capturing()
-    captured(executor, capturing)
     for each in (plain, executor):
         each.want_features((1, 0))
-    expected = plain.forward_with_features(SPANS)
+    capturing = Capturing()
+    run_by_graphs(executor, capturing)
+    executor.want_features((1, 0))
+    executor.graphs.capture()
+    for _ in range(2):
+        assert_same_features(executor, plain)
+    assert capturing.num_made == len(SIZES), "one graph of each size, and none later"
+
+
+@pytest.mark.parametrize("wanted_at_load", [(), (1,)])
+def test_features_that_are_wanted_later_come_by_graphs_of_their_own_or_without_where_there_is_no_memory(
+    wanted_at_load: tuple[int, ...], executor: Executor, plain: Executor
+) -> None:
+    capturing = Capturing()
+    run_by_graphs(executor, capturing)
+    executor.want_features(wanted_at_load)
+    executor.graphs.capture()
+    for each in (plain, executor):
+        each.want_features((1, 0))
     for most in (SIZES[-1], -1):
         capturing.most = most  # of those after the last, which count as none
+        executor.want_features((1,))
         executor.want_features((1, 0))
-        executor.release_all()
-        found = executor.forward_with_features(SPANS)
-        torch.testing.assert_close(found.logits, expected.logits)
-        torch.testing.assert_close(found.features, expected.features)
+        assert_same_features(executor, plain)
     assert capturing.num_made == len(SIZES) + 2
+
+
+def assert_same_features(executor: Executor, plain: Executor) -> None:
+    """Compare logits and features of SPANS, and then the logits of a forward without features."""
+    for each in (plain, executor):
+        each.release_all()
+    found, expected = executor.forward_with_features(SPANS), plain.forward_with_features(SPANS)
+    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.features, expected.features)
+    spans = [ForwardSpan(1, 6, range(20, 27), 2)]
+    torch.testing.assert_close(executor.forward(spans), plain.forward(spans))
 
 
 @pytest.mark.parametrize("role", Role)

@@ -13,6 +13,7 @@ from minedraft.settings.loading import load_worker_settings
 from minedraft.types import DraftMethod
 from minedraft_workers.composition import Plan, load_actor
 from minedraft_workers.native import pooled
+from minedraft_workers.verifier import VerifierActor
 from tests.support.native import needs_native
 from tests.support.tiny_heads import make_tiny_head
 from tests.support.tiny_models import make_tiny_model
@@ -54,6 +55,17 @@ def test_a_target_says_which_features_it_can_give(target: Path) -> None:
     assert (set(info.feature_layers), info.feature_size) == ({-1, 0, 1, 2, 3}, 32)
     info = load_actor(make_plan("drafter", target)).info
     assert (info.draft_method, info.feature_layers, info.feature_size) == (DraftMethod.MODEL, (), 0)
+
+
+def test_a_target_that_is_told_of_the_head_gives_its_features_from_the_first_command_on(
+    target: Path, head: Path
+) -> None:
+    actor = load_actor(make_plan("verifier", target, head=head))
+    assert isinstance(actor, VerifierActor)
+    assert actor._executor.feature_layers.layers == (3, -1)
+    assert set(actor.info.feature_layers) == {-1, 0, 1, 2, 3}
+    with pytest.raises(ConfigError, match=r"head is .*: only a verifier gives features to one"):
+        make_plan("drafter", head, target=target, head=head)
 
 
 @needs_native
