@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 CARD = Device.parse("cuda:0")
-SIZES: dict[str, Any] = {"hidden_size": 64, "head_dim": 16}
+HEADS: dict[str, Any] = {"hidden_size": 64, "head_dim": 16}
 WANTED = (1, 0, 3, AFTER_FINAL_NORM)
 
 
@@ -43,7 +43,7 @@ def test_the_card_gives_the_features_of_the_cpu_and_the_logits_that_it_gives_wit
     kernels: str, tmp_path: Path
 ) -> None:
     """By graphs too, which are captured before, and give the features of every size."""
-    path = make_tiny_model(tmp_path, layers=3, **SIZES)
+    path = make_tiny_model(tmp_path, layers=3, **HEADS)
     executors = [
         Executor.load(path, device=device, dtype="float32", num_blocks=64, kernels=name)
         for device, name in ((Device.parse("cpu").here(), "transformers"), (CARD, kernels))
@@ -66,7 +66,7 @@ def test_the_card_gives_the_features_of_the_cpu_and_the_logits_that_it_gives_wit
 @pytest.mark.parametrize("kernels", ["triton", "torch"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_head_gives_on_the_card_what_it_gives_on_the_cpu(layout: str, kernels: str, tmp_path: Path) -> None:
-    target = make_tiny_model(tmp_path / "target", **SIZES)
+    target = make_tiny_model(tmp_path / "target", **HEADS)
     layers = 2 if layout == "minedraft" else 1
     info = check_head_folder(
         make_tiny_head(tmp_path / "head", target, layout, layers=layers), check_model_folder(target, "target"), "draft"

@@ -2,6 +2,10 @@
 
 The cache of a layer holds keys [num_blocks + 1, heads, block_size, key_dim], values likewise; the block after
 the last is where rows of padding are stored. Offsets into it are 64-bit: a layer's cache passes 2^31 bytes soon.
+
+A program is compiled again for arguments that are multiples of 16 and for those that are not, which takes a second in
+the middle of serving. What differs from forward to forward is therefore exempted: where the parts of a plan lie, and
+how wide its tables are.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def store_rows(
     key, value, keys, values, slots, key_stride, value_stride,
     HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
@@ -34,7 +38,7 @@ def store_rows(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["pieces", "tables"])
 def attend_piece(
     query, keys, values, out, pieces, tables, query_stride, table_stride, scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEY_DIM: tl.constexpr,

@@ -16,16 +16,28 @@ PROGRAMS = 5
 SHARED_BYTES = 99 * 1024  # of one program, on the GPUs that have least
 
 
-@pytest.mark.slow
-def test_every_program_compiles_for_an_h100_in_both_dtypes(tmp_path):
+def run(program: str, cache: Path) -> list[list[str]]:
+    """Return the words of each line that a child prints, which is not in the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.kernels.compile_for_gpu"],
-        cwd=ROOT, env=environment | {"TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, timeout=100,
+        [sys.executable, "-m", f"tests.unit.kernels.{program}"],
+        cwd=ROOT, env=environment | {"TRITON_CACHE_DIR": str(cache)}, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()]
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_every_program_compiles_for_an_h100_in_both_dtypes(tmp_path):
+    rows = run("compile_for_gpu", tmp_path)
     assert len(rows) == 2 * PROGRAMS
     for _, _, code_bytes, shared_bytes in rows:
         assert int(code_bytes) > 0
         assert int(shared_bytes) <= SHARED_BYTES
+
+
+@pytest.mark.slow
+def test_no_program_is_compiled_again_for_another_shape_of_forward(tmp_path):
+    """It would be while a request waits; the norm has one variant that adds a residual and one that does not."""
+    found = {name: int(count) for name, count in run("variants_for_gpu", tmp_path)}
+    assert found == {"store_rows": 1, "attend_piece": 1, "norm_row": 2, "rotate_head": 1, "gate_row": 1}
