@@ -46,6 +46,8 @@ def choose_native(name: str, device: Device) -> tuple[NativeLayerKernels | None,
         raise ConfigError("kernels", name, f"run on a GPU, not on {device}")
     if name not in ("auto", "native"):
         return None, "asked for"
+    if name == "auto" and device.kind != "cpu":
+        return None, "they fit this machine and model" if _has_triton() else "Triton is not installed"
     try:
         if device.kind != "cpu":
             raise ConfigError("kernels", name, f"native kernels run on a CPU, not on {device}")
@@ -58,18 +60,21 @@ def choose_native(name: str, device: Device) -> tuple[NativeLayerKernels | None,
 
 
 def list_candidates(
-    name: str, native: NativeLayerKernels | None, device: torch.device, dtype: torch.dtype
+    name: str, native: NativeLayerKernels | None, device: Device, at: torch.device, dtype: torch.dtype
 ) -> list[AnyKernels]:
     """Return the layers' kernels to try, the best first; transformers' own code comes after them.
+
+    Args:
+        at: where the weights are: on `device`, or nowhere if the choice is only foreseen ("meta").
 
     Raises:
         ConfigError: Triton's were asked for and it is not installed.
     """
     candidates: list[AnyKernels] = [] if native is None else [native]
-    if name == "triton" or (name == "auto" and device.type == "cuda" and _has_triton()):
-        candidates.append(_make_triton(device, dtype))
+    if name == "triton" or (name == "auto" and device.kind == "cuda" and _has_triton()):
+        candidates.append(_make_triton(at, dtype))
     if name in ("auto", "torch"):
-        candidates.append(TorchLayerKernels(device, dtype))
+        candidates.append(TorchLayerKernels(at, dtype))
     return candidates
 
 
@@ -95,7 +100,7 @@ def foresee_kernels(model_dir: Path, *, dtype: str, kernels: str, device: Device
     native, reason = choose_native(kernels, device)
     number_format = choose_dtype(dtype, torch_device(device), native)
     model = build_without_weights(model_dir, number_format)
-    for candidate in list_candidates(kernels, native, torch.device("meta"), number_format):
+    for candidate in list_candidates(kernels, native, device, torch.device("meta"), number_format):
         try:
             _find_layers(model, candidate, model_dir)
         except (NotFused, ModelError) as error:

@@ -110,7 +110,7 @@ class Executor(PagedModel):
         target = torch_device(device)
         native, reason = choose_native(kernels, device)
         loaded = load_model(model_dir, config, choose_dtype(dtype, target, native), target)
-        for candidate in list_candidates(kernels, native, target, loaded.model.dtype):
+        for candidate in list_candidates(kernels, native, device, target, loaded.model.dtype):
             try:
                 return cls._on_kernels(candidate, model_dir, loaded, config, size, device, reason)
             except (NotFused, ModelError) as error:

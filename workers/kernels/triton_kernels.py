@@ -11,7 +11,7 @@ import torch
 import triton
 
 from minedraft_workers.kernels import triton_source as programs
-from minedraft_workers.kernels.base import PagedCache
+from minedraft_workers.kernels.base import NotFused, PagedCache
 from minedraft_workers.kernels.kvcache import to_device
 from minedraft_workers.kernels.tables import LayerShape, QuerySpan
 from minedraft_workers.kernels.torch_kernels import TorchLinears
@@ -19,8 +19,10 @@ from minedraft_workers.kernels.torch_kernels import TorchLinears
 # Tokens of one piece: a decode or a verify is one piece, a prompt many.
 PIECE_LEN = 8
 _LEAST_ROWS = 16  # of a matmul on tensor cores
-_KEYS_AT_ONCE = 64
+_MAX_KEYS = 64  # of one turn of attention's loop
+_MAX_KEY_BYTES = 64 * 256  # of those: the loop has several turns in the shared memory of a multiprocessor
 _GATE_LANES = 1024
+_MAX_CAUSE_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,6 +103,12 @@ def fill_plan(spans: Sequence[QuerySpan], block_size: int) -> HostPlan:
     return HostPlan(pieces, tables[owners], slots)
 
 
+def keys_at_once(shape: LayerShape, dtype: torch.dtype) -> int:
+    """Return how many cached tokens attention takes in one turn of its loop."""
+    head_bytes = triton.next_power_of_2(max(shape.key_dim, shape.value_dim)) * dtype.itemsize
+    return max(min(_MAX_KEYS, _MAX_KEY_BYTES // head_bytes), _LEAST_ROWS)
+
+
 class TritonLayerKernels(TorchLinears):
     """Triton programs and torch's matmuls. The matmuls make a row's result depend on the number of rows."""
 
@@ -108,7 +116,18 @@ class TritonLayerKernels(TorchLinears):
     is_batch_invariant = False
 
     def check(self, layers: Sequence[LayerShape], dtype: torch.dtype) -> None:
-        """Implements `LayerKernels`; every shape will do."""
+        """Implements `LayerKernels`; every shape will do, if programs can be built at all: Triton needs a C compiler,
+        Python's headers and a folder for what it builds."""
+        if self._device.type == "meta":  # nothing runs there
+            return
+        try:
+            ones = torch.ones(1, 16, dtype=dtype, device=self._device)
+            self.rms_norm(ones, ones[0], 1e-6)
+        except torch.OutOfMemoryError:  # says nothing about Triton
+            raise
+        except Exception as error:  # of any kind: a compiler's, the driver's, a file's
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise NotFused(f"Triton cannot build its programs here ({text[:_MAX_CAUSE_CHARS]})") from error
 
     def block_bytes(self, layers: Sequence[LayerShape], block_size: int, dtype: torch.dtype) -> int:
         """Implements `LayerKernels`."""
@@ -183,7 +202,8 @@ class TritonLayerKernels(TorchLinears):
             query, cache.keys, cache.values, out, plan.pieces, plan.tables, query.stride(0), plan.tables.stride(0),
             scale, HEADS=shape.num_heads, GROUP=group, BLOCK_SIZE=block_size, KEY_DIM=shape.key_dim,
             VALUE_DIM=shape.value_dim, ROWS=max(_LEAST_ROWS, triton.next_power_of_2(PIECE_LEN * group)),
-            KEYS=_KEYS_AT_ONCE, KEY_LANES=max(16, triton.next_power_of_2(shape.key_dim)),
+            KEYS=keys_at_once(shape, query.dtype),
+            KEY_LANES=max(16, triton.next_power_of_2(shape.key_dim)),
             VALUE_LANES=max(16, triton.next_power_of_2(shape.value_dim)), IS_INTERPRETED=not query.is_cuda,
         )  # fmt: skip
         return out

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from minedraft_workers.kernels import triton_source as programs
+from minedraft_workers.kernels.tables import LayerShape
+from minedraft_workers.kernels.triton_kernels import keys_at_once
 
 TARGET = GPUTarget("cuda", 90, 32)
 ATTENTION = {"HEADS": 8, "GROUP": 4, "BLOCK_SIZE": 16, "KEY_DIM": 128, "VALUE_DIM": 128, "KEY_LANES": 128,
-             "VALUE_LANES": 128, "ROWS": 32, "KEYS": 64, "IS_INTERPRETED": False}  # fmt: skip
-NOT_STORED = ("GROUP", "ROWS", "KEYS", "IS_INTERPRETED")
+             "VALUE_LANES": 128, "ROWS": 32, "IS_INTERPRETED": False}  # fmt: skip
 CONSTANTS = {
     "attend_piece": ATTENTION,
     "store_rows": {
@@ -23,6 +25,7 @@ CONSTANTS = {
     "rotate_head": {"DIM": 128, "LANES": 64},
     "gate_row": {"SIZE": 14336, "LANES": 1024},
 }
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 INTEGERS = ("pieces", "tables", "slots")
 
 
@@ -35,9 +38,11 @@ def type_of(argument: str, dtype: str) -> str:
 
 
 def main() -> None:
-    for dtype in ("fp32", "bf16"):
+    for dtype in DTYPES:
         for name, constants in CONSTANTS.items():
             program = getattr(programs, name)
+            if name == "attend_piece":
+                constants = {**constants, "KEYS": keys_at_once(LayerShape(8, 128, 128), DTYPES[dtype])}
             signature = {a: "constexpr" if a in constants else type_of(a, dtype) for a in program.arg_names}
             values = {(program.arg_names.index(a),): value for a, value in constants.items()}
             compiled = triton.compile(ASTSource(program, signature=signature, constexprs=values), target=TARGET)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from minedraft.device import Device
+from minedraft.errors import ConfigError
+from minedraft_workers.execution.choice import foresee_kernels
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.kernels.tables import LayerShape, QuerySpan
 from minedraft_workers.kernels.torch_kernels import TorchLayerKernels
@@ -17,7 +20,7 @@ from tests.support.tiny_models import add_noise, make_tiny_model
 pytest.importorskip("triton")
 
 from minedraft_workers.execution.features import AFTER_FINAL_NORM
-from minedraft_workers.kernels.triton_kernels import TritonLayerKernels
+from minedraft_workers.kernels.triton_kernels import TritonLayerKernels, keys_at_once
 from tests.fakes.graphs import RepeatedGraph, run_by_graphs
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -165,3 +168,35 @@ def test_a_model_on_triton_gives_its_own_logits(kind: str, tmp_path) -> None:
         executor.forward([ForwardSpan(1, 0, list(range(5, 28)), 0)])
         logits.append(executor.forward([ForwardSpan(2, 0, [9, 8], 1), ForwardSpan(1, 21, [3, 4, 5], 3)]))
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+
+
+def test_triton_that_cannot_build_its_programs_leaves_the_model_to_torch(tmp_path, monkeypatch) -> None:
+    """It needs a C compiler, Python's headers and a folder, which a machine with a GPU may lack."""
+
+    class Broken:
+        def __getitem__(self, grid: object) -> None:
+            raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable")
+
+    monkeypatch.setattr("minedraft_workers.kernels.triton_source.norm_row", Broken())
+    folder = make_tiny_model(tmp_path / "m")
+    told = r"Triton cannot build its programs here \(RuntimeError: Failed to find C compiler\. Please specify via CC"
+    with pytest.raises(ConfigError, match=rf"kernels is 'triton': do not fit this model: {told}"):
+        load(folder, "triton")
+    as_on_gpu = TritonLayerKernels(DEVICE, torch.float32), TorchLayerKernels(DEVICE, torch.float32)
+    monkeypatch.setattr("minedraft_workers.execution.executor.list_candidates", lambda *_: as_on_gpu)
+    executor = load(folder, "auto")
+    assert executor.kernels == "torch"
+    assert re.match(rf"triton kernels do not fit this model: {told}", executor.kernels_reason)
+
+
+def test_the_choice_for_a_gpu_is_foreseen_without_one(tmp_path) -> None:
+    card = Device.parse("cuda:0")
+    said = foresee_kernels(make_tiny_model(tmp_path / "m"), dtype="auto", kernels="auto", device=card)
+    assert said.startswith("triton kernels, bfloat16: they fit this machine and model; ")
+
+
+@pytest.mark.parametrize(("dim", "dtype", "keys"), [(64, torch.float32, 64), (128, torch.float32, 32),
+                                                    (96, torch.bfloat16, 64), (256, torch.bfloat16, 32),
+                                                    (512, torch.float32, 16)])  # fmt: skip
+def test_attention_takes_fewer_keys_of_larger_heads_at_once(dim: int, dtype: torch.dtype, keys: int) -> None:
+    assert keys_at_once(LayerShape(1, dim, dim), dtype) == keys

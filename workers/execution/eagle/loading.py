@@ -102,7 +102,7 @@ def _choose(
     number_format = choose_dtype(dtype, torch_device(device), native)
     if kernels == "transformers":
         kernels, reason = "torch", "transformers has no code of its own for a head"
-    for candidate in list_candidates(kernels, native, target, number_format):
+    for candidate in list_candidates(kernels, native, device, target, number_format):
         try:
             candidate.check(_shapes(info), number_format)
         except NotFused as error:
