@@ -19,6 +19,7 @@ from minedraft.device import Device
 from minedraft.errors import ConfigError
 from minedraft_workers.device import make_exact, pin
 from minedraft_workers.execution.executor import Executor, ForwardSpan
+from minedraft_workers.execution.graphs.model import GraphRunner
 from minedraft_workers.execution.graphs.sizes import SIZES
 from tests.support.tiny_models import KINDS, make_tiny_model
 
@@ -104,6 +105,7 @@ def test_graphs_give_what_their_kernels_give_without(tmp_path: Path, monkeypatch
             torch.testing.assert_close(by_graphs.forward(spans), without.forward(spans), rtol=1e-5, atol=1e-5)
         by_graphs.release_all()
         without.release_all()
+    assert isinstance(by_graphs.graphs, GraphRunner)
     assert len(by_graphs.graphs._graphs._graphs) == len(SIZES)
 
 

@@ -86,7 +86,9 @@ def joined(carrier: Carrier, device: str) -> Iterator[tuple[CarrierEnd, Peer]]:
 def test_a_thousand_leases_arrive_byte_by_byte(
     carrier: Carrier, device: str, record_property: Callable[[str, object], None]
 ) -> None:
-    rng, live, freed = random.Random(5), [], []
+    rng = random.Random(5)
+    live: list[tuple[TensorRef, int, int]] = []
+    freed: list[int] = []
     received_s, num_full = 0.0, 0
     with joined(carrier, device) as (end, peer):
         for seed in range(NUM_LEASES):

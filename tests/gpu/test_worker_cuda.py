@@ -21,6 +21,8 @@ from minedraft.types import Acceptance, Batch, Role, RoundId, SequenceSpec
 from minedraft_workers.clock import clock_for
 from minedraft_workers.composition import Plan, load_actor, prepare_actor
 from minedraft_workers.device import enter_thread, pin
+from minedraft_workers.drafter import DrafterActor
+from minedraft_workers.rounds.actors import Executed
 from minedraft_workers.rounds.runtime import WorkerRuntime
 from minedraft_workers.verifier import VerifierActor
 from tests.support.tiny_models import make_tiny_model
@@ -34,7 +36,7 @@ CARD = Device.parse("cuda:0")
 SPEC = SequenceSpec(SamplingParams(), 3, 0, Acceptance.GREEDY)
 
 
-def load_worker(role: Role, folder: Path, **settings: object):
+def load_worker(role: Role, folder: Path, **settings: object) -> DrafterActor | VerifierActor:
     """Return the actor of a worker on the card."""
     flags = {"role": role.value, "model": make_tiny_model(folder), "listen": "unix:/unused", "device": str(CARD)}
     checked: WorkerSettings = load_worker_settings({**flags, "num_blocks": 64, "dtype": "float32", **settings})
@@ -81,14 +83,17 @@ def test_the_device_thread_is_prepared_and_serves(role: Role, tmp_path: Path) ->
     async def run() -> tuple[int, int]:
         runtime = WorkerRuntime(actor)
         await runtime.prepare(lambda: prepare_actor(CARD, actor))
-        name = RoundId(runtime.epoch, Batch.A, 1)
+        (session,) = runtime.sessions
+        session.start_epoch()
+        name = RoundId(session.epoch, Batch.A, 1)
         if isinstance(actor, VerifierActor):
             command = VerifyCommand(name, (VerifySpan(1, 0, (5, 17, 30), spec=SPEC),))
-            done = await runtime.submit("verify", name, lambda: actor.verify(command))
+            done = await session.submit("verify", name, lambda: actor.verify(command))
         else:
             drafts = DraftCommand(name, (DraftSpan(1, 0, (5, 17, 30), 3, SPEC),))
-            done = await runtime.submit("draft", name, lambda: actor.draft(drafts))
+            done = await session.submit("draft", name, lambda: actor.draft(drafts))
         assert runtime.stop(10)
+        assert isinstance(done, Executed), done
         return done.timing.forward_ns, done.timing.busy_ns
 
     forward_ns, busy_ns = asyncio.run(run())
@@ -111,12 +116,13 @@ def test_the_last_card_is_the_current_one_in_the_thread_that_enters_it() -> None
 
 def test_a_command_without_memory_is_refused_and_the_next_one_runs(tmp_path: Path) -> None:
     actor = load_worker(Role.VERIFIER, tmp_path, num_blocks=None, memory_share=0.05, max_requests=4)
+    assert isinstance(actor, VerifierActor)
     span = VerifySpan(1, 0, (5, 17, 30), spec=SPEC)
     expected = actor.verify(VerifyCommand(RoundId(1, Batch.A, 1), (span,))).rows
     total = torch.cuda.mem_get_info()[1]
     long = VerifySpan(2, 0, tuple(range(3, 300)), spec=SPEC)
     torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
-    hoard = []
+    hoard: list[torch.Tensor] = []
     try:
         fill(hoard)
         hoard.pop()  # room for small things

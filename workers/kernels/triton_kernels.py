@@ -106,7 +106,7 @@ def fill_plan(spans: Sequence[QuerySpan], block_size: int) -> HostPlan:
 def keys_at_once(shape: LayerShape, dtype: torch.dtype) -> int:
     """Return how many cached tokens attention takes in one turn of its loop."""
     head_bytes = triton.next_power_of_2(max(shape.key_dim, shape.value_dim)) * dtype.itemsize
-    return max(min(_MAX_KEYS, _MAX_KEY_BYTES // head_bytes), _LEAST_ROWS)
+    return max(min(_MAX_KEYS, int(_MAX_KEY_BYTES // head_bytes)), _LEAST_ROWS)
 
 
 class TritonLayerKernels(TorchLinears):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -97,13 +97,15 @@ def run_out() -> tuple[torch.Tensor]:
     raise torch.OutOfMemoryError(NO_MEMORY)
 
 
-def second_runs_out() -> tuple[torch.Tensor]:
+class SecondRunsOut:
     """Fails while it is captured: it has run once before."""
-    second_runs_out.count += 1
-    return answer() if second_runs_out.count % 2 else run_out()
 
+    def __init__(self) -> None:
+        self._num_runs = 0
 
-second_runs_out.count = 0
+    def __call__(self) -> tuple[torch.Tensor]:
+        self._num_runs += 1
+        return answer() if self._num_runs == 1 else run_out()
 
 
 def test_all_graphs_of_a_device_share_a_pool_and_a_stream(cuda: FakeCuda) -> None:
@@ -115,12 +117,13 @@ def test_all_graphs_of_a_device_share_a_pool_and_a_stream(cuda: FakeCuda) -> Non
     assert len(kept) == 3
 
 
-@pytest.mark.parametrize("compute", [run_out, second_runs_out])
-@pytest.mark.parametrize("at_end", ["", INVALIDATED])
-def test_after_one_without_memory_the_next_can_be_captured(compute: object, at_end: str, cuda: FakeCuda) -> None:
+@pytest.mark.parametrize(("compute", "at_end"), [(run_out, ""), (SecondRunsOut(), ""), (SecondRunsOut(), INVALIDATED)])
+def test_after_one_without_memory_the_next_can_be_captured(
+    compute: Callable[[], tuple[torch.Tensor]], at_end: str, cuda: FakeCuda
+) -> None:
     """Nothing of the failed one is left, not even what a traceback holds."""
     capture = CudaGraphs()
-    cuda.fails_at_end = at_end if compute is second_runs_out else ""
+    cuda.fails_at_end = at_end
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate") as caught:
         capture(compute)
     assert caught.value.__context__ is None
