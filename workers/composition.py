@@ -325,7 +325,7 @@ def _make_info(plan: Plan, executor: Executor | EagleHead | None) -> WorkerInfo:
         device=str(plan.device),
         dtype=executor.dtype_name if executor else "none",
         draft_method=plan.draft_method if settings.role is Role.DRAFTER else None,
-        kernels=executor.kernels if executor else "",
+        kernels=executor.described_kernels if executor else "",
         is_batch_invariant=executor.is_batch_invariant if executor else True,
         weights_bytes=executor.weights_bytes if executor else 0,
         cores=plan.device.cores,

@@ -20,6 +20,7 @@ from minedraft_workers.execution.memory import CacheSize
 from minedraft_workers.execution.programs import ProgramRunner
 from minedraft_workers.execution.runner import Runner, TransformersRunner
 from minedraft_workers.execution.selfcheck import record_layers
+from minedraft_workers.execution.spans import ASKED_FOR, FITTING
 from minedraft_workers.kernels.base import LayerKernels, NotFused, PagedCache
 from minedraft_workers.kernels.kvcache import KVCache
 from minedraft_workers.kernels.native_kernels import NativeLayerKernels
@@ -45,9 +46,9 @@ def choose_native(name: str, device: Device) -> tuple[NativeLayerKernels | None,
     if name == "triton" and device.kind == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ConfigError("kernels", name, f"run on a GPU, not on {device}")
     if name not in ("auto", "native"):
-        return None, "asked for"
+        return None, ASKED_FOR
     if name == "auto" and device.kind != "cpu":
-        return None, "they fit this machine and model" if _has_triton() else "Triton is not installed"
+        return None, FITTING if _has_triton() else "Triton is not installed"
     try:
         if device.kind != "cpu":
             raise ConfigError("kernels", name, f"native kernels run on a CPU, not on {device}")
@@ -56,7 +57,7 @@ def choose_native(name: str, device: Device) -> tuple[NativeLayerKernels | None,
         if name == "native":
             raise
         return None, f"no native kernels here: {error.limit}"
-    return native, "asked for" if name == "native" else "they fit this machine and model"
+    return native, ASKED_FOR if name == "native" else FITTING
 
 
 def list_candidates(

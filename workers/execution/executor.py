@@ -40,7 +40,6 @@ class Executor(PagedModel):
 
     Attributes:
         device: torch's device, on which the logits are.
-        kernels, kernels_reason: what computes ("native avx512_bf16", "torch", "transformers"), and why.
         is_batch_invariant: whether a row's logits are the same, bit for bit, whatever else is in the forward.
         draft_vocab_ids: int64 [n]; column j of the logits is token draft_vocab_ids[j]. None: it is token j.
         weights_bytes: bytes of the model's parameters in its dtype.

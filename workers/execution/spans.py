@@ -15,6 +15,11 @@ from minedraft_workers.kernels.tables import BlockTables, QuerySpan
 
 OutputT = TypeVar("OutputT")
 
+# Reasons for kernels that are what a user expects.
+ASKED_FOR = "asked for"
+FITTING = "they fit this machine and model"
+_MAX_REASON_CHARS = 400  # of a line for people; a compiler may have said more
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardSpan:
@@ -85,7 +90,11 @@ class PagedModel:
         vocab_size: token ids given to a forward are below it.
         num_blocks, block_size: size of the KV cache, in blocks and in tokens per block.
         max_model_len: longest sequence, in tokens.
+        kernels, kernels_reason: what computes ("native avx512_bf16", "torch", "transformers"), and why.
     """
+
+    kernels: str
+    kernels_reason: str
 
     def __init__(self, tables: BlockTables, vocab_size: int, context: int | None) -> None:
         """Take the tables of the cache, and the most tokens of a sequence; None if the model has no limit."""
@@ -112,6 +121,13 @@ class PagedModel:
             part._use(tables)
             parts.append(part)
         return parts
+
+    @property
+    def described_kernels(self) -> str:
+        """The kernels; where others would be faster, also why those are not used."""
+        return (
+            self.kernels if self.kernels_reason in (ASKED_FOR, FITTING) else f"{self.kernels} ({self.kernels_reason})"
+        )
 
     @property
     def num_free_blocks(self) -> int:

@@ -29,3 +29,18 @@ def test_nothing_of_a_worker_is_cut_in_a_terminal_of_eighty_columns() -> None:
     for text in ("smollm2-135m-instruct", "cpu:0-3", "bfloat16", "native avx512_bf16", "123453/123456", "123.4 ms"):
         assert shown.count(text) == 2, shown
     assert "…" not in shown
+
+
+def test_why_kernels_are_not_the_fastest_is_shown_whole_in_eighty_columns() -> None:
+    worker = WorkerState("drafter", "ready", "m", "cuda:0", "bfloat16")
+    sizes = "triton (graphs of up to 4 rows, no memory for 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384)"
+    reason = "torch (triton kernels do not fit this model: Triton cannot build its programs here)"
+    workers = replace(worker, kernels=sizes), replace(worker, role="verifier", kernels=reason)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render(ServiceStatus("serving", workers=workers), "unix:/x"))
+    lines = console.export_text().splitlines()
+    start = next(index for index, line in enumerate(lines) if line.split()[:1] == ["worker"])
+    at = lines[start].index("drafter"), lines[start].index("verifier")
+    columns = " ".join(line[at[0] : at[1]] for line in lines), " ".join(line[at[1] :] for line in lines)
+    assert sizes in " ".join(columns[0].split())
+    assert reason in " ".join(columns[1].split())

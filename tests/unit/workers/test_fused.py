@@ -163,6 +163,7 @@ def test_heads_that_the_native_kernels_do_not_take_run_on_torchs_operators(tmp_p
     executor = load(make_tiny_model(tmp_path / "m", "llama"), kernels="auto")
     assert (executor.kernels, executor.is_batch_invariant) == ("torch", False)
     assert executor.kernels_reason.endswith(" kernels do not fit this model: heads of 8, no multiple of 16")
+    assert executor.described_kernels == f"torch ({executor.kernels_reason})"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -249,6 +250,7 @@ def test_the_gpu_s_kernels_for_a_cpu_are_refused_before_the_weights_are_read(
 def test_what_is_asked_for_is_used(kernels: str, tmp_path: Path) -> None:
     executor = load(make_tiny_model(tmp_path / "m", **HEADS), kernels=kernels)
     assert (executor.kernels, executor.kernels_reason) == (kernels, "asked for")
+    assert executor.described_kernels == kernels
     assert not executor.is_batch_invariant
     with pytest.raises(ConfigError, match="must be auto, native, triton, torch or transformers"):
         load(tmp_path / "m", kernels="fast")
