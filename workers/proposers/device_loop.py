@@ -2,7 +2,8 @@
 
 Which rows take part in a step, at which positions and with which random numbers is known to the host beforehand; only
 the tokens are not. So the host queues all forwards and choices, and learns the drafts by one copy at the end. A row
-whose logits are not finite at some step goes on with some token, and what follows is thrown away.
+whose logits are not finite at some step goes on with some token, and what follows is thrown away. The tokens of a row
+that follows a grammar are read in each step, while the device computes the next forward (`sampling/batched/guided.py`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,6 @@ from minedraft_workers.proposers.choosing import DraftChooser, StepChoice
 from minedraft_workers.sampling.batched.transfer import upload
 
 logger = logging.getLogger("minedraft.drafter")
-
-
-def can_loop(rows: Sequence[DraftRow]) -> bool:
-    """Whether no row follows a grammar, which the host must move by each token."""
-    return all(row.state.guide is None for row in rows)
 
 
 class DeviceLoop:

@@ -11,7 +11,8 @@ The first branch continues the request's own KV, each other one a fork of it. Th
 many as the first branch alone takes: a forward of few rows is bound by reading the weights.
 
 On a GPU the host waits for the device once a round, at its end (`device_loop.py`), and before the forwards of branches,
-which it chooses. It waits once a forward if a request follows a grammar.
+which it chooses. If a request follows a grammar the host also reads its tokens once a forward, while the device
+computes the next one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.execution.runner import GraphCapturing
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.choosing import DraftChooser
-from minedraft_workers.proposers.device_loop import DeviceLoop, can_loop
+from minedraft_workers.proposers.device_loop import DeviceLoop
 from minedraft_workers.sampling.batched.transfer import upload
 from minedraft_workers.sampling.choose import DEFAULT_TOP_M
 from minedraft_workers.sampling.sampler import Sampler
@@ -86,7 +87,7 @@ class ModelProposer:
             row.state.replace_from(row.prefix_len, row.committed)
         plain, of_plain, branches = self._start(rows, logits)
         logits = logits if len(plain) == len(logits) else logits.index_select(0, upload(of_plain, logits.device))
-        if self._loop is not None and can_loop([*plain, *branches]):
+        if self._loop is not None:
             self._loop.draft(plain, logits, branches)
         else:
             if plain:

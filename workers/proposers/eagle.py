@@ -23,7 +23,6 @@ from minedraft_workers.execution.runner import GraphCapturing
 from minedraft_workers.execution.spans import ForwardSpan
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.choosing import DraftChooser, StepChoice
-from minedraft_workers.proposers.device_loop import can_loop
 from minedraft_workers.sampling.batched.transfer import upload
 from minedraft_workers.sampling.choose import DEFAULT_TOP_M
 from minedraft_workers.sampling.sampler import Sampler
@@ -79,7 +78,7 @@ class EagleProposer:
         for row in rows:
             row.state.replace_from(row.prefix_len, row.tokens)
         active = [row for row in new if row.draft_len]
-        if self._loops and can_loop(active):
+        if self._loops:
             self._draft_on_device(output, active)
         else:
             self._draft(output, active)

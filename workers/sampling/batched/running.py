@@ -1,4 +1,4 @@
-"""Penalties, biases and minimum lengths of rows whose tokens stay on the device while they are drafted."""
+"""Penalties, biases, minimum lengths and grammars of rows whose tokens stay on the device while they are drafted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from minedraft_workers.sampling.batched.adjusting import RowContext
+from minedraft_workers.sampling.batched.guided import RunningGuides
 from minedraft_workers.sampling.batched.transfer import upload
 from minedraft_workers.sampling.processors import needs_adjusting
 from minedraft_workers.sampling.vocab_columns import Columns
@@ -20,12 +21,13 @@ class RunningAdjustment:
     For the rows that ask for it, it keeps of every column whether its token was seen, and how often in the output.
 
     Args:
-        contexts: what is before the first step of each row; none follows a grammar.
+        contexts: what is before the first step of each row.
         device: of the logits.
     """
 
     def __init__(self, contexts: Sequence[RowContext], columns: Columns, device: torch.device) -> None:
         self._columns = columns
+        self._guides = RunningGuides(contexts, columns)
         rows = [
             row
             for row, (state, drafts) in enumerate(contexts)
@@ -58,12 +60,16 @@ class RunningAdjustment:
         self._bias.view(-1).index_copy_(0, at, upload(np.concatenate(values), device))
 
     def adjust(self, logits: torch.Tensor, rows: Sequence[int], counts: Sequence[int]) -> torch.Tensor:
-        """Return the logits of these rows with what they ask for; `logits` itself if none asks.
+        """Return the logits of these rows with what they ask for; `logits` itself if none asks. Where one follows a
+        grammar, the host waits for the tokens that were noted last.
 
         Args:
             logits: float32 [rows, columns]; not changed.
             rows: their numbers in `contexts`. counts: of each, the tokens noted since.
         """
+        return self._guides.refuse(self._penalize(logits, rows, counts), rows)
+
+    def _penalize(self, logits: torch.Tensor, rows: Sequence[int], counts: Sequence[int]) -> torch.Tensor:
         asking = [(index, self._places[row]) for index, row in enumerate(rows) if row in self._places]
         if not asking:
             return logits
@@ -80,6 +86,7 @@ class RunningAdjustment:
 
     def note(self, chosen: torch.Tensor, rows: Sequence[int]) -> None:
         """Take the columns, int64 [rows], that were chosen in these rows."""
+        self._guides.note(chosen, rows)
         asking = [(index, self._places[row]) for index, row in enumerate(rows) if row in self._places]
         if not asking:
             return

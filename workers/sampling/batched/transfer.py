@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,3 +20,21 @@ def download(*tensors: torch.Tensor) -> list[npt.NDArray[np.float64]]:
     joined = torch.cat([tensor.double().reshape(-1) for tensor in tensors]).cpu().numpy()
     parts = np.split(joined, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
     return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+class Arrival:
+    """A copy to the host that has begun: whatever is queued after it runs while the host waits for it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        is_cuda = tensor.device.type == "cuda"
+        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_cuda)
+        self._host.copy_(tensor, non_blocking=True)
+        self._event: Any = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
+        if self._event is not None:
+            self._event.record()
+
+    def read(self) -> npt.NDArray[Any]:
+        """Return the tensor, once it is there."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.numpy()

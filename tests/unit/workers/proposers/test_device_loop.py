@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from minedraft.sampling_params import SamplingParams
 from minedraft.types import Acceptance, Batch, RoundId, ScoreKind, SequenceSpec
 from minedraft_workers.execution.executor import Executor
 from minedraft_workers.proposers import choosing
+from minedraft_workers.sampling.batched.transfer import Arrival
 from tests.support.in_process import InProcessDrafter, InProcessVerifier
 from tests.support.tiny_models import add_noise, make_tiny_model
 
@@ -242,25 +244,48 @@ def test_penalties_biases_and_minimum_lengths_follow_the_tokens_of_the_round(
     assert_same(*(drafter.ask(*spans) for drafter in drafters))
 
 
-def test_a_grammar_is_followed_by_the_host_token_by_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drafter = Drafter(folder, as_on_gpu=True)
-    spec = make_spec(Acceptance.GREEDY, 3, 1)
-    drafter.ask(DraftSpan(1, 0, (5, 6, 7), 0, spec))
+class InTurn:
+    """A grammar whose tokens leave 0, 1 and 2 in turn when divided by three."""
 
-    class Anything:
-        """A grammar that allows every token."""
+    def __init__(self) -> None:
+        self._last = 0
 
-        def move_to(self, tokens: Sequence[int], drafts: Sequence[int] = ()) -> bool:
-            return True
+    def move_to(self, tokens: Sequence[int], drafts: Sequence[int] = ()) -> bool:
+        text = [tokens[-1], *drafts]
+        self._last = text[-1]
+        return all((new - old) % 3 == 1 for old, new in pairwise(text))
 
-        def allowed(self, num_ids: int) -> np.ndarray:
-            return np.ones(num_ids, np.bool_)
+    def allowed(self, num_ids: int) -> np.ndarray:
+        return (np.arange(num_ids) - self._last) % 3 == 1
 
-        def keep(self, num_tokens: int) -> None:
-            pass
+    def keep(self, num_tokens: int) -> None:
+        pass
 
-    drafter.actor._requests._states[1].guide = Anything()
+
+@pytest.mark.parametrize("kernels", ["auto", "transformers"])
+def test_a_grammar_is_followed_and_the_host_waits_while_the_next_forward_runs(
+    kernels: str, folder: Path, target_vocab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request in two follows it, under each law, beside penalties; both drafters give the same."""
+    drafters = both(folder, target_vocab=target_vocab, kernels=kernels, num_blocks=256)
+    params = SamplingParams(temperature=1.0, frequency_penalty=0.7, top_p=0.95)
+    rows = [(sampling, kind) for kind in Acceptance for sampling in (SAMPLINGS[kind], params)]
+    specs = [SequenceSpec(sampling, 3, i, kind, (2,)) for i, (sampling, kind) in enumerate([*rows, *rows])]
+    guided = range(len(rows))
+    done: list[str] = []
+    for drafter in drafters:
+        drafter.ask(*(DraftSpan(i, 0, (5, 6, 7), 0, spec) for i, spec in enumerate(specs)))
+        for i in guided:
+            drafter.actor._requests._states[i].guide = InTurn()
+    spans = [DraftSpan(i, 2, (7,), 4 - i % 2) for i in range(len(specs))]
+    wanted = drafters[0].ask(*spans)
+    forward, read = drafters[1].executor.forward, Arrival.read
+    monkeypatch.setattr(drafters[1].executor, "forward", lambda *given: done.append("forward") or forward(*given))
+    monkeypatch.setattr(Arrival, "read", lambda arrival: done.append("read") or read(arrival))
     with counting_copies(monkeypatch) as copies:
-        (proposal,) = drafter.ask(DraftSpan(1, 2, (7,), 4))
-    assert len(proposal.tokens) == 4
-    assert copies == []
+        found = drafters[1].ask(*spans)
+    assert_same(wanted, found)
+    for proposal in found[: len(guided)]:
+        assert [token % 3 for token in proposal.tokens] == [2, 0, 1, 2][: 4 - proposal.request_id % 2]
+    assert done == ["forward", *["forward", "read"] * 3]
+    assert len(copies) == 1
