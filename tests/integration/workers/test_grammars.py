@@ -122,6 +122,7 @@ async def answers(
     *,
     ngram: bool = False,
     num_blocks: int = 128,
+    as_on_gpu: bool = False,
 ) -> tuple[list[Collector], float]:
     """Return the answers, and the share of the drafts that was accepted."""
     guides = Guides(target)
@@ -129,7 +130,7 @@ async def answers(
     drafter = None
     if draft is not None or ngram:
         model = None if draft is None else load_executor(draft, num_blocks=num_blocks)
-        drafter = InProcessDrafter(model, verifier, ngram=ngram, guides=guides)
+        drafter = InProcessDrafter(model, verifier, ngram=ngram, guides=guides, as_on_gpu=as_on_gpu)
     limits = SchedulerLimits(mode, 3, 3, prefill_chunk=16, max_model_len=256)
     sinks = [Collector() for _ in requests]
     async with Pipeline(limits, verifier, drafter) as pipeline:
@@ -170,6 +171,8 @@ async def test_seeded_answers_do_not_depend_on_the_way(target_dir: Path, draft_d
         sinks, _ = await answers(target_dir, draft, mode, requests, ngram=ngram)
         tokens[mode, ngram] = [sink.tokens for sink in sinks]
     assert all(found == tokens[Mode.AR, False] for found in tokens.values())
+    sinks, _ = await answers(target_dir, draft_dir, Mode.PEARL, requests, as_on_gpu=True)
+    assert [sink.tokens for sink in sinks] == tokens[Mode.AR, False], "drafts whose tokens stay on the device"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
