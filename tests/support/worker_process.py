@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from minedraft.process.with_parent import bind_to_parent
+
 REPO = Path(__file__).parents[2]
 PRODUCT = ("-m", "minedraft_workers.main")
 NULL = ("-m", "scripts.lib.null_worker")
@@ -15,14 +17,15 @@ FAKE = ("-m", "tests.fakes.fake_worker")
 
 
 class WorkerProcess(subprocess.Popen[str]):
-    """A worker process; its stderr goes to a file, so that no pipe can fill up."""
+    """A worker process; its stderr goes to a file, so that no pipe can fill up. It ends with this process, whose main
+    thread must start it."""
 
     def __init__(self, *arguments: str, log: Path, address: str = "") -> None:
         self.address = address
         self.log = log
         with log.open("w") as stderr:
             super().__init__(
-                [sys.executable, *arguments],
+                bind_to_parent([sys.executable, *arguments]),
                 cwd=REPO,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -20,6 +20,7 @@ from urllib.request import Request, urlopen
 
 from tests.support.worker_process import REPO
 from tests.vllm.engines import MAX_LEN, plugin
+from tests.vllm.group import group_command
 
 _START_S = 600.0  # on a machine with other work
 _PATIENCE_S = 60.0
@@ -99,7 +100,7 @@ def starting(target: Path, address: str, folder: Path) -> Iterator[Server]:
         port = listener.getsockname()[1]
     install(folder / "site")
     options = plugin(address)
-    argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(target)]
+    argv = group_command(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(target))
     argv += ["--served-model-name", "target", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
     argv += ["--dtype", "float32", "--max-model-len", str(MAX_LEN), "--scheduler-cls", options["scheduler_cls"]]
     argv += ["--speculative-config", json.dumps(options["speculative_config"])]
