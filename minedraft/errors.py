@@ -85,7 +85,8 @@ class _FieldError(MineDraftError):
         super().__init__(f"{self._say_given(value)}: {self.limit}")
 
     def _say_given(self, value: object) -> str:
-        return f"{self.field} is {self.value}"
+        """Return what was given; a value that is None was not: no text stands for None."""
+        return self.field if value is None else f"{self.field} is {self.value}"
 
 
 class ConfigError(_FieldError):
@@ -93,10 +94,6 @@ class ConfigError(_FieldError):
 
     reason = "CONFIG"
     exit_code = EXIT_CONFIG
-
-    def _say_given(self, value: object) -> str:
-        """A setting that is None was not given: no text stands for None."""
-        return self.field if value is None else super()._say_given(value)
 
 
 class ConfigErrors(ConfigError):

@@ -14,7 +14,7 @@ with quiet_imports():
 
     from minedraft.errors import EXIT_OK
     from minedraft.process.claim import ListenClaim
-    from minedraft.process.entry import SERVICE_EXITS, exit_lines, run_logged, takes_parent
+    from minedraft.process.entry import SERVICE_EXITS, exit_lines, run_logged, takes_parent, tells_version
     from minedraft.process.logs import set_up_log
     from minedraft.process.notify import Notifier
     from minedraft.process.parent import exit_with_parent
@@ -42,6 +42,7 @@ Then start the service with these workers:
 @settings_flags(WorkerSettings)
 @click.option("--check", is_flag=True, help="Check settings and model folder without loading weights, then exit.")
 @takes_parent
+@tells_version
 def command(check: bool, parent_pid: int | None, **flags: object) -> int:
     """Run one worker process: the drafter (draft model) or the verifier (target model).
 

@@ -19,7 +19,7 @@ with quiet_imports():
     from minedraft.launch.placement import tell_unused_gpus
     from minedraft.launch.preflight import check_machine, settle_draft_method
     from minedraft.models.catalogue import Pair, ensure_pair, find_pair
-    from minedraft.process.entry import LAUNCH_EXITS, exit_lines, exit_or_die_again
+    from minedraft.process.entry import LAUNCH_EXITS, exit_lines, exit_or_die_again, tells_version
     from minedraft.process.notify import READY_LINE, Notifier
     from minedraft.process.start_extension import StartExtension
     from minedraft.settings.flags import config_flag, settings_flags
@@ -52,6 +52,7 @@ A process that dies or hangs is started again, up to 5 times in 5 minutes (the d
 @config_flag
 @click.option("--verbose", is_flag=True, help="Show everything that the three processes log.")
 @click.option("--check", is_flag=True, help="Check settings, model folders, devices and addresses, then exit.")
+@tells_version
 def command(config: Path | None, check: bool, verbose: bool, **flags: object) -> None:
     """Start scheduler, drafter and verifier, and serve until a signal.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from minedraft.process.loading import quiet_imports
 
 with quiet_imports():
+    from difflib import get_close_matches
     from importlib import import_module
     from typing import NoReturn
 
     import click
 
     from minedraft.cli.console import run
-    from minedraft.process.entry import COMMAND_EXITS, exit_lines
+    from minedraft.process.entry import COMMAND_EXITS, exit_lines, tells_version
 
 # name -> module that defines a click command of that name; imported when the command is used.
 _COMMANDS = {
@@ -40,6 +41,13 @@ class _LazyGroup(click.Group):
         assert isinstance(command, click.Command), f"{cmd_name} is not a command"
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and (near := get_close_matches(args[0], _COMMANDS, 1)):
+            ctx.fail(f"No such command '{args[0]}'. (Did you mean '{near[0]}'?)")
+        return super().resolve_command(ctx, args)
+
 
 @click.command(
     cls=_LazyGroup,
@@ -56,6 +64,7 @@ Then:
 {exit_lines(COMMAND_EXITS)}
 """,
 )
+@tells_version
 def command() -> None:
     """Use a running MineDraft service, which drafts with a small model and verifies with a large one."""
 

@@ -79,7 +79,8 @@ class Guard:
         wrong = [host for host in headers.getlist("host") if self._is_meant is not None and not self._is_meant(host)]
         if not wrong:  # a program of HTTP/1.0 names no host, and is no browser
             return None
-        return HttpError(f"this server is not called {wrong[0][:_MAX_NAME_CHARS]!r}; http_hosts names what it is", 403)
+        said = wrong[0][:_MAX_NAME_CHARS]
+        return HttpError(f"{said!r} in Host is no name of this server; http_hosts can name it, if it is meant", 403)
 
     def _refusal(self, scope: Scope, headers: Headers, is_foreign: bool) -> HttpError | None:
         if is_foreign and scope["method"] == "POST":

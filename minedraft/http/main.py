@@ -21,7 +21,7 @@ with quiet_imports():
     from minedraft.http.metrics_proxy import MetricsProxy
     from minedraft.http.model_facts import ModelFacts
     from minedraft.http.serving import listen_at, make_server
-    from minedraft.process.entry import SERVICE_EXITS, exit_lines, run_logged, takes_parent
+    from minedraft.process.entry import SERVICE_EXITS, exit_lines, run_logged, takes_parent, tells_version
     from minedraft.process.heartbeat import feed_watchdog
     from minedraft.process.logs import set_up_log
     from minedraft.process.notify import Notifier
@@ -79,6 +79,7 @@ class _Beating:
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least level."
 )
 @takes_parent
+@tells_version
 def command(**options: Any) -> None:  # noqa: ANN401 (one for each option above)
     """Serve OpenAI's API over HTTP, and a chat page, for a service that runs."""
     notifier = Notifier()

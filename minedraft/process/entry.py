@@ -48,6 +48,7 @@ LAUNCH_EXITS: Mapping[str, str] = {
 
 logger = logging.getLogger(__name__)
 
+tells_version = click.version_option(None, package_name="minedraft", message="%(prog)s %(version)s")
 takes_parent = click.option(
     "--exit-with-parent", "parent_pid", type=int, metavar="PID", help="Exit when the parent process PID ends."
 )

@@ -134,6 +134,8 @@ class Access:
 
     def explain(self, details: str) -> str:
         """Return what the words of gRPC about a connection that failed mean here; "" if they say it themselves."""
+        if "http1.x server" in details:
+            return "it speaks HTTP, as OpenAI's clients do; give the address of gRPC, which the service is started with"
         if self.tls is None:
             return "it may want TLS: give tls_ca, the CA of its certificate" if "Socket closed" in details else ""
         if "WRONG_VERSION_NUMBER" in details:

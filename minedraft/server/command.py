@@ -17,7 +17,7 @@ with quiet_imports():
     from minedraft.address import Address
     from minedraft.errors import EXIT_OK, ConfigError, ConfigErrors, InternalError
     from minedraft.process.claim import ListenClaim
-    from minedraft.process.entry import SERVICE_EXITS, exit_lines, run_logged, takes_parent
+    from minedraft.process.entry import SERVICE_EXITS, exit_lines, run_logged, takes_parent, tells_version
     from minedraft.process.logs import set_up_log
     from minedraft.process.notify import Notifier
     from minedraft.process.parent import exit_with_parent, is_orphaned
@@ -56,6 +56,7 @@ SIGTERM or Ctrl-C stops it after its running requests, a second one stops it now
 @click.option("--check", is_flag=True, help="Check settings, target folder and address, then exit.")
 @takes_parent
 @click.option("--run-folder", type=click.Path(path_type=Path), default=None, hidden=True)
+@tells_version
 def command(config: Path | None, check: bool, parent_pid: int | None, run_folder: Path | None, **flags: object) -> int:
     """Run the scheduler alone, with workers that already run.
 

@@ -248,6 +248,8 @@ async def test_a_chat_that_fills_the_context_says_what_to_do(service):
         (("generate", "--token-ids", "1 x"), EXIT_USAGE, "--token-ids: 'x' is not a token id"),
         (("bench", "-k", "17"), EXIT_USAGE, "draft-len is '17': must be numbers in [1, 16]"),
         (("generate", "--warp", PROMPT), EXIT_USAGE, "No such option"),
+        (("genrate", PROMPT), EXIT_USAGE, "No such command 'genrate'. (Did you mean 'generate'?)"),
+        (("xyz",), EXIT_USAGE, "No such command 'xyz'."),
         (
             ("generate", "--server", "nowhere", PROMPT),
             EXIT_USAGE,

@@ -119,4 +119,4 @@ def refusal_of(error: ValidationError, where: str) -> InvalidRequest:
     if detail["type"] == "missing":
         return InvalidRequest(where + path, None, "must be given")
     limit = detail["msg"].replace("Input should be", "must be")
-    return InvalidRequest((where + path) or "body", detail["input"] if path else "not usable", limit)
+    return InvalidRequest((where + path) or "body", detail["input"] if path else None, limit)

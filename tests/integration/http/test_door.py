@@ -10,6 +10,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from minedraft import AsyncClient
+from minedraft.errors import Unavailable
 from minedraft.http.guard import MAX_BODY_BYTES, MAX_HEADER_BYTES
 from minedraft.http.wire.openapi import schema
 from minedraft.security.tokens import TokenFile
@@ -172,6 +174,21 @@ async def test_a_page_whose_name_was_made_to_lead_here_is_refused(served: Served
             assert (await client.options(f"{door.url}/v1/models", headers=asked)).status_code == 403
     async with http_door(served.service, hosts="*") as door:
         assert (await get(door, "/version", host="any.example")).status_code == 200
+
+
+async def test_who_calls_this_door_with_grpc_is_told_so(served: Served) -> None:
+    address = served.url.removeprefix("http://")
+    async with AsyncClient(address, timeout_s=20) as client:
+        with pytest.raises(Unavailable, match=f"no answer from {address}: it speaks HTTP, as OpenAI's clients do"):
+            await client.status()
+
+
+async def test_what_is_missing_is_not_called_none(served: Served) -> None:
+    async with httpx.AsyncClient() as client:
+        for body, said in ((b"nonsense", "body: Invalid JSON"), (b"{}", "model: must be given")):
+            answer = await client.post(f"{served.url}/v1/completions", content=body)
+            assert answer.status_code == 400
+            assert answer.json()["error"]["message"].startswith(said)
 
 
 async def test_a_program_that_names_no_host_is_answered(served: Served) -> None:

@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import click
 import pytest
@@ -117,6 +118,12 @@ importlib.import_module(sys.argv[1])
 def test_ctrl_c_while_a_program_loads_is_no_traceback(program, imported):
     done = subprocess.run([sys.executable, "-c", INTERRUPTED, program, imported], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_each_program_tells_its_version(program):
+    shown = CliRunner().invoke(importlib.import_module(program).command, ["--version"], prog_name="p")
+    assert (shown.exit_code, shown.output) == (0, f"p {version('minedraft')}\n")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
