@@ -28,6 +28,7 @@ _COMMANDS = {
     "simulate": "minedraft.cli.forecast.simulate",
     "vllm-doctor": "minedraft.cli.plugins.vllm_doctor",
 }
+_WHOLE = 1000  # characters
 
 
 class _LazyGroup(click.Group):
@@ -40,6 +41,12 @@ class _LazyGroup(click.Group):
         command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command), f"{cmd_name} is not a command"
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each command's first sentence whole; click would cut it to one line."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, each.get_short_help_str(_WHOLE)) for name, each in commands if each is not None])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -132,3 +132,9 @@ def test_the_help_of_each_program_tells_its_exit_codes(program):
     shown = CliRunner().invoke(importlib.import_module(program).command, ["--help"]).output
     told = [line.strip() for line in shown[shown.index("Exit codes:") :].splitlines()]
     assert told == ["Exit codes:", *(f"{code:5} {meaning}" for code, meaning in exits.items())]
+
+
+def test_the_help_cuts_no_command_short():
+    shown = CliRunner().invoke(importlib.import_module("minedraft.cli.main").command, ["--help"]).output
+    assert "..." not in shown.partition("Commands:")[2]
+    assert all(f"\n  {name}" in shown for name in ("generate", "vllm-doctor"))
