@@ -25,6 +25,7 @@ with quiet_imports():
     from minedraft.settings.flags import config_flag, settings_flags
     from minedraft.settings.loading import load_settings
     from minedraft.settings.service import Settings
+    from minedraft.settings.unused import unused
     from minedraft.types import DraftMethod, Role
 
 _EPILOG = f"""
@@ -69,6 +70,8 @@ def main() -> NoReturn:
 
 def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, object]) -> int:
     settings = load_settings(flags, config)
+    for line in unused(settings):
+        say(f"minedraft-launch: {line}")
     notifier = Notifier()
     if settings.target is None:
         with StartExtension(notifier, "fetching the default models"):

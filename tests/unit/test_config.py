@@ -15,6 +15,7 @@ from minedraft.settings.flags import settings_flags, to_flags
 from minedraft.settings.loading import load_settings, load_worker_settings
 from minedraft.settings.service import Settings
 from minedraft.settings.shared import SharedSettings
+from minedraft.settings.unused import unused
 from minedraft.settings.worker import WorkerSettings
 from minedraft.types import Mode, Role
 
@@ -141,6 +142,24 @@ def test_a_door_for_this_host_alone_is_not_called_by_other_names_unless_they_are
 )
 def test_lengths_that_just_fit_are_taken(flags):
     load_settings(flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "lines"),
+    [
+        ({}, []),
+        ({"http_origins": "*", "model_name": "m"}, ["http_origins has", "model_name has"]),
+        ({"http_hosts": "a", "branches": 2}, ["http_hosts has", "branches has no effect without mode pearl"]),
+        ({"extra_drafts": 2, "verify_capacity": 9}, ["extra_drafts has", "verify_capacity has"]),
+        ({"extra_drafts": 2, "draft_policy": "tetris", "branches": 2, "mode": "pearl"}, []),
+        ({"http": "127.0.0.1:1", "http_origins": "*", "http_hosts": "a", "model_name": "m"}, []),
+        ({"metrics": "127.0.0.1:1", "http_hosts": "a", "branches": 2, "allow_configure": True}, []),
+    ],
+)
+def test_what_is_given_and_has_no_effect_is_named(flags, lines):
+    told = unused(load_settings(flags))
+    assert len(told) == len(lines)
+    assert all(line.startswith(start) for line, start in zip(told, lines, strict=True))
 
 
 def test_a_prompt_chunk_that_nobody_gave_shrinks_to_the_context():
