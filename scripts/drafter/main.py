@@ -38,7 +38,7 @@ Stages, with their times on one idle core for SmolLM2-135M and 600,000 tokens of
 
 Each stage can be stopped with Ctrl-C and resumes when it is run again. `answers`, `teacher` and `training` may run at
 the same time: each takes up what the one before has made. `compare`, which runs only by name, trains short versions
-of several small models and says what tokens/s each would give (2 min each).
+of several small models and says what tokens/s each would give (9 min each; --minutes: fewer).
 
 \b
 Prompts:
