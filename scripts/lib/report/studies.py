@@ -25,9 +25,10 @@ COMMANDS = {
     "drafting/draft_len.json": f"{_BENCH}/drafts --vary draft-len --by-kind -m 4 --temperatures 0 --max-new-tokens 48"
     " --json draft_len.json",
     "studies/pearl.json": f"{_BENCH}/pearl --target DIR --draft DIR --in-flight 1 --json pearl.json",
-    "studies/context.json": f"{_BENCH}/studies/context -m 2 --json context.json` and `--pair qwen -m 1 -k 3",
+    "studies/context.json": f"{_BENCH}/studies/context -m 2 --repeats 3 --json context.json` and `--pair qwen -m 1 -k 3",
     "matrix/pairs.json": f"{_BENCH}/matrix --minutes 9 --json pairs.json",
     "matrix/axes.json": f"{_BENCH}/matrix --minutes 8 --pairs smollm2,smollm2-head --json axes.json",
+    "matrix/qwen.json": f"{_BENCH}/matrix --minutes 30 --pairs qwen --kinds chat,code --json qwen.json",
     "matrix/samples.json": f"{_BENCH}/matrix --minutes 6 --pairs smollm2,smollm2-head -k 2 -m 4 --temperatures 0.8"
     " --repeats 2 --json samples.json",
     "channels.json": f"{_BENCH}/channels --json channels.json",
