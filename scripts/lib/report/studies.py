@@ -25,7 +25,8 @@ COMMANDS = {
     "drafting/draft_len.json": f"{_BENCH}/drafts --vary draft-len --by-kind -m 4 --temperatures 0 --max-new-tokens 48"
     " --json draft_len.json",
     "studies/pearl.json": f"{_BENCH}/pearl --target DIR --draft DIR --in-flight 1 --json pearl.json",
-    "studies/context.json": f"{_BENCH}/studies/context -m 2 --repeats 3 --json context.json` and `--pair qwen -m 1 -k 3",
+    "studies/context.json": f"{_BENCH}/studies/context -m 2 --repeats 3 --json context.json"
+    "` and `--pair qwen -m 1 -k 3",
     "matrix/pairs.json": f"{_BENCH}/matrix --minutes 9 --json pairs.json",
     "matrix/axes.json": f"{_BENCH}/matrix --minutes 8 --pairs smollm2,smollm2-head --json axes.json",
     "matrix/qwen.json": f"{_BENCH}/matrix --minutes 30 --pairs qwen --kinds chat,code --json qwen.json",
