@@ -7,7 +7,8 @@ from minedraft.types import Mode
 
 
 def unused(settings: Settings) -> list[str]:
-    """Return a line for each given setting that nothing uses, with what it needs."""
+    """Return a line for each setting that nothing uses, with what it needs. One that has its default asks for nothing;
+    `minedraft.local` gives them all."""
     has_http, is_fixed = settings.http is not None, settings.draft_policy == "fixed"
     needs = {
         "http_origins": "" if has_http else "http",
@@ -17,5 +18,5 @@ def unused(settings: Settings) -> list[str]:
         "verify_capacity": "draft_policy tetris" if is_fixed else "",
         "branches": "" if settings.mode == Mode.PEARL or settings.allow_configure else "mode pearl",
     }
-    given = settings.model_fields_set
-    return [f"{name} has no effect without {need}" for name, need in needs.items() if need and name in given]
+    changed = {name for name in needs if getattr(settings, name) != Settings.model_fields[name].default}
+    return [f"{name} has no effect without {need}" for name, need in needs.items() if need and name in changed]

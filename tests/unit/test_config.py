@@ -148,6 +148,7 @@ def test_lengths_that_just_fit_are_taken(flags):
     ("flags", "lines"),
     [
         ({}, []),
+        ({"extra_drafts": 1, "verify_capacity": 0, "branches": 4}, []),
         ({"http_origins": "*", "model_name": "m"}, ["http_origins has", "model_name has"]),
         ({"http_hosts": "a", "branches": 2}, ["http_hosts has", "branches has no effect without mode pearl"]),
         ({"extra_drafts": 2, "verify_capacity": 9}, ["extra_drafts has", "verify_capacity has"]),
