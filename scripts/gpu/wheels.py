@@ -19,15 +19,22 @@ PACKAGES = (
     "protobuf",
     "grpcio",
     "grpcio-health-checking",
+    "grpcio-reflection",
     "grpcio-status",
     "googleapis-common-protos",
     "pydantic",
     "pydantic_core",
     "annotated-types",
     "typing-inspection",
+    "llguidance",
+    "prometheus_client",
+    "uvloop",
 )
 # What fails first where they are missing or too old; the stubs check the versions of protobuf and grpcio.
-_PROBE = "import minedraft.v1.worker_pb2_grpc, pydantic, grpc_health.v1.health, grpc_status, google.rpc.status_pb2"
+_PROBE = (
+    "import minedraft.v1.worker_pb2_grpc, pydantic, grpc_health.v1.health, grpc_status, google.rpc.status_pb2, "
+    "grpc_reflection.v1alpha.reflection, llguidance, prometheus_client, uvloop"
+)
 
 
 def fetch(say: Callable[[str], object]) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import psutil
@@ -13,6 +16,7 @@ from scripts.gpu import main as check
 from scripts.gpu import wheels
 from scripts.gpu.report import Report
 from scripts.gpu.steps.gputests import count_results
+from scripts.gpu.steps.imports import _MODULES
 from scripts.lib.env.pins import CONSTRAINTS, pinned
 from tests.support.processes import is_gone, until
 
@@ -105,3 +109,31 @@ def test_results_of_the_gpu_tests_are_counted(tmp_path: Path) -> None:
         "</testsuite></testsuites>"
     )
     assert count_results(path) == {"passed": 1, "skipped": 1, "failed": ["c", "d"]}
+
+
+# Which a machine with torch and transformers for CUDA has.
+_THERE = {"torch", "transformers", "safetensors", "tokenizers", "numpy", "jinja2", "typing-extensions", "click", "rich"}
+_LIST_IMPORTED = """
+import importlib, sys
+from importlib.metadata import packages_distributions
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+owners = packages_distributions()
+print(*{owner for name in sys.modules for owner in owners.get(name, ())})
+"""
+
+
+def test_every_dependency_that_the_check_imports_is_there_or_carried_along() -> None:
+    """One that is not ends every step that starts a worker."""
+    project = tomllib.loads((wheels.ROOT / "pyproject.toml").read_text())["project"]
+    ours = {_plain(re.split(r"[<>=]", line)[0]) for line in project["dependencies"]}
+    steps = [f"scripts.gpu.steps.{name}" for name in check.LIMITS_S if name != "summary"]
+    command = [sys.executable, "-c", _LIST_IMPORTED, *steps, *_MODULES, "minedraft.local", "minedraft.process.serving"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {_plain(name) for name in done.stdout.split()}
+    assert {"grpcio", "llguidance", "uvloop"} < imported & ours
+    assert imported & ours <= _THERE | set(map(_plain, wheels.PACKAGES))
+
+
+def _plain(package: str) -> str:
+    return package.lower().replace("_", "-")
