@@ -14,7 +14,7 @@ from scripts.lib.env.pins import CONSTRAINTS, pinned
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".whl"
-PYTHON, PLATFORMS = "3.12", ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "any")
+PYTHON, PLATFORMS = "3.12", ("manylinux_2_31_x86_64", "manylinux_2_28_x86_64", "manylinux2014_x86_64", "any")
 PACKAGES = (
     "protobuf",
     "grpcio",
