@@ -163,6 +163,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/gpu_check")
     parser.add_argument("--device", default="cuda:0", help="cuda:0, or cpu for tiny sizes")
     parser.add_argument("--prepare", action="store_true", help="fetch wheels into .whl/")
+    parser.add_argument(
+        "--there", default="", help="with --prepare: packages that the machine has, separated by commas"
+    )
     given = parser.parse_args()
 
     def say(text: str) -> None:
@@ -170,7 +173,7 @@ def main() -> None:
         sys.stdout.flush()
 
     if given.prepare:
-        sys.exit(wheels.fetch(say))
+        sys.exit(wheels.fetch(say, list(filter(None, given.there.split(",")))))
     # So that an end by a signal also ends the running step.
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     steps = chosen_steps(os.environ.get("GPU_STEPS", ""))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scripts.lib.env.pins import CONSTRAINTS, pinned
@@ -37,17 +37,41 @@ _PROBE = (
 )
 
 
-def fetch(say: Callable[[str], object]) -> int:
-    """Download the wheels to FOLDER. Return pip's exit code."""
+def to_fetch(there: Sequence[str]) -> list[str]:
+    """Return the packages that a machine lacks which has those of `there`.
+
+    Raises:
+        SystemExit: one of them is none that would be fetched.
+    """
+    if unknown := sorted(set(there) - set(PACKAGES)):
+        sys.exit(f"--there: {unknown[0]!r} is none of {', '.join(PACKAGES)}")
+    return [name for name in PACKAGES if name not in there]
+
+
+def fetch(say: Callable[[str], object], there: Sequence[str] = ()) -> int:
+    """Download the wheels to FOLDER, which has no others then. Return pip's exit code.
+
+    Args:
+        there: packages that the machine has.
+    """
+    names = to_fetch(there)
+    for old in FOLDER.glob("*.whl"):
+        old.unlink()
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--quiet"]
     command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", PYTHON, "--dest", str(FOLDER)]
     for platform in PLATFORMS:
         command += ["--platform", platform]
-    code = subprocess.run([*command, *pinned(PACKAGES, CONSTRAINTS.read_text())], check=False).returncode
+    code = subprocess.run([*command, *pinned(names, CONSTRAINTS.read_text())], check=False).returncode
     wheels = sorted(FOLDER.glob("*.whl"))
-    size_mb = sum(wheel.stat().st_size for wheel in wheels) / 1e6
-    say(f"{len(wheels)} wheels for Python {PYTHON} in {FOLDER.name}/, {size_mb:.1f} MB")
+    size_mib, tree_mib = (sum(path.stat().st_size for path in paths) / 2**20 for paths in (wheels, _tracked()))
+    say(f"{len(wheels)} wheels for Python {PYTHON} in {FOLDER.name}/, {size_mib:.1f} MiB")
+    say(f"with the tracked files {size_mib + tree_mib:.1f} MiB; --there leaves out what the machine has")
     return code
+
+
+def _tracked() -> list[Path]:
+    done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=False)
+    return [path for name in done.stdout.split("\0") if name and (path := ROOT / name).is_file()]
 
 
 def are_needed(environment: dict[str, str]) -> bool:

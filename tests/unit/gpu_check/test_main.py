@@ -95,6 +95,13 @@ def test_what_lacks_is_pinned_as_the_tests_have_it() -> None:
         pinned(wheels.PACKAGES, "grpcio==1.0")
 
 
+def test_what_the_machine_has_is_not_fetched_and_a_wrong_name_is_refused() -> None:
+    assert wheels.to_fetch([]) == list(wheels.PACKAGES)
+    assert set(wheels.PACKAGES) - set(wheels.to_fetch(["uvloop", "protobuf"])) == {"uvloop", "protobuf"}
+    with pytest.raises(SystemExit, match="'torch' is none of protobuf, grpcio"):
+        wheels.to_fetch(["uvloop", "torch"])
+
+
 def test_without_wheels_it_says_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheels, "FOLDER", tmp_path)
     assert "--prepare" in wheels.unpack(tmp_path / "site")
