@@ -23,7 +23,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_teaches():
     done = run("--help")
     assert done.returncode == 0
-    for word in ("minedraft-scheduler --target DIR", "minedraft-worker verifier", "Exit codes: 0", "--check"):
+    for word in ("minedraft-scheduler --target DIR", "minedraft-worker verifier", "Exit codes:", "--check"):
         assert word in done.stdout
 
 
