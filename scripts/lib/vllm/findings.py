@@ -69,10 +69,11 @@ def rate_of(sample: Sample) -> float | None:
 
 
 def round_times(samples: Iterable[Sample]) -> dict[int, Times]:
-    """Return the times of a round by requests together, from the serial samples whose server tells them."""
+    """Return the times of a round by requests together, from the serial samples whose server tells them: while all
+    answers are in flight, where that is known, for a step that reads a prompt takes longer than a verify."""
     found: dict[int, list[Times]] = defaultdict(list)
     for sample in samples:
-        steps = sample.counters.steps
+        steps = (sample.counters if sample.steady is None else sample.steady).steps
         if sample.way is Way.SERIAL and steps is not None and steps.num_drafted:
             times = Times(steps.waited_s / steps.num_drafted, steps.verify_s / steps.num_steps)
             found[sample.cell.num_in_flight].append(times)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scripts.lib.peers import plot
 from scripts.lib.peers.driving import Measurement
 from scripts.lib.peers.summary import to_rows
 from scripts.lib.vllm.comparison import Comparison, Found
+from scripts.lib.vllm.counters import Counters
 from scripts.lib.vllm.findings import Line, Times, median_rates, rate_of, round_times, to_lines, to_sentences
 from scripts.lib.vllm.servers import Sample
 from scripts.lib.vllm.ways import Way
@@ -117,7 +119,7 @@ def _line_to_json(line: Line) -> dict[str, Any]:
 
 
 def _sample_to_json(sample: Sample) -> dict[str, Any]:
-    rate, steps, share = rate_of(sample), sample.counters.steps, sample.counters.acceptance
+    rate, share = rate_of(sample), sample.counters.acceptance
     return {
         "way": sample.way.value,
         "in_flight": sample.cell.num_in_flight,
@@ -125,10 +127,14 @@ def _sample_to_json(sample: Sample) -> dict[str, Any]:
         "decode_tokens_per_s": None if rate is None else _rounded(rate),
         "wall_tokens_per_s": _rounded(sample.rates.wall_tokens_per_s),
         "acceptance": None if share is None else _rounded(share),
-        "steps": None if steps is None else steps.num_steps,
-        "waited_s": None if steps is None else _rounded(steps.waited_s),
-        "verify_s": None if steps is None else _rounded(steps.verify_s),
+        "counted": _steps_to_json(sample.counters),
+        "steady": None if sample.steady is None else _steps_to_json(sample.steady),
     }
+
+
+def _steps_to_json(counters: Counters) -> dict[str, float] | None:
+    steps = counters.steps
+    return None if steps is None else {name: _rounded(value) for name, value in asdict(steps).items()}
 
 
 def draw(samples: Sequence[Sample], title: str, path: Path) -> None:

@@ -76,6 +76,11 @@ def test_times_are_of_serial_rounds_and_blocked_of_alternating_ones() -> None:
     assert line.blocked_steady == pytest.approx(0.01 / 0.4)
 
 
+def test_a_step_that_reads_prompts_is_no_verify() -> None:
+    whole, steady = counted(12, 0.8, 3.0), counted(10, 0.8, 1.0)
+    assert round_times([sample(Way.SERIAL, 16, 100.0, steady=steady, **whole)]) == {16: Times(0.08, 0.1)}
+
+
 def test_a_verify_between_two_measured_ones_is_on_the_line_between_them() -> None:
     times = {8: Times(0.0, 0.06), 4: Times(0.0, 0.04)}
     assert verify_times(times, 9) == pytest.approx(
