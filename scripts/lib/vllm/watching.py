@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from scripts.lib.peers.engines.http_engine import HttpEngine
 from scripts.lib.vllm.counters import Counters
 
+_LATE_STEPS = 2
 _EVERY_S = 0.2  # a reading costs the server some milliseconds of the drafter's core
 
 
@@ -49,6 +50,16 @@ async def watched(engine: HttpEngine) -> AsyncIterator[list[Reading]]:
 
 
 def counted_between(readings: Sequence[Reading], from_s: float, to_s: float) -> Counters | None:
-    """Return what was counted from the first reading in that time to the last one; None if it has fewer than two."""
+    """Return what was counted in that time; None if it is too short to tell.
+
+    A server tells of a step some steps later, so that the first reading may still lack the last prompt's step, a long
+    one: what is counted begins with the reading that has `_LATE_STEPS` more.
+    """
     inside = [reading for reading in readings if from_s <= reading.asked_s and reading.told_s <= to_s]
-    return inside[-1].counters.since(inside[0].counters) if len(inside) > 1 else None
+    later = [reading for reading in inside if _num_steps(reading) >= _num_steps(inside[0]) + _LATE_STEPS]
+    return later[-1].counters.since(later[0].counters) if len(later) > 1 else None
+
+
+def _num_steps(reading: Reading) -> float:
+    steps = reading.counters.steps
+    return 0.0 if steps is None else steps.num_steps

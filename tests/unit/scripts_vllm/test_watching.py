@@ -23,16 +23,21 @@ def test_only_what_was_counted_wholly_inside_the_time_is_told() -> None:
         reading(0.0, 0.1, 1),
         reading(0.9, 1.1, 3),
         reading(1.2, 1.3, 5),
+        reading(1.3, 1.4, 6),
+        reading(1.5, 1.6, 8),
         reading(1.8, 1.9, 11),
         reading(2, 3, 20),
     ]
     inside = counted_between(readings, 1.0, 2.5)
     assert inside is not None
-    assert inside[STEPS] == 11 - 5, "the second reading may be from before, the last one from after that time"
+    assert inside[STEPS] == 11 - 8, (
+        "the second reading may be from before, the last one from after that time, and two steps may be told late"
+    )
 
 
-def test_one_reading_tells_nothing() -> None:
-    assert counted_between([reading(0.0, 0.1, 1), reading(1.2, 1.3, 5)], 1.0, 2.0) is None
+def test_too_short_a_time_tells_nothing() -> None:
+    assert counted_between([reading(0.0, 0.1, 1), reading(1.2, 1.3, 5), reading(1.4, 1.5, 7)], 1.0, 2.0) is None
+    assert counted_between([reading(0.0, 0.1, 1)], 1.0, 2.0) is None
 
 
 async def test_counters_are_read_before_while_and_after(monkeypatch) -> None:
