@@ -69,12 +69,18 @@ def rate_of(sample: Sample) -> float | None:
 
 
 def round_times(samples: Iterable[Sample]) -> dict[int, Times]:
-    """Return the times of a round by requests together, from the serial samples whose server tells them: while all
-    answers are in flight, where that is known, for a step that reads a prompt takes longer than a verify."""
+    """Return the times of a round by requests together, from the serial samples whose server tells them.
+
+    They are of steps while all answers are in flight, for one that reads a prompt takes longer than a verify; of all
+    steps if no sample knows those.
+    """
+    serial = [sample for sample in samples if sample.way is Way.SERIAL]
+    is_steady = any(sample.steady is not None for sample in serial)
     found: dict[int, list[Times]] = defaultdict(list)
-    for sample in samples:
-        steps = (sample.counters if sample.steady is None else sample.steady).steps
-        if sample.way is Way.SERIAL and steps is not None and steps.num_drafted:
+    for sample in serial:
+        counters = sample.steady if is_steady else sample.counters
+        steps = None if counters is None else counters.steps
+        if steps is not None and steps.num_drafted:
             times = Times(steps.waited_s / steps.num_drafted, steps.verify_s / steps.num_steps)
             found[sample.cell.num_in_flight].append(times)
     return {

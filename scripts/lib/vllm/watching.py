@@ -50,14 +50,16 @@ async def watched(engine: HttpEngine) -> AsyncIterator[list[Reading]]:
 
 
 def counted_between(readings: Sequence[Reading], from_s: float, to_s: float) -> Counters | None:
-    """Return what was counted in that time; None if it is too short to tell.
+    """Return what was counted in that time; None if no step was told of in it.
 
-    A server tells of a step some steps later, so that the first reading may still lack the last prompt's step, a long
-    one: what is counted begins with the reading that has `_LATE_STEPS` more.
+    A server tells of its steps late, some at a time, so that the first reading may still lack the last prompt's step, a
+    long one: what is counted begins with the reading that has `_LATE_STEPS` more.
     """
     inside = [reading for reading in readings if from_s <= reading.asked_s and reading.told_s <= to_s]
     later = [reading for reading in inside if _num_steps(reading) >= _num_steps(inside[0]) + _LATE_STEPS]
-    return later[-1].counters.since(later[0].counters) if len(later) > 1 else None
+    if not later or _num_steps(later[-1]) == _num_steps(later[0]):
+        return None
+    return later[-1].counters.since(later[0].counters)
 
 
 def _num_steps(reading: Reading) -> float:

@@ -78,7 +78,8 @@ def test_times_are_of_serial_rounds_and_blocked_of_alternating_ones() -> None:
 
 def test_a_step_that_reads_prompts_is_no_verify() -> None:
     whole, steady = counted(12, 0.8, 3.0), counted(10, 0.8, 1.0)
-    assert round_times([sample(Way.SERIAL, 16, 100.0, steady=steady, **whole)]) == {16: Times(0.08, 0.1)}
+    samples = [sample(Way.SERIAL, 16, 100.0, steady=steady, **whole), sample(Way.SERIAL, 8, 90.0, **whole)]
+    assert round_times(samples) == {16: Times(0.08, 0.1)}, "the other one was too short to tell"
 
 
 def test_a_verify_between_two_measured_ones_is_on_the_line_between_them() -> None:

@@ -38,6 +38,8 @@ def test_only_what_was_counted_wholly_inside_the_time_is_told() -> None:
 def test_too_short_a_time_tells_nothing() -> None:
     assert counted_between([reading(0.0, 0.1, 1), reading(1.2, 1.3, 5), reading(1.4, 1.5, 7)], 1.0, 2.0) is None
     assert counted_between([reading(0.0, 0.1, 1)], 1.0, 2.0) is None
+    silent = [reading(1.2, 1.3, 5), reading(1.4, 1.5, 7), reading(1.6, 1.7, 7)]
+    assert counted_between(silent, 1.0, 2.0) is None, "no step was told of after the first ones"
 
 
 async def test_counters_are_read_before_while_and_after(monkeypatch) -> None:
