@@ -96,7 +96,8 @@ class DrafterLink:
     def close(self) -> None:
         """Drop the connection and end the thread. Safe to call twice."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._closing.set)
+            with suppress(RuntimeError):  # the thread is just ending by itself: its loop is closed
+                self._loop.call_soon_threadsafe(self._closing.set)
             self._thread.join(_CLOSE_TIMEOUT_S)
 
     # In the thread

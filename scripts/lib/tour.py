@@ -83,7 +83,8 @@ def tour(pair: str, draft_method: str, max_new_tokens: int, repeats: int, json_p
 
 def curl_line(address: str, model: str) -> str:
     """Return a command that asks the HTTP door at `address`."""
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "What is a glacier?"}]})
+    messages = [{"role": "user", "content": "What is a glacier?"}]
+    body = json.dumps({"model": model, "temperature": 0, "messages": messages})
     return f"curl http://{address}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from concurrent import futures
 from contextlib import asynccontextmanager
@@ -94,6 +95,17 @@ async def test_a_verifier_at_the_address_is_refused(tmp_path: Path):
         with pytest.raises(ConfigError, match="not a drafter"):
             await asyncio.to_thread(link.open)
         await asyncio.to_thread(link.close)
+
+
+def test_a_link_whose_thread_is_just_ending_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    link = _link(tmp_path)
+    link._loop.close()
+    ending = threading.Event()
+    monkeypatch.setattr(link, "_thread", threading.Thread(target=ending.wait))
+    link._thread.start()
+    monkeypatch.setattr(link._thread, "join", lambda timeout_s: ending.set())
+    link.close()
+    assert ending.is_set(), "it waited for the thread"
 
 
 async def test_a_policy_that_fails_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
