@@ -29,7 +29,7 @@ COMMANDS = {
     "` and `--pair qwen -m 1 -k 3",
     "matrix/pairs.json": f"{_BENCH}/matrix --minutes 9 --json pairs.json",
     "matrix/axes.json": f"{_BENCH}/matrix --minutes 8 --pairs smollm2,smollm2-head --json axes.json",
-    "matrix/qwen.json": f"{_BENCH}/matrix --minutes 45 --pairs qwen --kinds chat,code -n 1 --json qwen.json",
+    "matrix/qwen.json": f"{_BENCH}/matrix --minutes 45 --pairs qwen --kinds chat,code --json qwen.json",
     "matrix/samples.json": f"{_BENCH}/matrix --minutes 6 --pairs smollm2,smollm2-head -k 2 -m 4 --temperatures 0.8"
     " --repeats 2 --json samples.json",
     "channels.json": f"{_BENCH}/channels --json channels.json",
