@@ -97,7 +97,8 @@ async def _measure(
             status = await auto.status()
             row = {"in_flight": num, "tokens_per_s": {name: median(runs) for name, runs in rates.items()}}
             rows.append(row | {"runs": rates, "auto_mode": status.mode, "why": status.mode_reason})
-            say(f"{num} in flight: {row['tokens_per_s']}, auto runs {status.mode}")
+            shown = ", ".join(f"{name} {median(runs):.3g}" for name, runs in rates.items())
+            say(f"{num} in flight, tokens/s: {shown}; auto runs {status.mode}")
     return rows
 
 
