@@ -230,7 +230,7 @@ def main(arguments: list[str]) -> int:
         assemble_drafter(*map(Path, arguments))
     except ModelError as error:
         print(error, file=sys.stderr)  # noqa: T201 (a program of its own, started by minedraft.models.catalogue)
-        return error.exit_code
+        return 1
     return 0
 
 

@@ -128,7 +128,7 @@ def test_the_module_as_a_program_says_why_it_failed(config, target, tmp_path, ca
     arguments = [str(tmp_path / "asset"), str(target), str(tmp_path / "full")]
     assert main(arguments) == 0
     (tmp_path / "asset" / "README.md").write_text("changed")
-    assert main(arguments) == 78
+    assert main(arguments) == 1
     assert "modified or truncated" in capsys.readouterr().err.splitlines()[-1]
 
 

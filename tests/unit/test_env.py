@@ -72,6 +72,16 @@ def test_the_end_of_pip_s_output_is_shown_if_it_fails_and_the_next_start_tries_a
     assert make_env(checkout).returncode == 0
 
 
+def test_what_is_missing_here_is_no_wrong_configuration_of_a_service(checkout: Path) -> None:
+    """78 is for the settings of services, which a supervisor then does not start again."""
+    (checkout / "python").write_text("#!/bin/bash\nexit 1\n")
+    too_old = make_env(checkout)
+    assert (too_old.returncode, "Python 3.11 or newer is required" in too_old.stderr) == (1, True)
+    (checkout / ".venv").symlink_to(checkout / "elsewhere")
+    linked = make_env(checkout)
+    assert (linked.returncode, "is a link to another checkout's environment" in linked.stderr) == (1, True)
+
+
 def test_a_terminal_sees_the_number_of_packages_grow(checkout: Path) -> None:
     reader, terminal = os.openpty()
     environment = os.environ | {"PYTHON": str(checkout / "python"), "PIP_FAILS": ""}
