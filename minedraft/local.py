@@ -24,7 +24,7 @@ from types import TracebackType
 from minedraft.client import AsyncClient, Client
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, ConfigError, ConfigErrors, StartFailed
 from minedraft.process.notify import READY_LINE
-from minedraft.process.run_folder import RunFolder
+from minedraft.process.run_folder.folder import RunFolder
 from minedraft.process.watched import OnText, WatchedProcess
 from minedraft.process.with_parent import child_command, child_environment
 from minedraft.settings.flags import to_flags

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from minedraft.process.run_folder import read_absent
+from minedraft.process.run_folder.absent_doors import read_absent
 from minedraft.server.service import InferenceService
 
 logger = logging.getLogger("minedraft.scheduler")

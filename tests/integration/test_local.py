@@ -16,7 +16,7 @@ import pytest
 from minedraft import AsyncClient, Client, SamplingParams
 from minedraft.errors import EXIT_CONFIG, ConfigError, StartFailed, Unavailable
 from minedraft.local import serve
-from minedraft.process.run_folder import RunFolder
+from minedraft.process.run_folder.folder import RunFolder
 from tests.support.processes import is_gone, until
 from tests.support.tiny_models import make_tiny_model
 

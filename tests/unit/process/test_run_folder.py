@@ -1,6 +1,7 @@
 import pytest
 
-from minedraft.process.run_folder import RunFolder
+from minedraft.process.run_folder.absent_doors import read_absent, tell_absent
+from minedraft.process.run_folder.folder import RunFolder
 
 
 @pytest.fixture
@@ -25,3 +26,12 @@ def test_the_folder_of_a_dead_owner_is_removed_and_that_of_a_live_one_stays(base
     assert sorted(base.iterdir()) == sorted([live.path, other.path])
     live.remove()
     other.remove()
+
+
+def test_the_absent_doors_are_those_that_were_told_last(tmp_path):
+    assert read_absent(tmp_path) == ""
+    tell_absent(tmp_path, ["http", "grpc"])
+    assert read_absent(tmp_path) == "http grpc"
+    tell_absent(tmp_path, [])
+    assert read_absent(tmp_path) == ""
+    tell_absent(tmp_path / "gone", ["http"])  # no error: the launcher goes on

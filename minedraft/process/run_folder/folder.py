@@ -1,5 +1,4 @@
-"""A private folder for the sockets of one service, and what the launcher writes down there for the scheduler: which
-doors of the service do not run, so that it can show it."""
+"""A private folder for the sockets of one service."""
 
 from __future__ import annotations
 
@@ -7,8 +6,6 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from minedraft.errors import ConfigError
@@ -17,7 +14,6 @@ OWN_DOOR = "scheduler.sock"
 """The scheduler's socket for the launcher, in the folder of the service."""
 
 _RUN_PREFIX = "minedraft-run-"
-_ABSENT = "absent"
 
 
 class RunFolder:
@@ -43,22 +39,6 @@ class RunFolder:
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock_fd)
-
-
-def tell_absent(folder: Path, names: Sequence[str]) -> None:
-    """Write the names of the processes that should run and do not. folder: of the service."""
-    with suppress(OSError):  # a full disk: what runs goes on, and the launcher's own lines say it
-        new = folder / f".{_ABSENT}.new"
-        new.write_text(" ".join(names))
-        new.replace(folder / _ABSENT)
-
-
-def read_absent(folder: Path) -> str:
-    """Return the names that were written last, with spaces between; none if nothing was."""
-    try:
-        return (folder / _ABSENT).read_text()
-    except OSError:
-        return ""
 
 
 def _make_lock(path: Path) -> int:
