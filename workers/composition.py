@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from minedraft.device import Device
 from minedraft.errors import ConfigError, MemoryExhausted
@@ -121,12 +121,6 @@ class Plan:
         return run_serving(_serve(self, actors, channels, notifier, start_s))
 
 
-def load_actor(plan: Plan, channel: TokenChannel | None = None) -> DrafterActor | VerifierActor:
-    """Return the actor of a worker with one session. Raise as `load_actors`."""
-    (actor,) = load_actors(plan, [channel])
-    return actor
-
-
 def load_actors(plan: Plan, channels: Sequence[TokenChannel | None]) -> Sequence[DrafterActor | VerifierActor]:
     """Return the actors of the worker's role, one for each session, with the model loaded if there is one.
 
@@ -182,19 +176,20 @@ def load_actors(plan: Plan, channels: Sequence[TokenChannel | None]) -> Sequence
 def _load_model(plan: Plan) -> Executor | EagleHead:
     from minedraft_workers.execution.eagle.loading import load_head
     from minedraft_workers.execution.executor import Executor
+    from minedraft_workers.execution.options import LoadOptions
 
     settings = plan.settings
-    options: dict[str, Any] = {
-        "device": plan.device,
-        "dtype": settings.dtype,
-        "num_blocks": settings.num_blocks,
-        "block_size": settings.block_size,
-        "max_model_len": plan.max_model_len,
-        "kernels": settings.kernels,
-        "memory_share": settings.memory_share,
-        "max_requests": settings.max_requests,
-    }
-    return Executor.load(plan.folder.path, **options) if plan.head is None else load_head(plan.head, **options)
+    options = LoadOptions(
+        device=plan.device,
+        dtype=settings.dtype,
+        kernels=settings.kernels,
+        max_model_len=plan.max_model_len,
+        num_blocks=settings.num_blocks,
+        block_size=settings.block_size,
+        memory_share=settings.memory_share,
+        max_requests=settings.max_requests,
+    )
+    return Executor.load(plan.folder.path, options) if plan.head is None else load_head(plan.head, options)
 
 
 def _want_features(plan: Plan, model: Executor) -> None:

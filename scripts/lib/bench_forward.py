@@ -19,6 +19,7 @@ from rich.table import Table
 
 from minedraft.bench.report import machine_facts
 from minedraft.cli.console import run
+from minedraft_workers.execution.options import LoadOptions
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +85,7 @@ def main(
     owned = Device.parse(device, "--device").here("--device")
     pin(owned)
     with console.status("loading"):
-        executor = Executor.load(model, device=owned, dtype=dtype)
+        executor = Executor.load(model, LoadOptions(owned, dtype=dtype))
     with console.status("measuring the floor"), torch_threads(len(owned.cores)):
         limits = measure_limits(executor.dtype_name, executor.device)
     result: dict[str, Any] = {

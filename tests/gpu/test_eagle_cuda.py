@@ -18,6 +18,7 @@ from minedraft_workers.execution.eagle.loading import load_head
 from minedraft_workers.execution.executor import Executor
 from minedraft_workers.execution.features import AFTER_FINAL_NORM
 from minedraft_workers.execution.graphs.sizes import SIZES
+from minedraft_workers.execution.options import LoadOptions
 from minedraft_workers.execution.spans import ForwardSpan
 from tests.gpu.test_executor_cuda import refusing_to_wait
 from tests.support.tiny_heads import LAYOUTS, make_tiny_head
@@ -45,7 +46,7 @@ def test_the_card_gives_the_features_of_the_cpu_and_the_logits_that_it_gives_wit
     """By graphs too, which are captured before, and give the features of every size."""
     path = make_tiny_model(tmp_path, layers=3, **HEADS)
     executors = [
-        Executor.load(path, device=device, dtype="float32", num_blocks=64, kernels=name)
+        Executor.load(path, LoadOptions(device, dtype="float32", num_blocks=64, kernels=name))
         for device, name in ((Device.parse("cpu").here(), "transformers"), (CARD, kernels))
     ]
     for executor in executors:
@@ -71,8 +72,8 @@ def test_a_head_gives_on_the_card_what_it_gives_on_the_cpu(layout: str, kernels:
     info = check_head_folder(
         make_tiny_head(tmp_path / "head", target, layout, layers=layers), check_model_folder(target, "target"), "draft"
     )
-    on_cpu = load_head(info, device=Device.parse("cpu").here(), dtype="float32", num_blocks=64, kernels="torch")
-    on_card = load_head(info, device=CARD, dtype="float32", num_blocks=64, kernels=kernels)
+    on_cpu = load_head(info, LoadOptions(Device.parse("cpu").here(), dtype="float32", num_blocks=64, kernels="torch"))
+    on_card = load_head(info, LoadOptions(CARD, dtype="float32", num_blocks=64, kernels=kernels))
     assert on_card.kernels == kernels
     assert (on_card.graphs is not None) is (kernels == "triton")
     if on_card.graphs is not None:

@@ -21,6 +21,7 @@ from minedraft_workers.device import make_exact, pin
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.execution.graphs.model import GraphRunner
 from minedraft_workers.execution.graphs.sizes import SIZES
+from minedraft_workers.execution.options import LoadOptions
 from tests.support.tiny_models import KINDS, make_tiny_model
 
 pytestmark = [
@@ -56,7 +57,7 @@ def refusing_to_wait() -> Iterator[None]:
 def compare_with_cpu(path: Path, kernels: str) -> Executor:
     """Assert that the card gives the logits of transformers' code on the CPU. Return what runs on the card."""
     executors = [
-        Executor.load(path, device=device, dtype="float32", num_blocks=64, kernels=name)
+        Executor.load(path, LoadOptions(device, dtype="float32", num_blocks=64, kernels=name))
         for device, name in ((Device.parse("cpu").here(), "transformers"), (CARD, kernels))
     ]
     steps = [
@@ -88,7 +89,7 @@ def test_graphs_give_what_their_kernels_give_without(tmp_path: Path, monkeypatch
     path = make_tiny_model(tmp_path, **HEADS)
 
     def load() -> Executor:
-        return Executor.load(path, device=CARD, dtype="float32", num_blocks=64, kernels="triton")
+        return Executor.load(path, LoadOptions(CARD, dtype="float32", num_blocks=64, kernels="triton"))
 
     by_graphs = load()
     assert by_graphs.graphs is not None
@@ -111,7 +112,7 @@ def test_graphs_give_what_their_kernels_give_without(tmp_path: Path, monkeypatch
 
 def test_auto_dtype_is_bfloat16_and_capacity_follows_the_share(tmp_path: Path) -> None:
     share = 0.01  # enough for a tiny model, and little of a card that others may use
-    executor = Executor.load(make_tiny_model(tmp_path), device=CARD, num_blocks=None, memory_share=share)
+    executor = Executor.load(make_tiny_model(tmp_path), LoadOptions(CARD, num_blocks=None, memory_share=share))
     assert executor.dtype_name == "bfloat16"
     assert executor.num_blocks > 1000
     assert torch.cuda.memory_reserved() <= 1.1 * share * torch.cuda.mem_get_info()[1]
@@ -120,13 +121,14 @@ def test_auto_dtype_is_bfloat16_and_capacity_follows_the_share(tmp_path: Path) -
 
 def test_a_cache_is_no_larger_than_its_requests_can_use(tmp_path: Path) -> None:
     path = make_tiny_model(tmp_path, max_position_embeddings=64)
-    executor = Executor.load(path, device=CARD, block_size=16, max_requests=6)
+    executor = Executor.load(path, LoadOptions(CARD, block_size=16, max_requests=6))
     assert executor.num_blocks == 6 * 4
 
 
 @pytest.mark.parametrize("kernels", ["triton", "torch", "transformers"])
 def test_a_forward_does_not_wait_for_the_device(kernels: str, tmp_path: Path) -> None:
-    executor = Executor.load(make_tiny_model(tmp_path, **HEADS), device=CARD, num_blocks=32, kernels=kernels)
+    options = LoadOptions(CARD, num_blocks=32, kernels=kernels)
+    executor = Executor.load(make_tiny_model(tmp_path, **HEADS), options)
 
     def run() -> None:
         executor.forward([ForwardSpan(1, 0, range(3, 40), 1), ForwardSpan(2, 0, [5], 1)])
@@ -141,7 +143,7 @@ def test_a_forward_does_not_wait_for_the_device(kernels: str, tmp_path: Path) ->
 
 def test_a_share_that_has_no_room_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="memory_share is 1e-09: the model takes"):
-        Executor.load(make_tiny_model(tmp_path), device=CARD, memory_share=1e-9)
+        Executor.load(make_tiny_model(tmp_path), LoadOptions(CARD, memory_share=1e-9))
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

@@ -19,12 +19,13 @@ from minedraft.settings.loading import load_worker_settings
 from minedraft.settings.worker import WorkerSettings
 from minedraft.types import Acceptance, Batch, Role, RoundId, SequenceSpec
 from minedraft_workers.clock import clock_for
-from minedraft_workers.composition import Plan, load_actor, prepare_actor
+from minedraft_workers.composition import Plan, prepare_actor
 from minedraft_workers.device import enter_thread, pin
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.rounds.actors import Executed
 from minedraft_workers.rounds.runtime import WorkerRuntime
 from minedraft_workers.verifier import VerifierActor
+from tests.support.in_process import load_actor
 from tests.support.tiny_models import make_tiny_model
 
 pytestmark = [

@@ -13,10 +13,12 @@ from minedraft.messages import DraftCommand, DraftReply, LinkStats, Timing, Veri
 from minedraft.models.folder import check_model_folder
 from minedraft.models.heads.folder import check_head_folder
 from minedraft.types import PROTOCOL_VERSION, DraftMethod, Role
+from minedraft_workers.composition import Plan, load_actors
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.eagle.head import EagleHead
 from minedraft_workers.execution.eagle.loading import load_head
 from minedraft_workers.execution.executor import Executor
+from minedraft_workers.execution.options import LoadOptions
 from minedraft_workers.proposers.combined import CombinedProposer
 from minedraft_workers.proposers.draft_model import ModelProposer
 from minedraft_workers.proposers.eagle import EagleProposer
@@ -28,13 +30,20 @@ from minedraft_workers.verifier import VerifierActor
 from tests.fakes.loopback import deliver_draft, deliver_verify
 
 
+def load_actor(plan: Plan) -> DrafterActor | VerifierActor:
+    """Return the actor of a worker with one session, whose tensors travel in messages."""
+    (actor,) = load_actors(plan, [None])
+    return actor
+
+
 def load_executor(folder: Path, *, num_blocks: int = 256, block_size: int = 4, dtype: str = "float32") -> Executor:
-    return Executor.load(folder, device=_one_core(), dtype=dtype, num_blocks=num_blocks, block_size=block_size)
+    options = LoadOptions(_one_core(), dtype=dtype, num_blocks=num_blocks, block_size=block_size)
+    return Executor.load(folder, options)
 
 
 def load_tiny_head(folder: Path, target: Path, *, num_blocks: int = 256, dtype: str = "float32") -> EagleHead:
     info = check_head_folder(folder, check_model_folder(target, "target"), "draft")
-    return load_head(info, device=_one_core(), dtype=dtype, num_blocks=num_blocks, block_size=4)
+    return load_head(info, LoadOptions(_one_core(), dtype=dtype, num_blocks=num_blocks, block_size=4))
 
 
 def _one_core() -> Device:

@@ -24,6 +24,7 @@ from minedraft_workers.execution.choice import (
 from minedraft_workers.execution.features import AFTER_FINAL_NORM, FeatureLayers, ForwardOutput
 from minedraft_workers.execution.loading import LoadedModel, choose_dtype, load_model, read_config
 from minedraft_workers.execution.memory import CacheSize
+from minedraft_workers.execution.options import LoadOptions
 from minedraft_workers.execution.programs import ProgramRunner
 from minedraft_workers.execution.runner import GraphCapturing, PackedRows, Runner
 from minedraft_workers.execution.selfcheck import check_layers, check_packed_forward
@@ -78,37 +79,22 @@ class Executor(PagedModel):
         self.want_features(())
 
     @classmethod
-    def load(
-        cls,
-        model_dir: Path,
-        *,
-        device: Device,
-        dtype: str = "auto",
-        num_blocks: int | None = None,
-        block_size: int = 16,
-        max_model_len: int | None = None,
-        kernels: str = "auto",
-        memory_share: float | None = None,
-        max_requests: int | None = None,
-    ) -> Executor:
+    def load(cls, model_dir: Path, options: LoadOptions) -> Executor:
         """Load a local folder, make the KV cache and check one small forward against the model's own.
 
-        `CacheSize` says how large the cache becomes. The caller calls `pin(device)` before.
-
-        Args:
-            kernels: one of `choice.KERNELS`, or "auto": the first of them that fits machine and model.
-                A model that "torch" does not fit runs in transformers' own code.
+        A model that torch's kernels do not fit runs in transformers' own code.
 
         Raises:
             ModelError: the folder cannot be used, or this kind of model cannot run here.
-            ConfigError: another argument cannot be used.
+            ConfigError: an option cannot be used.
         """
+        device, kernels = options.device, options.kernels
         config = read_config(model_dir)
-        context = _choose_context(config, max_model_len)
-        size = CacheSize(num_blocks, block_size, memory_share, max_requests, context)
+        context = _choose_context(config, options.max_model_len)
+        size = options.cache_size(context)
         target = torch_device(device)
         native, reason = choose_native(kernels, device)
-        loaded = load_model(model_dir, config, choose_dtype(dtype, target, native), target)
+        loaded = load_model(model_dir, config, choose_dtype(options.dtype, target, native), target)
         for candidate in list_candidates(kernels, native, device, target, loaded.model.dtype):
             try:
                 return cls._on_kernels(candidate, model_dir, loaded, config, size, device, reason)

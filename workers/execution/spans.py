@@ -18,7 +18,6 @@ OutputT = TypeVar("OutputT")
 # Reasons for kernels that are what a user expects.
 ASKED_FOR = "asked for"
 FITTING = "they fit this machine and model"
-_MAX_REASON_CHARS = 400  # of a line for people; a compiler may have said more
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from minedraft.errors import InternalError
 
 # As in kernels.h.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-PANEL = 32
 STRIP = 16
 # Columns an argmax counts exactly in float32.
 MAX_COLUMNS = 1 << 24

@@ -12,6 +12,7 @@ import torch
 from minedraft.device import Device, usable_cores
 from minedraft_workers.device import pin
 from minedraft_workers.execution.executor import Executor, ForwardSpan
+from minedraft_workers.execution.options import LoadOptions
 
 BLOCK_SIZE = 16
 
@@ -65,7 +66,7 @@ def load_executor(target: Path, slots: int, longest: int) -> Executor:
     device = Device("cpu", usable_cores())
     pin(device)
     num_blocks = slots * -(-longest // BLOCK_SIZE)
-    return Executor.load(target, device=device, num_blocks=num_blocks, block_size=BLOCK_SIZE)
+    return Executor.load(target, LoadOptions(device, num_blocks=num_blocks, block_size=BLOCK_SIZE))
 
 
 def write_answers(executor: Executor, tasks: Iterator[Task], slots: int, sampling: Sampling) -> Iterator[Sequence]:

@@ -13,6 +13,7 @@ from minedraft.device import Device
 from minedraft_workers.execution import executor as product
 from minedraft_workers.execution.attention import ATTENTION_NAME
 from minedraft_workers.execution.loading import LoadedModel
+from minedraft_workers.execution.options import LoadOptions
 from scripts.gpu.controlled.model import build_model, make_config
 from scripts.gpu.controlled.shapes import SHAPES
 
@@ -45,5 +46,6 @@ def make_executor(
 
     with mock.patch.multiple(product, read_config=read_config, load_model=load_model):
         return product.Executor.load(
-            Path(shape), device=device, dtype=dtype, num_blocks=num_blocks, block_size=BLOCK_SIZE, kernels=kernels
+            Path(shape),
+            LoadOptions(device, dtype=dtype, num_blocks=num_blocks, block_size=BLOCK_SIZE, kernels=kernels),
         )

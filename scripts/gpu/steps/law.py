@@ -25,6 +25,7 @@ from minedraft.types import Acceptance, Batch, Role, RoundId, SequenceSpec
 from minedraft_workers.device import pin
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.executor import Executor
+from minedraft_workers.execution.options import LoadOptions
 from minedraft_workers.proposers.draft_model import ModelProposer
 from minedraft_workers.sampling.acceptance import VerifyRow, verify
 from minedraft_workers.sampling.choose import ChoiceRow, choose_drafts
@@ -109,7 +110,7 @@ class Loop:
         self._on_device, self._on_cpu = DrafterActor(here, info), DrafterActor(there, info)
 
     def _load(self, folder: Path, device: Device, kernels: str) -> Executor:
-        return Executor.load(folder, device=device, dtype="float32", num_blocks=256, kernels=kernels)
+        return Executor.load(folder, LoadOptions(device, dtype="float32", num_blocks=256, kernels=kernels))
 
     def capture(self) -> None:
         """Capture the graphs, and write of how many sizes, in what time."""

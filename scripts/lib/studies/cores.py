@@ -19,6 +19,7 @@ from minedraft.bench.report import machine_facts
 from minedraft.cli.console import run
 from minedraft.device import Device
 from minedraft.process.with_parent import child_command, child_environment
+from minedraft_workers.execution.options import LoadOptions
 
 BATCHES = (1, 8, 16)
 _CONTEXT = 128  # cached tokens per request
@@ -115,7 +116,7 @@ def _serve(model: Path, own: Sequence[int]) -> None:
     every = usable_cores()
     device = Device("cpu", tuple(own))
     pin(device)
-    executor = Executor.load(model, device=device, kernels="native", num_blocks=16 * max(BATCHES))
+    executor = Executor.load(model, LoadOptions(device, kernels="native", num_blocks=16 * max(BATCHES)))
     assert executor.pool is not None, "native kernels can change"
     cores = WorkerCores(own, every, executor.pool.resize)
     for n in range(max(BATCHES)):

@@ -20,6 +20,7 @@ from tests.support.tiny_models import add_noise, make_tiny_model
 pytest.importorskip("triton")
 
 from minedraft_workers.execution.features import AFTER_FINAL_NORM
+from minedraft_workers.execution.options import LoadOptions
 from minedraft_workers.kernels.triton_kernels import TritonLayerKernels, keys_at_once
 from tests.fakes.graphs import RepeatedGraph, run_by_graphs
 
@@ -113,7 +114,8 @@ def test_a_piece_does_not_depend_on_its_neighbours() -> None:
 
 def load(folder: Path, kernels: str) -> Executor:
     device = Device.parse("cuda:0" if DEVICE.type == "cuda" else "cpu:0").here()
-    return Executor.load(folder, device=device, dtype="float32", num_blocks=64, block_size=4, kernels=kernels)
+    options = LoadOptions(device, dtype="float32", num_blocks=64, block_size=4, kernels=kernels)
+    return Executor.load(folder, options)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from minedraft.core.blocks import BlocksExhausted
 from minedraft.device import Device
 from minedraft.errors import ConfigError, ProtocolError
 from minedraft_workers.execution.executor import Executor, ForwardSpan
+from minedraft_workers.execution.options import LoadOptions
 from tests.support.tiny_models import make_tiny_model
 
 # Kind and what makes it worth a row of its own.
@@ -44,7 +45,7 @@ FUSED = [("llama", "torch"), ("llama_mqa_tied", "torch"), ("qwen2", "torch")]
 
 def load(path: Path, **options: object) -> Executor:
     settings = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 64, "kernels": "transformers"}
-    return Executor.load(path, **(settings | options))
+    return Executor.load(path, LoadOptions(**(settings | options)))
 
 
 class Reference:

@@ -13,6 +13,7 @@ from minedraft.device import Device
 from minedraft.errors import ConfigError
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.execution.features import AFTER_FINAL_NORM
+from minedraft_workers.execution.options import LoadOptions
 from minedraft_workers.execution.programs import MAX_ROWS
 from tests.support.native import needs_native
 from tests.support.tiny_models import make_tiny_model
@@ -37,7 +38,8 @@ RUNS = [
 
 def load(path: Path, **options: object) -> Executor:
     settings: dict[str, object] = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 128}
-    return Executor.load(path, **(settings | {"block_size": 4, "kernels": "native"} | options))  # type: ignore[arg-type]
+    settings |= {"block_size": 4, "kernels": "native"} | options
+    return Executor.load(path, LoadOptions(**settings))  # type: ignore[arg-type]
 
 
 def text(length: int, seed: int = 0) -> list[int]:

@@ -15,6 +15,7 @@ from minedraft.errors import ConfigError
 from minedraft_workers.execution.choice import foresee_kernels
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.execution.fused import FusedDecoder
+from minedraft_workers.execution.options import LoadOptions
 from minedraft_workers.execution.programs import MAX_ROWS
 from minedraft_workers.kernels.base import NotFused
 from minedraft_workers.kernels.native_kernels import NativeCache, NativeLayerKernels
@@ -59,7 +60,8 @@ NOT_FUSED = {
 
 def load(path: Path, **options: object) -> Executor:
     settings: dict[str, object] = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 256}
-    return Executor.load(path, **(settings | {"block_size": 4, "kernels": "native"} | options))  # type: ignore[arg-type]
+    settings |= {"block_size": 4, "kernels": "native"} | options
+    return Executor.load(path, LoadOptions(**settings))  # type: ignore[arg-type]
 
 
 def text(length: int, seed: int = 0) -> list[int]:

@@ -16,6 +16,7 @@ from minedraft.messages import DraftCommand, DraftSpan, Proposal, RunAhead
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Acceptance, Batch, RoundId, SequenceSpec
 from minedraft_workers.execution.executor import Executor, ForwardSpan
+from minedraft_workers.execution.options import LoadOptions
 from tests.support.in_process import InProcessDrafter, InProcessVerifier, load_executor
 from tests.support.native import why_missing
 from tests.support.tiny_models import make_tiny_model
@@ -59,14 +60,9 @@ class Drafter:
 def load(folder: Path, kernels: str) -> Executor:
     if kernels == "native" and why_missing():
         pytest.skip(why_missing())
-    return Executor.load(
-        folder,
-        device=Device.parse("cpu").here(),
-        dtype="float32",
-        num_blocks=NUM_BLOCKS,
-        block_size=4,
-        kernels=kernels,
-    )
+    device = Device.parse("cpu").here()
+    options = LoadOptions(device, dtype="float32", kernels=kernels, num_blocks=NUM_BLOCKS, block_size=4)
+    return Executor.load(folder, options)
 
 
 def same(a: Proposal, b: Proposal) -> bool:

@@ -15,44 +15,31 @@ from minedraft_workers.execution.eagle.decoder import HeadDecoder
 from minedraft_workers.execution.eagle.head import EagleHead
 from minedraft_workers.execution.eagle.weights import make_rotary, read_head_weights
 from minedraft_workers.execution.loading import choose_dtype
-from minedraft_workers.execution.memory import CacheSize
+from minedraft_workers.execution.options import LoadOptions
 from minedraft_workers.kernels.base import NotFused, PagedCache
 from minedraft_workers.kernels.native_kernels import NativeLayerKernels
 from minedraft_workers.kernels.tables import LayerShape
 
 
-def load_head(
-    info: HeadInfo,
-    *,
-    device: Device,
-    dtype: str = "auto",
-    num_blocks: int | None = None,
-    block_size: int = 16,
-    max_model_len: int | None = None,
-    kernels: str = "auto",
-    memory_share: float | None = None,
-    max_requests: int | None = None,
-) -> EagleHead:
-    """Load a head that `check_head_folder` has checked, and make its KV cache. The caller calls `pin(device)` before.
+def load_head(info: HeadInfo, options: LoadOptions) -> EagleHead:
+    """Load a head that `check_head_folder` has checked, and make its KV cache.
 
-    Args:
-        max_model_len: tokens of a request; at most the head's context. Others as of `Executor.load`; where
-            transformers' own code is asked for, a head, which has none, runs on torch's operators.
+    Where transformers' own code is asked for, a head, which has none, runs on torch's operators.
 
     Raises:
-        ConfigError: an argument cannot be used.
+        ConfigError: an option cannot be used.
     """
-    context = min(max_model_len or info.max_context, info.max_context)
-    size = CacheSize(num_blocks, block_size, memory_share, max_requests, context)
-    chosen, number_format, reason = _choose(info, dtype, kernels, device, torch_device(device))
+    device, context = options.device, min(options.max_model_len or info.max_context, info.max_context)
+    size = options.cache_size(context)
+    chosen, number_format, reason = _choose(info, options.dtype, options.kernels, device, torch_device(device))
     weights = read_head_weights(info, number_format, torch_device(device))
     layers = _shapes(info)
 
     def make_cache() -> PagedCache[Any]:
-        bytes_per_block = chosen.block_bytes(layers, block_size, number_format)
+        bytes_per_block = chosen.block_bytes(layers, size.block_size, number_format)
         count = size.choose_blocks(bytes_per_block, torch_device(device))
         return allocate_cache(
-            lambda: chosen.make_cache(layers, count, block_size, number_format), count, bytes_per_block
+            lambda: chosen.make_cache(layers, count, size.block_size, number_format), count, bytes_per_block
         )
 
     rotary = make_rotary(info, torch_device(device))

@@ -23,6 +23,7 @@ pytest.importorskip("triton")
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from minedraft_workers.execution.graphs.capture import Computed
 from minedraft_workers.execution.graphs.sizes import SIZES
+from minedraft_workers.execution.options import LoadOptions
 from tests.fakes.graphs import RepeatedGraph, run_by_graphs
 
 TORCH_SAYS = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.18 GiB of which ..."
@@ -53,7 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(folder: Path) -> Executor:
     device = Device("cpu", usable_cores()[:1])
-    return Executor.load(folder, device=device, dtype="float32", num_blocks=64, block_size=4, kernels="triton")
+    options = LoadOptions(device, dtype="float32", num_blocks=64, block_size=4, kernels="triton")
+    return Executor.load(folder, options)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from tests.support.tiny_models import make_tiny_model
 pytest.importorskip("triton")
 
 from minedraft_workers.execution.graphs.sizes import SIZES
+from minedraft_workers.execution.options import LoadOptions
 from tests.fakes.graphs import RepeatedGraph, run_head_by_graphs
 
 HEADS: dict[str, Any] = {"hidden_size": 32, "head_dim": 16}
@@ -33,8 +34,8 @@ def make_loaders(folder: Path, layout: str) -> tuple[EagleHead, EagleHead]:
     path = make_tiny_head(folder / "head", target, layout, layers=2 if layout == "minedraft" else 1)
     info = check_head_folder(path, check_model_folder(target, "target"), "draft")
     device = Device.parse("cpu").here()
-    options: dict[str, Any] = {"dtype": "float32", "num_blocks": 64, "block_size": 4, "kernels": "triton"}
-    return load_head(info, device=device, **options), load_head(info, device=device, **options)
+    options = LoadOptions(device, dtype="float32", num_blocks=64, block_size=4, kernels="triton")
+    return load_head(info, options), load_head(info, options)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -16,12 +16,12 @@ from minedraft.rpc.worker_link import GrpcVerifier
 from minedraft.sampling_params import SamplingParams
 from minedraft.settings.loading import load_worker_settings
 from minedraft.types import Acceptance, Batch, Role, RoundId, SequenceSpec
-from minedraft_workers.composition import Plan, load_actor
+from minedraft_workers.composition import Plan
 from minedraft_workers.drafter import DrafterActor
 from minedraft_workers.execution.executor import Executor
 from minedraft_workers.execution.memory import CacheSize
 from minedraft_workers.verifier import VerifierActor
-from tests.support.in_process import InProcessDrafter, InProcessVerifier, load_executor
+from tests.support.in_process import InProcessDrafter, InProcessVerifier, load_actor, load_executor
 from tests.support.served_worker import command, served
 from tests.support.tiny_models import make_tiny_model
 

@@ -17,6 +17,7 @@ from minedraft.models.folder import check_model_folder
 from minedraft.models.heads.folder import check_head_folder
 from minedraft_workers.execution.eagle.head import EagleHead
 from minedraft_workers.execution.eagle.loading import foresee_head, load_head
+from minedraft_workers.execution.options import LoadOptions
 from minedraft_workers.execution.programs import MAX_ROWS
 from minedraft_workers.execution.spans import ForwardSpan
 from tests.support.native import needs_native
@@ -44,7 +45,8 @@ class Case:
     def load(self, **options: object) -> EagleHead:
         info = check_head_folder(self.folder, check_model_folder(self.target, "target"), "draft")
         settings: dict[str, object] = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 128}
-        return load_head(info, **(settings | {"block_size": 4, "kernels": "native"} | options))  # type: ignore[arg-type]
+        settings |= {"block_size": 4, "kernels": "native"} | options
+        return load_head(info, LoadOptions(**settings))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

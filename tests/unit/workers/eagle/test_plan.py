@@ -11,9 +11,10 @@ from minedraft.errors import ConfigError, ModelError
 from minedraft.models.vocabulary import vocab_fingerprint
 from minedraft.settings.loading import load_worker_settings
 from minedraft.types import DraftMethod
-from minedraft_workers.composition import Plan, load_actor
+from minedraft_workers.composition import Plan
 from minedraft_workers.native import pooled
 from minedraft_workers.verifier import VerifierActor
+from tests.support.in_process import load_actor
 from tests.support.native import needs_native
 from tests.support.tiny_heads import make_tiny_head
 from tests.support.tiny_models import make_tiny_model

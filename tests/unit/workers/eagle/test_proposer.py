@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from minedraft.sampling_params import SamplingParams
 from minedraft.types import Acceptance, SequenceSpec
 from minedraft_workers.execution.eagle.loading import load_head
 from minedraft_workers.execution.executor import Executor, ForwardSpan
+from minedraft_workers.execution.options import LoadOptions
 from minedraft_workers.proposers.base import DraftRow
 from minedraft_workers.proposers.eagle import EagleProposer
 from minedraft_workers.sampling.sampler import Sampler
@@ -42,10 +43,11 @@ class Pair:
     reference: ReferenceHead = field(init=False)
 
     def __post_init__(self) -> None:
-        self.executor = Executor.load(self.target, device=CPU, dtype="float32", num_blocks=64, kernels="torch")
+        options = LoadOptions(CPU, dtype="float32", num_blocks=64, kernels="torch")
+        self.executor = Executor.load(self.target, options)
         info = check_head_folder(self.head, check_model_folder(self.target, "target"), "draft")
-        options = {"dtype": "float32", "num_blocks": self.num_blocks, "block_size": 4, "kernels": "torch"}
-        head = load_head(info, device=CPU, max_model_len=self.max_model_len, **options)  # type: ignore[arg-type]
+        sizes = {"num_blocks": self.num_blocks, "block_size": 4, "max_model_len": self.max_model_len}
+        head = load_head(info, replace(options, **sizes))
         sampler = Sampler(is_batched=True) if self.as_on_gpu else None
         self.proposer = EagleProposer(head, sampler, loops_on_device=self.as_on_gpu)
         self.reference = ReferenceHead(self.head, self.target)

@@ -17,14 +17,16 @@ from minedraft.device import Device
 from minedraft.errors import ConfigError, ModelError
 from minedraft.models.model_config import max_context
 from minedraft.settings.loading import load_worker_settings
-from minedraft_workers.composition import Plan, load_actor
+from minedraft_workers.composition import Plan
 from minedraft_workers.execution.executor import Executor, ForwardSpan
+from minedraft_workers.execution.options import LoadOptions
+from tests.support.in_process import load_actor
 from tests.support.tiny_models import make_tiny_model
 
 
 def load(path: Path, **options: Any) -> Executor:
     settings: dict[str, Any] = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 8}
-    return Executor.load(path, **(settings | options))
+    return Executor.load(path, LoadOptions(**(settings | options)))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from minedraft.device import Device
 from minedraft_workers.execution.executor import Executor, ForwardSpan
+from minedraft_workers.execution.options import LoadOptions
 from minedraft_workers.pulse import PULSE, Pulse
 from tests.support.native import needs_native
 from tests.support.tiny_models import make_tiny_model
@@ -21,9 +22,9 @@ def test_every_layer_of_a_forward_beats(tmp_path: Path, kernels: str, num_tokens
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     folder = make_tiny_model(tmp_path, "llama", **sizes)
     before = PULSE.count
-    executor = Executor.load(
-        folder, device=Device.parse("cpu").here(), dtype="float32", num_blocks=64, block_size=4, kernels=kernels
-    )
+    device = Device.parse("cpu").here()
+    options = LoadOptions(device, dtype="float32", kernels=kernels, num_blocks=64, block_size=4)
+    executor = Executor.load(folder, options)
     assert PULSE.count - before >= NUM_LAYERS, "loading beats too"
     for request_id in (1, 2):
         before = PULSE.count

@@ -19,6 +19,7 @@ from minedraft.messages import DraftCommand, DraftSpan, Proposal, RunAhead
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Acceptance, Batch, RoundId, ScoreKind, SequenceSpec
 from minedraft_workers.execution.executor import Executor
+from minedraft_workers.execution.options import LoadOptions
 from minedraft_workers.proposers import choosing
 from minedraft_workers.sampling.batched.transfer import Arrival
 from tests.support.in_process import InProcessDrafter, InProcessVerifier
@@ -53,8 +54,8 @@ class Drafter:
         kernels: str = "torch",
     ) -> None:
         device = Device("cpu", usable_cores()[:1])
-        sizes: dict[str, Any] = {"dtype": "float32", "num_blocks": num_blocks, "block_size": 4}
-        self.executor = Executor.load(folder, device=device, kernels=kernels, **sizes)
+        options = LoadOptions(device, dtype="float32", kernels=kernels, num_blocks=num_blocks, block_size=4)
+        self.executor = Executor.load(folder, options)
         self.actor = InProcessDrafter(self.executor, InProcessVerifier(self.executor), as_on_gpu=as_on_gpu).actor
         self.actor.reset(target_vocab)
 
