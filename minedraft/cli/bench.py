@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self
 
 import click
 from rich.console import Console
@@ -27,7 +28,9 @@ from minedraft.bench.runner import BenchTable
 from minedraft.bench.traffic import Traffic
 from minedraft.cli.console import parse_floats, parse_ints, say
 from minedraft.cli.flags.connection import Connection, connection_flags
-from minedraft.client import AsyncClient
+from minedraft.cli.flags.numbers import NumberRange
+from minedraft.cli.readiness import wait_until_loaded
+from minedraft.client import AsyncClient, Client
 from minedraft.errors import ConfigError
 from minedraft.sampling_params import MAX_DRAFT_LEN, MAX_SAMPLES, SamplingParams
 from minedraft.settings.flags import UserPath
@@ -91,27 +94,14 @@ Examples:
     "--json", "json_path", metavar="FILE.json", default=None, type=UserPath(), help="Also write all measurements here."
 )
 @click.option("--save-detailed", is_flag=True, help="With --json: also the times of every request.")
-def bench(
-    connection: Connection,
-    sizes: str,
-    draft_lens: str,
-    modes: str,
-    samples: str,
-    temperature: str,
-    num_prompts: int | None,
-    max_new_tokens: int,
-    lengths: str,
-    dataset: Path | None,
-    layout: str,
-    chat_template: bool,
-    seed: int,
-    rate: float | None,
-    burstiness: float,
-    concurrency: int | None,
-    repeats: int,
-    json_path: Path | None,
-    save_detailed: bool,
-) -> None:
+@click.option(
+    "--timeout-s",
+    type=NumberRange(0, 86400),
+    default=None,
+    metavar="SECONDS",
+    help="Longest wait for a service that still loads its models. [default: as long as it loads]",
+)
+def bench(connection: Connection, timeout_s: float | None, **flags: Any) -> None:  # noqa: ANN401 (of each option)
     """Compare the modes ar, sd, minedraft and pearl on a running service.
 
     The service must run with --allow-configure, because each run sets its mode, and with a drafter,
@@ -122,20 +112,9 @@ def bench(
     A dataset is a file of Spec-Bench, MT-bench, SPEED-Bench, ShareGPT, HumanEval, vLLM's "custom", or our own list of
     {"prompt", "kind"}; its prompts are shuffled by the seed.
     """
-    sweep = Sweep(
-        _parse_modes(modes),
-        parse_ints("max-batch-size", sizes, MAX_BATCH_SIZE),
-        parse_ints("draft-len", draft_lens, MAX_DRAFT_LEN),
-        parse_ints("samples", samples, MAX_SAMPLES),
-        parse_floats("temperature", temperature, 100.0),
-        num_prompts,
-        prompt_seed=None if dataset is None else seed,
-    )
-    traffic = Traffic(rate, burstiness, concurrency, seed, chat_template, lengths == FILE)
-    check_writable_file("json", json_path)
-    prompts = load_prompts(dataset, layout)
-    sampling = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=lengths == FIXED)
-    plan = _Plan(sweep, prompts, sampling, traffic, repeats, json_path, save_detailed)
+    plan = _Plan.of(flags)
+    with Client(connection.server, timeout_s=timeout_s, **connection.access) as client:
+        wait_until_loaded(client, timeout_s)
     try:
         asyncio.run(_bench(connection, plan))
     except KeyboardInterrupt:
@@ -145,6 +124,8 @@ def bench(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
+    """What to measure, and where to write it."""
+
     sweep: Sweep
     prompts: Sequence[BenchPrompt]
     sampling: SamplingParams
@@ -152,6 +133,32 @@ class _Plan:
     repeats: int
     json_path: Path | None
     is_detailed: bool
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any]) -> Self:
+        """Return the plan of a command line, of which all is checked that needs no service.
+
+        Raises:
+            ConfigError: a flag or the file of prompts cannot be used.
+        """
+        dataset, lengths = flags["dataset"], flags["lengths"]
+        sweep = Sweep(
+            _parse_modes(flags["modes"]),
+            parse_ints("max-batch-size", flags["sizes"], MAX_BATCH_SIZE),
+            parse_ints("draft-len", flags["draft_lens"], MAX_DRAFT_LEN),
+            parse_ints("samples", flags["samples"], MAX_SAMPLES),
+            parse_floats("temperature", flags["temperature"], 100.0),
+            flags["num_prompts"],
+            prompt_seed=None if dataset is None else flags["seed"],
+        )
+        traffic = Traffic(
+            flags["rate"], flags["burstiness"], flags["concurrency"], flags["seed"], flags["chat_template"],
+            lengths == FILE,
+        )  # fmt: skip
+        check_writable_file("json", flags["json_path"])
+        prompts = load_prompts(dataset, flags["layout"])
+        sampling = SamplingParams(max_new_tokens=flags["max_new_tokens"], ignore_eos=lengths == FIXED)
+        return cls(sweep, prompts, sampling, traffic, flags["repeats"], flags["json_path"], flags["save_detailed"])
 
 
 async def _bench(connection: Connection, plan: _Plan) -> None:

@@ -14,6 +14,7 @@ from minedraft.cli.chat_input import COMMANDS, is_command, read_messages
 from minedraft.cli.console import show
 from minedraft.cli.flags.connection import Connection, connection_flags
 from minedraft.cli.flags.sampling import sampling_flags, to_sampling_params
+from minedraft.cli.readiness import wait_until_loaded
 from minedraft.client import Client
 from minedraft.errors import EXIT_OK, InvalidRequest, MineDraftError
 from minedraft.output import Output
@@ -54,6 +55,7 @@ def chat(connection: Connection, system: str | None, **flags: object) -> int:
         raise InvalidRequest("logprobs", params.logprobs, "are not shown in a chat; use minedraft generate --json")
     console = Console(highlight=False, soft_wrap=True)
     with Client(connection.server, **connection.access) as client:
+        wait_until_loaded(client, None)
         status = client.status()
         target = next((worker.model for worker in status.workers if worker.role == "verifier"), "the model")
         _say(console, f"{target}, mode {status.mode}; Ctrl-C ends an answer, Ctrl-D quits, /help shows all commands")

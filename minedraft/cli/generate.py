@@ -12,9 +12,10 @@ import click
 from minedraft.cli.console import print_json, show
 from minedraft.cli.flags.connection import Connection, connection_flags
 from minedraft.cli.flags.sampling import sampling_flags, to_sampling_params
+from minedraft.cli.readiness import wait_until_loaded
 from minedraft.client import Client
 from minedraft.output import Output
-from minedraft.prompts import Prompt
+from minedraft.prompts import Prompt, to_call
 
 _EPILOG = """
 \b
@@ -45,7 +46,8 @@ def generate(
 ) -> None:
     """Continue PROMPT and print the answer as it is generated.
 
-    Without PROMPT, the prompt is read from standard input. Start the service with minedraft-launch.
+    Without PROMPT, the prompt is read from standard input. Start the service with minedraft-launch; while it loads
+    its models, this command waits.
     """
     params = to_sampling_params(dict(flags))
     if params.logprobs is not None and not as_json:
@@ -54,8 +56,11 @@ def generate(
         if sys.stdin.isatty():
             raise click.UsageError('give a prompt, as in: minedraft generate "Once upon a time"')
         prompt = sys.stdin.read()
+    asked = _to_prompt(prompt, chat, token_ids)
+    to_call(asked, params, None)  # what is wrong with it is told before a service is waited for
     with Client(connection.server, timeout_s=timeout_s, **connection.access) as client:
-        outputs: Any = client.generate(_to_prompt(prompt, chat, token_ids), params)
+        left_s = wait_until_loaded(client, timeout_s)
+        outputs: Any = client.generate(asked, params, timeout_s=left_s)
         with closing(outputs):
             if as_json:
                 for output in outputs:

@@ -30,12 +30,16 @@ class Done:
     said: str
 
 
-async def minedraft(*arguments: str, typed: str | bytes = "", encoding: str = "utf-8", **variables: str) -> Done:
-    process = await asyncio.create_subprocess_exec(
+async def start(*arguments: str, **variables: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "minedraft.cli.main", *arguments,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONIOENCODING": encoding} | variables,
+        cwd=Path(__file__).parents[2], env=os.environ | variables,
     )  # fmt: skip
+
+
+async def minedraft(*arguments: str, typed: str | bytes = "", encoding: str = "utf-8", **variables: str) -> Done:
+    process = await start(*arguments, PYTHONIOENCODING=encoding, **variables)
     out, said = await process.communicate(typed if isinstance(typed, bytes) else typed.encode())
     return Done(process.returncode, out.decode(encoding), said.decode(encoding))
 
@@ -296,6 +300,24 @@ async def test_bench_refuses_to_measure_drafts_while_the_drafter_is_lost(tmp_pat
     assert "the drafter is lost, so sd would run without drafts: wait until `minedraft status`" in refused.said
     assert measured.code == 0, measured.said
     assert "ar 2" in measured.out
+
+
+async def test_commands_wait_for_a_service_that_still_loads(service):
+    service.server.service._is_open = False
+    flags = ("--server", service.address)
+    given_up = await minedraft("generate", *flags, "--timeout-s", "0.1", PROMPT)
+    assert given_up.code == EXIT_REQUEST
+    commands = [("generate", *flags, "--max-new-tokens", "20", PROMPT), ("chat", *flags), ("bench", *flags)]
+    processes = [await start(*command) for command in commands]
+    for process in processes:
+        said = await process.stderr.readline()
+        assert said.decode() == f"waiting for the service at {service.address}, which loads its models\n"
+    service.server.service._is_open = True
+    (generated, _), (chatted, _), (_, refused) = [await process.communicate(b"") for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, EXIT_USAGE]
+    assert generated.decode() == expected(service, 20) + "\n"
+    assert "Ctrl-D quits" in chatted.decode()
+    assert "the service was started without --allow-configure" in refused.decode()
 
 
 async def test_models_as_json_has_the_folders_of_the_default_pair(tmp_path, monkeypatch):
