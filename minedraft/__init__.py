@@ -3,7 +3,7 @@
     from minedraft import AsyncClient, Client, SamplingParams
 
 Each name is imported on first use: a worker that needs `minedraft.errors` or another plain module does not load the
-clients, and a program is quickly where Ctrl-C ends it without a traceback (`minedraft.process.loading`).
+clients, and a program is quickly where Ctrl-C ends it without a traceback (`minedraft.process.quiet_start`).
 """
 
 from __future__ import annotations

@@ -4,6 +4,15 @@ May import: values, places, security, settings, rpc, v1, models, process, rounds
 channels.
 """
 
-from minedraft.process.serving import poll_in_place
+from minedraft.process.grpc_polling import poll_in_place
+from minedraft.process.quiet_start import quiet_start
 
 poll_in_place()
+
+
+def run_worker() -> None:
+    """Run `minedraft-worker`: see `quiet_start`."""
+    with quiet_start():
+        from minedraft_workers.main import main
+
+        main()

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from minedraft.process.loading import quiet_imports
+import logging
+import os
+import signal
+import sys
 
-with quiet_imports():
-    import logging
-    import os
-    import signal
-    import sys
+import click
 
-    import click
-
-    from minedraft.errors import EXIT_OK
-    from minedraft.process.claim import ListenClaim
-    from minedraft.process.entry import SERVICE_EXITS, exit_lines, run_logged, takes_parent, tells_version
-    from minedraft.process.logs import set_up_log
-    from minedraft.process.notify import Notifier
-    from minedraft.process.parent import exit_with_parent
-    from minedraft.settings.flags import settings_flags
-    from minedraft.settings.loading import load_worker_settings
-    from minedraft.settings.worker import WorkerSettings
-    from minedraft.types import Role
-    from minedraft_workers.composition import Plan
+from minedraft.errors import EXIT_OK
+from minedraft.process.claim import ListenClaim
+from minedraft.process.entry import SERVICE_EXITS, exit_lines, run_logged, takes_parent, tells_version
+from minedraft.process.logs import set_up_log
+from minedraft.process.notify import Notifier
+from minedraft.process.parent import exit_with_parent
+from minedraft.settings.flags import SettingsCommand, settings_flags, unknown_flags
+from minedraft.settings.loading import load_worker_settings
+from minedraft.settings.worker import WorkerSettings
+from minedraft.types import Role
+from minedraft_workers.composition import Plan
 
 _EPILOG = f"""
 \b
@@ -38,7 +35,11 @@ Then start the service with these workers:
 """
 
 
-@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.command(
+    cls=SettingsCommand,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @settings_flags(WorkerSettings)
 @click.option("--check", is_flag=True, help="Check settings and model folder without loading weights, then exit.")
 @takes_parent
@@ -52,7 +53,7 @@ def command(check: bool, parent_pid: int | None, **flags: object) -> int:
     notifier = Notifier()
     if parent_pid is not None:
         exit_with_parent(parent_pid)
-    settings = load_worker_settings(flags)
+    settings = load_worker_settings(flags, unknown_flags())
     set_up_log(settings.role.value, settings.log_format, settings.log_level)
     plan = Plan.make(settings)
     if check:

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from minedraft.process.loading import quiet_imports
+import asyncio
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
 
-with quiet_imports():
-    import asyncio
-    import shlex
-    from collections.abc import Sequence
-    from contextlib import suppress
-    from pathlib import Path
-    from typing import NoReturn
+import click
 
-    import click
-
-    from minedraft.cli.console import progress_printer, run, say
-    from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK
-    from minedraft.launch.placement import tell_unused_gpus
-    from minedraft.launch.preflight import check_machine, settle_draft_method
-    from minedraft.models.catalogue import Pair, ensure_pair, find_pair
-    from minedraft.process.entry import LAUNCH_EXITS, exit_lines, exit_or_die_again, tells_version
-    from minedraft.process.notify import READY_LINE, Notifier
-    from minedraft.process.start_extension import StartExtension
-    from minedraft.settings.flags import config_flag, settings_flags
-    from minedraft.settings.loading import load_settings
-    from minedraft.settings.service import Settings
-    from minedraft.settings.unused import unused
-    from minedraft.types import DraftMethod, Role
+from minedraft.cli.console import progress_printer, run, say
+from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK
+from minedraft.launch.placement import tell_unused_gpus
+from minedraft.launch.preflight import check_machine, settle_draft_method
+from minedraft.models.catalogue import Pair, ensure_pair, find_pair
+from minedraft.process.entry import LAUNCH_EXITS, exit_lines, exit_or_die_again, tells_version
+from minedraft.process.notify import READY_LINE, Notifier
+from minedraft.process.start_extension import StartExtension
+from minedraft.settings.flags import SettingsCommand, config_flag, settings_flags, unknown_flags
+from minedraft.settings.loading import load_settings
+from minedraft.settings.service import Settings
+from minedraft.settings.unused import unused
+from minedraft.types import DraftMethod, Role
 
 _EPILOG = f"""
 \b
@@ -48,7 +45,7 @@ A process that dies or hangs is started again, up to 5 times in 5 minutes (the d
 """
 
 
-@click.command(epilog=_EPILOG, context_settings={"max_content_width": 120})
+@click.command(cls=SettingsCommand, epilog=_EPILOG, context_settings={"max_content_width": 120})
 @settings_flags(Settings)
 @config_flag
 @click.option("--verbose", is_flag=True, help="Show everything that the three processes log.")
@@ -69,7 +66,7 @@ def main() -> NoReturn:
 
 
 def _launch(config: Path | None, check: bool, verbose: bool, flags: dict[str, object]) -> int:
-    settings = load_settings(flags, config)
+    settings = load_settings(flags, config, unknown_flags())
     for line in unused(settings):
         say(f"minedraft-launch: {line}")
     notifier = Notifier()

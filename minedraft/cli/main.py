@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from minedraft.process.loading import quiet_imports
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NoReturn
 
-with quiet_imports():
-    from difflib import get_close_matches
-    from importlib import import_module
-    from typing import NoReturn
+import click
 
-    import click
-
-    from minedraft.cli.console import run
-    from minedraft.process.entry import COMMAND_EXITS, exit_lines, tells_version
+from minedraft.cli.console import run
+from minedraft.process.entry import COMMAND_EXITS, exit_lines, tells_version
 
 # name -> module that defines a click command of that name; imported when the command is used.
 _COMMANDS = {

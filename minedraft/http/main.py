@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from minedraft.process.loading import quiet_imports
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
 
-with quiet_imports():
-    import asyncio
-    import logging
-    import signal
-    import sys
-    from pathlib import Path
-    from typing import Any, NoReturn
+import click
 
-    import click
-
-    from minedraft.address import Address, default_listen
-    from minedraft.client import AsyncClient
-    from minedraft.errors import ConfigError
-    from minedraft.http.door import Door
-    from minedraft.http.metrics_proxy import MetricsProxy
-    from minedraft.http.model_facts import ModelFacts
-    from minedraft.http.serving import listen_at, make_server
-    from minedraft.process.entry import SERVICE_EXITS, exit_lines, run_logged, takes_parent, tells_version
-    from minedraft.process.heartbeat import feed_watchdog
-    from minedraft.process.logs import set_up_log
-    from minedraft.process.notify import Notifier
-    from minedraft.process.parent import exit_with_parent
-    from minedraft.process.serving import run_serving
-    from minedraft.security.tls import ServerTls
-    from minedraft.security.tokens import TokenFile
-    from minedraft.settings.door import check_model_name, host_check, origins_of
-    from minedraft.settings.flags import UserPath
-    from minedraft.text.tokenizer import Tokenizer
+from minedraft.address import Address, default_listen
+from minedraft.client import AsyncClient
+from minedraft.errors import ConfigError
+from minedraft.http.door import Door
+from minedraft.http.metrics_proxy import MetricsProxy
+from minedraft.http.model_facts import ModelFacts
+from minedraft.http.serving import listen_at, make_server
+from minedraft.process.entry import SERVICE_EXITS, exit_lines, run_logged, takes_parent, tells_version
+from minedraft.process.heartbeat import feed_watchdog
+from minedraft.process.logs import set_up_log
+from minedraft.process.notify import Notifier
+from minedraft.process.parent import exit_with_parent
+from minedraft.process.serving import run_serving
+from minedraft.security.tls import ServerTls
+from minedraft.security.tokens import TokenFile
+from minedraft.settings.door import check_model_name, host_check, origins_of
+from minedraft.settings.flags import UserPath
+from minedraft.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("minedraft.http")
 

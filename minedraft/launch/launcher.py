@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minedraft.address import Address
 from minedraft.errors import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, ConfigError
@@ -29,7 +29,8 @@ from minedraft.process.claim import ListenClaim
 from minedraft.process.entry import EXIT_OF_SIGNAL
 from minedraft.process.heartbeat import Unburdened, feed_watchdog
 from minedraft.process.notify import Notifier
-from minedraft.process.run_folder import OWN_DOOR, RunFolder, tell_absent
+from minedraft.process.run_folder.absent_doors import tell_absent
+from minedraft.process.run_folder.folder import OWN_DOOR, RunFolder
 from minedraft.process.with_parent import bind_to_parent
 from minedraft.rpc.health import INFERENCE_SERVICE, LIVE, wait_serving
 from minedraft.security.tls import Access, worker_client_tls
@@ -59,6 +60,14 @@ class _GivenUp(Exception):
 
     def __init__(self, process: Supervised) -> None:
         self.exit_code = EXIT_CONFIG if process.exit_code == EXIT_CONFIG else EXIT_INTERNAL
+
+
+class _Peer(NamedTuple):
+    """Where a process is asked whether it is ready: the address, the name of its health service, what to show there."""
+
+    address: Address
+    service: str
+    access: Access
 
 
 class Launcher:
@@ -95,7 +104,7 @@ class Launcher:
         self._signals: asyncio.Queue[int] = asyncio.Queue()
         self._processes: dict[str, Supervised] = {}
         self._ends: dict[str, asyncio.Task[GiveUp | None]] = {}
-        self._peers: dict[str, tuple[Address, str, Access]] = {}  # name -> address and name of its health service
+        self._peers: dict[str, _Peer] = {}  # of the processes that answers need
         self._reported: set[str] = set()
         self._is_serving = False
         self._folder = Path()  # the run folder, from the start on
@@ -185,7 +194,7 @@ class Launcher:
         drafter = settings.draft_address or f"unix:{folder.path / 'drafter.sock'}"
         self._peers = {
             "verifier": self._worker(Address.parse(verifier, "target_address")),
-            "scheduler": (Address(folder.path / OWN_DOOR), INFERENCE_SERVICE, self._own_access()),
+            "scheduler": _Peer(Address(folder.path / OWN_DOOR), INFERENCE_SERVICE, self._own_access()),
         }
         if settings.needs_drafter:
             self._peers["drafter"] = self._worker(Address.parse(drafter, "draft_address"))
@@ -220,8 +229,8 @@ class Launcher:
         flags = [text for name, value in given.items() if value is not None for text in (f"--{name}", str(value))]
         self._supervise("http", [*PYTHON, "minedraft.http.main", *flags, *_parent_flag()], folder)
 
-    def _worker(self, address: Address) -> tuple[Address, str, Access]:
-        return address, LIVE, Access(worker_client_tls(self._settings.worker_tls, address))
+    def _worker(self, address: Address) -> _Peer:
+        return _Peer(address, LIVE, Access(worker_client_tls(self._settings.worker_tls, address)))
 
     def _own_access(self) -> Access:
         token_file = self._settings.token_file
@@ -257,8 +266,7 @@ class Launcher:
             _GivenUp: a process ended too often. TimeoutError: load_timeout_s has passed; it names what is not ready.
         """
         waits = {
-            name: asyncio.create_task(wait_serving(address, service, access), name=f"{name}-ready")
-            for name, (address, service, access) in self._peers.items()
+            name: asyncio.create_task(wait_serving(*peer), name=f"{name}-ready") for name, peer in self._peers.items()
         }
 
         def missing() -> list[str]:
@@ -315,7 +323,8 @@ class Launcher:
         workers = [name for name in missing if name != "scheduler"]
         loading = [name for name in workers if name in self._processes]
         waits = [f"{' and '.join(loading)}: loading weights"] if loading else []
-        waits += [f"{name}: no answer at {self._peers[name][0]} yet" for name in workers if name not in self._processes]
+        foreign = [name for name in workers if name not in self._processes]
+        waits += [f"{name}: no answer at {self._peers[name].address} yet" for name in foreign]
         return "; ".join(waits) or "scheduler: first generation"
 
     # Stop

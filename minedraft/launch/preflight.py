@@ -7,6 +7,7 @@ import resource
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from minedraft.address import Address
 from minedraft.device import Device
@@ -15,11 +16,13 @@ from minedraft.models.catalogue import check_fetch
 from minedraft.models.folder import FolderInfo, check_model_folder, check_pair
 from minedraft.models.heads.folder import check_head_folder, is_head_folder
 from minedraft.process.claim import ListenClaim
-from minedraft.process.run_folder import RunFolder
+from minedraft.process.run_folder.folder import RunFolder
 from minedraft.settings.service import Settings
 from minedraft.settings.writable import check_writable_file
 from minedraft.text.tokenizer import Tokenizer
 from minedraft.types import NO_RUNNING_AHEAD, DraftMethod, Mode, Role
+
+_T = TypeVar("_T")
 
 _FILES_BESIDE_CLIENTS = 128
 
@@ -46,49 +49,60 @@ def check_machine(settings: Settings) -> None:
     Raises:
         ConfigErrors: all problems, in the order of the settings.
     """
-    errors: list[ConfigError] = []
+    problems = _Problems()
+    _check_models(settings, problems)
+    if Role.VERIFIER in settings.own_workers:
+        problems.found_by(lambda: Device.parse(settings.target_device).here("target_device"))
+    if Role.DRAFTER in settings.own_workers:
+        problems.found_by(lambda: Device.parse(settings.draft_device).here("draft_device"))
+    problems.found_by(_check_working_folder)
+    problems.found_by(lambda: _allow_files(settings))
+    for field in ("listen", "http", "metrics"):
+        problems.found_by(partial(_check_address, settings, field))
+    problems.found_by(partial(check_writable_file, "trace", settings.trace))
+    problems.found_by(lambda: RunFolder().remove())
+    if problems.errors:
+        raise ConfigErrors(problems.errors)
 
-    def collect(check: Callable[[], object]) -> object:
+
+class _Problems:
+    """Collects what several checks find."""
+
+    def __init__(self) -> None:
+        self.errors: list[ConfigError] = []
+
+    def found_by(self, check: Callable[[], _T]) -> _T | None:
+        """Return what the check returns; None if it has found a problem."""
         try:
             return check()
         except ConfigErrors as error:
-            errors.extend(error.errors)
+            self.errors += error.errors
         except ConfigError as error:
-            errors.append(error)
+            self.errors.append(error)
         return None
 
-    target = draft = None
+
+def _check_models(settings: Settings, problems: _Problems) -> None:
+    """Check the folders, and that the draft model or head and the context fit the target."""
     if settings.target is None:  # the default pair, which is not fetched yet
-        collect(check_fetch)
-    else:
-        target = collect(lambda: _check_target(settings.target))
-    is_eagle = settings.draft_method is DraftMethod.EAGLE
-    if settings.draft is not None and settings.needs_drafter and not is_eagle:
-        draft = collect(lambda: _check_folder(settings.draft, "draft"))
-    if settings.draft is not None and settings.needs_drafter and is_eagle and isinstance(target, FolderInfo):
-        head = settings.draft, target
-        collect(lambda: check_head_folder(*head, "draft"))
-    if isinstance(target, FolderInfo) and isinstance(draft, FolderInfo):
-        pair = target, draft
-        collect(lambda: check_pair(*pair))
-    if isinstance(target, FolderInfo) and settings.max_model_len is not None:
-        limit = target.max_context
-        if settings.max_model_len > limit:
-            errors.append(
-                ConfigError("max_model_len", settings.max_model_len, f"the target's context has {limit} tokens")
-            )
-    if Role.VERIFIER in settings.own_workers:
-        collect(lambda: Device.parse(settings.target_device).here("target_device"))
-    if Role.DRAFTER in settings.own_workers:
-        collect(lambda: Device.parse(settings.draft_device).here("draft_device"))
-    collect(_check_working_folder)
-    collect(lambda: _allow_files(settings))
-    for field in ("listen", "http", "metrics"):
-        collect(partial(_check_address, settings, field))
-    collect(partial(check_writable_file, "trace", settings.trace))
-    collect(lambda: RunFolder().remove())
-    if errors:
-        raise ConfigErrors(errors)
+        problems.found_by(check_fetch)
+    target = None if settings.target is None else problems.found_by(partial(_check_target, settings.target))
+    if settings.draft is not None and settings.needs_drafter:
+        if settings.draft_method is not DraftMethod.EAGLE:
+            draft = problems.found_by(partial(check_model_folder, settings.draft, "draft"))
+            if target is not None and draft is not None:
+                problems.found_by(partial(check_pair, target, draft))
+        elif target is not None:
+            problems.found_by(partial(check_head_folder, settings.draft, target, "draft"))
+    if target is not None and (settings.max_model_len or 0) > target.max_context:
+        limit = f"the target's context has {target.max_context} tokens"
+        problems.errors.append(ConfigError("max_model_len", settings.max_model_len, limit))
+
+
+def _check_target(path: Path) -> FolderInfo:
+    folder = check_model_folder(path, "target")
+    Tokenizer.load(folder.path)  # the scheduler tokenises with the target's files
+    return folder
 
 
 def _check_working_folder() -> None:
@@ -116,14 +130,3 @@ def _allow_files(settings: Settings) -> None:
 def _check_address(settings: Settings, field: str) -> None:
     if (text := getattr(settings, field)) is not None:
         ListenClaim(Address.parse(text, field), field).release()
-
-
-def _check_target(path: Path | None) -> FolderInfo:
-    folder = _check_folder(path, "target")
-    Tokenizer.load(folder.path)  # the scheduler tokenises with the target's files
-    return folder
-
-
-def _check_folder(path: Path | None, field: str) -> FolderInfo:
-    assert path is not None, "the caller has checked"
-    return check_model_folder(path, field)

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from minedraft.process.loading import quiet_imports
+import asyncio
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
 
-with quiet_imports():
-    import asyncio
-    import shutil
-    import signal
-    import sys
-    from pathlib import Path
-    from typing import NoReturn
+import click
 
-    import click
-
-    from minedraft.address import Address
-    from minedraft.errors import EXIT_OK, ConfigError, ConfigErrors, InternalError
-    from minedraft.process.claim import ListenClaim
-    from minedraft.process.entry import SERVICE_EXITS, exit_lines, run_logged, takes_parent, tells_version
-    from minedraft.process.logs import set_up_log
-    from minedraft.process.notify import Notifier
-    from minedraft.process.parent import exit_with_parent, is_orphaned
-    from minedraft.process.run_folder import OWN_DOOR
-    from minedraft.process.serving import run_serving
-    from minedraft.server.composition import Server
-    from minedraft.settings.flags import config_flag, settings_flags
-    from minedraft.settings.loading import load_settings
-    from minedraft.settings.service import Settings
-    from minedraft.text.tokenizer import Tokenizer
+from minedraft.address import Address
+from minedraft.errors import EXIT_OK, ConfigError, ConfigErrors, InternalError
+from minedraft.process.claim import ListenClaim
+from minedraft.process.entry import SERVICE_EXITS, exit_lines, run_logged, takes_parent, tells_version
+from minedraft.process.logs import set_up_log
+from minedraft.process.notify import Notifier
+from minedraft.process.parent import exit_with_parent, is_orphaned
+from minedraft.process.run_folder.folder import OWN_DOOR
+from minedraft.process.serving import run_serving
+from minedraft.server.composition import Server
+from minedraft.settings.flags import SettingsCommand, config_flag, settings_flags, unknown_flags
+from minedraft.settings.loading import load_settings
+from minedraft.settings.service import Settings
+from minedraft.text.tokenizer import Tokenizer
 
 _ORPHAN_CHECK_S = 0.2
 
@@ -50,7 +47,11 @@ SIGTERM or Ctrl-C stops it after its running requests, a second one stops it now
 """
 
 
-@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.command(
+    cls=SettingsCommand,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @settings_flags(Settings)
 @config_flag
 @click.option("--check", is_flag=True, help="Check settings, target folder and address, then exit.")
@@ -67,7 +68,7 @@ def command(config: Path | None, check: bool, parent_pid: int | None, run_folder
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         exit_with_parent(parent_pid, signal.SIGTERM, before_exit=lambda: _remove(run_folder))
     try:
-        settings = load_settings(flags, config)
+        settings = load_settings(flags, config, unknown_flags())
         set_up_log("scheduler", settings.log_format, settings.log_level)
         check_settings(settings)
         if check:

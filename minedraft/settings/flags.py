@@ -1,4 +1,7 @@
-"""Command line flags from the fields of settings, and back: one text, one name, one default."""
+"""Command line flags from the fields of settings, and back: one text, one name, one default.
+
+A `SettingsCommand` leaves all that is wrong with its flags to `load_settings`, which tells it together.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,13 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
+from minedraft.errors import ConfigError
 from minedraft.settings.shared import Positional, SharedSettings, Switch
 from minedraft.types import Mode
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+_UNKNOWN = "minedraft.unknown_flags"
 
 
 class UserPath(click.Path):
@@ -51,6 +57,53 @@ class NumberOrWord(click.ParamType[Any]):
             return int(value)
         except ValueError:
             self.fail(f"{value!r} is not a number or one of {', '.join(self._words)}", param, ctx)
+
+
+class _ToldLater(click.ParamType[Any]):
+    """What `kind` reads. A value that it cannot read is passed on as it is, for `load_settings` to refuse."""
+
+    def __init__(self, kind: click.ParamType[Any]) -> None:
+        self._kind = kind
+        self.name = kind.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        try:
+            return self._kind.convert(value, param, ctx)
+        except click.BadParameter:
+            return value
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        return self._kind.get_metavar(param, ctx)
+
+
+class SettingsCommand(click.Command):
+    """A command that runs although flags are unknown; `unknown_flags` then has them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        unknown: list[ConfigError] = []
+        while (error := self._find_unknown(ctx, args)) is not None:
+            near = f"; did you mean {' or '.join(error.possibilities)}" if error.possibilities else ""
+            unknown.append(ConfigError(error.option_name, None, f"there is no such flag{near}"))
+            known = [argument for argument in args if argument.partition("=")[0] != error.option_name]
+            if len(known) == len(args):  # one of several letters behind one dash
+                raise error
+            args = known
+        ctx.meta[_UNKNOWN] = unknown
+        ctx.allow_extra_args = bool(unknown)  # their values
+        return super().parse_args(ctx, args)
+
+    def _find_unknown(self, ctx: click.Context, args: list[str]) -> click.NoSuchOption | None:
+        try:
+            self.make_parser(ctx).parse_args(list(args))
+        except click.NoSuchOption as error:
+            return error
+        return None
+
+
+def unknown_flags() -> list[ConfigError]:
+    """Return an error for each unknown flag of the running `SettingsCommand`."""
+    found: list[ConfigError] = click.get_current_context().meta[_UNKNOWN]
+    return found
 
 
 def settings_flags(kind: type[SharedSettings]) -> Callable[[_F], _F]:
@@ -94,24 +147,24 @@ def _has(field: FieldInfo, mark: type[Positional | Switch]) -> bool:
 def _option(field: FieldInfo) -> dict[str, Any]:
     kind = _plain_type(field.annotation)
     option: dict[str, Any] = {"help": _help_text(field), "required": field.is_required(), "default": None}
+    # Values are checked with all other settings, so that all problems are reported together.
     if kind is bool and _has(field, Switch):
         option["is_flag"] = True
     elif kind is bool:
         option |= {"is_flag": True, "flag_value": True}
     elif words := _words_beside(kind, int):
-        option["type"] = NumberOrWord(words)
+        option["type"] = _ToldLater(NumberOrWord(words))
         option["metavar"] = option["type"].name
     elif words := _words_beside(kind, Mode):
-        option["type"] = click.Choice([*words, *(mode.value for mode in Mode)])
+        option["type"] = _ToldLater(click.Choice([*words, *(mode.value for mode in Mode)]))
     elif get_origin(kind) is Literal:
-        option["type"] = click.Choice(get_args(kind))
+        option["type"] = _ToldLater(click.Choice(get_args(kind)))
     elif isinstance(kind, type) and issubclass(kind, Enum):
-        option["type"] = click.Choice([member.value for member in kind])
+        option["type"] = _ToldLater(click.Choice([member.value for member in kind]))
     elif kind is Path:
         option |= {"type": click.Path(path_type=Path), "metavar": str(field.examples[0]) if field.examples else "DIR"}
     elif kind in (int, float):
-        # Ranges are checked with all other settings, so that all problems are reported together.
-        option["type"] = kind
+        option["type"] = _ToldLater(click.INT if kind is int else click.FLOAT)
         option["metavar"] = str(field.examples[0]) if field.examples else "N" if kind is int else "SECONDS"
     else:
         option["metavar"] = str(field.examples[0]) if field.examples else "TEXT"

@@ -6,7 +6,7 @@ All problems are found before a process is started or torch is imported, and are
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,17 +22,20 @@ from minedraft.settings.worker import WorkerSettings
 _S = TypeVar("_S", bound=SharedSettings)
 
 
-def load_settings(flags: Mapping[str, Any] | None = None, file: Path | None = None) -> Settings:
+def load_settings(
+    flags: Mapping[str, Any] | None = None, file: Path | None = None, found: Sequence[ConfigError] = ()
+) -> Settings:
     """Return the checked settings: flags go before the TOML file, the file before the defaults.
 
     Args:
         flags: field name -> value; None means "not given".
         file: TOML file with the same field names at its top level ("-" and "_" are the same).
+        found: errors of the command line, to be told with the others.
 
     Raises:
         ConfigErrors: every unknown key, wrong type, value out of range and contradiction.
     """
-    errors: list[ConfigError] = []
+    errors = list(found)
     values: dict[str, Any] = {}
     if file is not None:
         for key, value in _read_toml(file).items():
@@ -48,19 +51,20 @@ def load_settings(flags: Mapping[str, Any] | None = None, file: Path | None = No
     return settings
 
 
-def load_worker_settings(flags: Mapping[str, Any]) -> WorkerSettings:
+def load_worker_settings(flags: Mapping[str, Any], found: Sequence[ConfigError] = ()) -> WorkerSettings:
     """Return the checked settings of a single worker.
 
     Args:
         flags: field name -> value; None means "not given".
+        found: errors of the command line, to be told with the others.
 
     Raises:
         ConfigErrors: every unknown name, wrong type and value out of range.
     """
-    errors: list[ConfigError] = []
+    errors = list(found)
     settings = _validate(WorkerSettings, _given(flags), errors)
-    found = [*wrong_devices(settings, "device", "max_device"), *wrong_addresses(settings, "listen")]
-    _raise_all(errors, [*found, *wrong_worker_tls(settings, "listen")])
+    wrong = [*wrong_devices(settings, "device", "max_device"), *wrong_addresses(settings, "listen")]
+    _raise_all(errors, [*wrong, *wrong_worker_tls(settings, "listen")])
     return settings
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -307,9 +308,11 @@ BAD_STARTS = [
     BadStart(["--target", "{empty}", "--draft", "{missing}"], "no such folder"),
     BadStart(["--target", "{empty}", "--draft-method", "ngram"], "no config.json"),
     BadStart(["--target", "{missing}", "--draft-len", "99"], "draft_len is 99: must be auto or an integer in [0, 16]"),
-    BadStart(["--mode", "warp"], "'warp' is not one of 'auto', 'ar', 'sd', 'minedraft'"),
-    BadStart(["--max-batch-size", "many"], "'many' is not a valid integer"),
-    BadStart(["--no-such-flag"], "No such option"),
+    BadStart(["--mode", "warp"], "mode is 'warp': must be one of auto, ar, sd, minedraft, pearl"),
+    BadStart(["--max-batch-size", "many"], "max_batch_size is 'many': must be a valid integer"),
+    BadStart(["--no-such-flag"], "--no-such-flag: there is no such flag"),
+    BadStart(["--max-batch-size"], "Option '--max-batch-size' requires an argument"),
+    BadStart(["-xy"], "No such option"),
     BadStart(["--config", "{bad_toml}"], "unknown setting"),
     BadStart(["--check", "--target-device", "cpu:4000"], "core 4000 is not available"),
     BadStart(["--check", "--listen", "unix:{file}"], "the file there is not a socket"),
@@ -336,6 +339,23 @@ def test_a_bad_start_ends_with_78_and_a_reason_before_torch_is_imported(case, tm
     assert case.message in " ".join(done.stderr.split())
     assert done.stdout.strip() == ""
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("module", ["minedraft.cli.launch", "minedraft.server.command", "minedraft_workers.main"])
+def test_all_that_is_wrong_with_the_flags_is_told_in_one_go(module):
+    command = importlib.import_module(module).command
+    program = ["verifier", "--model", "/m", "--listen", "unix:/w"] if "worker" in module else []
+    wrong = ["--max-model-len", "x", "--block-sise=16", "--dtype", "int3", "--num-blocks", "1", "--verbos", "3"]
+    with pytest.raises(ConfigErrors) as caught:
+        command.main([*program, *wrong], prog_name="p", standalone_mode=False)
+    assert [(error.field, error.value) for error in caught.value.errors] == [
+        ("--block-sise", "None"),
+        ("--verbos", "None"),
+        ("dtype", "'int3'"),
+        ("max_model_len", "'x'"),
+        ("num_blocks", "1"),
+    ]
+    assert str(caught.value.errors[0]) == "--block-sise: there is no such flag; did you mean --block-size"
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """How a program ends: what it says, and its exit code."""
 
 import importlib
+import inspect
 import logging
+import pydoc
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
+from pathlib import Path
 
 import click
 import pytest
@@ -95,38 +99,56 @@ def test_all_that_is_wrong_with_what_a_user_asks_ends_alike(monkeypatch, error):
     assert code == EXIT_USAGE == 2
 
 
-# Each program, and a module that it imports late: it is interrupted there.
 PROGRAMS = {
-    "minedraft.cli.main": "minedraft.cli.console",
-    "minedraft.cli.launch": "minedraft.settings.service",
-    "minedraft.server.command": "minedraft.settings.loading",
-    "minedraft.http.main": "uvicorn",
-    "minedraft_workers.main": "minedraft_workers.composition",
+    "minedraft": "minedraft.cli.main",
+    "minedraft-launch": "minedraft.cli.launch",
+    "minedraft-scheduler": "minedraft.server.command",
+    "minedraft-http": "minedraft.http.main",
+    "minedraft-worker": "minedraft_workers.main",
 }
+SCRIPTS = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]["scripts"]
+# What an installed command does, interrupted where it looks for a module.
 INTERRUPTED = """
 import importlib, os, signal, sys
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
-        if name == sys.argv[2]:
+        if name == sys.argv[3]:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupting())
-importlib.import_module(sys.argv[1])
+sys.exit(getattr(importlib.import_module(sys.argv[1]), sys.argv[2])())
 """
+# One of the first modules that it imports, and one of the last.
+IMPORTED = {
+    "minedraft": ("click", "minedraft.cli.console"),
+    "minedraft-launch": ("asyncio", "minedraft.settings.service"),
+    "minedraft-scheduler": ("asyncio", "minedraft.settings.loading"),
+    "minedraft-http": ("asyncio", "uvicorn"),
+    "minedraft-worker": ("asyncio", "minedraft_workers.composition"),
+}
 
 
-@pytest.mark.parametrize(("program", "imported"), [*PROGRAMS.items(), ("minedraft.cli.main", "click")])
-def test_ctrl_c_while_a_program_loads_is_no_traceback(program, imported):
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED, program, imported], capture_output=True, text=True)
+@pytest.mark.parametrize(("name", "imported"), [(name, each) for name in PROGRAMS for each in IMPORTED[name]])
+def test_ctrl_c_while_a_program_loads_is_no_traceback(name, imported):
+    command = [sys.executable, "-c", INTERRUPTED, *SCRIPTS[name].split(":"), imported]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_installed_commands_are_the_programs():
+    assert list(SCRIPTS) == list(PROGRAMS)
+    for name, module in PROGRAMS.items():
+        start = inspect.getsource(pydoc.locate(SCRIPTS[name].replace(":", ".")))
+        assert f"from {module} import main\n" in start
+        assert f"Run `{name}`" in start
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values())
 def test_each_program_tells_its_version(program):
     shown = CliRunner().invoke(importlib.import_module(program).command, ["--version"], prog_name="p")
     assert (shown.exit_code, shown.output) == (0, f"p {version('minedraft')}\n")
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", PROGRAMS.values())
 def test_the_help_of_each_program_tells_its_exit_codes(program):
     exits = {"minedraft.cli.main": COMMAND_EXITS, "minedraft.cli.launch": LAUNCH_EXITS}.get(program, SERVICE_EXITS)
     shown = CliRunner().invoke(importlib.import_module(program).command, ["--help"]).output

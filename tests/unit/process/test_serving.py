@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from minedraft.process.serving import poll_in_place, run_serving
+from minedraft.process.grpc_polling import poll_in_place
+from minedraft.process.serving import run_serving
 
 _SERVE = """
 import asyncio
