@@ -224,7 +224,7 @@ class AsyncClient:
 
 
 class Client:
-    """`AsyncClient` without async: the same methods, blocking. It starts no threads."""
+    """`AsyncClient` without async: the same arguments and methods, blocking. It starts no threads."""
 
     def __init__(
         self,
@@ -232,11 +232,13 @@ class Client:
         *,
         timeout_s: float | None = None,
         patience_s: float = 0.0,
+        interval_s: float = 0.0,
         **access: Unpack[AccessOptions],
     ) -> None:
         self.address = Address.parse(default_listen() if address is None else address, "server")
         self._timeout_s = check_timeout(timeout_s)
         self._patience_s = check_patience(patience_s)
+        self._interval_s = check_interval(interval_s)
         self._access = Access.check(self.address, **access)
         self._metadata = ((CLIENT_KEY, uuid.uuid4().hex), *self._access.metadata)
         self._channel: grpc.Channel | None = None
@@ -329,7 +331,7 @@ class Client:
         return Patience(self._patience_s, self._timeout_s if timeout_s is None else check_timeout(timeout_s))
 
     def _send(self, call: GenerateCall, timeout_s: float | None) -> Any:  # noqa: ANN401 - the stub is untyped
-        message = generate_to_pb(replace(call, timeout_s=timeout_s))
+        message = generate_to_pb(replace(call, timeout_s=timeout_s, interval_s=self._interval_s))
         return self._stub.Generate(message, timeout=_given_up_after(timeout_s), metadata=self._metadata)
 
     @property

@@ -16,12 +16,11 @@ from rich.text import Text
 from minedraft.cli.console import print_json
 from minedraft.cli.flags.connection import Connection, connection_flags
 from minedraft.cli.flags.numbers import NumberRange
+from minedraft.cli.top_view import STATE_COLOURS
 from minedraft.client import Client
 from minedraft.output import ServiceStatus, WorkerState
 
 _TIMEOUT_S = 5.0
-_COLOURS = {"serving": "green", "degraded": "yellow", "recovering": "red", "draining": "yellow", "starting": "cyan"}
-
 
 _EPILOG = """
 \b
@@ -64,7 +63,7 @@ def status(connection: Connection, as_json: bool, watch: bool, interval_s: float
 
 def render(now: ServiceStatus, address: str) -> RenderableType:
     """Return the status as tables."""
-    colour = _COLOURS.get(now.state, "red")
+    colour = STATE_COLOURS.get(now.state, "red")
     title = Text.assemble(
         (now.state, f"bold {colour}"),
         f" on {address}, mode {now.mode}{' (auto)' * now.is_mode_auto}, m = {now.max_batch_size}, "

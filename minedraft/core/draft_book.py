@@ -89,7 +89,8 @@ class DraftBook:
         than the last round left, has no room in its KV, or does not know one of the request's tokens.
 
         Args:
-            budget: tokens that the drafter may catch up with in this round.
+            budget: tokens that the drafter may catch up with in this round. Here it changes nothing: the lag has a
+                limit of its own.
         """
         committed_len = len(request.tokens)
         if not self._can_serve(request) or committed_len - self.cached_len(request.id) > self._lag_limit(request.id):

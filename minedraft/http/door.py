@@ -25,7 +25,7 @@ from minedraft.http.calls import Answers
 from minedraft.http.errors import HttpError, error_response
 from minedraft.http.guard import Guard
 from minedraft.http.leaving import EventResponse, unless_gone
-from minedraft.http.model_facts import ModelFacts
+from minedraft.http.model_facts import Facts, ModelFacts
 from minedraft.http.responding import Responding
 from minedraft.http.wire.asking import (
     chat_params,
@@ -260,7 +260,7 @@ class Door:
         facts.check_name(request.path_params["model"])
         return JSONResponse(self._card(facts))
 
-    def _card(self, facts: Any) -> dict[str, Any]:  # noqa: ANN401
+    def _card(self, facts: Facts) -> dict[str, Any]:
         card = Model(id=facts.name, created=facts.since, object="model", owned_by="minedraft")
         return card.model_dump() | {"root": facts.name, "parent": None, "max_model_len": facts.max_model_len}
 

@@ -98,10 +98,11 @@ async def wait_serving(address: Address, service: str, access: Access = _OPEN) -
                     if reply.status == SERVING:
                         return
             except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                    raise ConfigError("token_file", None, f"the server at {address} refuses its token") from None
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    raise ConfigError(
-                        "address", str(address), f"the server there is not MineDraft: {error.details()}"
-                    ) from None
+                    limit = f"the server there is not MineDraft: {error.details()}"
+                    raise ConfigError("address", str(address), limit) from None
             finally:
                 call.cancel()
             await asyncio.sleep(0.05)  # no busy loop while the peer keeps ending the stream

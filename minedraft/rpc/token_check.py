@@ -29,7 +29,9 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 class TokenCheck(_Interceptor):
     """Admits the calls that show one of the tokens; others end with UNAUTHENTICATED.
 
-    A refusal is logged with the caller's address, never with what it showed.
+    A refusal is logged with the caller's address, never with what it showed. A stream that writes while it is refused
+    may see INTERNAL instead: grpc.aio makes that of its own failed write, if it notices it before the status. To read a
+    message first would hide this, but have strangers keep calls and memory of the service. Our clients read first.
 
     Args:
         on_refused: called with each refusal.

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from inspect import signature
 
 import pytest
 
@@ -17,6 +18,13 @@ def test_the_public_names_are_these():
     ]
     for name in minedraft.__all__:
         assert getattr(minedraft, name).__name__ == name
+
+
+def test_the_blocking_client_takes_the_same_arguments_as_the_other_one():
+    blocking, asynchronous = minedraft.Client, minedraft.AsyncClient
+    assert list(signature(blocking).parameters.values()) == list(signature(asynchronous).parameters.values())
+    for name in ("generate", "complete", "complete_all", "abort", "status", "borrow"):
+        assert signature(getattr(blocking, name)).parameters == signature(getattr(asynchronous, name)).parameters
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

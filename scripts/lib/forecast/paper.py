@@ -22,7 +22,7 @@ from scripts.lib.forecast.files import write_rows
 from scripts.lib.forecast.gains import Row, gains_of_pair, pick, throughput_gain
 from scripts.lib.forecast.matrix import Cell, cell_json, matrix, same_work, simulate_cell
 from scripts.lib.forecast.paper_picture import draw_gains
-from scripts.lib.forecast.published import PUBLISHED, TETRIS_1_TOKENS_PER_S
+from scripts.lib.forecast.published import PUBLISHED
 from scripts.lib.forecast.reference import (
     ACCEPTANCE,
     GPU,
@@ -155,12 +155,6 @@ def _name(row: Row) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:+.0f}"
-
-
-def tetris_check(rows: Sequence[Row]) -> tuple[float, float]:
-    """Return tokens per second of the one published TETRIS cell: simulated, and published. It calibrates nothing."""
-    cell = {"draft": "qwen3-1.7b", "mode": "minedraft", "draft_len": 2, "extra": 1}
-    return float(pick(rows, experiment="pairs", **cell)[0]["tokens_per_s"]), TETRIS_1_TOKENS_PER_S
 
 
 if __name__ == "__main__":

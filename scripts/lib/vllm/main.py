@@ -37,8 +37,10 @@ reaches the drafter (PLUGIN: the three flags above):
   host1$ vllm serve TARGET --tensor-parallel-size 8 --pipeline-parallel-size 2 --nnodes 2 --node-rank 1 \\
            --master-addr HOST0 --headless PLUGIN
 \b
-The same with Ray, the drafter on a host of its own in a private network:
-  far$   minedraft-worker drafter --model DRAFT --device cuda:0 --listen 10.0.0.2:7000 --insecure-public
+The same with Ray, the drafter on a host of its own. The plugin has no TLS, without which a worker serves no other host:
+ssh carries the connection, and PLUGIN names the drafter 127.0.0.1:7000:
+  far$   minedraft-worker drafter --model DRAFT --device cuda:0 --listen 127.0.0.1:7000
+  host0$ ssh -N -L 7000:127.0.0.1:7000 FAR
   host0$ ray start --head --port 6379          host1$ ray start --address HOST0:6379
   host0$ vllm serve TARGET --tensor-parallel-size 16 --distributed-executor-backend ray PLUGIN
 \b

@@ -18,9 +18,10 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from minedraft import AsyncClient, Client, SamplingParams
 from minedraft.address import Address
-from minedraft.errors import Unauthenticated, Unavailable
+from minedraft.errors import ConfigError, Unauthenticated, Unavailable
 from minedraft.process.logs import RateLimit
 from minedraft.rpc.channel import client_channel
+from minedraft.rpc.health import LIVE, wait_serving
 from minedraft.rpc.token_check import TokenCheck
 from minedraft.security.tls import Access
 from minedraft.security.tokens import TokenFile
@@ -225,6 +226,8 @@ async def test_a_unix_socket_asks_for_a_token_if_one_is_set(tmp_path: Path) -> N
         async with AsyncClient(service.address) as client:
             with pytest.raises(Unauthenticated):
                 await client.status()
+        with pytest.raises(ConfigError, match=r"token_file: the server at unix:.* refuses its token"):
+            await wait_serving(service.settings.listen_address, LIVE, Access(token="another-token-altogether"))
         async with AsyncClient(service.address, token_file=token) as client:
             assert (await client.status()).state == "serving"
 

@@ -11,6 +11,7 @@ import pytest
 
 from minedraft.cli.main import command as minedraft
 from minedraft.settings.service import Settings
+from minedraft.settings.worker import WorkerSettings
 from scripts.lib.report.parts import PARTS
 from scripts.lib.report.results import Results
 from scripts.lib.report.studies import COMMANDS
@@ -22,7 +23,7 @@ MOST_WORDS_ON_THE_FIRST_PAGE = 1200
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 
-SETTINGS = {name for name, _ in Settings.own_first()}
+SETTINGS = Settings.model_fields.keys() | WorkerSettings.model_fields.keys()
 SOURCES = "".join(
     path.read_text()
     for folder in ("minedraft", "workers", "scripts", "tests")
@@ -69,12 +70,25 @@ def test_commands_of_the_pages_are_commands(page: Path) -> None:
                 assert (ROOT / words[0]).is_file(), line
 
 
+def _flags(text: str) -> list[str]:
+    return re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text)
+
+
+def _is_flag(flag: str) -> bool:
+    declared = any(f"{before}--{flag}" in SOURCES for before in ('"', "/"))  # "--real/--no-real"
+    return declared or flag.removeprefix("no-").replace("-", "_") in SETTINGS
+
+
 @pages
 def test_flags_of_the_pages_are_flags(page: Path) -> None:
-    for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", COMMENT.sub("", page.read_text())):
-        name = flag.removeprefix("no-").replace("-", "_")
-        declared = any(f"{before}--{flag}" in SOURCES for before in ('"', "/"))  # "--real/--no-real"
-        assert flag in FOREIGN_FLAGS or name in SETTINGS or declared, flag
+    for flag in _flags(COMMENT.sub("", page.read_text())):
+        assert flag in FOREIGN_FLAGS or _is_flag(flag), flag
+
+
+def test_flags_of_commands_in_help_texts_are_flags() -> None:
+    calls = re.findall(r"\bminedraft(?:-launch|-worker|-scheduler|-http)? .*--.*", SOURCES)
+    assert len(calls) > 30
+    assert {flag for call in calls for flag in _flags(call) if not _is_flag(flag)} == set()
 
 
 def test_the_first_page_fits_a_few_screens_and_has_the_call_that_the_quickstart_prints() -> None:
