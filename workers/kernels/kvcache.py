@@ -4,9 +4,9 @@ Layout per layer: rows of one head's `block_size` tokens, row number = block * n
 that the blocks of a sequence are gathered by whole rows (long copies) into the shape that the
 attention matmul needs, `[sequence, head, token, dim]`.
 
-Invariant: a free block is all zeros. A sequence's last block and the padding of a group are read
-beyond their length (masked to probability 0), and 0 * NaN would be NaN: without this, one request's
-NaN would reach the next owner of its block.
+Invariant: every value is finite. A sequence's last block and the padding of a group are read beyond their
+length, a chunk's rows read tokens after their own, and all these have probability 0; but 0 * NaN is NaN. A token
+whose value is not finite therefore has NaN keys instead (`storable`): every row that sees it is lost, and no other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class KVCache(PagedCache[int]):
     """The tensors of the cached keys and values.
 
     `keys[layer]` and `values[layer]` are [(num_blocks + 1) * num_heads, block_size * dim]; the block
-    after the last, `padding_block`, has no owner and stays zero.
+    after the last, `padding_block`, has no owner.
     """
 
     def __init__(
@@ -58,19 +58,18 @@ class KVCache(PagedCache[int]):
         """Return the bytes that one block takes over all layers."""
         return block_size * dtype.itemsize * sum(shape.num_elements for shape in layers)
 
-    def _clear(self, blocks: Sequence[int]) -> None:
-        if not blocks:
-            return
-        ids = to_device(np.array(blocks), self.device)
-        for shape, keys, values in zip(self.layers, self.keys, self.values, strict=True):
-            for rows in (keys, values):
-                rows.view(-1, shape.num_heads * rows.shape[1]).index_fill_(0, ids, 0)
-
     def _copy(self, source: int, target: int) -> None:
         for shape, keys, values in zip(self.layers, self.keys, self.values, strict=True):
             for rows in (keys, values):
                 blocks = rows.view(-1, shape.num_heads * rows.shape[1])
                 blocks[target] = blocks[source]
+
+
+def storable(key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return keys and values, [rows, dim] each, as a cache holds them: of a value that is not finite, zeros where it is
+    not, and a key of NaN."""
+    lost = (value * 0).sum(-1, keepdim=True)  # 0, or NaN
+    return key + lost, value.nan_to_num(0.0, 0.0, 0.0)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

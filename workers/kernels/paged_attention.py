@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from minedraft_workers.kernels.kvcache import KVCache, to_device
+from minedraft_workers.kernels.kvcache import KVCache, storable, to_device
 from minedraft_workers.kernels.tables import LayerShape, QuerySpan
 
 # Longer spans are attended in pieces: the scores stay in cache, and early pieces skip late keys.
@@ -46,12 +46,12 @@ class GroupTensors:
     rows: int64 [batch * num_blocks], the cache rows to gather; batch = num_seqs * num_kv_heads.
     key_buffer, value_buffer: [batch * num_blocks, block_size * dim], filled anew by each layer;
     keys [batch, key_dim, num_keys] and values [batch, num_keys, value_dim] are views of the same memory.
-    bias: 0 or -inf, [batch, 1, num_keys] for one query token per request, else
-    [num_seqs, 1, query_len, 1, num_keys].
+    is_hidden: bool, [batch, 1, num_keys] for one query token per request, else [num_seqs, 1, query_len, 1, num_keys].
+        The key of a token that is hidden may be anything.
     """
 
     rows: torch.Tensor
-    bias: torch.Tensor
+    is_hidden: torch.Tensor
     key_buffer: torch.Tensor
     value_buffer: torch.Tensor
     keys: torch.Tensor
@@ -97,8 +97,9 @@ class ForwardContext:
         rows = self._write_rows.get(shape.num_heads)
         if rows is None:
             rows = self._write_rows[shape.num_heads] = self._make_write_rows(shape.num_heads)
-        self.cache.token_keys[layer_id].index_copy_(0, rows, key.reshape(-1, shape.key_dim))
-        self.cache.token_values[layer_id].index_copy_(0, rows, value.reshape(-1, shape.value_dim))
+        keys, values = storable(key.reshape(-1, shape.key_dim), value.reshape(-1, shape.value_dim))
+        self.cache.token_keys[layer_id].index_copy_(0, rows, keys)
+        self.cache.token_values[layer_id].index_copy_(0, rows, values)
 
     def plan(self, layer_id: int, window: int) -> list[tuple[Group, GroupTensors]]:
         """Return the groups with their tensors, for a layer whose tokens see `window` tokens (0 = all)."""
@@ -133,15 +134,17 @@ class ForwardContext:
         is_hidden = key_ids[:, None, :] > query_ids[:, :, None]
         if window:
             is_hidden |= key_ids[:, None, :] <= query_ids[:, :, None] - window
-        bias = torch.zeros(is_hidden.shape, dtype=self.cache.keys[0].dtype, device=starts.device)
-        bias.masked_fill_(is_hidden, -torch.inf)  # [num_seqs, query_len, num_keys]
-        bias = bias.repeat_interleave(shape.num_heads, 0) if group.query_len == 1 else bias[:, None, :, None, :]
+        if group.query_len == 1:
+            is_hidden = is_hidden.repeat_interleave(shape.num_heads, 0)
+        else:
+            is_hidden = is_hidden[:, None, :, None, :]
         batch = len(group.spans) * shape.num_heads
-        key_buffer = self.scratch.get("keys", rows.size, block_size * shape.key_dim, bias)
-        value_buffer = self.scratch.get("values", rows.size, block_size * shape.value_dim, bias)
+        like = self.cache.keys[0]
+        key_buffer = self.scratch.get("keys", rows.size, block_size * shape.key_dim, like)
+        value_buffer = self.scratch.get("values", rows.size, block_size * shape.value_dim, like)
         return GroupTensors(
             rows=self._to_device(rows.reshape(-1)),
-            bias=bias,
+            is_hidden=is_hidden,
             key_buffer=key_buffer,
             value_buffer=value_buffer,
             keys=key_buffer.view(batch, -1, shape.key_dim).transpose(1, 2),
@@ -187,7 +190,7 @@ def _attend_single(queries: torch.Tensor, tensors: GroupTensors, scale: float, o
     key_dim] -> `out` [num_seqs, num_heads, value_dim]."""
     batch, key_dim, _ = tensors.keys.shape
     folded = queries.reshape(batch, -1, key_dim)
-    scores = torch.baddbmm(tensors.bias, folded, tensors.keys, alpha=scale)
+    scores = torch.bmm(folded, tensors.keys).mul_(scale).masked_fill_(tensors.is_hidden, -torch.inf)
     torch.bmm(_softmax(scores), tensors.values, out=out.view(batch, -1, tensors.values.shape[2]))
 
 
@@ -219,10 +222,9 @@ def _attend_group(
     scores = torch.bmm(folded, tensors.keys).mul_(scale)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
-    if query_len == 1:
-        scores.add_(tensors.bias)
-    else:
-        scores.view(num_seqs, num_kv_heads, query_len, num_shared, num_keys).add_(tensors.bias)
+    if query_len > 1:
+        scores = scores.view(num_seqs, num_kv_heads, query_len, num_shared, num_keys)
+    scores = scores.masked_fill_(tensors.is_hidden, -torch.inf).view(batch, -1, num_keys)
     mixed = torch.bmm(_softmax(scores), tensors.values)
     mixed = mixed.view(num_seqs, num_kv_heads, query_len, num_shared, -1)
     out.view(num_seqs, query_len, num_kv_heads, num_shared, -1).copy_(mixed.transpose(1, 2))

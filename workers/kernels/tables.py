@@ -72,12 +72,9 @@ class BlockTables:
         growth = [pool.num_blocks_for(num_tokens) - pool.num_owned(owner) for owner, num_tokens in own_lengths]
         if sum(growth) > pool.num_free:
             raise BlocksExhausted(lengths[growth.index(max(growth))][0], sum(growth), pool.num_free)
-        freed: list[int] = []
         for (owner, num_tokens), num_more in zip(own_lengths, growth, strict=True):
             if num_more < 0:
-                freed.extend(pool.table(owner)[num_more:])
                 pool.resize(owner, num_tokens)
-        self._clear(freed)
         tables = [
             [*self._borrowed.get(owner, ()), *pool.resize(owner, num_tokens)] for owner, num_tokens in own_lengths
         ]
@@ -106,7 +103,6 @@ class BlockTables:
         self._forks[request_id].remove(fork)
         self.drop_forks(request_id)
         num_kept = len(self._borrowed.pop(fork)) * self.pool.block_size
-        self._clear(self.pool.table(request_id)[num_kept // self.pool.block_size :])
         self.pool.resize(request_id, num_kept)
         self.pool.hand_over(fork, request_id)
         self._lengths[request_id] = self._lengths.pop(fork)
@@ -114,14 +110,12 @@ class BlockTables:
     def drop_forks(self, request_id: int) -> None:
         """Free the blocks of all the request's forks; one without forks is ignored."""
         for fork in self._forks.pop(request_id, ()):
-            self._clear(self.pool.table(fork))
             self.pool.release(fork)
             del self._lengths[fork], self._borrowed[fork]
 
     def release(self, request_id: int) -> None:
         """Free the blocks of the request and its forks; an unknown request is ignored."""
         self.drop_forks(request_id)
-        self._clear(self.pool.table(request_id))
         self.pool.release(request_id)
         self._lengths.pop(request_id, None)
 
@@ -141,9 +135,6 @@ class BlockTables:
         """Return the number of tokens in the blocks that a fork reads of its request."""
         return len(self._borrowed.get(owner, ())) * self.pool.block_size
 
-    def _clear(self, blocks: Sequence[int]) -> None:
-        """Blocks are free now; a cache whose free blocks must be zeros clears them."""
-
     def _copy(self, source: int, target: int) -> None:
         """Copy the keys and values of a whole block; what holds them does it."""
 
@@ -154,9 +145,6 @@ class _Part(BlockTables):
     def __init__(self, whole: BlockTables, first_block: int, num_blocks: int) -> None:
         super().__init__(whole.layers, num_blocks, whole.pool.block_size, first_block)
         self._whole = whole
-
-    def _clear(self, blocks: Sequence[int]) -> None:
-        self._whole._clear(blocks)
 
     def _copy(self, source: int, target: int) -> None:
         self._whole._copy(source, target)

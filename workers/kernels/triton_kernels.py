@@ -9,18 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import triton
+from triton.runtime.errors import OutOfResources
 
 from minedraft_workers.kernels import triton_source as programs
 from minedraft_workers.kernels.base import NotFused, PagedCache
 from minedraft_workers.kernels.kvcache import to_device
 from minedraft_workers.kernels.tables import LayerShape, QuerySpan
 from minedraft_workers.kernels.torch_kernels import TorchLinears
+from minedraft_workers.kernels.triton_tiles import LEAST_SHARED_BYTES, PIECE_LEN, Tile, choose_tile
 
-# Tokens of one piece: a decode or a verify is one piece, a prompt many.
-PIECE_LEN = 8
-_LEAST_ROWS = 16  # of a matmul on tensor cores
-_MAX_KEYS = 64  # of one turn of attention's loop
-_MAX_KEY_BYTES = 64 * 256  # of those: the loop has several turns in the shared memory of a multiprocessor
 _GATE_LANES = 1024
 _MAX_CAUSE_CHARS = 300
 
@@ -103,10 +100,14 @@ def fill_plan(spans: Sequence[QuerySpan], block_size: int) -> HostPlan:
     return HostPlan(pieces, tables[owners], slots)
 
 
-def keys_at_once(shape: LayerShape, dtype: torch.dtype) -> int:
-    """Return how many cached tokens attention takes in one turn of its loop."""
-    head_bytes = triton.next_power_of_2(max(shape.key_dim, shape.value_dim)) * dtype.itemsize
-    return max(min(_MAX_KEYS, int(_MAX_KEY_BYTES // head_bytes)), _LEAST_ROWS)
+def find_shared_bytes(device: torch.device) -> int:
+    """Return the bytes of shared memory that one program may have, as Triton counts them; without a GPU the least that
+    one has."""
+    if device.type != "cuda":
+        return LEAST_SHARED_BYTES
+    index = torch.cuda.current_device() if device.index is None else device.index
+    found: int = triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
+    return found
 
 
 class TritonLayerKernels(TorchLinears):
@@ -115,9 +116,13 @@ class TritonLayerKernels(TorchLinears):
     name = "triton"
     is_batch_invariant = False
 
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(device, dtype)
+        self._tiles: dict[tuple[LayerShape, int, torch.dtype], Tile] = {}
+
     def check(self, layers: Sequence[LayerShape], dtype: torch.dtype) -> None:
-        """Implements `LayerKernels`; every shape will do, if programs can be built at all: Triton needs a C compiler,
-        Python's headers and a folder for what it builds."""
+        """Implements `LayerKernels`. Whether programs can be built at all is found out here: Triton needs a C compiler,
+        Python's headers and a folder for them. A shape that shared memory has no room for is refused by `attend`."""
         if self._device.type == "meta":  # nothing runs there
             return
         try:
@@ -192,18 +197,30 @@ class TritonLayerKernels(TorchLinears):
         )  # fmt: skip
 
     def attend(self, cache: TritonLayer, query: torch.Tensor, plan: PiecePlan, scale: float) -> torch.Tensor:
-        """Implements `LayerKernels`."""
+        """Implements `LayerKernels`.
+
+        Raises:
+            NotFused: the GPU's shared memory has no room for heads of this shape; in the check at load, if ever.
+        """
         shape, block_size = cache.shape, cache.keys.shape[2]
         group = query.shape[1] // (shape.num_heads * shape.key_dim)
         width = group * shape.num_heads * shape.value_dim
+        tile = self._find_tile(shape, group, query.dtype)
         # No piece writes the rows of padding, whose numbers may be anything but must not overflow from layer to layer.
         out = query.new_zeros(len(query), width) if plan.has_padding else query.new_empty(len(query), width)
-        programs.attend_piece[len(plan.pieces), shape.num_heads](
-            query, cache.keys, cache.values, out, plan.pieces, plan.tables, query.stride(0), plan.tables.stride(0),
-            scale, HEADS=shape.num_heads, GROUP=group, BLOCK_SIZE=block_size, KEY_DIM=shape.key_dim,
-            VALUE_DIM=shape.value_dim, ROWS=max(_LEAST_ROWS, triton.next_power_of_2(PIECE_LEN * group)),
-            KEYS=keys_at_once(shape, query.dtype),
-            KEY_LANES=max(16, triton.next_power_of_2(shape.key_dim)),
-            VALUE_LANES=max(16, triton.next_power_of_2(shape.value_dim)), IS_INTERPRETED=not query.is_cuda,
-        )  # fmt: skip
+        try:
+            programs.attend_piece[len(plan.pieces), shape.num_heads * (group // tile.heads)](
+                query, cache.keys, cache.values, out, plan.pieces, plan.tables, query.stride(0), plan.tables.stride(0),
+                scale, HEADS=shape.num_heads, GROUP=group, PART=tile.heads, BLOCK_SIZE=block_size,
+                KEY_DIM=shape.key_dim, VALUE_DIM=shape.value_dim, ROWS=tile.rows, KEYS=tile.keys,
+                KEY_LANES=tile.key_lanes, VALUE_LANES=tile.value_lanes, IS_INTERPRETED=not query.is_cuda,
+            )  # fmt: skip
+        except OutOfResources as error:
+            raise NotFused(f"attention of heads of {shape.key_dim}: {error}") from error
         return out
+
+    def _find_tile(self, shape: LayerShape, group: int, dtype: torch.dtype) -> Tile:
+        key = shape, group, dtype
+        if key not in self._tiles:
+            self._tiles[key] = choose_tile(shape, group, dtype, find_shared_bytes(self._device))
+        return self._tiles[key]

@@ -20,46 +20,49 @@ def store_rows(
     HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     KEY_LANES: tl.constexpr, VALUE_LANES: tl.constexpr,
 ):  # fmt: skip
-    """Program (row, head): copy one head's key and value, read at row * stride, to the row's slot."""
+    """Program (row, head): copy one head's key and value, read at row * stride, to the row's slot.
+
+    In attention a hidden token has probability 0, and 0 * NaN is NaN. So a value that is not finite is stored as
+    zeros, and its key as NaN: every row that sees the token is lost, and no other.
+    """
     row, head = tl.program_id(0), tl.program_id(1)
     slot = tl.load(slots + row)
     place = (slot // BLOCK_SIZE * HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE
-    d = tl.arange(0, KEY_LANES)
-    tl.store(
-        keys + place * KEY_DIM + d,
-        tl.load(key + row * key_stride + head * KEY_DIM + d, mask=d < KEY_DIM),
-        mask=d < KEY_DIM,
-    )
     d = tl.arange(0, VALUE_LANES)
-    tl.store(
-        values + place * VALUE_DIM + d,
-        tl.load(value + row * value_stride + head * VALUE_DIM + d, mask=d < VALUE_DIM),
-        mask=d < VALUE_DIM,
-    )
+    v = tl.load(value + row * value_stride + head * VALUE_DIM + d, mask=d < VALUE_DIM, other=0.0)
+    wide = v.to(tl.float32)
+    is_finite = tl.min((tl.abs(wide) < float("inf")).to(tl.int32), 0) > 0
+    tl.store(values + place * VALUE_DIM + d, tl.where(is_finite, wide, 0.0).to(v.dtype), mask=d < VALUE_DIM)
+    d = tl.arange(0, KEY_LANES)
+    k = tl.load(key + row * key_stride + head * KEY_DIM + d, mask=d < KEY_DIM)
+    k = tl.where(is_finite, k.to(tl.float32), float("nan")).to(k.dtype)
+    tl.store(keys + place * KEY_DIM + d, k, mask=d < KEY_DIM)
 
 
 @triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["pieces", "tables"])
 def attend_piece(
     query, keys, values, out, pieces, tables, query_stride, table_stride, scale,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEY_DIM: tl.constexpr,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, PART: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEY_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, KEY_LANES: tl.constexpr,
     VALUE_LANES: tl.constexpr, IS_INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Program (piece, key head): attend a piece's tokens, with all query heads of the key head, to their request.
+    """Program (piece, key head and part): attend a piece's tokens, with PART of the GROUP query heads of the key head,
+    to their request.
 
     A piece is (first row, tokens, its first token's number in the request); its blocks are in its row of
     `tables`. The matmul's rows are tokens x query heads, its columns KEYS cached tokens at a time, softmax is
     online in float32. What a row computes does not depend on other pieces.
     """
-    piece, head = tl.program_id(0), tl.program_id(1)
+    piece, part = tl.program_id(0), tl.program_id(1)
+    head = part // (GROUP // PART)
     first_row = tl.load(pieces + piece * 3)
     count = tl.load(pieces + piece * 3 + 1)
     start = tl.load(pieces + piece * 3 + 2)
     m = tl.arange(0, ROWS)
-    token = m // GROUP
+    token = m // PART
     is_query = token < count
     row = first_row + token
-    query_head = head * GROUP + m % GROUP
+    query_head = part * PART + m % PART
     q = _load_vectors(query, row * query_stride + query_head * KEY_DIM, is_query, KEY_DIM, KEY_LANES, IS_INTERPRETED)
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)

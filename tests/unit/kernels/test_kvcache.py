@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minedraft.core.blocks import BlocksExhausted
-from minedraft_workers.kernels.kvcache import KVCache, LayerShape
+from minedraft_workers.kernels.kvcache import KVCache, LayerShape, storable
 
 SHAPES = [LayerShape(2, 4, 6), LayerShape(1, 3, 3)]
 
@@ -14,24 +14,20 @@ def cache() -> KVCache:
     return KVCache(SHAPES, num_blocks=6, block_size=4, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def fill(cache: KVCache, owner: int, num_tokens: int) -> None:
-    (table,) = cache.resize([(owner, num_tokens)])
-    for shape, keys, values in zip(cache.layers, cache.keys, cache.values, strict=True):
-        for block in table:
-            for rows in (keys, values):
-                rows[block * shape.num_heads : (block + 1) * shape.num_heads] = torch.nan
-
-
-def test_freed_blocks_are_zero_again(cache: KVCache) -> None:
-    fill(cache, 1, 24)
-    cache.resize([(1, 5)])
-    assert sum(int(rows.isnan().any(1).sum()) for rows in cache.keys) == 2 * (2 + 1)
-    cache.release(1)
-    assert not any(rows.any() for rows in (*cache.keys, *cache.values))
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_a_value_that_is_not_finite_the_key_says_so(odd: float, dtype: torch.dtype) -> None:
+    key, value = torch.ones(3, 4, dtype=dtype), torch.full((3, 6), -2.0, dtype=dtype)
+    value[1, 5] = odd
+    keys, values = storable(key, value)
+    assert keys[1].isnan().all()
+    assert torch.equal(keys[[0, 2]], key[[0, 2]])
+    assert values.isfinite().all()
+    assert torch.equal(values[[0, 2]], value[[0, 2]])
 
 
 def test_a_release_can_be_repeated_and_strangers_are_ignored(cache: KVCache) -> None:
-    fill(cache, 1, 9)
+    cache.resize([(1, 9)])
     assert (cache.length(1), cache.pool.num_free) == (9, 3)
     for owner in (1, 1, 7):
         cache.release(owner)

@@ -21,7 +21,7 @@ pytest.importorskip("triton")
 
 from minedraft_workers.execution.features import AFTER_FINAL_NORM
 from minedraft_workers.execution.options import LoadOptions
-from minedraft_workers.kernels.triton_kernels import TritonLayerKernels, keys_at_once
+from minedraft_workers.kernels.triton_kernels import TritonLayerKernels
 from tests.fakes.graphs import RepeatedGraph, run_by_graphs
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -95,6 +95,30 @@ def test_attention_over_chunks_decodes_and_verifies_is_torchs(name: str, both, d
             results.append(kernels.attend(layer, query, plan, key_dim**-0.5))
         torch.testing.assert_close(results[1], results[0], rtol=tolerance, atol=tolerance)
         cached = [end for _, end in ends]
+
+
+@pytest.mark.parametrize("odd", [torch.nan, -torch.inf])
+def test_a_value_that_is_not_finite_is_lost_to_the_rows_that_see_it(odd: float, both, dtype: torch.dtype) -> None:
+    rand = Random(dtype)
+    key, value, query = rand(20, 32), rand(20, 32), rand(20, 64)
+    spoilt = value.clone()
+    spoilt[15, 17] = odd  # of the second head
+    for kernels in both:
+        cache = kernels.make_cache([LayerShape(2, 16, 16)], 8, 16, dtype)
+        layer, found = cache.layer_caches[0], []
+        for values in (value, spoilt):
+            plan = kernels.plan(cache, [QuerySpan(0, 20, *cache.resize([(1, 20)]))])
+            kernels.store(layer, key, values, plan)
+            found.append(kernels.attend(layer, query, plan, 0.25))
+            # What follows is rejected, but lies in the same block still.
+            plan = kernels.plan(cache, [QuerySpan(12, 1, *cache.resize([(1, 13)]))])
+            found.append(kernels.attend(layer, query[12:13], plan, 0.25))
+        clean, again, poisoned, again_poisoned = found
+        assert not poisoned[15:, 32:].isfinite().any()
+        assert torch.equal(poisoned[:15], clean[:15])
+        assert torch.equal(poisoned[:, :32], clean[:, :32])
+        assert torch.equal(again_poisoned, again)
+        assert again.isfinite().all()
 
 
 def test_a_piece_does_not_depend_on_its_neighbours() -> None:
@@ -197,8 +221,24 @@ def test_the_choice_for_a_gpu_is_foreseen_without_one(tmp_path) -> None:
     assert said.startswith("triton kernels, bfloat16: they fit this machine and model; ")
 
 
-@pytest.mark.parametrize(("dim", "dtype", "keys"), [(64, torch.float32, 64), (128, torch.float32, 32),
-                                                    (96, torch.bfloat16, 64), (256, torch.bfloat16, 32),
-                                                    (512, torch.float32, 16)])  # fmt: skip
-def test_attention_takes_fewer_keys_of_larger_heads_at_once(dim: int, dtype: torch.dtype, keys: int) -> None:
-    assert keys_at_once(LayerShape(1, dim, dim), dtype) == keys
+def test_heads_that_shared_memory_has_no_room_for_are_left_to_torch(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("minedraft_workers.kernels.triton_kernels.find_shared_bytes", lambda device: 2048)
+    with pytest.raises(
+        ConfigError, match=r"do not fit this model: heads of 8 and 8 in torch\.float32: attention needs"
+    ):
+        load(make_tiny_model(tmp_path / "m"), "triton")
+
+
+@pytest.mark.parametrize("shared_bytes", [1 << 20, 7_000])
+def test_query_heads_are_attended_in_parts_where_shared_memory_is_small(shared_bytes: int, monkeypatch) -> None:
+    """With as many tokens at once or fewer, a row is computed alike but for the order of its sums."""
+    monkeypatch.setattr("minedraft_workers.kernels.triton_kernels.find_shared_bytes", lambda device: shared_bytes)
+    rand, layers = Random(torch.float32), [LayerShape(2, 16, 16)]
+    key, value, query = rand(70, 32), rand(70, 32), rand(70, 6 * 32)
+    results = []
+    for kernels in (TorchLayerKernels(DEVICE, torch.float32), TritonLayerKernels(DEVICE, torch.float32)):
+        cache = kernels.make_cache(layers, 8, 16, torch.float32)
+        plan = kernels.plan(cache, [QuerySpan(0, 70, *cache.resize([(1, 70)]))])
+        kernels.store(cache.layer_caches[0], key, value, plan)
+        results.append(kernels.attend(cache.layer_caches[0], query, plan, 0.25))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)

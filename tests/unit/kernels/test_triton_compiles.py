@@ -12,8 +12,7 @@ import pytest
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[3]
-PROGRAMS = 5
-SHARED_BYTES = 99 * 1024  # of one program, on the GPUs that have least
+NUM_ATTENTIONS, NUM_OTHERS = 4, 4
 
 
 def run(program: str, cache: Path) -> list[list[str]]:
@@ -28,12 +27,13 @@ def run(program: str, cache: Path) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_every_program_compiles_for_an_h100_in_both_dtypes(tmp_path):
+def test_every_program_compiles_and_takes_no_more_shared_memory_than_was_reckoned_with(tmp_path):
+    """For an H100 in both dtypes; attention also with large heads for GPUs whose shared memory is small."""
     rows = run("compile_for_gpu", tmp_path)
-    assert len(rows) == 2 * PROGRAMS
-    for _, _, code_bytes, shared_bytes in rows:
+    assert len(rows) == NUM_ATTENTIONS + 2 * NUM_OTHERS
+    for _, _, code_bytes, shared_bytes, reckoned in rows:
         assert int(code_bytes) > 0
-        assert int(shared_bytes) <= SHARED_BYTES
+        assert int(shared_bytes) <= int(reckoned)
 
 
 @pytest.mark.slow
