@@ -92,7 +92,7 @@ class TraceRecords:
         if (plan := self._plans.get(number)) is not None:
             args += (
                 f',"requests":{plan.num_requests},"prompt tokens":{plan.num_prompt_tokens},"drafts":{plan.num_drafts}'
-                f',"queued us":{timing.queue_ns // 1000}'
+                f',"queued us":{timing.queue_ns // 1000},"forwards us":{timing.forward_ns // 1000}'
             )
         name, look = f"{kind} {batch.name}", f'"cname":"{_COLOURS[batch]}"'
         return self._span(role, name, BATCH_CATEGORIES[batch], timing, f'{look},"args":{{{args}}}')

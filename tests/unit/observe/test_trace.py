@@ -27,7 +27,7 @@ EVENTS: list[tuple[float, events.Event]] = [
     (10.1, events.Drafted(Batch.A, 1, Timing(busy_ns=30 * MS, start_ns=10_020 * MS), is_prefill=False)),
     (10.2, events.Drafted(Batch.B, 2, Timing(busy_ns=30 * MS, start_ns=10_050 * MS), is_prefill=True)),
     (10.2, events.Drafted(Batch.B, 2, Timing(busy_ns=1 * MS, start_ns=10_090 * MS), is_prefill=False, is_ahead=True)),
-    (10.2, events.Verified(Batch.A, 1, Timing(queue_ns=2_500, busy_ns=100 * MS, start_ns=10_060 * MS))),
+    (10.2, events.Verified(Batch.A, 1, Timing(2_500, forward_ns=90 * MS, busy_ns=100 * MS, start_ns=10_060 * MS))),
     (10.2, events.RoundCommitted(Batch.A, 1, 2, 3, ((3, 2), (2, 0)), is_prefill=False, num_active=2)),
     (10.3, events.WorkerLeft(Role.DRAFTER, "drafter: killed", LinkStats())),
     (10.4, events.RoundAbandoned(Batch.B, 2)),
@@ -50,7 +50,8 @@ def test_a_trace_has_every_command_count_and_note_in_the_standard_format(tmp_pat
     by_name = {record["name"]: record for record in records}
     verify = by_name["verify A"]
     assert (verify["ts"], verify["dur"], verify["cat"]) == (60_000.0, 100_000.0, "batch A")
-    assert verify["args"] == {"round": 1, "requests": 2, "prompt tokens": 7, "drafts": 5, "queued us": 2}
+    sizes = {"round": 1, "requests": 2, "prompt tokens": 7, "drafts": 5}
+    assert verify["args"] == {**sizes, "queued us": 2, "forwards us": 90_000}
     assert {
         "draft A",
         "prefill B",
