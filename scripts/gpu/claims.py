@@ -46,7 +46,7 @@ def make_claims(content: Mapping[str, Any]) -> list[Claim]:
     for text, judge in _CLAIMS:
         try:
             found = judge(content)
-        except _Missing as error:
+        except (_Missing, LookupError, TypeError, ValueError) as error:  # a step was ended in the middle
             claims.append(Claim(text, UNMEASURED if is_gpu else NO_GPU, f"no {error}"))
             continue
         verdict = NO_GPU if not is_gpu else MAY if found.holds else NOT_MET

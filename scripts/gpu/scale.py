@@ -24,6 +24,7 @@ class Scale:
         law_batches, law_vocab: random batches whose choices are compared, and their vocabulary.
         exact_kinds: architectures of the exact step. exact_prompts, exact_new: its requests.
         exact_pair: shapes of its controlled target and draft model.
+        warmed: shapes, with their dtypes, whose programs are compiled before anything is timed.
     """
 
     copy_bytes: int
@@ -54,6 +55,7 @@ class Scale:
     exact_prompts: int
     exact_new: int
     exact_pair: tuple[str, str]
+    warmed: tuple[tuple[str, str], ...]
 
 
 FULL = Scale(
@@ -85,6 +87,12 @@ FULL = Scale(
     exact_prompts=10,
     exact_new=40,
     exact_pair=("llama-two-layers", "llama-two-layers"),
+    warmed=(
+        *((name, "bfloat16") for name in (MAIN_TARGET, MAIN_DRAFT, "qwen-1.5b", "qwen-0.5b", "smollm-135m")),
+        ("llama-two-layers", "bfloat16"),
+        ("test-model", "float32"),
+        ("test-model", "bfloat16"),
+    ),
 )
 TINY = Scale(
     copy_bytes=16 << 20,
@@ -115,4 +123,5 @@ TINY = Scale(
     exact_prompts=3,
     exact_new=12,
     exact_pair=("tiny", "tiny-draft"),
+    warmed=(("tiny", "float32"),),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from scripts.gpu.claims import make_claims
@@ -16,11 +16,19 @@ def summary_lines(content: Mapping[str, Any]) -> list[str]:
     """Return at most MAX_LINES lines for the content of a check's report."""
     claims = [f"  {claim.verdict:14} {claim.text}: {claim.evidence}" for claim in make_claims(content)]
     end = ["what may be claimed:", *claims, f"  {_NEVER}"]
-    figures = [*_machine(content), *_steps(content), *_alone(content), *_bounds(content), *_pair(content)]
+    figures = [line for part in (_machine, _steps, _alone, _bounds, _pair) for line in _shown(part, content)]
     room = MAX_LINES - len(end)
     if len(figures) > room:
         figures = [*figures[: room - 1], "... more in check.json"]
     return figures + end
+
+
+def _shown(part: Callable[[Mapping[str, Any]], Iterator[str]], content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a part; of a step that was ended in the middle, as far as they go."""
+    try:
+        yield from part(content)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        yield f"  more in check.json, which lacks what this part shows ({type(error).__name__}: {error})"
 
 
 def _machine(content: Mapping[str, Any]) -> Iterator[str]:
@@ -55,8 +63,12 @@ def _alone(content: Mapping[str, Any]) -> Iterator[str]:
         most = max((row["tokens"] for row in rows), default=0)
         shown = [row for row in rows if row["tokens"] in (1, most)]
         cells = [f"{row['m']}x{row['tokens']} {row['ms']:.1f} ({row['ratio']:.2f})" for row in shown]
-        profile = found.get("profile", {})
-        yield f"  {name} ({found.get('kernels')}, {profile.get('launches')} launches): " + "  ".join(cells)
+        beside = [str(found.get("kernels"))]
+        if "profile" in found:
+            beside.append(f"{found['profile'].get('launches')} launches")
+        if "without_graphs" in found:
+            beside.append(f"{found['without_graphs']['ms']:.1f} ms without graphs")
+        yield f"  {name} ({', '.join(beside)}): " + "  ".join(cells)
         for key in ("verifies", "drafts"):
             cells = [f"m={row['m']} k={row['k']} {row['ms']:.1f}" for row in found.get(key, [])]
             if cells:

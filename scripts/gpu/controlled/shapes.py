@@ -28,6 +28,8 @@ SHAPES = {
     "qwen-1.5b": Shape("qwen2", 151_936, 1536, 8960, 28, 12, 2, 128),
     "qwen-0.5b": Shape("qwen2", 151_936, 896, 4864, 24, 14, 2, 64),
     "smollm-135m": Shape("llama", 49_152, 576, 1536, 30, 9, 3, 64),
+    # As the tests make them (`tests/support/tiny_models.py`), where every kind of kernel takes their heads.
+    "test-model": Shape("llama", 320, 64, 64, 2, 4, 2, 16, 512),
     "tiny": Shape("llama", 512, 64, 128, 2, 4, 2, 16, 512),
     "tiny-qwen": Shape("qwen2", 512, 64, 128, 2, 4, 2, 16, 512),
     "tiny-draft": Shape("llama", 512, 64, 64, 1, 4, 2, 16, 512),

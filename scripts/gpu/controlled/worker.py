@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import click
 
@@ -65,7 +65,8 @@ def main(
             owned = Device.parse(device).here()
             pin(owned)
             successors = token_map.target if role == Role.VERIFIER.value else token_map.draft
-            executor = make_executor(shape, successors, owned, dtype=dtype, num_blocks=num_blocks, kernels=kernels)
+            sizes: dict[str, Any] = {"dtype": dtype, "num_blocks": num_blocks, "kernels": kernels}
+            executor = make_executor(shape, SHAPES[shape], successors, owned, **sizes)
             actor = make_actor(Role(role), executor, tokenizer)
         code = asyncio.run(_serve(actor, address, Device.parse(device).here()))
     os._exit(code)  # the device thread may still be inside a forward

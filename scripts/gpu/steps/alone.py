@@ -87,9 +87,25 @@ class Alone:
             ratio = round(times.ms / floor_ms, 3)
             rows.append({"m": m, "tokens": span_len, **times.to_json(), "floor_ms": floor_ms, "ratio": ratio})
             self.put("forwards", rows)
-        m, span_len = scale.num_sequences[0], scale.span_lens[0]
-        spans = [ForwardSpan(i, scale.context, self._map.answer(1, span_len), span_len) for i in range(m)]
+
+    def measure_without_graphs(self) -> None:
+        """Time the first size of forward before any graph is captured."""
+        spans = self._first_spans()
+        self.cache_context(len(spans))
+        self.put("without_graphs", self._time(lambda: self._executor.forward(spans)).to_json())
+        self._executor.release_all()
+
+    def profile(self) -> None:
+        """Profile the first size of forward. A profiler has ended processes on other machines: do it last."""
+        spans = self._first_spans()
+        self.cache_context(len(spans))
+        self._found = self._step.of("alone").get(self._name, {})
         self.put("profile", profile_forward(lambda: self._executor.forward(spans), self._device))
+
+    def _first_spans(self) -> list[ForwardSpan]:
+        scale = self._step.scale
+        m, span_len = scale.num_sequences[0], scale.span_lens[0]
+        return [ForwardSpan(i, scale.context, self._map.answer(1, span_len), span_len) for i in range(m)]
 
     def measure_drafts(self) -> None:
         """Whole draft commands: two new tokens a request, as after full acceptance, then k drafts."""
@@ -178,24 +194,52 @@ def main() -> None:
             failed[name] = f"{type(error).__name__}: {error}"
             step.put("failed", failed)
             step.say(f"{name} failed: {failed[name]}")
-        gc.collect()
-        if step.is_cuda:
-            torch.cuda.empty_cache()
+        _free(step)
+    if step.left_s > _MODEL_S or not step.is_cuda:
+        try:
+            _profile(step, scale.targets[0], owned, rates)
+        except Exception as error:
+            failed["profile"] = f"{type(error).__name__}: {error}"
+            step.put("failed", failed)
+            step.say(f"profile failed: {failed['profile']}")
     sys.exit(1 if failed else 0)
+
+
+def _free(step: Step) -> None:
+    gc.collect()
+    if step.is_cuda:
+        torch.cuda.empty_cache()
+
+
+def _make(
+    step: Step, name: str, shape: str, kernels: str, owned: Device, rates: Mapping[str, float]
+) -> tuple[Executor, Alone]:
+    """Return a model with room for every size, and what measures it."""
+    scale = step.scale
+    token_map = TokenMap.make(SHAPES[shape].vocab_size, 1.0)
+    sizes: dict[str, Any] = {"dtype": scale.dtype, "kernels": kernels}
+    sizes["num_blocks"] = max(scale.num_sequences) * -(-(scale.context + 16) // BLOCK_SIZE) + 8
+    executor = make_executor(shape, SHAPES[shape], token_map.target, owned, **sizes)
+    return executor, Alone(step, name, executor, token_map, torch.device(step.device), rates)
+
+
+def _profile(step: Step, shape: str, owned: Device, rates: Mapping[str, float]) -> None:
+    executor, alone = _make(step, shape, shape, "auto", owned, rates)
+    if executor.graphs is not None:
+        executor.graphs.capture()
+    alone.profile()
 
 
 def _measure(step: Step, name: str, shape: str, kernels: str, owned: Device, rates: Mapping[str, float]) -> None:
     """Measure one model, whole with the kernels of its choice, and only forwards of the first size with others."""
     scale = step.scale
     num_sequences = scale.num_sequences if kernels == "auto" else scale.num_sequences[:1]
-    token_map = TokenMap.make(SHAPES[shape].vocab_size, 1.0)
-    num_blocks = max(scale.num_sequences) * -(-(scale.context + 16) // BLOCK_SIZE) + 8
     start_s = time.monotonic()
-    executor = make_executor(shape, token_map.target, owned, dtype=scale.dtype, num_blocks=num_blocks, kernels=kernels)
-    alone = Alone(step, name, executor, token_map, torch.device(step.device), rates)
+    executor, alone = _make(step, name, shape, kernels, owned, rates)
     alone.put("build_s", round(time.monotonic() - start_s, 2))
     alone.put("read_gb", round(executor.read_bytes / 1e9, 3))
     if executor.graphs is not None:
+        alone.measure_without_graphs()
         start_s = time.monotonic()
         executor.graphs.capture()
         alone.put("capture_s", round(time.monotonic() - start_s, 2))

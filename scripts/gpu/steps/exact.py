@@ -35,7 +35,8 @@ from tests.support.tiny_models import add_noise, make_tiny_model
 _EOS_ID = 2
 _DRAFT_LEN = 3
 _NOISE = 0.05
-_NUM_BLOCKS = 2048
+_BLOCKS: dict[str, Any] = {"num_blocks": 2048}
+_SHARES: dict[str, Any] = {"target_memory_share": 0.05, "draft_memory_share": 0.05}
 # Sizes of heads that every kind of kernel takes.
 _HEADS: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
@@ -67,7 +68,9 @@ class Exact:
         truth = await self._generate(target, self._step.device)
         on_cpu = await self._generate(target, "cpu") if self._step.is_cuda else truth
         found: dict[str, object] = {"prompts": len(self._prompts), "generate_equals_cpu": num_equal(truth, on_cpu)}
-        service = self._serve(target, draft, *self._devices())
+        # The caches of the last kind are as large as shares of the GPU's memory allow, while others start there.
+        by_share = self._step.is_cuda and kind == self._step.scale.exact_kinds[-1]
+        service = self._serve(target, draft, *self._devices(), **(_SHARES if by_share else _BLOCKS))
         async with service as client:
             async with client.borrow() as loan:
                 found["equal"] = await count_equal(client, loan, self._prompts, self._greedy, truth, _DRAFT_LEN)
@@ -93,7 +96,10 @@ class Exact:
     async def _check_with_cores(self, target: Path, draft: Path) -> None:
         """Compare with generate with the drafter on CPU cores."""
         truth = await self._generate(target, self._step.device)
-        async with self._serve(target, draft, self._step.device, draft_cores()) as client, client.borrow() as loan:
+        async with (
+            self._serve(target, draft, self._step.device, draft_cores(), **_BLOCKS) as client,
+            client.borrow() as loan,
+        ):
             equal = await count_equal(client, loan, self._prompts, self._greedy, truth, _DRAFT_LEN)
             self._step.put("with_cores", {"prompts": len(self._prompts), "equal": equal})
 
@@ -136,16 +142,23 @@ class Exact:
         draft = add_noise(make_tiny_model(folder / "draft", kind, seed=1, **_HEADS), _NOISE)
         return make_tiny_model(folder / "target", kind, seed=1, **_HEADS), draft
 
-    def _serve(self, target: Path, draft: Path, target_device: str, draft_device: str) -> LocalService:
+    def _serve(
+        self,
+        target: Path,
+        draft: Path,
+        target_device: str,
+        draft_device: str,
+        **room: Any,  # noqa: ANN401 - settings
+    ) -> LocalService:
         return serve(
             target,
             draft,
             target_device=target_device,
             draft_device=draft_device,
             dtype="float32",
-            num_blocks=_NUM_BLOCKS,
             allow_configure=True,
             on_line=self._step.say,
+            **room,
         )
 
     async def _generate(self, folder: Path, device: str) -> Answers:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
+import sys
+import sysconfig
+import tempfile
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from scripts.gpu.step import Step
@@ -15,7 +20,10 @@ _PACKAGES = (
     *("grpcio", "grpcio-status", "grpcio-health-checking", "protobuf", "pydantic"),
     *("click", "rich", "jinja2", "pytest", "psutil"),
 )
+_SHARED = "/dev/shm"  # noqa: S108 - looked at only
 _MPS = ("nvidia-cuda-mps-control", "nvidia-cuda-mps-server")
+# Variables that change what CUDA, torch or Triton do.
+_DECISIVE = ("CUDA", "NVIDIA", "TORCH", "PYTORCH", "TRITON", "CUBLAS")
 _QUERY = "name,driver_version,memory.total,compute_mode,clocks.max.sm,power.limit"
 
 
@@ -24,10 +32,19 @@ def main() -> None:
     step.put("device", step.device)
     step.put("is_tiny", not step.is_cuda)
     step.put("python", platform.python_version())
+    step.put("executable", sys.executable)
+    step.put("environment", {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_DECISIVE)})
     step.put("packages", {name: _version(name) for name in _PACKAGES})
     step.put("compiler", shutil.which("g++") or shutil.which("clang++"))
+    step.put("compiler_of_triton", os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
+    step.put("has_python_h", Path(sysconfig.get_paths()["include"], "Python.h").exists())
+    step.put("free_gb", {path: _free_gb(path) for path in (tempfile.gettempdir(), _SHARED, os.path.expanduser("~"))})
     step.put("mps", [name for name in _MPS if shutil.which(name)])
     step.put("machine", _machine())
+    if step.is_cuda:
+        for name, value in describe_gpu(step.device).items():
+            step.put(name, value)
+            step.say(f"{name} {value}")
     for name, value in measure_rates(step).items():
         step.put(name, value)
         step.say(f"{name} {value}")
@@ -38,6 +55,13 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
+        return None
+
+
+def _free_gb(path: str) -> float | None:
+    try:
+        return round(shutil.disk_usage(path).free / 1e9, 2)
+    except OSError:
         return None
 
 
@@ -59,6 +83,29 @@ def _machine() -> dict[str, Any] | str:
         return f"{type(error).__name__}: {error}"
 
 
+def describe_gpu(device: str) -> dict[str, Any]:
+    """Return what a GPU is, whose "gpu" says to the summary that there is one.
+
+    Raises:
+        SystemExit: torch finds no such GPU.
+    """
+    import torch
+
+    index, count = torch.device(device).index or 0, torch.cuda.device_count()
+    if index >= count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        sys.exit(f"torch {torch.__version__} finds {count} GPUs, not {device}; CUDA_VISIBLE_DEVICES is {visible}")
+    torch.cuda.set_device(index)
+    properties = torch.cuda.get_device_properties(index)
+    free, total = torch.cuda.mem_get_info(index)
+    return {
+        "gpu": properties.name,
+        "uuid": str(properties.uuid),
+        "capability": [properties.major, properties.minor],
+        "memory_gb": {"free": free / 1e9, "total": total / 1e9},
+    }
+
+
 def measure_rates(step: Step) -> dict[str, Any]:
     """Return the bytes per second of a copy on the device, read and written, and the operations of a matmul."""
     import torch
@@ -69,10 +116,6 @@ def measure_rates(step: Step) -> dict[str, Any]:
     rates: dict[str, Any] = {}
     if step.is_cuda:
         torch.cuda.set_device(device)
-        rates["gpu"] = torch.cuda.get_device_name(device)
-        rates["capability"] = list(torch.cuda.get_device_capability(device))
-        free, total = torch.cuda.mem_get_info(device)
-        rates["memory_gb"] = {"free": free / 1e9, "total": total / 1e9}
     # On random numbers: zeros take less power, and so run faster.
     source = torch.rand(scale.copy_bytes // 4, device=device)
     target = torch.empty_like(source)

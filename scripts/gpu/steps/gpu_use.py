@@ -11,8 +11,13 @@ from contextlib import contextmanager, suppress
 COMMAND = ("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200")
 
 
+def command_for(uuid: str | None) -> tuple[str, ...]:
+    """Return the command that samples the GPU that torch names so: the driver counts others than this process sees."""
+    return COMMAND if not uuid else (*COMMAND, "-i", uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+
+
 class GpuUse:
-    """Samples of the first GPU, in percent, with the moment of each on the monotonic clock."""
+    """Samples of a GPU, in percent, with the moment of each on the monotonic clock."""
 
     def __init__(self) -> None:
         self.samples: list[tuple[float, float]] = []

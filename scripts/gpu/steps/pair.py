@@ -36,7 +36,7 @@ from scripts.gpu.controlled.tokenizer import to_text, write_tokenizer
 from scripts.gpu.step import Step
 from scripts.gpu.steps.asking import count_equal
 from scripts.gpu.steps.devices import draft_cores, two_cores
-from scripts.gpu.steps.gpu_use import sampled
+from scripts.gpu.steps.gpu_use import command_for, sampled
 
 _NUM_CHECKED, _CHECKED_NEW = 4, 24  # answers and their tokens compared with the map, before anything is timed
 _ASSUMED_MS = 2.0  # a draft token, where step alone has not measured it
@@ -169,7 +169,7 @@ class Pair:
         if not before:  # a worker's first command of a size may compile or capture something
             await self._run_modes(client, m, self._step.scale.num_new // 4, lambda config, repeat: None)
         starts: list[float] = []
-        with sampled() as use:
+        with sampled(command_for(self._step.of("facts").get("uuid"))) as use:
             rows = await self._run_modes(
                 client, m, self._step.scale.num_new, lambda config, repeat: starts.append(time.monotonic())
             )

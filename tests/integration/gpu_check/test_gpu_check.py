@@ -48,8 +48,14 @@ def test_every_step_runs_and_leaves_one_log_and_one_json(content: dict[str, Any]
     assert sorted(path.name for path in out.iterdir()) == ["check.json", "check.log"]
 
 
+def test_programs_are_compiled_before_anything_is_timed(content: dict[str, Any]) -> None:
+    (found,) = content["imports"]["warmed"].values()
+    assert found.startswith("tiny float32 on "), "on a CPU whatever computes there"
+    assert "test_attention_cuda" in "".join(content["gputests"]["exit_codes"])
+
+
 def test_the_table_is_printed_last_and_claims_nothing_of_a_gpu(printed: list[str]) -> None:
-    table = printed[len(LIMITS_S) - 1 :]
+    table = printed[len(LIMITS_S) :]  # after Python's version and a line for each step
     assert len(table) <= MAX_LINES
     start = table.index("what may be claimed:")
     assert all(line.strip().startswith((NO_GPU, "never")) for line in table[start + 1 :])

@@ -154,6 +154,18 @@ def test_a_step_that_was_ended_leaves_its_claims_undecided(content: dict[str, An
     assert set(verdicts(content).values()) == {MAY, UNMEASURED}
 
 
+def test_figures_that_are_half_written_cost_their_own_part_only(content: dict[str, Any]) -> None:
+    del content["alone"]["qwen-1.5b"]["forwards"][0]["ratio"]
+    del content["pair"]["B"]["rows"][0]["median"]["step_ms"]
+    del content["pair"]["C"]["checked"]
+    lines = summary_lines(content)
+    assert sum("which lacks what this part shows (KeyError" in line for line in lines) == 2
+    assert any("llama-8b (triton" in line for line in lines)
+    assert [text for text, verdict in verdicts(content).items() if verdict == UNMEASURED] == [
+        "the controlled pair answers with its map in every mode"
+    ]
+
+
 def test_the_table_fits_and_shows_each_claim(content: dict[str, Any]) -> None:
     for found in content["steps"].values():
         found |= {"result": "timed out", "tail": ["a long line " * 20]}

@@ -27,7 +27,8 @@ SPEC = SequenceSpec(SamplingParams(max_new_tokens=16), 1, 0, Acceptance.GREEDY)
 
 def make(shape: str, successors: np.ndarray, dtype: str, kernels: str = "auto") -> Executor:
     device = Device.parse(f"cpu:{usable_cores()[0]}")
-    return make_executor(shape, successors, device, dtype=dtype, num_blocks=NUM_IDS + 8, kernels=kernels)
+    sizes = {"dtype": dtype, "num_blocks": NUM_IDS + 8, "kernels": kernels}
+    return make_executor(shape, SHAPES[shape], successors, device, **sizes)
 
 
 @pytest.mark.parametrize("kernels", ["transformers", "torch", "auto"])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from scripts.gpu.steps.gpu_use import GpuUse, sampled
+from scripts.gpu.steps.gpu_use import COMMAND, GpuUse, command_for, sampled
 
 
 def test_the_share_is_the_mean_of_the_samples_in_between() -> None:
@@ -20,6 +20,11 @@ def test_lines_that_are_no_numbers_are_ignored() -> None:
     use = GpuUse()
     use.read(iter(["97\n", "[N/A]\n", " 3\n"]))
     assert [percent for _, percent in use.samples] == [97.0, 3.0]
+
+
+def test_the_gpu_that_torch_uses_is_sampled() -> None:
+    assert command_for("6d5b1f2e-8c3a") == command_for("GPU-6d5b1f2e-8c3a") == (*COMMAND, "-i", "GPU-6d5b1f2e-8c3a")
+    assert command_for(None) == COMMAND
 
 
 def test_the_sampler_ends_with_the_block() -> None:

@@ -1,4 +1,4 @@
-"""The check itself: limits, order, records; with steps that fail, hang and print."""
+"""The check itself: limits, order, records, and what it carries along."""
 
 from __future__ import annotations
 
@@ -7,50 +7,18 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
-import psutil
 import pytest
 
 from scripts.gpu import main as check
 from scripts.gpu import wheels
 from scripts.gpu.report import Report
-from scripts.gpu.steps.gputests import count_results
+from scripts.gpu.running import Outcome
 from scripts.gpu.steps.imports import _MODULES
 from scripts.lib.env.pins import CONSTRAINTS, pinned
-from tests.support.processes import is_gone, until
-
-
-def run(tmp_path: Path, code: str, limit_s: float = 20.0) -> check.Outcome:
-    log = tmp_path / "log"
-    log.write_text("before\n")
-    outcome = check.run_limited([sys.executable, "-c", code], limit_s, dict(os.environ), log)
-    assert log.read_text().startswith("before\n")
-    return outcome
-
-
-def test_a_step_that_ends_well_is_ok(tmp_path: Path) -> None:
-    outcome = run(tmp_path, "print('one'); print('two')")
-    assert (outcome.word, outcome.tail) == ("ok", ("one", "two"))
-
-
-def test_a_failure_is_told_by_its_exit_code_and_last_lines(tmp_path: Path) -> None:
-    outcome = run(tmp_path, "import sys; print('x'); sys.exit(3)")
-    assert (outcome.word, outcome.tail) == ("exit code 3", ("x",))
-
-
-def test_a_step_beyond_its_limit_is_ended_with_its_children(tmp_path: Path) -> None:
-    code = (
-        "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        "print(child.pid, flush=True)\n"
-        "time.sleep(600)"
-    )
-    outcome = run(tmp_path, code, limit_s=0.5)
-    assert outcome.word == "timed out"
-    child = int(outcome.tail[0])
-    if psutil.pid_exists(child):
-        until(lambda: is_gone(psutil.Process(child)), 5, "the child of the step ends")
 
 
 def test_the_limits_are_six_minutes_and_every_step_has_one() -> None:
@@ -75,16 +43,41 @@ def test_an_entry_is_kept_when_the_next_is_written(tmp_path: Path) -> None:
     assert Report(tmp_path).read() == {"exact": {"llama": {"equal": 1}, "qwen2": 2}}
 
 
+class Ending:
+    """Stands for the running of steps, which end as they are told, each after some seconds of a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *ends: Outcome) -> None:
+        self.limits_s: list[float] = []
+        self._ends = iter(ends)
+        self._now_s = 100.0
+        monkeypatch.setattr(check, "run_limited", self._run)
+        monkeypatch.setattr(check, "time", SimpleNamespace(monotonic=lambda: self._now_s))
+        monkeypatch.setattr(wheels, "find_lack", lambda environment: "")
+
+    def _run(self, argv: list[str], limit_s: float, *others: object) -> Outcome:
+        self.limits_s.append(limit_s)
+        outcome = next(self._ends)
+        self._now_s += outcome.seconds
+        return outcome
+
+
 def test_a_failed_step_is_recorded_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = iter([check.Outcome(1, 2.0, False, ("a", "b")), check.Outcome(0, 3.0, False, ())])
-    monkeypatch.setattr(check, "run_limited", lambda *arguments: next(ended))
-    monkeypatch.setattr(wheels, "are_needed", lambda environment: False)
+    Ending(monkeypatch, Outcome(1, 2.0, False, ("a", "b"), 3), Outcome(0, 3.0, False, ()))
     said: list[str] = []
     assert check.Check("cuda:0", tmp_path, said.append).run(["facts", "exact"]) == 1
     steps = Report(tmp_path).read()["steps"]
     assert [(name, found["result"]) for name, found in steps.items()] == [("facts", "exit code 1"), ("exact", "ok")]
-    assert said[:3] == ["facts: exit code 1, 2 s of 20", "  a", "  b"]
+    assert said[0].endswith(sys.executable)
+    assert said[1:4] == ["facts: exit code 1, 2 s of 25, 3 processes ended that it left", "  a", "  b"]
     assert said[-1] in (tmp_path / "check.log").read_text(), "the table is in the log too"
+
+
+def test_a_step_may_use_the_time_that_those_before_it_have_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = Ending(monkeypatch, *(Outcome(0, seconds, False, ()) for seconds in (5.0, 100.0, 1.0)))
+    check.Check("cuda:0", tmp_path, lambda text: None).run(["facts", "exact", "pair"])
+    assert ending.limits_s == [25, 20 + 50, 85 - 30]
 
 
 def test_what_lacks_is_pinned_as_the_tests_have_it() -> None:
@@ -107,15 +100,20 @@ def test_without_wheels_it_says_how_to_get_them(tmp_path: Path, monkeypatch: pyt
     assert "--prepare" in wheels.unpack(tmp_path / "site")
 
 
-def test_results_of_the_gpu_tests_are_counted(tmp_path: Path) -> None:
-    path = tmp_path / "results.xml"
-    path.write_text(
-        "<testsuites><testsuite>"
-        '<testcase name="a"/><testcase name="b"><skipped/></testcase>'
-        '<testcase name="c"><failure/></testcase><testcase name="d"><error/></testcase>'
-        "</testsuite></testsuites>"
-    )
-    assert count_results(path) == {"passed": 1, "skipped": 1, "failed": ["c", "d"]}
+def test_wheels_are_unpacked_onto_the_path_and_a_broken_one_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wheels, "FOLDER", tmp_path / "wheels")
+    monkeypatch.setattr(wheels, "_PROBE", "import carried_along")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    assert wheels.find_lack(environment) == "ModuleNotFoundError: No module named 'carried_along'"
+    wheels.FOLDER.mkdir()
+    with zipfile.ZipFile(wheels.FOLDER / "carried_along-1.whl", "w") as wheel:
+        wheel.writestr("carried_along/__init__.py", "")
+    assert wheels.unpack(tmp_path / "site") == ""
+    assert wheels.find_lack(environment) == ""
+    (wheels.FOLDER / "x-1.whl").write_text("no archive")
+    assert wheels.unpack(tmp_path / "site") == "x-1.whl: File is not a zip file"
 
 
 # Which a machine with torch and transformers for CUDA has.
