@@ -210,6 +210,9 @@ class VerifySpan:
     round, which the scheduler does not know yet. If there is none, the verdict is STALE_ROUND and nothing changes.
 
     A span that `wants_features` is answered with those of its tokens and of the accepted drafts.
+
+    A span with more than one of `num_steps` has no drafts, samples and wants no features. Each further step caches the
+    token of the one before and samples the next, as a command of its own would.
     """
 
     request_id: int
@@ -222,6 +225,7 @@ class VerifySpan:
     follows: bool = False
     wants_features: bool = False
     source: DraftMethod = DraftMethod.MODEL  # of the drafts; for the scheduler's account, not sent
+    num_steps: int = 1
 
     @property
     def committed_len(self) -> int:
@@ -256,7 +260,8 @@ class Verdict:
     """The target's decision for one request.
 
     tokens: the `accepted_len` accepted drafts, exactly one bonus (or replacement) token, and the `num_forced` tokens
-    after it which are the only ones that the grammar allows; empty if the span did not sample or `error` is set.
+    after it which are the only ones that the grammar allows; empty if the span did not sample or `error` is set. A span
+    of several steps gets a bonus token of each, but of fewer if one ends the output or a further step is refused.
     committed_len: number of committed tokens before `tokens`. error: "" or a reason of minedraft.errors: NUMERIC, or
     STALE_ROUND for a span that follows a round without a token for it. features: of the tokens at the positions from
     the span's prefix length to `committed_len` + `accepted_len` - 1, if the span wants them and there is no error.
@@ -270,6 +275,17 @@ class Verdict:
     error: str = ""
     features: Features | None = None
     num_forced: int = 0
+    is_end: bool = False  # the last token is a stop id; for the verifier's next step, not sent
+
+    @property
+    def num_steps(self) -> int:
+        """Forwards that gave it a token; 0 if there are no tokens."""
+        return max(len(self.tokens) - self.accepted_len - self.num_forced, 0)
+
+    @property
+    def cached_len(self) -> int:
+        """The number of committed tokens that the verifier has cached: all but the last token and the forced ones."""
+        return self.committed_len + self.accepted_len + max(self.num_steps - 1, 0)
 
     @property
     def bonus_token(self) -> int:

@@ -163,9 +163,11 @@ class ServiceStatus:
         branches: prepared per request while its drafts are verified; 0: not in this mode. runs_ahead: count of
             requests and rounds in which the drafter ran ahead. used_runs: those whose drafts the next round used.
         stale_replies: proposals and replies dropped because they belong to another round or epoch.
-        wire_bytes: bytes between the scheduler and both workers, both ways. steps: committed rounds of all batches.
+        wire_bytes: bytes between the scheduler and both workers, both ways. steps: forwards of the target in the
+            rounds of all batches.
         feature_bytes: of the target's features for the drafter, whatever carried them between the workers.
-        verify_ms, draft_ms, step_ms: median milliseconds of a verify, a draft and a step, recent.
+        verify_ms, draft_ms, step_ms: median milliseconds of a verify, a draft and a step, recent; where a verify has
+            several decode steps, of each of them.
         errors: number of failed calls by the error's reason.
         worker_losses: times that a worker was lost, by "ROLE:CAUSE"; causes are those of `LossCause`.
         worker_rejoins: times that a lost worker came back. replays: times that a request was recomputed after the
@@ -183,6 +185,7 @@ class ServiceStatus:
         both_busy_s: seconds since the start in which both devices worked.
         decode_s, decode_tokens: duration and output tokens of all rounds without prompt tokens before which no batch
             had waited for requests.
+        steps_per_command: decode steps of the next verify command, at most.
     """
 
     state: str
@@ -233,6 +236,7 @@ class ServiceStatus:
     both_busy_s: float = 0.0
     decode_s: float = 0.0
     decode_tokens: int = 0
+    steps_per_command: int = 1
 
 
 def join_outputs(pieces: Sequence[Output]) -> Output:

@@ -34,6 +34,7 @@ from minedraft.sampling_params import MAX_DRAFT_LEN, SamplingParams
 PROTOCOL_VERSION = 6
 MAX_SPANS = 1024  # requests in one worker command
 MAX_SPAN_DRAFTS = 64  # draft tokens that one span of a worker command can carry
+MAX_STEPS = 16  # forwards that one verify command can ask for
 MAX_FORCED = 16  # tokens that a grammar forces, in one verdict: as many as drafts
 MAX_TOP_M = 1024  # entries of a truncated draft distribution
 MAX_FEATURE_SIZE = 1 << 18  # numbers that the target gives a drafter for one token

@@ -52,7 +52,7 @@ HEARTBEAT_S = 0.5
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Encode = Callable[[int, Executed[Any]], worker_pb2.Reply]
 _Submitted = tuple[asyncio.Future[CommandResult], _Encode]
-_Submit = Callable[[worker_pb2.Command], _Submitted]
+_Submit = Callable[[worker_pb2.Command], _Submitted | None]  # None: the command has no reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,10 @@ def verifier_handler(
         reply = session.submit("verify", command.round, lambda: follower.verify(command))
         return reply, partial(_encode_verdicts, command.round)
 
-    submits = {"verify": submit_verify} | _outside_rounds(session, channel)
+    def curtail(message: worker_pb2.Command) -> None:
+        follower.curtail(message.curtail.epoch, message.curtail.number)
+
+    submits = {"verify": submit_verify, "curtail": curtail} | _outside_rounds(session, channel)
     return _handler(VERIFIER_SERVICE, runtime, [_Place(session, submits, channel)])
 
 
@@ -150,13 +153,16 @@ class _CommandStream:
             submit = self._submits.get(kind or "")
             if submit is None:
                 raise ProtocolError(f"a {kind} command is not for this worker")
-            reply, encode = submit(message)
+            submitted = submit(message)
         except MineDraftError as error:
             self._refuse(message.call, error)
             return
         except Exception as error:
             self._runtime.fail(error)
             raise
+        if submitted is None:
+            return
+        reply, encode = submitted
         self._num_owed += 1
         reply.add_done_callback(partial(self._answer, message.call, encode))
 

@@ -148,7 +148,13 @@ def _to_verdict(state: SequenceState, span: VerifySpan, outcome: Outcome | None)
     forced = _forced_after(state, outcome)
     tokens = outcome.tokens + forced
     return Verdict(
-        span.request_id, committed_len, outcome.accepted_len, tokens, outcome.logprobs, num_forced=len(forced)
+        span.request_id,
+        committed_len,
+        outcome.accepted_len,
+        tokens,
+        outcome.logprobs,
+        num_forced=len(forced),
+        is_end=tokens[-1] in state.spec.stop_ids,
     )
 
 

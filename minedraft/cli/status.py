@@ -67,7 +67,8 @@ def render(now: ServiceStatus, address: str) -> RenderableType:
     title = Text.assemble(
         (now.state, f"bold {colour}"),
         f" on {address}, mode {now.mode}{' (auto)' * now.is_mode_auto}, m = {now.max_batch_size}, "
-        f"k {'<=' if now.is_draft_len_auto else '='} {now.draft_len}, up {now.uptime_s:.0f} s",
+        f"k {'<=' if now.is_draft_len_auto else '='} {now.draft_len}, "
+        f"{f'{now.steps_per_command} steps a command, ' * (now.steps_per_command > 1)}up {now.uptime_s:.0f} s",
     )
     parts: list[RenderableType] = [title, _batches(now), _workers(now), _rates(now)]
     if now.mode_reason:

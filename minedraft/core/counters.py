@@ -31,7 +31,7 @@ class Counters:
     """Totals since the start, over all modes and over every link to a worker.
 
     Attributes:
-        rounds: committed rounds of each batch.
+        rounds: committed rounds of each batch. further_steps: forwards of verify commands after the first of each.
         drafted_rows: spans that sampled and had drafts.
         feature_bytes: of the target's features for the drafter, whatever carried them.
         runs_ahead, used_runs: requests and rounds in which the drafter ran ahead, and those whose drafts were of use.
@@ -51,6 +51,7 @@ class Counters:
     verified_drafts: int = 0
     accepted_drafts: int = 0
     drafted_rows: int = 0
+    further_steps: int = 0
     stale_proposals: int = 0
     feature_bytes: int = 0
     runs_ahead: int = 0
@@ -85,6 +86,7 @@ class Counters:
                     self.sources.setdefault(source, SourceCounts()).add(num_drafts, accepted_len)
             case events.Verified():
                 self.feature_bytes += event.feature_bytes
+                self.further_steps += event.num_steps - 1
             case events.RequestEnded():
                 self.finished += 1
                 if event.error:

@@ -122,12 +122,14 @@ class DraftsNotFinite:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The verifier executed a round's command. feature_bytes: of the features that it delivered."""
+    """The verifier executed a round's command. feature_bytes: of the features that it delivered. num_steps: forwards
+    that it ran, one after the other."""
 
     batch: Batch
     number: int
     timing: Timing
     feature_bytes: int = 0
+    num_steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ class SchedulerLimits:
         max_replays: times that a request is recomputed because the verifier was lost in a round of it, the last time
             alone.
         keep_cores: whether a borrower wants the verifier to compute on its own cores only.
+        max_steps: maximum decode steps of one verify command, in `ar` only; None: as `policy/steps.py` says.
     """
 
     mode: Mode = Mode.MINEDRAFT
@@ -48,6 +49,7 @@ class SchedulerLimits:
     max_waiting_tokens: int = 1 << 18
     max_replays: int = 2
     keep_cores: bool = False
+    max_steps: int | None = 1
 
     def __post_init__(self) -> None:
         if not self.mode.has_drafts:

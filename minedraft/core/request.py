@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from minedraft.errors import MineDraftError
@@ -108,7 +109,7 @@ class RequestUpdate:
     """New tokens of a request, its end, or both.
 
     Exactly one update of a request has `finish_reason` or `error`: the last one. num_forced: the last of the tokens,
-    which its grammar forced.
+    which its grammar forced. num_steps: forwards that gave the tokens; one each if there are several.
     """
 
     request: Request
@@ -117,6 +118,17 @@ class RequestUpdate:
     finish_reason: FinishReason | None = None
     error: MineDraftError | None = None
     num_forced: int = 0
+    num_steps: int = 1
+
+    @property
+    def steps(self) -> Iterator[tuple[tuple[int, ...], tuple[TokenLogprobs, ...], int]]:
+        """Yield the tokens of each forward in order, with their log-probabilities and the number of forced ones."""
+        if self.num_steps == 1:
+            yield self.token_ids, self.logprobs, self.num_forced
+            return
+        for index in range(len(self.token_ids)):
+            here = slice(index, index + 1)
+            yield self.token_ids[here], self.logprobs[here], 0
 
     @property
     def is_final(self) -> bool:

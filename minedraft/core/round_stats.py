@@ -1,6 +1,7 @@
 """Figures of recent rounds: overlap efficiency, control overhead, utilisation, acceptance. A pure observer.
 
-A *step* is the time from one committed round to the next, whichever batch they are of. With two batches
+A *step* is the time from one committed round to the next, whichever batch they are of; where a verify command had
+several decode steps, it is their share of that time, and so are the other times. With two batches
 in flight the verifier ideally goes from one to the other without a pause, so the ideal step is
 max(t_draft, t_verify); when drafter and verifier take turns it is t_draft + t_verify.
 """
@@ -23,7 +24,7 @@ _NO_TIME = Timing()
 
 @dataclass(frozen=True, slots=True)
 class RoundSample:
-    """One committed round. Times in seconds; `finished_s` on the scheduler's monotonic clock.
+    """One committed round. Times in seconds, for each of its steps; `finished_s` on the scheduler's monotonic clock.
 
     is_steady: the batch went straight from its last round into this one, so that the step measures the
     system and not a lack of work. num_active: batches that had requests after the round.
@@ -42,6 +43,7 @@ class RoundSample:
     num_drafted_rows: int = 0
     num_drafts: int = 0
     num_accepted: int = 0
+    num_steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class RoundStats:
         self.decode_s, self.decode_tokens = 0.0, 0
         self._last_finished_s: float | None = None
         self._drafted_ns: dict[Batch, int] = {}
-        self._verified: dict[Batch, Timing] = {}
+        self._verified: dict[Batch, events.Verified] = {}
         self._has_waited = set(Batch)
 
     def observe(self, event: events.Event, now_s: float) -> None:
@@ -88,7 +90,7 @@ class RoundStats:
             case events.Drafted() if not event.is_prefill:
                 self._drafted_ns[event.batch] = self._drafted_ns.get(event.batch, 0) + event.timing.busy_ns
             case events.Verified():
-                self._verified[event.batch] = event.timing
+                self._verified[event.batch] = event
             case events.RoundAbandoned():
                 self._drafted_ns.pop(event.batch, None)
                 self._verified.pop(event.batch, None)
@@ -111,13 +113,14 @@ class RoundStats:
         recent = [s for s in self.samples if s.finished_s >= now_s - window_s]
         if not recent:
             return 0.0
-        span_s = now_s - (recent[0].finished_s - recent[0].step_s)
+        span_s = now_s - (recent[0].finished_s - recent[0].step_s * recent[0].num_steps)
         return sum(s.num_output_tokens for s in recent) / max(span_s, 1e-9)
 
     def _add(self, event: events.RoundCommitted, now_s: float) -> None:
         batch = event.batch
         last_s, self._last_finished_s = self._last_finished_s, now_s
-        verify = self._verified.pop(batch, _NO_TIME)
+        verified = self._verified.pop(batch, None)
+        verify, num_steps = (_NO_TIME, 1) if verified is None else (verified.timing, verified.num_steps)
         num_drafts = num_accepted = 0
         for drafts, accepted_len in event.accepted:
             num_drafts += drafts
@@ -125,10 +128,10 @@ class RoundStats:
         sample = RoundSample(
             batch,
             now_s,
-            now_s - last_s if last_s is not None else 0.0,
+            (now_s - last_s) / num_steps if last_s is not None else 0.0,
             self._drafted_ns.pop(batch, 0) / 1e9,
-            verify.busy_ns / 1e9,
-            verify.idle_ns / 1e9,
+            verify.busy_ns / 1e9 / num_steps,
+            verify.idle_ns / 1e9 / num_steps,
             event.num_output_tokens,
             event.num_active,
             batch not in self._has_waited and last_s is not None,
@@ -136,11 +139,12 @@ class RoundStats:
             len(event.accepted),
             num_drafts,
             num_accepted,
+            num_steps,
         )
         self._has_waited.discard(batch)
         self.samples.append(sample)
         if sample.is_steady and not sample.is_prefill:
-            self.decode_s += sample.step_s
+            self.decode_s += sample.step_s * num_steps
             self.decode_tokens += sample.num_output_tokens
 
 

@@ -31,6 +31,12 @@ class PlannedSpan:
     ready: Proposal | None = None
     ahead_len: int = 0
     num_forced: int = 0  # the last of its tokens that the grammar forced in the round before
+    num_steps: int = 1  # tokens to sample, one after the other; more than one only in a round without drafts
+
+    @property
+    def num_open(self) -> int:
+        """Output tokens that the request may still have after a round that this one follows, and before this one."""
+        return self.request.remaining_len - (self.committed_len - len(self.request.tokens))
 
     @property
     def draft_len(self) -> int:
@@ -165,8 +171,34 @@ def following_spans(plan: RoundPlan, members: Sequence[Request]) -> list[Planned
             return []
         if request.may_be_forced:  # more tokens than one may be to cache
             return []
-    going_on = [span for span in live if span.request.remaining_len > 1]
-    return [PlannedSpan(span.request, span.committed_len + 1, 1, sample=True, follows=True) for span in going_on]
+    going_on = [span for span in live if span.request.remaining_len > span.num_steps]
+    return [
+        PlannedSpan(span.request, span.committed_len + span.num_steps, 1, sample=True, follows=True)
+        for span in going_on
+    ]
+
+
+def with_steps(spans: Sequence[PlannedSpan], most: int, kv: KvLedger) -> Sequence[PlannedSpan]:
+    """Return the spans of a round with up to `most` steps, KV reserved: none of them ends before the others by its
+    length. As they are if one of them cannot have more than one step, or not all of them fit."""
+    if most <= 1 or not all(_can_step(span) for span in spans):
+        return spans
+    num_steps = min(most, min([span.num_open for span in spans]))
+    for span in spans:
+        num_cached = span.committed_len + num_steps - 1
+        if not kv.can_reserve(span.request.id, num_cached):
+            return spans
+        kv.reserve(span.request.id, num_cached)
+    return [replace(span, num_steps=num_steps) for span in spans]
+
+
+def _can_step(span: PlannedSpan) -> bool:
+    """Whether the verifier can go on from the token that it gives the span: it decodes, and nothing but that token is
+    decided. A grammar may force more tokens than one, and the drafter needs the features of each."""
+    has_more = span.draft_len or span.num_prefill or span.wants_features or span.ahead_len
+    request = span.request
+    is_decoding = span.sample and span.num_tokens == 1 and span.committed_len > request.spec.prompt_len
+    return is_decoding and not has_more and request.spec.sampling.grammar is None and not request.is_aborted
 
 
 def apply_verdict(span: PlannedSpan, num_drafts: int, verdict: Verdict) -> tuple[tuple[int, ...], FinishReason | None]:
@@ -175,13 +207,13 @@ def apply_verdict(span: PlannedSpan, num_drafts: int, verdict: Verdict) -> tuple
     request.verifier_len += span.num_tokens
     if not span.sample:
         return (), None
-    request.verifier_len += verdict.accepted_len
-    request.num_rounds += 1
+    request.verifier_len += verdict.cached_len - verdict.committed_len
+    request.num_rounds += verdict.num_steps
     request.num_drafted += num_drafts
     request.num_accepted += verdict.accepted_len
     token_ids, reason = truncate_output(verdict.tokens, request)
     request.tokens.extend(token_ids)
-    request.last_forced = max(len(token_ids) - verdict.accepted_len - 1, 0)
+    request.last_forced = max(len(token_ids) - verdict.accepted_len - verdict.num_steps, 0)
     request.num_forced += request.last_forced
     return token_ids, reason
 
@@ -227,7 +259,7 @@ def to_verify_span(span: PlannedSpan, proposal: Proposal | None) -> VerifySpan:
     """Return the verifier's span for one request: the tokens it has not cached, and the proposed drafts."""
     request = span.request
     if span.follows:
-        return VerifySpan(request.id, span.committed_len - 1, (), follows=True)
+        return VerifySpan(request.id, span.committed_len - 1, (), follows=True, num_steps=span.num_steps)
     return VerifySpan(
         request_id=request.id,
         prefix_len=request.verifier_len,
@@ -238,6 +270,7 @@ def to_verify_span(span: PlannedSpan, proposal: Proposal | None) -> VerifySpan:
         spec=request.spec if request.verifier_len == 0 else None,
         wants_features=span.wants_features,
         source=proposal.source if proposal is not None else DraftMethod.MODEL,
+        num_steps=span.num_steps,
     )
 
 

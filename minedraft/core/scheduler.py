@@ -17,6 +17,7 @@ from minedraft.core.ledger import KvLedger
 from minedraft.core.limits import SchedulerLimits, check_replays, check_request, check_successor_memory
 from minedraft.core.policy.base import DraftOffer, DraftPolicy, FixedDraftLen
 from minedraft.core.policy.guarded import GuardedDraftPolicy
+from minedraft.core.policy.steps import StepsPerCommand
 from minedraft.core.queueing.seating import Seating
 from minedraft.core.queueing.trials import Trials
 from minedraft.core.queueing.waiting_room import WaitingRoom
@@ -30,11 +31,12 @@ from minedraft.core.rounds import (
     match_proposals,
     shorten,
     to_verify_span,
+    with_steps,
 )
 from minedraft.core.span_planner import SpanPlanner, wanted_drafts
 from minedraft.errors import MineDraftError, NumericError, ProtocolError, StaleRound
 from minedraft.messages import Proposal, Verdict, VerifySpan
-from minedraft.types import Batch, FinishReason
+from minedraft.types import Batch, FinishReason, Mode
 
 Updates: TypeAlias = list[RequestUpdate]
 
@@ -62,6 +64,7 @@ class Scheduler:
         self._policy = GuardedDraftPolicy(
             policy or FixedDraftLen(), lambda cause: self._events.append(events.PolicyReplaced(cause))
         )
+        self.steps = StepsPerCommand()
         self._trials = Trials()
         self._in_flight: dict[int, Batch] = {}  # by number, the rounds that are planned and not ended
         self._events: list[events.Event] = []
@@ -180,6 +183,15 @@ class Scheduler:
 
     # A round
 
+    @property
+    def steps_per_command(self) -> int:
+        """How many decode steps the next round may have: one while somebody waits for its end."""
+        limits = self.limits
+        is_waited_for = self.room.queue or self._change is not None or self._trials.on_trial()
+        if limits.max_steps == 1 or limits.mode is not Mode.AR or is_waited_for:
+            return 1
+        return self.steps.num_steps() if limits.max_steps is None else limits.max_steps
+
     def plan(self, batch: Batch) -> RoundPlan | None:
         """Begin the batch's next round: admit, reserve KV, preempt. Return None if it has nothing to do now."""
         if not self.has_verifier:
@@ -287,6 +299,7 @@ class Scheduler:
     def _begin_round(self, batch: Batch, spans: Sequence[PlannedSpan], num_prompt_tokens: int) -> RoundPlan:
         self._round_number += 1
         self._in_flight[self._round_number] = batch
+        spans = with_steps(spans, self.steps_per_command, self.verifier_kv)
         plan = RoundPlan.of(batch, self._round_number, spans, self.verifier_kv, self.book, self.limits.num_branches)
         lens = [draft.draft_len for draft in plan.drafts]
         counts = num_prompt_tokens, sum(lens), max(lens, default=0), sum([len(p.tokens) for p in plan.prefills])
@@ -358,8 +371,10 @@ class Scheduler:
         token_ids, reason = apply_verdict(span, num_drafts, verdict)
         if reason is not None:
             self._remove(request, reason)
-        logprobs, num_forced = verdict.logprobs[: len(token_ids)], request.last_forced
-        return RequestUpdate(request, token_ids, logprobs, reason, num_forced=num_forced) if span.sample else None
+        if not span.sample:
+            return None
+        logprobs, forced = verdict.logprobs[: len(token_ids)], request.last_forced
+        return RequestUpdate(request, token_ids, logprobs, reason, num_forced=forced, num_steps=verdict.num_steps)
 
     def _fail(self, request: Request, error: MineDraftError) -> RequestUpdate:
         self._remove(request, None, error)

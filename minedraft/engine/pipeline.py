@@ -5,8 +5,8 @@ speculative decoding: while lane A's verify runs, lane B's draft does, and each 
 holds the other lane's command before it needs it, so nothing in the scheduler is on the critical
 path as long as one device is slower than the other plus a round trip. One lane is plain speculative
 decoding, or PEARL if the drafter runs ahead of its requests (`core/running_ahead.py`); one lane with draft_len 0 is
-autoregressive decoding, where each round is in the mailbox before the last one has ended (`Scheduler.follow`). There
-is no other code path.
+autoregressive decoding, where each round is in the mailbox before the last one has ended (`Scheduler.follow`), and may
+have several steps (`core/policy/steps.py`). There is no other code path.
 """
 
 from __future__ import annotations
@@ -93,11 +93,8 @@ class Pipeline:
         self.is_lent = False
         self._clock = clock
         self._log = EventLog()
-        draft_policy = draft_policy or FixedDraftLen()
-        mode_policy = mode_policy or FixedMode()
+        draft_policy, mode_policy = draft_policy or FixedDraftLen(), mode_policy or FixedMode()
         self._mode_policy = GuardedModePolicy(mode_policy, lambda cause: self._publish(events.PolicyReplaced(cause)))
-        cores = CoreSharing(lambda: self.verifier, self._publish)
-        self._observers = [*observers, draft_policy.observe, mode_policy.observe, cores.observe]
         self._usage: dict[int, UsageClock] = {}
         self._sinks: dict[int, Sink] = {}
         self._wake = {batch: asyncio.Event() for batch in Batch}
@@ -106,8 +103,10 @@ class Pipeline:
         self._settled = asyncio.Event()  # the requested limits are in force
         self._settled.set()
         self._lanes: list[asyncio.Task[None]] = []
-        self._cores = cores
+        self._cores = CoreSharing(lambda: self.verifier, self._publish)
         self.scheduler = Scheduler(limits, make_ledger(verifier.info), None, draft_policy)
+        policies = draft_policy.observe, mode_policy.observe, self.scheduler.steps.observe
+        self._observers = [*observers, *policies, self._cores.observe]
         self._event_sources = (self.scheduler.take_events, *event_sources)
         self._verifying = Verifying(
             self.scheduler,
@@ -178,6 +177,7 @@ class Pipeline:
         _check_ids("prompt.token_ids", new.prompt_token_ids, vocab_size)
         _check_ids("stop_ids", new.stop_ids, vocab_size)
         request = self.scheduler.add(new)
+        self._verifying.curtail()
         self._sinks[request.id] = sink
         self._usage[request.id] = UsageClock(self._clock())
         self._idle.clear()
@@ -341,7 +341,7 @@ class Pipeline:
             sink, usage = self._sinks[request.id], self._usage[request.id]
             if update.token_ids:
                 usage.on_tokens(now_s)
-                if sink.on_tokens(update.token_ids, update.logprobs, update.num_forced) and not update.is_final:
+                if any(sink.on_tokens(*step) for step in update.steps) and not update.is_final:
                     update = self.scheduler.finish(request, FinishReason.STOP)
             if update.is_final:
                 del self._sinks[request.id], self._usage[request.id]

@@ -69,6 +69,7 @@ class Verifying:
         self._wake = wake
         self._can_return = can_return
         self._num_failures = 0  # rounds in a row that failed with no request named
+        self._last_stepped = self._last_curtailed = 0  # numbers of rounds of several steps
 
     async def verify(self, plan: RoundPlan, spans: tuple[VerifySpan, ...]) -> Checked | Unchecked:
         """Return the verdicts of a round, or why there are none.
@@ -85,6 +86,8 @@ class Verifying:
         released = ledger.take_releases()
         round_id = RoundId(verifier.info.epoch, plan.batch, plan.number)
         command = VerifyCommand(round_id, spans, released, plan.feature_layers)
+        if any(span.num_steps > 1 for span in spans):
+            self._last_stepped = plan.number
         try:
             reply = await verifier.verify(command)
         except MineDraftError as error:
@@ -95,8 +98,16 @@ class Verifying:
             self._num_failures = 0
         self._acknowledge(ledger, released)
         feature_bytes = sum([verdict.features.states.num_bytes for verdict in reply.verdicts if verdict.features])
-        self._publish(events.Verified(plan.batch, plan.number, reply.timing, feature_bytes))
+        num_steps = max([verdict.num_steps for verdict in reply.verdicts], default=1)
+        self._publish(events.Verified(plan.batch, plan.number, reply.timing, feature_bytes, max(num_steps, 1)))
         return Checked(spans, reply.verdicts)
+
+    def curtail(self) -> None:
+        """Have the rounds that the verifier has make no further steps if a request waits for their end to be seated."""
+        has_steps = self._last_stepped > self._last_curtailed and not self.is_lost
+        if has_steps and self._scheduler.batches.has_seat():
+            self._last_curtailed = self._last_stepped
+            self.verifier.curtail(self._last_curtailed)
 
     def give_up(self, plan: RoundPlan, error: MineDraftError | None) -> None:
         """End a round that has no verdicts. A refusal ends the request that the verifier named, or all of the

@@ -96,3 +96,8 @@ class Verifier(Worker, Protocol):
                 `request_id` is the request whose span was refused, if a single one is at fault.
         """
         ...
+
+    def curtail(self, number: int) -> None:
+        """Have the rounds up to this number make no further steps; their verdicts then have fewer tokens. It has no
+        answer, and a verifier that is lost needs none."""
+        ...

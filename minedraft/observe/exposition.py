@@ -127,6 +127,7 @@ class Page:
         )
         rounds = {batch.name: batch.rounds for batch in status.batches}
         yield self._counters("minedraft:rounds", "Committed rounds.", "batch", rounds)
+        yield self._counter("minedraft:steps", "Forwards of the target; several in a round of mode ar.", status.steps)
         sizes = {batch.name: histogram for batch, histogram in meter.batch_sizes.items()}
         yield self._histograms("minedraft:batch_size", "Requests of a round.", "batch", sizes)
 

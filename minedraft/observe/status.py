@@ -114,7 +114,7 @@ class StatusBoard:
             stale_replies=counters.stale_proposals + sum(link.num_stale for link in self._links(pipeline)),
             wire_bytes=sum(link.wire_bytes for link in self._links(pipeline)),
             feature_bytes=counters.feature_bytes,
-            steps=sum(counters.rounds.values()),
+            steps=sum(counters.rounds.values()) + counters.further_steps,
             uptime_s=uptime_s,
             verified_drafts=counters.verified_drafts,
             accepted_drafts=counters.accepted_drafts,
@@ -138,6 +138,7 @@ class StatusBoard:
             acceptances=tuple(AcceptanceState(*pair, rows) for pair, rows in sorted(counters.acceptances.items())),
             decode_s=self.rounds.decode_s,
             decode_tokens=self.rounds.decode_tokens,
+            steps_per_command=scheduler.steps_per_command,
         )
 
     def _batch_states(self, batches: BatchManager) -> tuple[BatchState, ...]:

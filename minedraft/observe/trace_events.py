@@ -60,7 +60,7 @@ class TraceRecords:
                 kind = "run ahead" if event.is_ahead else "prefill" if event.is_prefill else "draft"
                 yield self._command(Role.DRAFTER, kind, event.batch, event.number, event.timing)
             case events.Verified():
-                yield self._command(Role.VERIFIER, "verify", event.batch, event.number, event.timing)
+                yield self._command(Role.VERIFIER, "verify", event.batch, event.number, event.timing, event.num_steps)
             case events.CoresChanged():
                 args = f'"args":{{"cores":{len(event.cores)}}}'
                 yield self._span(event.role, "change of cores", "control", event.timing, args)
@@ -87,8 +87,8 @@ class TraceRecords:
         """Return a record that says something about the trace itself."""
         return self._note(text, "trace", now_s)
 
-    def _command(self, role: Role, kind: str, batch: Batch, number: int, timing: Timing) -> str:
-        args = f'"round":{number}'
+    def _command(self, role: Role, kind: str, batch: Batch, number: int, timing: Timing, num_steps: int = 1) -> str:
+        args = f'"round":{number}' if num_steps == 1 else f'"round":{number},"steps":{num_steps}'
         if (plan := self._plans.get(number)) is not None:
             args += (
                 f',"requests":{plan.num_requests},"prompt tokens":{plan.num_prompt_tokens},"drafts":{plan.num_drafts}'

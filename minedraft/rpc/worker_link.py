@@ -196,11 +196,9 @@ class _WorkerLink:
         self._last_call += 1
         command.call = call = self._last_call
         data = envelope_to_bytes(command)
-        self.stats.wire_bytes += len(data)
         answer = self._watch.begin(call, reply_kind)
         self.stats.num_open += 1
-        self._outbox.append(data)
-        self._has_mail.set()
+        self._send(data)
         try:
             reply = await answer
         finally:
@@ -212,6 +210,11 @@ class _WorkerLink:
         if kind != reply_kind:
             raise self._lose(f"it answered a {reply_kind} command with {kind}", LossCause.PROTOCOL)
         return reply
+
+    def _send(self, data: bytes) -> None:
+        self.stats.wire_bytes += len(data)
+        self._outbox.append(data)
+        self._has_mail.set()
 
     async def _read_replies(self, stream: _Stream) -> None:
         """Read until the stream ends. It lives as long as the connection, so its end means a lost worker."""
@@ -328,6 +331,11 @@ class GrpcVerifier(_WorkerLink):
             checked = verify_reply_from_pb(reply.verify, command, self.info)
         self._hold(row.features.states for row in checked.verdicts if row.features is not None)
         return checked
+
+    def curtail(self, number: int) -> None:
+        if self.lost_error is None:
+            message = worker_pb2.CurtailRequest(epoch=self.info.epoch, number=number)
+            self._send(envelope_to_bytes(worker_pb2.Command(curtail=message)))
 
 
 def _tensors_in(reply: worker_pb2.Reply) -> Iterator[common_pb2.Tensor]:

@@ -282,4 +282,5 @@ def _limits(settings: Settings, verifier: WorkerInfo) -> SchedulerLimits:
         max_model_len=max_model_len,
         max_replays=settings.max_replays,
         branches=settings.branches,
+        max_steps=settings.max_steps,
     )

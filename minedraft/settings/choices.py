@@ -9,16 +9,21 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from minedraft.sampling_params import MAX_DRAFT_LEN
-from minedraft.types import Mode
+from minedraft.types import MAX_STEPS, Mode
 
 AUTO: Literal["auto"] = "auto"
 
 
-def _check_draft_len(value: object) -> object:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if value != AUTO and not (is_whole and 0 <= int(str(value)) <= MAX_DRAFT_LEN):
-        raise ValueError(f"must be auto or an integer in [0, {MAX_DRAFT_LEN}]")
-    return value
+def _auto_or_within(least: int, most: int) -> BeforeValidator:
+    """Return a check that a value is auto or a whole number from `least` to `most`."""
+
+    def check(value: object) -> object:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if value != AUTO and not (is_whole and least <= int(str(value)) <= most):
+            raise ValueError(f"must be auto or an integer in [{least}, {most}]")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _check_mode(value: object) -> object:
@@ -33,7 +38,8 @@ def _expand_home(path: Path | None) -> Path | None:
     return None if path is None else Path(os.path.expanduser(path))
 
 
-DraftLenChoice = Annotated[Literal["auto"] | int, BeforeValidator(_check_draft_len)]
+DraftLenChoice = Annotated[Literal["auto"] | int, _auto_or_within(0, MAX_DRAFT_LEN)]
+StepsChoice = Annotated[Literal["auto"] | int, _auto_or_within(1, MAX_STEPS)]
 ModeChoice = Annotated[Literal["auto"] | Mode, BeforeValidator(_check_mode)]
 Folder = Annotated[Path, Field(strict=False), AfterValidator(_expand_home)]
 OptionalPath = Annotated[Path | None, Field(strict=False), AfterValidator(_expand_home)]

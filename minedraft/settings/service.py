@@ -11,7 +11,7 @@ from minedraft.device import DEVICE_FORMS, GPU_MEMORY_SHARE, Device, usable_core
 from minedraft.errors import ConfigError
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.settings.checks import cores_of_both
-from minedraft.settings.choices import AUTO, DraftLenChoice, ModeChoice, OptionalPath, Share
+from minedraft.settings.choices import AUTO, DraftLenChoice, ModeChoice, OptionalPath, Share, StepsChoice
 from minedraft.settings.observing import ObservingSettings
 from minedraft.settings.shared import SharedSettings
 from minedraft.settings.worker import WorkerSettings
@@ -57,6 +57,11 @@ class Settings(ObservingSettings):
         ge=1,
         le=MAX_BRANCHES,
         description="Ways a verify may end that pearl prepares for; 1: as in its paper.",
+    )
+    steps_per_command: StepsChoice = Field(
+        AUTO,
+        description="Decode steps that the verifier makes in mode ar before it answers, at most; auto: as many as take "
+        "no more than 35 ms together, up to 4. One while requests wait, and where a grammar decides.",
     )
     draft_policy: Literal["fixed", "tetris", "tetris-exact"] = Field(
         "fixed",
@@ -211,6 +216,11 @@ class Settings(ObservingSettings):
     def max_draft_len(self) -> int:
         """The most drafts that a request can have in a round."""
         return MAX_DRAFT_LEN if self.draft_len == AUTO else self.draft_len
+
+    @property
+    def max_steps(self) -> int | None:
+        """The most decode steps that a verify command can have; None: as measured times allow."""
+        return None if self.steps_per_command == AUTO else self.steps_per_command
 
     @property
     def first_mode(self) -> Mode:

@@ -119,6 +119,9 @@ class SimulatedVerifier(_SimulatedLink):
         self.is_wide = len(cores) > 1
         return Timing()
 
+    def curtail(self, number: int) -> None:
+        """Do nothing: simulated rounds have one step each."""
+
     async def verify(self, command: VerifyCommand) -> VerifyReply:
         num_prompt = sum([len(span.tokens) for span in command.spans if len(span.tokens) > 1])
         num_rows = num_prompt + sum([len(s.drafts) + (len(s.tokens) <= 1) for s in command.spans])

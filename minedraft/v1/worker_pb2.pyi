@@ -47,7 +47,7 @@ DRAFT_SOURCE_NGRAM: DraftSource
 DRAFT_SOURCE_EAGLE: DraftSource
 
 class Command(_message.Message):
-    __slots__ = ("call", "draft", "prefill", "verify", "release", "configure", "channel")
+    __slots__ = ("call", "draft", "prefill", "verify", "release", "configure", "channel", "curtail")
     CALL_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class Command(_message.Message):
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     CONFIGURE_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    CURTAIL_FIELD_NUMBER: _ClassVar[int]
     call: int
     draft: DraftRequest
     prefill: DraftRequest
@@ -62,7 +63,8 @@ class Command(_message.Message):
     release: ReleaseRequest
     configure: ConfigureRequest
     channel: ChannelRequest
-    def __init__(self, call: _Optional[int] = ..., draft: _Optional[_Union[DraftRequest, _Mapping]] = ..., prefill: _Optional[_Union[DraftRequest, _Mapping]] = ..., verify: _Optional[_Union[VerifyRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ..., configure: _Optional[_Union[ConfigureRequest, _Mapping]] = ..., channel: _Optional[_Union[ChannelRequest, _Mapping]] = ...) -> None: ...
+    curtail: CurtailRequest
+    def __init__(self, call: _Optional[int] = ..., draft: _Optional[_Union[DraftRequest, _Mapping]] = ..., prefill: _Optional[_Union[DraftRequest, _Mapping]] = ..., verify: _Optional[_Union[VerifyRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ..., configure: _Optional[_Union[ConfigureRequest, _Mapping]] = ..., channel: _Optional[_Union[ChannelRequest, _Mapping]] = ..., curtail: _Optional[_Union[CurtailRequest, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("call", "draft", "verify", "release", "refusal", "configure", "channel", "heartbeat", "channel_failure")
@@ -297,7 +299,7 @@ class DraftReply(_message.Message):
     def __init__(self, round: _Optional[_Union[RoundId, _Mapping]] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., num_free_blocks: _Optional[int] = ..., num_not_finite: _Optional[int] = ...) -> None: ...
 
 class VerifySpan(_message.Message):
-    __slots__ = ("request_id", "prefix_len", "tokens", "drafts", "q", "sample", "spec", "follows", "wants_features")
+    __slots__ = ("request_id", "prefix_len", "tokens", "drafts", "q", "sample", "spec", "follows", "wants_features", "num_steps")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PREFIX_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -307,6 +309,7 @@ class VerifySpan(_message.Message):
     SPEC_FIELD_NUMBER: _ClassVar[int]
     FOLLOWS_FIELD_NUMBER: _ClassVar[int]
     WANTS_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     prefix_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
@@ -316,7 +319,8 @@ class VerifySpan(_message.Message):
     spec: SequenceSpec
     follows: bool
     wants_features: bool
-    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ..., sample: _Optional[bool] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ..., follows: _Optional[bool] = ..., wants_features: _Optional[bool] = ...) -> None: ...
+    num_steps: int
+    def __init__(self, request_id: _Optional[int] = ..., prefix_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[int]] = ..., q: _Optional[_Union[TruncatedQ, _Mapping]] = ..., sample: _Optional[bool] = ..., spec: _Optional[_Union[SequenceSpec, _Mapping]] = ..., follows: _Optional[bool] = ..., wants_features: _Optional[bool] = ..., num_steps: _Optional[int] = ...) -> None: ...
 
 class VerifyRequest(_message.Message):
     __slots__ = ("round", "spans", "released", "feature_layers", "freed")
@@ -371,6 +375,14 @@ class ReleaseRequest(_message.Message):
     epoch: int
     request_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, epoch: _Optional[int] = ..., request_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class CurtailRequest(_message.Message):
+    __slots__ = ("epoch", "number")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    number: int
+    def __init__(self, epoch: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class ReleaseReply(_message.Message):
     __slots__ = ("num_free_blocks",)

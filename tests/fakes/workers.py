@@ -191,6 +191,9 @@ class FakeVerifier(_FakeWorker):
         self._turns = {batch: asyncio.Lock() for batch in Batch}
         self._follower = Follower(self._run, lambda released: self.kv.release(released))
 
+    def curtail(self, number: int) -> None:
+        self._follower.curtail(self.info.epoch, number)
+
     def execute(self, command: VerifyCommand) -> VerifyReply:
         self._once("verify", command)
         return deliver_verify(command, self.info, self.run)
@@ -221,7 +224,13 @@ class FakeVerifier(_FakeWorker):
         accepted_len, chosen = len(tokens) - committed_len - 1, tuple(tokens[committed_len:])
         logprobs = _logprobs(chosen, state.spec.sampling.logprobs)
         return Verdict(
-            span.request_id, committed_len, accepted_len, chosen, logprobs, features=self._features(state, span)
+            span.request_id,
+            committed_len,
+            accepted_len,
+            chosen,
+            logprobs,
+            features=self._features(state, span),
+            is_end=chosen[-1] in state.spec.stop_ids,
         )
 
     def _features(self, state: SequenceState, span: VerifySpan) -> Features | None:

@@ -109,6 +109,9 @@ class InProcessVerifier(_InProcess):
         self._follower = Follower(self.actor.verify, self.actor.release)
         self.executor = executor
 
+    def curtail(self, number: int) -> None:
+        self._follower.curtail(self.info.epoch, number)
+
     async def verify(self, command: VerifyCommand) -> VerifyReply:
         await asyncio.sleep(0)
         return deliver_verify(command, self.info, self._run)

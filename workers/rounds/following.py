@@ -1,4 +1,5 @@
-"""Rounds that follow another one: they start from tokens that the scheduler did not know when it sent them."""
+"""Rounds that follow another one: they start from tokens that the scheduler did not know when it sent them. They may
+have several steps."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from dataclasses import replace
 
 from minedraft.errors import StaleRound
 from minedraft.messages import Verdict, VerifyCommand, VerifySpan
+from minedraft.types import RoundId
 from minedraft_workers.rounds.actors import Work
+from minedraft_workers.rounds.stepping import run_steps
 
 
 class Follower:
@@ -25,6 +28,11 @@ class Follower:
         self._release = release
         self._last: dict[int, Verdict] = {}  # of the last command, by request id; empty if it was refused
         self._epoch = 0
+        self._curtailed = 0, 0  # epoch and number of the last round that makes no further step
+
+    def curtail(self, epoch: int, number: int) -> None:
+        """Have the rounds of an epoch up to a number make no further step. Call it in any thread."""
+        self._curtailed = epoch, number
 
     def verify(self, command: VerifyCommand) -> Work[Verdict]:
         """Return the verdicts on a command; that on a span which follows no token is STALE_ROUND. Raise as `verify`."""
@@ -43,7 +51,7 @@ class Follower:
             if span.follows and not token:
                 stale.append(Verdict(span.request_id, span.committed_len, 0, (), error=StaleRound.reason))
             else:
-                spans.append(VerifySpan(span.request_id, span.prefix_len, token) if token else span)
+                spans.append(replace(span, tokens=token, follows=False) if token else span)
         if not spans:
             self._release(command.released)
             return Work(tuple(stale))
@@ -51,13 +59,17 @@ class Follower:
         return replace(work, rows=(*work.rows, *stale)) if stale else work
 
     def _execute(self, command: VerifyCommand) -> Work[Verdict]:
-        work = self._verify(command)
+        work = run_steps(self._verify, command, lambda: self._is_curtailed(command.round))
         self._last = {verdict.request_id: verdict for verdict in work.rows}
         return work
+
+    def _is_curtailed(self, round_id: RoundId) -> bool:
+        epoch, number = self._curtailed
+        return round_id.epoch == epoch and round_id.number <= number
 
 
 def _next_token(verdict: Verdict | None, prefix_len: int) -> tuple[int, ...]:
     """Return the token after `prefix_len` committed tokens, as a tuple; empty if the verdict does not give it."""
-    if verdict is None or not verdict.tokens or verdict.committed_len + verdict.accepted_len != prefix_len:
+    if verdict is None or not verdict.tokens or verdict.cached_len != prefix_len:
         return ()
-    return (verdict.bonus_token,) if not verdict.num_forced else ()  # the forced ones come before the next round's
+    return verdict.tokens[-1:] if not verdict.num_forced else ()  # the forced ones come before the next round's

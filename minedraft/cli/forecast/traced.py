@@ -25,7 +25,8 @@ _LEAST_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class TracedRound:
-    """A committed round. Times in seconds, `at_s` from the start of the trace."""
+    """A committed round. Times in seconds, `at_s` from the start of the trace. `verify_s` and `num_output` are those of
+    each of its `num_steps` decode steps."""
 
     mode: Mode
     batch: str
@@ -35,8 +36,9 @@ class TracedRound:
     num_prompt_tokens: int
     draft_s: float
     verify_s: float
-    num_output: int
+    num_output: float
     num_accepted: int
+    num_steps: int
 
     @property
     def draft_len(self) -> int:
@@ -66,7 +68,8 @@ def traced_rows(path: Path) -> list[MeasuredRow]:
     kinds: defaultdict[tuple[Mode, int, int], list[tuple[TracedRound, float]]] = defaultdict(list)
     for before, this in pairwise(rounds):
         if _is_steady(before, this):
-            kinds[this.mode, this.num_requests, this.draft_len].append((this, this.at_s - before.at_s))
+            step_s = (this.at_s - before.at_s) / this.num_steps
+            kinds[this.mode, this.num_requests, this.draft_len].append((this, step_s))
     rows = [_row(*kind, found) for kind, found in sorted(kinds.items()) if len(found) >= _least(kinds, kind)]
     if not rows:
         raise ConfigError("result", str(path), f"has no {_LEAST_ROUNDS} steady rounds of one kind")
@@ -100,6 +103,7 @@ def _rounds(records: Sequence[Mapping[str, Any]]) -> Iterator[TracedRound]:
             batch, now_us = record["name"], record["ts"]
         elif record["ph"] == "C" and (found := open_rounds.pop(batch, None)) is not None:
             planned = found.pop("args")
+            num_steps = planned.get("steps", 1)
             yield TracedRound(
                 mode,
                 batch,
@@ -107,9 +111,11 @@ def _rounds(records: Sequence[Mapping[str, Any]]) -> Iterator[TracedRound]:
                 planned["requests"],
                 planned["drafts"],
                 planned["prompt tokens"],
-                **found,
-                num_output=args["output"],
+                found["draft_s"],
+                found["verify_s"] / num_steps,
+                num_output=args["output"] / num_steps,
                 num_accepted=args["accepted"],
+                num_steps=num_steps,
             )
 
 

@@ -44,7 +44,8 @@ class Trials:
         for plan in self._sent.values():
             for span in plan.spans:
                 blamed[span.request.id] = span.request
-                reached[span.request.id] = max(reached.get(span.request.id, 0), span.committed_len + span.draft_len)
+                num_more = max(span.draft_len, span.num_steps - 1)
+                reached[span.request.id] = max(reached.get(span.request.id, 0), span.committed_len + num_more)
         self._sent.clear()
         for request_id, request in blamed.items():
             request.num_replays += 1

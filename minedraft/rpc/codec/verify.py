@@ -7,7 +7,7 @@ from minedraft.messages import Features, TokenLogprobs, Verdict, VerifyCommand, 
 from minedraft.rpc.codec import common
 from minedraft.rpc.codec.tensor import features_from_pb, features_to_pb, layers_from_pb, q_from_pb, q_to_pb
 from minedraft.sampling_params import MAX_LOGPROBS
-from minedraft.types import MAX_FORCED
+from minedraft.types import MAX_FORCED, MAX_STEPS
 from minedraft.v1 import common_pb2, worker_pb2
 
 _MAX_LOGPROB = 1e-3  # 0, with room for rounding
@@ -79,6 +79,7 @@ def _span_to_pb(span: VerifySpan) -> worker_pb2.VerifySpan:
         sample=span.sample,
         follows=span.follows,
         wants_features=span.wants_features,
+        num_steps=span.num_steps if span.num_steps > 1 else 0,
     )
     if span.q is not None:
         message.q.CopyFrom(q_to_pb(span.q))
@@ -93,7 +94,8 @@ def _span_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> VerifySpa
     drafts = common.tokens_from_pb(message.drafts, info.vocab_size, "drafts", request_id)
     if message.follows:
         return _follower_from_pb(message, info)
-    common.check_span(request_id, prefix_len, len(tokens), len(drafts), info)
+    num_steps = _steps_from_pb(message)
+    common.check_span(request_id, prefix_len, len(tokens), max(len(drafts), num_steps - 1), info)
     if drafts and not sample:
         name = common.name_of(request_id, "drafts")
         raise InvalidRequest(name, f"{len(drafts)} tokens", "must be none in a span that does not sample")
@@ -102,8 +104,17 @@ def _span_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> VerifySpa
         q = q_from_pb(message.q, len(drafts), common.name_of(request_id, "q"))
     if message.HasField("spec"):
         spec = common.introduction_from_pb(message.spec, request_id, prefix_len, info)
-    wants_features = message.wants_features
-    return VerifySpan(request_id, prefix_len, tokens, drafts, q, sample, spec, wants_features=wants_features)
+    return VerifySpan(
+        request_id,
+        prefix_len,
+        tokens,
+        drafts,
+        q,
+        sample,
+        spec,
+        wants_features=message.wants_features,
+        num_steps=num_steps,
+    )
 
 
 def _follower_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> VerifySpan:
@@ -112,8 +123,19 @@ def _follower_from_pb(message: worker_pb2.VerifySpan, info: WorkerInfo) -> Verif
     if has_more or message.wants_features or not message.sample:
         name = common.name_of(request_id, "follows")
         raise InvalidRequest(name, True, "must be false in a span that has more than a prefix length")
-    common.check_span(request_id, prefix_len, 1, 0, info)
-    return VerifySpan(request_id, prefix_len, (), follows=True)
+    num_steps = _steps_from_pb(message)
+    common.check_span(request_id, prefix_len, 1, num_steps - 1, info)
+    return VerifySpan(request_id, prefix_len, (), follows=True, num_steps=num_steps)
+
+
+def _steps_from_pb(message: worker_pb2.VerifySpan) -> int:
+    """Return the steps of a span, which has nothing but tokens if there are several."""
+    num_steps, name = message.num_steps or 1, common.name_of(message.request_id, "num_steps")
+    if num_steps > MAX_STEPS:
+        raise InvalidRequest(name, num_steps, f"at most {MAX_STEPS}")
+    if num_steps > 1 and (message.drafts or message.wants_features or not message.sample):
+        raise InvalidRequest(name, num_steps, "must be 1 in a span with drafts or features, or that does not sample")
+    return num_steps
 
 
 def _verdict_to_pb(verdict: Verdict) -> worker_pb2.Verdict:
@@ -148,7 +170,9 @@ def _verdict_from_pb(message: worker_pb2.Verdict, span: VerifySpan, info: Worker
         raise refusal("accepted_len", accepted_len, f"{len(span.drafts)} drafts were sent")
     if (num_forced := message.num_forced) > MAX_FORCED:
         raise refusal("num_forced", num_forced, f"at most {MAX_FORCED}")
-    num_expected = accepted_len + 1 + num_forced if span.sample and not error else 0
+    num_chosen = len(tokens) - accepted_len - num_forced  # one for each step
+    num_chosen = min(max(num_chosen, 1), span.num_steps)
+    num_expected = accepted_len + num_chosen + num_forced if span.sample and not error else 0
     if len(tokens) != num_expected or (accepted_len and not num_expected):
         limit = f"must be {num_expected} after {accepted_len} accepted drafts and before {num_forced} forced tokens"
         raise refusal("tokens", f"{len(tokens)} tokens", limit)

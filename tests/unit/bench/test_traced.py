@@ -14,12 +14,13 @@ from minedraft.cli.forecast.predict import predict
 from minedraft.cli.forecast.traced import is_trace, traced_rows
 from minedraft.core import events
 from minedraft.errors import ConfigError
+from minedraft.messages import Timing
 from minedraft.observe.trace_events import TraceRecords, lane_names
 from minedraft.sim.acceptance import same
 from minedraft.sim.planning import measured_machine
 from minedraft.sim.simulation import Load, endless_limits, run_simulation
 from minedraft.theory.costs import Cost, Costs
-from minedraft.types import Mode
+from minedraft.types import Batch, Mode
 
 TRUE = Costs(
     draft=Cost(0.005, 0.0002),
@@ -65,6 +66,21 @@ def test_a_trace_gives_the_costs_that_made_it(tmp_path: Path) -> None:
         assert row.predicted(costs).step_s == pytest.approx(row.rounds.step_s, rel=0.03), row.label
         if row.rounds.draft_len:
             assert row.draft_rate == pytest.approx(RATE, abs=0.1)
+
+
+def test_a_verify_of_several_decode_steps_counts_as_so_many(tmp_path: Path) -> None:
+    path, records, lines = tmp_path / "trace.json", TraceRecords(), list(lane_names("made up"))
+    happened: list[events.Event] = [events.ModeChanged(Mode.AR, 8, 0, "start")]
+    for number in range(12):
+        happened.append(events.RoundPlanned(Batch.A, number, 2, 0, 0))
+        happened.append(events.Verified(Batch.A, number, Timing(busy_ns=36_000_000), num_steps=4))
+        happened.append(events.RoundCommitted(Batch.A, number, 2, 8, (), False, 1))
+    for index, event in enumerate(happened):
+        lines.extend(records.of(event, index // 3 * 0.040))
+    path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    (row,) = traced_rows(path)
+    assert (row.rounds.verify_s, row.rounds.step_s) == pytest.approx((0.009, 0.010))
+    assert (row.tokens_per_round, row.decode_tokens_per_s) == pytest.approx((1.0, 200.0))
 
 
 def test_the_command_takes_a_trace(tmp_path: Path) -> None:

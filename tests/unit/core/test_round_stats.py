@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from minedraft.core import events
+from minedraft.core.counters import Counters
+from minedraft.core.policy.forecast.cost_model import CostModel, Way
 from minedraft.core.round_stats import RoundStats
 from minedraft.messages import Timing
 from minedraft.types import Batch, Mode
@@ -98,3 +100,23 @@ def test_decoding_is_all_rounds_without_prompts_and_without_waits_over_any_chang
     stats.observe(events.RoundCommitted(Batch.A, 34, 4, 8, (), is_prefill=True, num_active=1), 107.5)
     assert stats.decode_s == pytest.approx(19 * 0.040 + 0.5)
     assert stats.decode_tokens == 20 * 8
+
+
+def test_the_times_of_a_round_of_several_decode_steps_are_those_of_each_step() -> None:
+    stats, counters, costs = RoundStats(), Counters(), CostModel()
+    for number in range(20):
+        now_s = 100 + number * 0.040
+        for event in (
+            events.RoundPlanned(Batch.A, number, 2, 0, 0),
+            events.Verified(Batch.A, number, Timing(busy_ns=36_000_000, idle_ns=4_000_000), num_steps=4),
+            events.RoundCommitted(Batch.A, number, 2, 8, (), False, 1),
+        ):
+            for observe in (stats.observe, counters.observe, costs.observe):
+                observe(event, now_s)
+    summary = stats.summary()
+    assert (summary.step_ms, summary.verify_ms) == pytest.approx((10.0, 9.0))
+    assert (summary.control_overhead_ms, summary.verifier_busy) == pytest.approx((1.0, 0.9))
+    assert stats.tokens_per_s(now_s, 0.41) == pytest.approx(200.0)
+    assert stats.decode_tokens / stats.decode_s == pytest.approx(200.0)
+    assert (counters.rounds[Batch.A], counters.further_steps) == (20, 60)
+    assert costs.period_s(Way(Mode.AR), 2, 0.0, 0) == pytest.approx(0.010, rel=0.05)

@@ -73,7 +73,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             drafter_blocks, 4, drafter_context, lambda n: n % error_period != 0, drafter_vocab, reads_features, is_fifth
         )
         limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, 6, 64, branches, False, extra_drafts)
-        limits = replace(limits, max_replays=max_replays)
+        limits = replace(limits, max_replays=max_replays, max_steps=branches)  # each is of one mode alone
         policy = TetrisPolicy(AnyDraftPolicy(error_period), extra_drafts)
         self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None, policy)
         self.told = Told()
@@ -147,6 +147,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(mode=st.sampled_from(Mode), max_batch_size=st.integers(1, 4), draft_len=st.integers(1, 5))
     def reconfigure(self, mode: Mode, max_batch_size: int, draft_len: int) -> None:
         self.scheduler.reconfigure(self.scheduler.limits.lent(LoanTerms(mode, max_batch_size, draft_len)), "test")
+
+    @rule(batch=st.sampled_from(Batch))
+    def curtail(self, batch: Batch) -> None:
+        if self.in_flight[batch]:
+            self.verifier.curtail(self.in_flight[batch][-1].plan.number)
 
     # What the pipeline does, one hop at a time
 
@@ -233,8 +238,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         for event in self.scheduler.take_events():
             self.told.observe(event)
-        seats = {r.id: b for b in Batch for r in self.scheduler.batches.members(b)}
-        assert self.told.seats == seats
+        assert self.told.seats == {r.id: b for b in Batch for r in self.scheduler.batches.members(b)}
         assert self.told.waiting == {r.id for r in self.scheduler.room.queue}
         assert self.told.paused == set(self.scheduler.room.paused)
         assert self.told.ended.keys() == self.ended.keys()

@@ -72,6 +72,7 @@ class PipelineMachine(RuleBasedStateMachine):
         is_restless=st.booleans(),
         reads_features=st.booleans(),
         max_replays=st.integers(0, 3),
+        max_steps=st.integers(1, 5),
         seed=st.integers(0, 1 << 30),
     )
     def start(
@@ -86,6 +87,7 @@ class PipelineMachine(RuleBasedStateMachine):
         is_restless: bool,
         reads_features: bool,
         max_replays: int,
+        max_steps: int,
         seed: int,
     ) -> None:
         self.order = random.Random(seed)
@@ -98,7 +100,7 @@ class PipelineMachine(RuleBasedStateMachine):
         for worker in (self.verifier, self.drafter):
             worker.hold = self._knock
         limits = SchedulerLimits(mode, max_batch_size, draft_len, prefill_chunk, max_waiting=6, max_model_len=64)
-        limits = replace(limits, max_replays=max_replays)
+        limits = replace(limits, max_replays=max_replays, max_steps=max_steps)
         self.num_losses, self.has_stopped_waiting = 0, False
         self.mode_policy = RestlessMode(3 + seed % 20) if is_restless else None
         self.pipeline = CountedPipeline(

@@ -39,7 +39,7 @@ from minedraft.rpc.codec.verify import (
     verify_reply_to_pb,
 )
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import MAX_SPAN_DRAFTS, Acceptance, Batch, Role, RoundId, SequenceSpec
+from minedraft.types import MAX_SPAN_DRAFTS, MAX_STEPS, Acceptance, Batch, Role, RoundId, SequenceSpec
 from minedraft.v1 import worker_pb2
 
 INFO = WorkerInfo(
@@ -111,7 +111,8 @@ def verify_commands(draw: st.DrawFn) -> VerifyCommand:
     spans = []
     for request_id in draw(st.sets(st.integers(0, (1 << 64) - 1), max_size=5)):
         if draw(st.booleans()):
-            spans.append(VerifySpan(request_id, draw(st.integers(0, 200)), (), follows=True))
+            num_steps = draw(st.integers(1, MAX_STEPS))
+            spans.append(VerifySpan(request_id, draw(st.integers(0, 200)), (), follows=True, num_steps=num_steps))
             continue
         is_new, sample = draw(st.booleans()), draw(st.booleans())
         drafts = draw(tokens(5)) if sample else ()
@@ -124,6 +125,7 @@ def verify_commands(draw: st.DrawFn) -> VerifyCommand:
                 q=make_q(len(drafts)) if drafts and draw(st.booleans()) else None,
                 sample=sample,
                 spec=SPEC if is_new else None,
+                num_steps=draw(st.integers(1, MAX_STEPS)) if sample and not drafts else 1,
             )
         )
     return VerifyCommand(draw(ROUNDS), tuple(spans), tuple(draw(st.lists(st.integers(0, 1 << 40), max_size=5))))
@@ -146,7 +148,7 @@ def verify_replies(draw: st.DrawFn) -> tuple[VerifyCommand, VerifyReply]:
             verdicts.append(Verdict(span.request_id, committed_len, 0, (), error="NUMERIC"))
         else:
             accepted_len = draw(st.integers(0, len(span.drafts)))
-            chosen = (*span.drafts[:accepted_len], draw(TOKEN))
+            chosen = (*span.drafts[:accepted_len], *draw(tokens(span.num_steps, min_size=1)))
             logprobs = (LOGPROBS,) * len(chosen) if draw(st.booleans()) else ()
             verdicts.append(Verdict(span.request_id, committed_len, accepted_len, chosen, logprobs))
     return command, VerifyReply(command.round, tuple(verdicts), draw(TIMINGS), draw(st.integers(0, INFO.num_blocks)))
@@ -314,6 +316,11 @@ SPAN = VerifySpan(1, 10, (5,), drafts=(6, 7))
         ((replace(SPAN, tokens=(), follows=True),), "follows"),
         ((VerifySpan(1, 256, (), follows=True),), "fit in the context"),
         ((VerifySpan(1, 10, (), sample=False, follows=True),), "follows"),
+        ((replace(SPAN, num_steps=2),), "num_steps"),
+        ((replace(SPAN, drafts=(), sample=False, num_steps=2),), "num_steps"),
+        ((replace(SPAN, drafts=(), num_steps=MAX_STEPS + 1),), "num_steps"),
+        ((replace(SPAN, drafts=(), prefix_len=253, num_steps=4),), "fit in the context"),
+        ((VerifySpan(1, 253, (), follows=True, num_steps=4),), "fit in the context"),
         ((replace(SPAN, q=make_q(1)),), "q"),
         ((SPAN, SPAN), "request id twice"),
         ((replace(SPAN, prefix_len=0, spec=replace(SPEC, prompt_len=0)),), "spec.prompt_len"),

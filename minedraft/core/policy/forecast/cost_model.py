@@ -51,12 +51,13 @@ class Way:
 
 @dataclass(slots=True)
 class _OpenRound:
-    """A planned round that has not ended, with the times of its commands in seconds."""
+    """A planned round that has not ended, with the times of its commands in seconds; that of a verify for each step."""
 
     plan: events.RoundPlanned
     draft_s: float = 0.0
     verify_s: float = 0.0
     prefill_s: float = 0.0
+    num_steps: int = 1
 
 
 class CostModel:
@@ -92,7 +93,8 @@ class CostModel:
                 else:
                     self._open[event.number].draft_s = _busy_s(event.timing)
             case events.Verified() if event.number in self._open:
-                self._open[event.number].verify_s = _busy_s(event.timing)
+                verified = self._open[event.number]
+                verified.verify_s, verified.num_steps = _busy_s(event.timing) / event.num_steps, event.num_steps
             case events.RoundCommitted():
                 if (ended := self._open.pop(event.number, None)) is not None:
                     self._learn(event, ended, now_s)
@@ -128,7 +130,7 @@ class CostModel:
             if ended.draft_s and plan.depth:
                 self._learn_draft(condition, plan.depth, plan.num_drafts / plan.depth, ended.draft_s)
             if event.batch not in self._is_disturbed:
-                self._learn_overhead(event, ended, now_s - self._last[event.batch][0])
+                self._learn_overhead(event, ended, (now_s - self._last[event.batch][0]) / ended.num_steps)
         if not event.is_prefill:
             self._is_disturbed.discard(event.batch)
         self._last[event.batch] = now_s, ended
