@@ -84,17 +84,18 @@ def render_rows(rows: Sequence[BenchRow]) -> Table:
         table.add_row(*cells)
     draft_len = max(row.config.draft_len for row in rows if not row.config.is_auto)
     table.caption = (
-        f"The number after the mode is requests in flight. k = {draft_len}; median times in ms.\n"
-        "VSR: share of drafts accepted; accept: mean accepted length.\n"
-        "overlap: max(draft, verify) / step; busy: share of time verifying."
+        f"The number after the mode is requests in flight; median times in ms.\n"
+        f"k, the drafts of a request in a round, is {draft_len}. VSR: share of drafts accepted;\n"
+        "accept: mean accepted length; overlap: max(draft, verify) / step;\n"
+        "busy: share of time verifying."
     )
     overlapped = next((row for row in rows if row.config.mode is Mode.MINEDRAFT and not row.config.is_auto), None)
     if overlapped is not None:
         # From the times of one run: between runs the machine's speed changes by more than this.
         turns_ms = overlapped.median("draft_ms") + overlapped.median("verify_ms")
         table.caption += (
-            f"\n{overlapped.config.label}: step {overlapped.median('step_ms'):.0f} ms, taking turns {turns_ms:.0f} ms:"
-            f" {turns_ms / max(overlapped.median('step_ms'), 1e-9):.2f}x (bound {bound_of(overlapped):.2f}x)."
+            f"\nminedraft: step {overlapped.median('step_ms'):.0f} ms, taking turns {turns_ms:.0f} ms:"
+            f" {turns_ms / max(overlapped.median('step_ms'), 1e-9):.2f}x, at most {bound_of(overlapped):.2f}x."
         )
     return table
 

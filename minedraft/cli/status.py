@@ -70,6 +70,8 @@ def render(now: ServiceStatus, address: str) -> RenderableType:
         f"k {'<=' if now.is_draft_len_auto else '='} {now.draft_len}, "
         f"{f'{now.steps_per_command} steps a command, ' * (now.steps_per_command > 1)}up {now.uptime_s:.0f} s",
     )
+    if now.state == "starting":
+        return Group(title, Text("the models are loading"))
     parts: list[RenderableType] = [title, _batches(now), _workers(now), _rates(now)]
     if now.mode_reason:
         parts.insert(1, Text(now.mode_reason))
@@ -131,7 +133,7 @@ def _sources(now: ServiceStatus) -> Table:
 
 def _rates(now: ServiceStatus) -> Table:
     table = Table.grid(padding=(0, 2))
-    table.add_row("tokens/s", f"{now.tokens_per_s:.1f}", "VSR", f"{now.vsr:.1%}")
+    table.add_row("tokens/s", f"{now.tokens_per_s:.1f}", "accepted drafts (VSR)", f"{now.vsr:.1%}")
     table.add_row("output tokens", f"{now.output_tokens}", "mean accepted length", f"{now.mean_accepted_len:.2f}")
     table.add_row(
         "finished requests", f"{now.finished_requests}", "overlap efficiency", f"{now.overlap_efficiency:.2f}"

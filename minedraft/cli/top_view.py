@@ -52,6 +52,8 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 def render_frame(now: ServiceStatus, address: str, history: Throughput, width: int) -> RenderableType:
     """Return a frame of at most `width` columns."""
+    if now.state == "starting":
+        return Group(_head(now, address), Text("the models are loading"))
     parts: list[RenderableType] = [
         _head(now, address),
         *([Text(now.mode_reason, "dim", overflow="ellipsis", no_wrap=True)] if now.mode_reason else []),

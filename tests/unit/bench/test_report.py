@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def test_the_tables_fit_a_terminal_of_80_columns(render: Callable[[Sequence[Benc
     assert any(line.startswith(" minedraft 16+16") for line in lines)
     assert any(line.startswith(" ar, 1 device 32") for line in lines)
     assert "…" not in out.getvalue()
+
+
+def test_the_words_of_the_comparison_are_explained_below_it() -> None:
+    words = " ".join(str(render_rows(rows()).caption).split())
+    for word in ("requests in flight", "k, the drafts of a request in a round, is 16", "VSR: share of drafts accepted"):
+        assert word in words
+    assert re.search(r"minedraft: step \d+ ms, taking turns \d+ ms: [\d.]+x, at most [\d.]+x\.$", words)
 
 
 def test_the_file_has_machine_sampling_bound_and_every_run(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from minedraft.cli.status import render
+from minedraft.cli.top_view import Throughput, render_frame
 from minedraft.output import ServiceStatus, SourceState, WorkerState
 
 
@@ -18,6 +19,17 @@ def test_each_source_of_drafts_has_a_row() -> None:
     lines = [line.split() for line in console.export_text().splitlines()]
     assert ["model", "10", "30", "15", "50.0%", "1.50"] in lines
     assert ["ngram", "4", "12", "9", "75.0%", "2.25"] in lines
+
+
+def test_a_service_that_loads_says_so_in_place_of_empty_tables() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    starting = ServiceStatus("starting", "sd", 3, 2)
+    console.print(render(starting, "unix:/x"))
+    console.print(render_frame(starting, "unix:/x", Throughput(), 80))
+    status, frame = console.export_text().split("the models are loading\n")[:2]
+    assert status.startswith("starting on unix:/x, mode sd")
+    assert frame.startswith("MineDraft starting  mode sd")
+    assert "worker" not in status + frame
 
 
 def test_nothing_of_a_worker_is_cut_in_a_terminal_of_eighty_columns() -> None:
