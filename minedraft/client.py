@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
@@ -50,6 +50,43 @@ DETAILS_KEY = "grpc-status-details-bin"
 _CLOSED = "the client was closed during the call"
 
 
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """How a client calls its service, checked: what both clients have in common."""
+
+    address: Address
+    timeout_s: float | None
+    patience_s: float
+    interval_s: float
+    access: Access
+    metadata: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def check(
+        cls,
+        address: str | os.PathLike[str] | None,
+        timeout_s: float | None,
+        patience_s: float,
+        interval_s: float,
+        options: AccessOptions,
+    ) -> Self:
+        """Return the terms of the arguments of a client; see `AsyncClient`."""
+        parsed = Address.parse(default_listen() if address is None else address, "server")
+        times = check_timeout(timeout_s), check_patience(patience_s), check_interval(interval_s)
+        access = Access.check(parsed, **options)
+        return cls(parsed, *times, access, ((CLIENT_KEY, uuid.uuid4().hex), *access.metadata))
+
+    def patience(self, timeout_s: float | None) -> Patience:
+        """Return the time that a generation has. timeout_s: the call's own; None for the client's."""
+        return Patience(self.patience_s, self.timeout_s if timeout_s is None else check_timeout(timeout_s))
+
+    def send(self, stub: Any, call: GenerateCall, timeout_s: float | None) -> Any:  # noqa: ANN401 - it is untyped
+        """Return the stream of replies to a call, which has so many seconds left."""
+        message = generate_to_pb(replace(call, timeout_s=timeout_s, interval_s=self.interval_s))
+        limit_s = None if timeout_s is None else timeout_s + _LAST_WORDS_S
+        return stub.Generate(message, timeout=limit_s, metadata=self.metadata)
+
+
 class AsyncClient:
     """A connection to the service; use it as `async with AsyncClient(addr) as client`.
 
@@ -80,12 +117,8 @@ class AsyncClient:
         interval_s: float = 0.0,
         **access: Unpack[AccessOptions],
     ) -> None:
-        self.address = Address.parse(default_listen() if address is None else address, "server")
-        self._timeout_s = check_timeout(timeout_s)
-        self._patience_s = check_patience(patience_s)
-        self._interval_s = check_interval(interval_s)
-        self._access = Access.check(self.address, **access)
-        self._metadata = ((CLIENT_KEY, uuid.uuid4().hex), *self._access.metadata)
+        self._terms = _Terms.check(address, timeout_s, patience_s, interval_s, access)
+        self.address = self._terms.address
         self._channels: dict[asyncio.AbstractEventLoop, grpc.aio.Channel] = {}
 
     async def __aenter__(self) -> Self:
@@ -124,11 +157,11 @@ class AsyncClient:
             MineDraftError: the subclass says why; `retry_after_s` when to try again, if that may help. The pieces
                 before it are the tokens so far.
         """
-        call, patience = to_call(prompt, params, request_id), self._patience(timeout_s)
+        call, patience = to_call(prompt, params, request_id), self._terms.patience(timeout_s)
         delay_s: float | None = 0.0
         while delay_s is not None:
             await asyncio.sleep(delay_s)
-            stream = self._send(call, patience.timeout_s())
+            stream = self._terms.send(self._stub, call, patience.timeout_s())
             try:
                 async with self._typed_errors():
                     # Not `async for`: if left early, its iterator would keep the connection open after `close`.
@@ -171,14 +204,14 @@ class AsyncClient:
         """End a request. Return False if no live request has this id."""
         async with self._typed_errors():
             message = inference_pb2.AbortRequest(request_id=check_request_id(request_id))
-            reply = await self._stub.Abort(message, timeout=self._timeout_s, metadata=self._metadata)
+            reply = await self._stub.Abort(message, timeout=self._terms.timeout_s, metadata=self._terms.metadata)
         return bool(reply.found)
 
     async def status(self) -> ServiceStatus:
         """Return state, batches, workers and rates of the service."""
         async with self._typed_errors():
             request = inference_pb2.GetStatusRequest()
-            reply = await self._stub.GetStatus(request, timeout=self._timeout_s, metadata=self._metadata)
+            reply = await self._stub.GetStatus(request, timeout=self._terms.timeout_s, metadata=self._terms.metadata)
         return status_from_pb(reply)
 
     def borrow(self) -> AsyncLoan:
@@ -191,14 +224,7 @@ class AsyncClient:
             InvalidRequest: the service was started without --allow-configure.
             Unavailable: another client has the loan, or the service cannot be reached.
         """
-        return AsyncLoan(lambda: self._stub.Borrow(metadata=self._metadata), self._typed_errors)
-
-    def _patience(self, timeout_s: float | None) -> Patience:
-        return Patience(self._patience_s, self._timeout_s if timeout_s is None else check_timeout(timeout_s))
-
-    def _send(self, call: GenerateCall, timeout_s: float | None) -> Any:  # noqa: ANN401 - the stub is untyped
-        message = generate_to_pb(replace(call, timeout_s=timeout_s, interval_s=self._interval_s))
-        return self._stub.Generate(message, timeout=_given_up_after(timeout_s), metadata=self._metadata)
+        return AsyncLoan(lambda: self._stub.Borrow(metadata=self._terms.metadata), self._typed_errors)
 
     @property
     def _stub(self) -> Any:  # noqa: ANN401 - the generated stub is untyped
@@ -206,7 +232,7 @@ class AsyncClient:
         if here not in self._channels:
             # A channel works only in the event loop that it was made in.
             self._channels = {loop: kept for loop, kept in self._channels.items() if not loop.is_closed()}
-            self._channels[here] = client_channel(self.address, self._access.tls)
+            self._channels[here] = client_channel(self.address, self._terms.access.tls)
         return inference_pb2_grpc.InferenceStub(self._channels[here])  # type: ignore[no-untyped-call]
 
     @asynccontextmanager
@@ -214,7 +240,7 @@ class AsyncClient:
         try:
             yield
         except grpc.aio.AioRpcError as error:
-            raise _typed(error, self.address, self._access) from None
+            raise _typed(error, self._terms) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -235,12 +261,8 @@ class Client:
         interval_s: float = 0.0,
         **access: Unpack[AccessOptions],
     ) -> None:
-        self.address = Address.parse(default_listen() if address is None else address, "server")
-        self._timeout_s = check_timeout(timeout_s)
-        self._patience_s = check_patience(patience_s)
-        self._interval_s = check_interval(interval_s)
-        self._access = Access.check(self.address, **access)
-        self._metadata = ((CLIENT_KEY, uuid.uuid4().hex), *self._access.metadata)
+        self._terms = _Terms.check(address, timeout_s, patience_s, interval_s, access)
+        self.address = self._terms.address
         self._channel: grpc.Channel | None = None
         self._num_closes = 0
 
@@ -268,13 +290,13 @@ class Client:
         timeout_s: float | None = None,
     ) -> Iterator[Output]:
         """Stream the answer; see `AsyncClient.generate`. Closing the iterator aborts the request."""
-        call, patience = to_call(prompt, params, request_id), self._patience(timeout_s)
+        call, patience = to_call(prompt, params, request_id), self._terms.patience(timeout_s)
         delay_s: float | None = 0.0
         while delay_s is not None:
             time.sleep(delay_s)
             try:
                 with self._typed_errors():
-                    stream = self._send(call, patience.timeout_s())
+                    stream = self._terms.send(self._stub, call, patience.timeout_s())
                     try:
                         for reply in stream:
                             patience.end()
@@ -314,30 +336,23 @@ class Client:
         """End a request. Return False if no live request has this id."""
         with self._typed_errors():
             message = inference_pb2.AbortRequest(request_id=check_request_id(request_id))
-            reply = self._stub.Abort(message, timeout=self._timeout_s, metadata=self._metadata)
+            reply = self._stub.Abort(message, timeout=self._terms.timeout_s, metadata=self._terms.metadata)
         return bool(reply.found)
 
     def status(self) -> ServiceStatus:
         """Return state, batches, workers and rates of the service."""
+        request, terms = inference_pb2.GetStatusRequest(), self._terms
         with self._typed_errors():
-            request = inference_pb2.GetStatusRequest()
-            return status_from_pb(self._stub.GetStatus(request, timeout=self._timeout_s, metadata=self._metadata))
+            return status_from_pb(self._stub.GetStatus(request, timeout=terms.timeout_s, metadata=terms.metadata))
 
     def borrow(self) -> Loan:
         """Return a loan of the service; see `AsyncClient.borrow`."""
-        return Loan(lambda requests: self._stub.Borrow(requests, metadata=self._metadata), self._typed_errors)
-
-    def _patience(self, timeout_s: float | None) -> Patience:
-        return Patience(self._patience_s, self._timeout_s if timeout_s is None else check_timeout(timeout_s))
-
-    def _send(self, call: GenerateCall, timeout_s: float | None) -> Any:  # noqa: ANN401 - the stub is untyped
-        message = generate_to_pb(replace(call, timeout_s=timeout_s, interval_s=self._interval_s))
-        return self._stub.Generate(message, timeout=_given_up_after(timeout_s), metadata=self._metadata)
+        return Loan(lambda requests: self._stub.Borrow(requests, metadata=self._terms.metadata), self._typed_errors)
 
     @property
     def _stub(self) -> Any:  # noqa: ANN401
         if self._channel is None:
-            self._channel = blocking_client_channel(self.address, self._access.tls)
+            self._channel = blocking_client_channel(self.address, self._terms.access.tls)
         return inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
 
     @contextmanager
@@ -349,11 +364,11 @@ class Client:
             if self._num_closes != num_closes:  # a ValueError if the channel was closed before the call began
                 raise RequestAborted(_CLOSED) from None
             if isinstance(error, grpc.RpcError):
-                raise _typed(error, self.address, self._access) from None
+                raise _typed(error, self._terms) from None
             raise
 
 
-def _typed(error: grpc.RpcError, address: Address, access: Access) -> MineDraftError:
+def _typed(error: grpc.RpcError, terms: _Terms) -> MineDraftError:
     """Return the error that the server meant; an error made by gRPC itself gets the address in its message."""
     call = cast(grpc.aio.AioRpcError, error)  # both kinds have code(), details() and trailing_metadata()
     typed = to_error(call)
@@ -362,15 +377,11 @@ def _typed(error: grpc.RpcError, address: Address, access: Access) -> MineDraftE
     details = call.details() or ""
     if "No such file" in details or "refused" in details:
         details = "nothing listens there; minedraft-launch starts the service"
-    elif address.path is None and (hint := access.explain(details)):
+    elif terms.address.path is None and (hint := terms.access.explain(details)):
         details = f"{hint} ({details})"
     elif type(typed) is RequestAborted:  # gRPC's answer for a server that stops before it has looked at the call
         details = "the service has stopped"
-    return Unavailable(f"no answer from {address}: {details}", _RECONNECT_S)
-
-
-def _given_up_after(timeout_s: float | None) -> float | None:
-    return None if timeout_s is None else timeout_s + _LAST_WORDS_S
+    return Unavailable(f"no answer from {terms.address}: {details}", _RECONNECT_S)
 
 
 def _has_details(call: grpc.aio.AioRpcError) -> bool:
