@@ -25,7 +25,7 @@ import grpc.aio
 from minedraft.address import Address, default_listen
 from minedraft.errors import InvalidRequest, MineDraftError, RequestAborted, Unavailable
 from minedraft.loan import AsyncLoan, Loan
-from minedraft.output import Output, ServiceStatus, join_outputs
+from minedraft.output import Output, ServiceStatus, join_samples
 from minedraft.prompts import (
     GenerateCall,
     Prompt,
@@ -120,6 +120,7 @@ class AsyncClient:
         self._terms = _Terms.check(address, timeout_s, patience_s, interval_s, access)
         self.address = self._terms.address
         self._channels: dict[asyncio.AbstractEventLoop, grpc.aio.Channel] = {}
+        self._streams: dict[Any, asyncio.AbstractEventLoop] = {}  # answers in progress
 
     async def __aenter__(self) -> Self:
         return self
@@ -131,7 +132,10 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Drop the connection; calls in progress are aborted. A later call connects anew."""
-        channel = self._channels.pop(asyncio.get_running_loop(), None)
+        here = asyncio.get_running_loop()
+        for stream in [stream for stream, loop in list(self._streams.items()) if loop is here]:
+            stream.cancel()  # before grpcio 1.81, closing leaves those alone that no task waits for just now
+        channel = self._channels.pop(here, None)
         if channel is not None:
             await channel.close(None)
 
@@ -162,6 +166,7 @@ class AsyncClient:
         while delay_s is not None:
             await asyncio.sleep(delay_s)
             stream = self._terms.send(self._stub, call, patience.timeout_s())
+            self._streams[stream] = asyncio.get_running_loop()
             try:
                 async with self._typed_errors():
                     # Not `async for`: if left early, its iterator would keep the connection open after `close`.
@@ -173,6 +178,7 @@ class AsyncClient:
                 if (delay_s := patience.delay_s(error)) is None:
                     raise
             finally:
+                del self._streams[stream]
                 stream.cancel()
 
     async def complete(
@@ -198,7 +204,7 @@ class AsyncClient:
         """Return all `params.n` whole answers, in the order of their index."""
         stream = self.generate(prompt, params, request_id=request_id, timeout_s=timeout_s)
         async with aclosing(cast(Any, stream)):
-            return _join([piece async for piece in stream])
+            return join_samples([piece async for piece in stream])
 
     async def abort(self, request_id: str) -> bool:
         """End a request. Return False if no live request has this id."""
@@ -330,7 +336,7 @@ class Client:
     ) -> list[Output]:
         """Return all `params.n` whole answers, in the order of their index."""
         with closing(cast(Any, self.generate(prompt, params, request_id=request_id, timeout_s=timeout_s))) as stream:
-            return _join(list(stream))
+            return join_samples(list(stream))
 
     def abort(self, request_id: str) -> bool:
         """End a request. Return False if no live request has this id."""
@@ -392,8 +398,3 @@ def _has_details(call: grpc.aio.AioRpcError) -> bool:
 def _check_single(params: SamplingParams | None) -> None:
     if isinstance(params, SamplingParams) and params.n != 1:
         raise InvalidRequest("n", params.n, "complete returns one answer; complete_all returns all n")
-
-
-def _join(pieces: Sequence[Output]) -> list[Output]:
-    indexes = sorted({piece.index for piece in pieces})
-    return [join_outputs([piece for piece in pieces if piece.index == index]) for index in indexes]

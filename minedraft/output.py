@@ -239,6 +239,12 @@ class ServiceStatus:
     steps_per_command: int = 1
 
 
+def join_samples(pieces: Sequence[Output]) -> list[Output]:
+    """Return the pieces of several samples, as they came, as one Output each, in the order of their index."""
+    indexes = sorted({piece.index for piece in pieces})
+    return [join_outputs([piece for piece in pieces if piece.index == index]) for index in indexes]
+
+
 def join_outputs(pieces: Sequence[Output]) -> Output:
     """Return the pieces of one sample, given in order, as one Output."""
     last = pieces[-1]
