@@ -66,11 +66,10 @@ class AutoMode:
         """Return why the present mode was chosen, with the numbers of the last look; "" before the first."""
         if not self._best or self._mode is None:
             return ""
-        parts = []
-        for mode, goodput in sorted(self._best.items(), key=lambda item: -item[1].tokens_per_s):
-            drafts = f" (k {goodput.num_drafts:.1f})" if mode.has_drafts else ""
-            parts.append(f"{mode.value} {goodput.tokens_per_s:.0f}{drafts}")
-        return f"expected tokens/s at {round(self._in_flight)} in flight: {', '.join(parts)}"
+        best = max(self._best, key=lambda mode: self._best[mode].tokens_per_s)
+        if self._home is not None:
+            return f"{self._figures()}; {self._mode.value} is on trial"
+        return self._figures() + (f"; {best.value} must stay clearly ahead first" if best is not self._mode else "")
 
     def wanted(self, now_s: float) -> ModeDecision | None:
         if self._mode is None or self._asked is not None or not self._forecast.is_known:
@@ -121,7 +120,14 @@ class AutoMode:
 
     def _change(self, mode: Mode, why: str) -> ModeDecision:
         self._asked = mode
-        return ModeDecision(self.terms(mode), f"{why}: {self.explain()}")
+        return ModeDecision(self.terms(mode), f"{why}: {self._figures()}")
+
+    def _figures(self) -> str:
+        parts = []
+        for mode, goodput in sorted(self._best.items(), key=lambda item: -item[1].tokens_per_s):
+            drafts = f" (k {goodput.num_drafts:.1f})" if mode.has_drafts else ""
+            parts.append(f"{mode.value} {goodput.tokens_per_s:.0f}{drafts}")
+        return f"expected tokens/s at {round(self._in_flight)} in flight: {', '.join(parts)}"
 
     def _end_trial(self, home: Mode, rates: Mapping[Mode, float]) -> ModeDecision | None:
         """Return to the mode before the trial, unless the one that is tried turns out to be better."""

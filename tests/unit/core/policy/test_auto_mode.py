@@ -8,11 +8,13 @@ from itertools import pairwise
 
 import pytest
 
+from minedraft.core import events
 from minedraft.core.limits import SchedulerLimits
 from minedraft.core.policy.auto_mode import AutoMode
 from minedraft.core.policy.base import FixedMode
 from minedraft.core.policy.draft_len import AutoDraftLen
 from minedraft.core.policy.forecast.experience import Experience
+from minedraft.core.policy.forecast.goodput import Goodput
 from minedraft.core.policy.forecast.mode import ModeForecast
 from minedraft.core.policy.steady import Steady
 from minedraft.sampling_params import MAX_DRAFT_LEN
@@ -20,7 +22,7 @@ from minedraft.sim.acceptance import same
 from minedraft.sim.service import Machine
 from minedraft.sim.virtual_time import run_virtual
 from minedraft.theory.costs import Cost
-from minedraft.types import Mode
+from minedraft.types import Batch, Mode
 from tests.simulated.changing_load import ChangingLoad, Simulation, small_machine
 
 SECONDS = 9.0
@@ -70,6 +72,40 @@ def test_no_fixed_mode_is_much_better(
     assert simulation.rate(SECONDS / 3, SECONDS) > 0.93 * max(rates.values()), (rates, auto.explain())
     assert len(simulation.changes) < 10
     assert f" in flight: {simulation.changes[-1][1].mode.value} " in auto.explain()
+
+
+class KnownRates(ModeForecast):
+    """A forecast that is given."""
+
+    @property
+    def is_known(self) -> bool:
+        return True
+
+    def __init__(self, rates: dict[Mode, float]) -> None:
+        super().__init__(Experience(), None)
+        self._rates = rates
+
+    def rates(self, num_in_flight: int, has_drafter: bool = True, optimism: float = 0.0) -> dict[Mode, Goodput]:
+        return {mode: Goodput(1, 0.0, 1.0, rate) for mode, rate in self._rates.items()}
+
+    def round_s(self, mode: Mode, num_in_flight: int) -> float:
+        return 10.0  # so that no trial is cheap enough
+
+    def catch_up_s(self, num_tokens: int) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("sd", "said"),
+    [(149.0, "sd 149 (k 1.0), ar 145; sd must stay clearly ahead first"), (140.0, "ar 145, sd 140 (k 1.0)")],
+)
+def test_it_says_why_it_stays_where_another_mode_is_expected_to_be_faster(sd: float, said: str) -> None:
+    auto = AutoMode(KnownRates({Mode.AR: 145.0, Mode.SD: sd}), 4, 3)
+    auto.observe(events.ModeChanged(Mode.AR, 8, 0, ""), 0.0)
+    for number in range(12):
+        auto.observe(events.RoundCommitted(Batch.A, number, 1, 1, (), is_prefill=False, num_active=1), number)
+    assert auto.wanted(12.0) is None
+    assert auto.explain() == f"expected tokens/s at 1 in flight: {said}"
 
 
 def test_every_mode_has_the_same_seats() -> None:
