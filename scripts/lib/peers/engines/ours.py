@@ -64,6 +64,7 @@ class Ours:
             "dtype": setup.dtype,
             "target_device": str(target),
             "draft_device": str(Device("cpu", (first,))) if self._mode.has_drafts else None,
+            "keep_cores": True,  # else a verifier on another core than the first takes that one, too
             "max_batch_size": -(-setup.max_in_flight // self._mode.num_batches),
             "num_blocks": setup.max_in_flight * -(-setup.max_len // 16),
             "drain_timeout_s": 1.0,
