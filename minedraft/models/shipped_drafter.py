@@ -1,8 +1,8 @@
 """Assembles a shipped drafter from its own trained tensors and, for all else, the target's folder.
 
 A draft model is a pruned copy of the target. Embeddings, output rows, the tokenizer and the first layers are the
-target's own, so the package ships only the trained layers, with matrices in 8 bits
-(`minedraft.models.row_scales`). The folder that transformers loads, in bfloat16, is written once per machine.
+target's own, so the package ships only the trained layers, with matrices in 6 bits
+(`minedraft.models.packed_weights`). The folder that transformers loads, in bfloat16, is written once per machine.
 A drafting head is stored in the same way; it takes nothing from the target's folder when it is assembled, because a
 worker reads the embeddings and output rows there.
 """
@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING
 from minedraft.errors import ModelError
 from minedraft.models.files import file_sha256, read_json_object
 from minedraft.models.heads.layout import find_layout
-from minedraft.models.row_scales import unpack_matrices
+from minedraft.models.packed_weights import unpack_matrices
 from minedraft.models.vocabulary import vocab_fingerprint
 
 if TYPE_CHECKING:
     import torch
 
 DRAFTER_MANIFEST = "minedraft_draft.json"
-FORMAT = 2  # 1 stored the trained layers in bfloat16
+FORMAT = 3  # 1 stored the trained layers in bfloat16, 2 in 8 bits
 _TRAINED_NAME = "trained_layers.safetensors"
 _VOCAB_NAME = "draft_vocab.safetensors"
 _CONFIG_NAME = "config.json"

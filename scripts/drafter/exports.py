@@ -20,7 +20,7 @@ from scripts.drafter.stages import Run
 from scripts.drafter.store import DrafterError, load_json, save_json, write_atomically
 
 STAGES = ("prompts", "answers", "teacher", "training", "evaluation", "export")
-MAX_SHIPPED_BYTES = {stages.HEAD: 20_000_000, stages.MODEL: 32_000_000}
+MAX_SHIPPED_BYTES = {stages.HEAD: 20_000_000, stages.MODEL: 27_000_000}
 PACKAGES = (
     "half greedy and half sampled, to prompts from chatterbot-corpus (BSD), WritingBench (inspect-evals, MIT),\n"
     "BFCL (Apache-2.0), HumanEval 0 to 99 (MIT) and Python's help topics (PSF), and to prompts that the target wrote\n"

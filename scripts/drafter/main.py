@@ -100,7 +100,7 @@ class Options:
 @click.option("--minutes", type=click.FloatRange(0), default=0.0, help="Minutes of each training at most; 0: no limit.")
 @click.option("--start", type=click.Path(path_type=Path), default=None, help="Drafter or checkpoint to train on from.")
 @click.option("--part", type=(int, int), default=(0, 1), show_default=True, help="answers: part I (from 0) of N.")
-@click.option("--ship", is_flag=True, help="export: only what the target lacks, in 8 bits, as this package ships it.")
+@click.option("--ship", is_flag=True, help="export: only what the target lacks, in 6 bits, as this package ships it.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0: torch decides.")
 def main(
     names: tuple[str, ...],

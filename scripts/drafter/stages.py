@@ -230,7 +230,7 @@ def evaluation(run: Run, report: Callable[[int], None]) -> dict[str, Any]:
         "curve": progress["curve"],
         "stages": times(run),
         "acceptance": measure(
-            examples, {"trained": drafter, "8 bits": shipped}, run.config.evaluation, run.config.seed, report
+            examples, {"trained": drafter, "packed": shipped}, run.config.evaluation, run.config.seed, report
         ),
     }
     save_json(run.training / "evaluation.json", result)
@@ -239,8 +239,8 @@ def evaluation(run: Run, report: Callable[[int], None]) -> dict[str, Any]:
 
 @torch.no_grad()
 def stored_as_shipped(drafter: HeadDrafter | ModelDrafter) -> None:
-    """Gives a drafter the weights that its shipped files hold: 8 bits and a scale, in bfloat16."""
-    from minedraft.models.row_scales import pack_matrices, unpack_matrices
+    """Gives a drafter the weights that its shipped files hold: 6 bits and scales, in bfloat16."""
+    from minedraft.models.packed_weights import pack_matrices, unpack_matrices
 
     for name, parameter in drafter.parameters().items():
         if parameter.ndim == 2:

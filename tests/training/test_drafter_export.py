@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from minedraft.errors import ModelError
 from minedraft.models.folder import check_model_folder
 from minedraft.models.heads.folder import check_head_folder
-from minedraft.models.row_scales import ROWS_PER_SCALE
+from minedraft.models.packed_weights import unpack_matrices
 from minedraft.models.shipped_drafter import DRAFTER_MANIFEST, assemble_drafter, main, verify_asset
 from scripts.drafter import exports, stages
 from scripts.drafter.config import Config
@@ -85,9 +85,11 @@ def test_assembled_weights_are_the_codes_times_their_scales_in_bfloat16(config, 
         if weight.ndim == 1:
             assert torch.equal(assembled[name], stored[name])
             continue
-        scales = stored[name + ".scales"].float().repeat_interleave(ROWS_PER_SCALE)[: len(weight), None]
-        assert torch.equal(assembled[name], (stored[name] * scales).bfloat16())
-        torch.testing.assert_close(assembled[name].float(), weight, rtol=2**-8, atol=float(scales.max()) / 2)
+        parts = {part: stored[part].numpy() for part in (name, name + ".scales")}
+        unpacked = torch.from_numpy(unpack_matrices(parts, tmp_path)[name])
+        assert torch.equal(assembled[name], unpacked.bfloat16())
+        largest = float(stored[name + ".scales"].max())
+        torch.testing.assert_close(assembled[name].float(), weight, rtol=2**-8, atol=largest / 2)
 
 
 def save_again(asset: Path, tensors: dict[str, torch.Tensor], name: str = "trained_layers.safetensors") -> None:
@@ -101,8 +103,8 @@ def save_again(asset: Path, tensors: dict[str, torch.Tensor], name: str = "train
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda name, tensor: {name: tensor.float()}, "must be a matrix of int8"),
-        (lambda name, tensor: {name + ".scales": tensor[:1, 0].half()}, r"must be float16 \[6\] for 24 rows"),
+        (lambda name, tensor: {name: tensor.float()}, "must be a matrix of uint8"),
+        (lambda name, tensor: {name + ".scales": tensor[:1, 0].half()}, r"must be float16 \[24, 1\] for 24 columns"),
         (lambda name, tensor: {"lost.scales": tensor[0].half()}, "'lost.scales' belongs to no matrix"),
     ],
 )
@@ -116,7 +118,7 @@ def test_trained_layers_that_are_not_of_the_format_are_refused(config, target, t
     assert not (tmp_path / "full").exists()
 
 
-@pytest.mark.parametrize(("name", "limit"), [("smollm2-135m-drafter", 32_000_000), ("smollm2-135m-eagle", 20_000_000)])
+@pytest.mark.parametrize(("name", "limit"), [("smollm2-135m-drafter", 27_000_000), ("smollm2-135m-eagle", 20_000_000)])
 def test_shipped_drafters_are_whole_and_small(name, limit):
     asset = ROOT / "minedraft" / "assets" / name
     verify_asset(asset)
@@ -169,8 +171,8 @@ def test_another_target_is_refused(config, target, tmp_path):
 def test_a_manifest_of_another_format_is_refused(config, target, tmp_path):
     export(config, target, tmp_path / "asset")
     path = tmp_path / "asset" / DRAFTER_MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
-    with pytest.raises(ModelError, match="format 1, this version reads format 2"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    with pytest.raises(ModelError, match="format 2, this version reads format 3"):
         assemble_drafter(tmp_path / "asset", target, tmp_path / "full")
 
 

@@ -99,7 +99,7 @@ MAY_IMPORT_BY_NAME = frozenset({"minedraft/__init__.py", "minedraft/cli/main.py"
 # Programs that run as child processes; they import what they need inside functions.
 HEAVY = frozenset({"torch", "transformers", "gguf", "accelerate", "numpy", "safetensors"})
 MAY_IMPORT_HEAVY = frozenset(
-    {"minedraft/models/shipped_drafter.py", "minedraft/models/convert_gguf.py", "minedraft/models/row_scales.py"}
+    {"minedraft/models/shipped_drafter.py", "minedraft/models/convert_gguf.py", "minedraft/models/packed_weights.py"}
 )
 # Only the codec reads and writes message fields; these pass whole messages from and to gRPC.
 MAY_IMPORT_STUBS = frozenset(

@@ -62,7 +62,7 @@ SHOWN_KS = {"head": 3, "model": 4}
 def figures(result: dict[str, Any]) -> list[str]:
     """The main figures, as lines of a table."""
     k = SHOWN_KS[result["kind"]]
-    names = ("trained", "8 bits", "trained + lookup", LOOKUP)
+    names = ("trained", "packed", "trained + lookup", LOOKUP)
     lines = [
         f"Tokens a round at k = {k}:",
         "",

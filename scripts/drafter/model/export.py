@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from minedraft.models.row_scales import pack_matrices
+from minedraft.models.packed_weights import pack_matrices
 from minedraft.models.shipped_drafter import DRAFTER_MANIFEST, FORMAT, fingerprint_target
 from scripts.drafter.model.network import cut_config
 from scripts.drafter.model.objective import ModelDrafter
@@ -86,7 +86,7 @@ def export_model(drafter: ModelDrafter, target: Path, card: str, output: Path) -
 
 
 def pack(trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Trained tensors as they are shipped: matrices in 8 bits with their scales, vectors in bf16."""
+    """Trained tensors as they are shipped: matrices in 6 bits with their scales, vectors in bf16."""
     matrices = pack_matrices({name: tensor.float().numpy() for name, tensor in trained.items() if tensor.ndim == 2})
     vectors = {name: tensor.to(torch.bfloat16) for name, tensor in trained.items() if tensor.ndim == 1}
     return vectors | {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}

@@ -19,8 +19,8 @@ from minedraft.models.cache import write_manifest
 from minedraft.models.catalogue import NOT_FETCHED, PAIRS, READY, PairNames, ensure_model, ensure_pair, list_models
 from minedraft.models.folder import DRAFT_VOCAB_NAME, check_model_folder, check_pair
 from minedraft.models.generation_config import read_eos_ids
+from minedraft.models.packed_weights import pack_matrices
 from minedraft.models.progress import Progress
-from minedraft.models.row_scales import pack_matrices
 from minedraft.models.shipped_drafter import FORMAT, fingerprint_target
 from minedraft.models.sources import KNOWN_MODELS, AssetSource, GgufSource, KnownModel, PinnedWheel
 from minedraft.models.weight_files import read_all_tensors

@@ -17,7 +17,7 @@ def drafters_table(results: Results) -> str:
     kinds = list(model["prompts"])
     lines = [
         ["draft model, greedy, k = 4", *_figures(model["acceptance"], "trained", 4, kinds)],
-        ["the same in 8 bits, as it is packed", *_figures(model["acceptance"], "8 bits", 4, kinds)],
+        ["the same in 6 bits, as it is packed", *_figures(model["acceptance"], "packed", 4, kinds)],
         ["the one before it", *_figures(model["shipped_before"], "trained", 4, kinds)],
         ["head, greedy, k = 3", *_figures(head["acceptance"], "trained", 3, kinds)],
         ["head and lookup, greedy, k = 3", *_figures(head["acceptance"], "trained + lookup", 3, kinds)],
