@@ -82,7 +82,7 @@ class SettingsCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         unknown: list[ConfigError] = []
         while (error := self._find_unknown(ctx, args)) is not None:
-            near = f"; did you mean {' or '.join(error.possibilities)}" if error.possibilities else ""
+            near = f"; did you mean {error.possibilities[0]}" if error.possibilities else ""  # the nearest
             unknown.append(ConfigError(error.option_name, None, f"there is no such flag{near}"))
             known = [argument for argument in args if argument.partition("=")[0] != error.option_name]
             if len(known) == len(args):  # one of several letters behind one dash

@@ -191,12 +191,13 @@ DECODERS = [
     ),
     Decoder("refusal", (worker_pb2.Refusal(reason="PROTOCOL", message="no", request_id=3),), link.refusal_from_pb),
 ]
-# A string that is looked up, a number that is compared with the last one, or nothing at all.
+# A string that is looked up, numbers that are compared with the last ones, or nothing at all.
 WITHOUT_DECODER = (
     inference_pb2.AbortRequest,
     inference_pb2.AbortReply,
     inference_pb2.GetStatusRequest,
     inference_pb2.BorrowReply,
+    worker_pb2.CurtailRequest,
     worker_pb2.Heartbeat,
 )
 ENVELOPES = (worker_pb2.Command, worker_pb2.Reply)
