@@ -19,7 +19,7 @@ from minedraft.types import Mode
 
 Points = list[tuple[float, float]]
 _MODES_OUTPUT_LEN = 48
-"""Tokens of each answer in studies/modes.json, as its command asks for by default."""
+"""Tokens of each answer in modes/smollm2.json, as its command asks for by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def panels(results: Path) -> list[Panel]:
     """Return the pictures that the committed results allow. results: the folder scripts/results."""
     pairs = {name: read_rows(results / f"{name}.json") for name in ("smollm2", "qwen")}
     costs = {name: fit_rows(rows) for name, rows in pairs.items()}
-    modes = json.loads((results / "studies" / "modes.json").read_text(encoding="utf-8"))
+    modes = json.loads((results / "modes" / "smollm2.json").read_text(encoding="utf-8"))
     forwards = json.loads((results / "forward.json").read_text(encoding="utf-8"))
     verify_kv_s, read_points = _context(forwards)
     long_costs = replace(costs["smollm2"], verify_kv_s=verify_kv_s, draft_kv_s=verify_kv_s)

@@ -41,7 +41,7 @@ def main(results: Path, out: Path) -> None:
     """Draw the speed-up of overlapping over drafts, batch, context and t_draft / t_verify, by the formulas.
 
     The costs are fitted to smollm2.json and qwen.json in the folder of results; the measured points are theirs, and
-    those of studies/modes.json, forward.json. Says how far the predictions are from what was measured.
+    those of modes/smollm2.json, forward.json. Says how far the predictions are from what was measured.
     """
     out.mkdir(parents=True, exist_ok=True)
     shown, found = panels(results), errors(results)

@@ -10,14 +10,21 @@ from scripts.lib.report.tables.context import context_chart
 
 
 def modes_chart(results: Results) -> Sequence[Panel]:
-    """Return tokens/s of each mode over requests in flight."""
-    rows = results.load("studies/modes.json")["rows"]
-    ways = dict.fromkeys(way for row in rows for way in row["tokens_per_s"])
-    lines = []
-    for way in ways:
-        points = [(row["in_flight"], round(row["tokens_per_s"][way], 1)) for row in rows if way in row["tokens_per_s"]]
-        lines.append(_line(way, points))
-    return [Panel("the default pair, two cores, no GPU", "requests in flight", "tokens/s", tuple(lines))]
+    """Return tokens/s of each mode over requests in flight, for a small and a larger target."""
+    files = {
+        "modes/smollm2.json": "SmolLM2 135M, with its draft model",
+        "modes/qwen.json": "Qwen2.5-Coder 1.5B, with 0.5B",
+    }
+    panels = []
+    for file, title in files.items():
+        rows = results.load(file)["rows"]
+        ways = dict.fromkeys(way for row in rows for way in row["tokens_per_s"])
+        lines = []
+        for way in sorted(ways):  # the same colour in each panel
+            rates = [(row["in_flight"], row["tokens_per_s"][way]) for row in rows if way in row["tokens_per_s"]]
+            lines.append(_line(way, [(num, round(rate, 1)) for num, rate in rates]))
+        panels.append(Panel(title, "requests in flight", "tokens/s", tuple(lines)))
+    return panels
 
 
 def gains_chart(results: Results) -> Sequence[Panel]:

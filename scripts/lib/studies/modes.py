@@ -34,7 +34,7 @@ from minedraft.types import Mode
 @click.option("--max-new-tokens", default=48, show_default=True, type=click.IntRange(1, 1024), help="Tokens an answer.")
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Runs of each way.")
 @click.option(
-    "--json", "path", type=click.Path(path_type=Path), default=Path("scripts/results/modes.json"), help="Result file."
+    "--json", "path", type=click.Path(path_type=Path), help="Result file.  [default: scripts/results/modes/PAIR.json]"
 )
 def modes(
     pair: str,
@@ -45,7 +45,7 @@ def modes(
     kind: str | None,
     max_new_tokens: int,
     repeats: int,
-    path: Path,
+    path: Path | None,
 ) -> None:
     """Measure ar, sd, minedraft and auto at several loads, interleaved, and say which is the fastest.
 
@@ -62,6 +62,7 @@ def modes(
     rows = asyncio.run(_measure(target, draft, loads, lens, prompts, params, repeats))
     _show(rows)
     content = {"machine": machine_facts(), "models": [target.name, draft.name if draft else None], "rows": rows}
+    path = path or Path(f"scripts/results/modes/{pair}.json")
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

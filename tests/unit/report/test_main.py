@@ -71,11 +71,11 @@ def test_a_number_without_a_source_and_a_result_that_no_page_shows_are_named(cop
 
 
 def test_a_picture_of_other_figures_fails_the_check(copy: Path) -> None:
-    file = copy / "scripts/results/studies/modes.json"
+    file = copy / "scripts/results/modes/smollm2.json"
     content = json.loads(file.read_text())
     content["rows"][0]["tokens_per_s"]["ar"] = 10.0
     file.write_text(json.dumps(content))
     picture = "scripts/results/pictures/modes.svg"
     assert (
-        f"{picture}: shows other figures than scripts/results/studies/modes.json" in write_pages(copy, is_check=True)[0]
+        f"{picture}: shows other figures than scripts/results/modes/smollm2.json" in write_pages(copy, is_check=True)[0]
     )

@@ -33,7 +33,7 @@ def loads_table(results: Results, file: str) -> str:
     for way in ways:
         mode, _, draft_len = way.partition(" ")
         name = bold("`auto`") if way == "auto" else f"`{mode}` {draft_len}".strip()
-        shown = [f"{row['tokens_per_s'][way]:.0f}" if way in row["tokens_per_s"] else "" for row in rows]
+        shown = [_rate(row["tokens_per_s"][way]) if way in row["tokens_per_s"] else "" for row in rows]
         lines.append([name, *shown])
     shares = [_auto_of_best(row["tokens_per_s"]) for row in rows]
     lines.append(["`auto` of the best", *(f"{share:.2f}" for share in shares)])
