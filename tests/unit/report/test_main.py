@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -52,10 +53,11 @@ def test_a_changed_result_fails_the_check_until_the_pages_are_written(copy: Path
 def test_a_changed_number_of_the_first_page_fails_the_check_and_is_written_back(copy: Path) -> None:
     page = copy / "README.md"
     before = page.read_text()
-    page.write_text(before.replace("0.99x at 8", "1.09x at 8"))
+    [told] = re.findall(r"([\d.]+)x at 8", before)
+    page.write_text(before.replace(f"{told}x at 8", "9.09x at 8"))
     [complaint] = write_pages(copy, is_check=True)[0]
     assert complaint.startswith("README.md:")
-    assert "1.09 must be 0.99 by" in complaint
+    assert f"9.09 must be {told} by" in complaint
     assert complaint.endswith("scripts/results/smollm2.json")
     write_pages(copy, is_check=False)
     assert page.read_text() == before
@@ -75,7 +77,5 @@ def test_a_picture_of_other_figures_fails_the_check(copy: Path) -> None:
     content = json.loads(file.read_text())
     content["rows"][0]["tokens_per_s"]["ar"] = 10.0
     file.write_text(json.dumps(content))
-    picture = "scripts/results/pictures/modes.svg"
-    assert (
-        f"{picture}: shows other figures than scripts/results/modes/smollm2.json" in write_pages(copy, is_check=True)[0]
-    )
+    complaint = "scripts/results/pictures/modes.svg: shows other figures than scripts/results/modes/smollm2.json, "
+    assert any(each.startswith(complaint) for each in write_pages(copy, is_check=True)[0])
