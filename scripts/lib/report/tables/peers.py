@@ -18,13 +18,13 @@ def decoding_table(results: Results, file: str) -> str:
     chosen = [row for row in content["rows"] if row["kind"] == "fixed"]
     counts = sorted({row["in_flight"] for row in chosen})
     lines = []
-    for cores, said in _CORES.items():
+    for cores in dict.fromkeys(row["cores"] for row in chosen):
         rates = {
             engine: [_rate(chosen, engine, cores, count, "decode_tokens_per_s") for count in counts]
             for engine in content["engines"]
         }
         for engine, values in rates.items():
-            lines.append([f"{_name(engine, content['engines'])}, {said}", *(f"{value:.0f}" for value in values)])
+            lines.append([f"{_name(engine, content['engines'])}, {_CORES[cores]}", *map(_shown, values)])
         others = [max(values) for values in zip(*(rates[engine] for engine in rates if engine != _OURS), strict=True)]
         ratios = [ours / other for ours, other in zip(rates[_OURS], others, strict=True)]
         lines.append(["ours of the best other", *map(times, ratios)])
@@ -54,6 +54,10 @@ def _pair(row: Mapping[str, Any]) -> str:
     if row["kind"] == "first":
         return f"{row['first_token_s']['median'] * 1e3:.0f}, {row['last_first_token_s']['median'] * 1e3:.0f}"
     return f"{row['prompt_tokens_per_s']['median']:.0f}, {row['decode_tokens_per_s']['median']:.0f}"
+
+
+def _shown(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 20 else f"{rate:.1f}"
 
 
 def _rate(rows: Sequence[Mapping[str, Any]], engine: str, cores: str, count: int, figure: str) -> float:
