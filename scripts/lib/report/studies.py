@@ -11,7 +11,8 @@ from scripts.lib.report.results import Json, Results
 _BENCH = "scripts/bench"
 COMMANDS = {
     "peers.json": f"{_BENCH}/peers --repeats 2",
-    "studies/peers_qwen.json": f"{_BENCH}/peers --engines ours,llama.cpp --model DIR --cores 0 --in-flight 1,2,4,8 --quick",
+    "studies/peers_qwen.json": f"{_BENCH}/peers --engines ours,llama.cpp --model DIR --cores 0 --in-flight 1,2,4,8"
+    " --quick",
     "smollm2.json": "minedraft bench -m 2,4,8 -k 2 --max-new-tokens 40 --json smollm2.json",
     "studies/head.json": "minedraft bench -m 1,2,4,8 -k 2 --max-new-tokens 40 --json head.json",
     "qwen.json": "minedraft bench -m 1,2,4 -k 3 --max-new-tokens 32 --json qwen.json",
