@@ -1,4 +1,4 @@
-"""The format of a drafter's shipped weights: matrices in 6 bits a weight, with a scale per 32 weights of a row.
+"""The format of a drafter's shipped weights: matrices in 6 bits a weight, with a scale per 128 weights of a row.
 
 A matrix NAME [rows, columns] is two tensors of the safetensors file; columns is a multiple of 4:
 
@@ -8,11 +8,11 @@ A matrix NAME [rows, columns] is two tensors of the safetensors file; columns is
                        0 0 0 0 0 0 1 1   1 1 1 1 2 2 2 2   2 2 3 3 3 3 3 3     (the number of the column)
 
                    a code is from 0 to 62 and stands for -31 to 31
-    NAME.scales    float16 [rows, columns / 32, rounded up], positive; scale i of a row is for its columns 32 i to
-                   32 i + 31
+    NAME.scales    float16 [rows, columns / 128, rounded up], positive; scale i of a row is for its columns
+                   128 i to 128 i + 127
 
 A weight is what its code stands for times its scale, which is exact in float32. Its error is at most half a scale,
-and a scale is a 31st of the largest of its 32 weights, rounded up. That is 6.5 bits a weight in all. Vectors (the
+and a scale is a 31st of the largest of its 128 weights, rounded up. That is 6.1 bits a weight in all. Vectors (the
 norms) are not in this format: they are stored in bfloat16, unchanged.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-COLUMNS_PER_SCALE = 32
+COLUMNS_PER_SCALE = 128
 _CODE_BITS = 6
 _MAX_CODE = 31  # codes are stored with this added
 _CODES, _BYTES = 4, 3  # so many codes fill so many bytes

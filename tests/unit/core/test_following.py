@@ -2,49 +2,13 @@
 
 from __future__ import annotations
 
-from minedraft.core.limits import SchedulerLimits
-from minedraft.core.request import NewRequest, Request
-from minedraft.core.rounds import RoundPlan
-from minedraft.core.scheduler import Scheduler
+from minedraft.core.request import NewRequest
 from minedraft.engine.drafting import make_ledger
 from minedraft.errors import InternalError, InvalidRequest, ProtocolError
-from minedraft.messages import VerifyCommand, VerifyReply
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Batch, FinishReason, Mode, RoundId
-from tests.fakes.workers import EPOCH, FakeVerifier, continuation
-
-PROMPTS = ((1, 2), (3, 4, 5))
-
-
-class Pair:
-    """A scheduler in mode ar with two requests, and the verifier that it drives."""
-
-    def __init__(self, max_new_tokens: int = 20, stop_ids: tuple[int, ...] = ()) -> None:
-        self.verifier = FakeVerifier()
-        limits = SchedulerLimits(Mode.AR, 2, max_model_len=64)
-        self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None)
-        params = SamplingParams(max_new_tokens=max_new_tokens)
-        self.requests = [self.scheduler.add(NewRequest(p, params, stop_ids=stop_ids)) for p in PROMPTS]
-
-    def plan(self) -> RoundPlan:
-        plan = self.scheduler.plan(Batch.A)
-        assert plan is not None
-        return plan
-
-    def follow(self, plan: RoundPlan) -> RoundPlan:
-        following = self.scheduler.follow(plan)
-        assert following is not None
-        return following
-
-    def send(self, plan: RoundPlan) -> VerifyCommand:
-        spans = self.scheduler.assemble(plan, ())
-        return VerifyCommand(RoundId(EPOCH, plan.batch, plan.number), spans)
-
-    def commit(self, plan: RoundPlan, command: VerifyCommand, reply: VerifyReply) -> None:
-        self.scheduler.commit(plan, command.spans, reply.verdicts)
-
-    def output_of(self, request: Request) -> list[int]:
-        return request.tokens[request.spec.prompt_len :]
+from minedraft.types import FinishReason
+from tests.fakes.workers import FakeVerifier, continuation
+from tests.unit.core.pair import PROMPTS, Pair
 
 
 def test_a_round_is_sent_and_executed_before_the_one_before_it_is_committed() -> None:

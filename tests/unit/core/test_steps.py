@@ -7,56 +7,33 @@ from dataclasses import replace
 
 import pytest
 
-from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest, RequestUpdate
 from minedraft.core.rounds import RoundPlan
-from minedraft.core.scheduler import Scheduler
-from minedraft.engine.drafting import make_ledger
 from minedraft.errors import InvalidRequest
-from minedraft.messages import VerifyCommand, VerifyReply
+from minedraft.messages import VerifyCommand
 from minedraft.sampling_params import SamplingParams
-from minedraft.types import Batch, FinishReason, Mode, RoundId
-from tests.fakes.workers import EPOCH, FakeVerifier, continuation
+from minedraft.types import FinishReason, Mode
+from tests.fakes.workers import continuation
+from tests.unit.core.pair import PROMPTS, Pair
 
-PROMPTS = ((1, 2), (3, 4, 5))
 STEPS = 4
 
 
-class Decoding:
-    """A scheduler in mode ar with two requests that have their first token, and its verifier."""
+class Decoding(Pair):
+    """Two requests that have their first token, and may have several steps a command; a third seat is free."""
 
-    def __init__(self, num_blocks: int = 64, stop_ids: tuple[int, ...] = (), **sampling: object) -> None:
-        self.verifier = FakeVerifier(num_blocks)
-        limits = SchedulerLimits(Mode.AR, 3, max_model_len=64, max_steps=STEPS)
-        self.scheduler = Scheduler(limits, make_ledger(self.verifier.info), None)
-        params = SamplingParams(**{"max_new_tokens": 20, **sampling})
-        self.requests = [self.scheduler.add(NewRequest(p, params, stop_ids=stop_ids)) for p in PROMPTS]
+    def __init__(self, stop_ids: tuple[int, ...] = (), **sampling: object) -> None:
+        super().__init__(size=3, max_steps=STEPS, stop_ids=stop_ids, **sampling)
         plan = self.plan()
         assert self.steps_of(plan) == [1, 1], "a first token is not held back"
         self.end(plan)
-
-    def plan(self) -> RoundPlan:
-        plan = self.scheduler.plan(Batch.A)
-        assert plan is not None
-        return plan
-
-    def follow(self, plan: RoundPlan) -> RoundPlan:
-        following = self.scheduler.follow(plan)
-        assert following is not None
-        return following
-
-    def send(self, plan: RoundPlan) -> VerifyCommand:
-        return VerifyCommand(RoundId(EPOCH, plan.batch, plan.number), self.scheduler.assemble(plan, ()))
-
-    def commit(self, plan: RoundPlan, command: VerifyCommand, reply: VerifyReply) -> list[RequestUpdate]:
-        return self.scheduler.commit(plan, command.spans, reply.verdicts)
 
     def end(self, plan: RoundPlan) -> list[RequestUpdate]:
         command = self.send(plan)
         return self.commit(plan, command, self.verifier.execute(command))
 
     def outputs(self) -> list[list[int]]:
-        return [request.tokens[request.spec.prompt_len :] for request in self.requests]
+        return [self.output_of(request) for request in self.requests]
 
     @staticmethod
     def steps_of(plan: RoundPlan) -> list[int]:
