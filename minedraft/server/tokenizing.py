@@ -32,6 +32,7 @@ _MAX_PIECE_CHARS = 65536
 _CUT_SLACK = 128
 _BETWEEN_WORDS = re.compile(r"(?<=\S)(?= \S)")
 _ANYWHERE = re.compile(r"(?<=\S)(?=\s{0,32}\S)")
+_LONG_SPACE = re.compile(r"\s{33}")
 _CUT_WINDOW = 1024
 
 
@@ -152,7 +153,8 @@ def _check_pieces(tokenizer: Tokenizer, text: str, max_tokens: int, is_wanted: C
     """
     slack = tokenizer.max_token_bytes + _CUT_SLACK
     num_tokens = 0
-    for piece in _pieces(text, min(max(2 * max_tokens, _MIN_PIECE_CHARS), _MAX_PIECE_CHARS)):
+    num_chars = min(max(2 * max_tokens, _MIN_PIECE_CHARS), _MAX_PIECE_CHARS)
+    for piece in _pieces(text, num_chars, tokenizer.max_token_bytes):
         if not is_wanted():
             return
         num_tokens += max(tokenizer.count_tokens(piece) - slack, 0)
@@ -160,10 +162,11 @@ def _check_pieces(tokenizer: Tokenizer, text: str, max_tokens: int, is_wanted: C
             raise _too_long(f"more than {max_tokens} tokens", max_tokens)
 
 
-def _pieces(text: str, num_chars: int) -> Iterator[str]:
+def _pieces(text: str, num_chars: int, max_token_chars: int) -> Iterator[str]:
     """Yield a text in pieces of about `num_chars`, cut before a single space if one is near.
 
-    Never cut inside white space or before a long run of it: in some tokenizers one token takes the whole run.
+    Never cut inside white space or shortly before a long run of it: in some tokenizers one token takes the whole run,
+    and a cut within that token would leave the run to be counted.
     """
     start = 0
     while start < len(text):
@@ -171,9 +174,14 @@ def _pieces(text: str, num_chars: int) -> Iterator[str]:
         while end < len(text):
             window = end, end + _CUT_WINDOW
             found = _BETWEEN_WORDS.search(text, *window) or _ANYWHERE.search(text, *window)
-            end = found.start() if found else end + _CUT_WINDOW
-            if found:
+            if found is None:
+                end += _CUT_WINDOW
+                continue
+            end = found.start()
+            space = _LONG_SPACE.search(text, end, end + max_token_chars + 33)
+            if space is None:
                 break
+            end = space.end()
         yield text[start:end]
         start = end
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
@@ -67,6 +67,7 @@ PARTS = [*LONG_TOKENS, GREEDY_TOKEN, " ", " " * 3000, "\n\n", "one batch ", "x",
 
 
 @settings(max_examples=30, deadline=None)
+@example(parts=[(LONG_TOKENS[0], 292), (GREEDY_TOKEN, 223), (" " * 3000, 1)])  # a cut within the token takes its spaces
 @given(parts=st.lists(st.tuples(st.sampled_from(PARTS), st.integers(1, 400)), min_size=1, max_size=6))
 def test_a_prompt_that_fits_has_the_ids_of_the_whole_and_one_token_less_room_refuses_it(folder, parts) -> None:
     tokenizer = Tokenizer.load(folder)
