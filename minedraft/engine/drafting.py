@@ -15,21 +15,18 @@ from dataclasses import replace
 
 from minedraft.core import events
 from minedraft.core.draft_book import DraftBook
-from minedraft.core.feature_book import FeatureBook
-from minedraft.core.ledger import KvLedger
 from minedraft.core.liveness.patience import DraftPatience
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.running_ahead import plan_runs
 from minedraft.core.scheduler import Scheduler
+from minedraft.engine.failing import MAX_FAILURES, failed_command, loss_cause
+from minedraft.engine.mirrors import check_balance, make_book
 from minedraft.engine.workers import Drafter
-from minedraft.errors import ChannelFailed, LossCause, MineDraftError, WorkerLost
-from minedraft.messages import DraftReply, DraftSpan, Proposal, VerifySpan, WorkerInfo
+from minedraft.errors import ChannelFailed, MineDraftError, WorkerLost
+from minedraft.messages import DraftReply, DraftSpan, Proposal, VerifySpan
 from minedraft.types import Role, RoundId
 
 logger = logging.getLogger("minedraft.pipeline")
-
-MAX_FAILURES = 3
-"""Failed commands in a row that name no request at fault, after which the worker itself is held at fault."""
 
 
 class Drafting:
@@ -202,32 +199,3 @@ class Drafting:
         if self._num_failures >= MAX_FAILURES:
             drafter.give_up(f"{MAX_FAILURES} commands failed in a row, the last: {error}")
             self.lose(error)
-
-
-def loss_cause(error: MineDraftError) -> LossCause:
-    """Return how a worker was lost: a worker of which no error of another kind is left broke the contract."""
-    return error.cause if isinstance(error, WorkerLost) else LossCause.PROTOCOL
-
-
-def failed_command(role: Role, plan: RoundPlan | None, error: MineDraftError) -> events.CommandFailed:
-    """Return the event of a command that a worker did not execute; plan: None for a release."""
-    batch, number = (None, 0) if plan is None else (plan.batch, plan.number)
-    return events.CommandFailed(role, batch, number, str(error), error.reason, error.request_id)
-
-
-def make_ledger(info: WorkerInfo) -> KvLedger:
-    """Return the scheduler's mirror of a worker's KV."""
-    return KvLedger(info.num_blocks, info.block_size, info.max_model_len)
-
-
-def make_book(info: WorkerInfo) -> DraftBook:
-    """Return an empty book of the requests of a drafter, which knows none yet."""
-    if info.feature_size:
-        return FeatureBook(make_ledger(info), info.vocab_size, info.feature_layers, info.feature_size)
-    return DraftBook(make_ledger(info), info.vocab_size, info.can_run_ahead)
-
-
-def check_balance(role: Role, scheduler: Scheduler, ledger: KvLedger, num_free: int) -> None:
-    """Log an error if blocks are missing on an idle worker: with no live request, every block must be free."""
-    if not scheduler.requests and not ledger.pool.owners and num_free != ledger.num_blocks:
-        logger.error("%s leaks KV: %d of %d blocks free while idle", role.value, num_free, ledger.num_blocks)

@@ -27,9 +27,10 @@ from minedraft.core.request import NewRequest, RequestUpdate
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
 from minedraft.engine.cores import CoreSharing
-from minedraft.engine.drafting import Drafting, make_ledger
+from minedraft.engine.drafting import Drafting
 from minedraft.engine.event_log import EventLog
 from minedraft.engine.lanes import run_overlapped
+from minedraft.engine.mirrors import make_ledger
 from minedraft.engine.usage_clock import UsageClock
 from minedraft.engine.verifying import Checked, Unchecked, Verifying
 from minedraft.engine.workers import Drafter, Verifier
@@ -352,10 +353,7 @@ class Pipeline:
 
     def _publish_events(self) -> None:
         """Pass the events since the last call to the observers, and wake lanes that got a request or a seat by them."""
-        happened = [event for take in self._event_sources for event in take()]
-        if not happened:
-            return
-        for event in happened:
+        for event in [event for take in self._event_sources for event in take()]:
             self._publish(event)
             if isinstance(event, events.RequestMoved):
                 self._wake[event.batch].set()

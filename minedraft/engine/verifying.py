@@ -11,7 +11,8 @@ from minedraft.core.ledger import KvLedger
 from minedraft.core.request import RequestUpdate
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
-from minedraft.engine.drafting import MAX_FAILURES, check_balance, failed_command, loss_cause, make_ledger
+from minedraft.engine.failing import MAX_FAILURES, failed_command, loss_cause
+from minedraft.engine.mirrors import check_balance, make_ledger
 from minedraft.engine.workers import Verifier
 from minedraft.errors import InternalError, MineDraftError, WorkerLost
 from minedraft.messages import Verdict, VerifyCommand, VerifySpan, WorkerInfo

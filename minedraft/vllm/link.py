@@ -16,7 +16,8 @@ from contextlib import suppress
 from typing import TypeAlias
 
 from minedraft.address import Address
-from minedraft.engine.drafting import MAX_FAILURES, make_book
+from minedraft.engine.failing import MAX_FAILURES
+from minedraft.engine.mirrors import make_book
 from minedraft.engine.slots import WorkerSlot
 from minedraft.engine.workers import Drafter
 from minedraft.errors import ConfigError, MineDraftError, ModelError, WorkerLost

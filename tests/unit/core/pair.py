@@ -6,7 +6,7 @@ from minedraft.core.limits import SchedulerLimits
 from minedraft.core.request import NewRequest, Request, RequestUpdate
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.scheduler import Scheduler
-from minedraft.engine.drafting import make_ledger
+from minedraft.engine.mirrors import make_ledger
 from minedraft.messages import VerifyCommand, VerifyReply
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Batch, Mode, RoundId

@@ -18,7 +18,7 @@ from minedraft.core.limits import SchedulerLimits
 from minedraft.core.policy.base import DraftOffer
 from minedraft.core.request import NewRequest, Request
 from minedraft.core.scheduler import Scheduler
-from minedraft.engine.drafting import make_book, make_ledger
+from minedraft.engine.mirrors import make_book, make_ledger
 from minedraft.errors import InvalidRequest, ProtocolError
 from minedraft.messages import DraftCommand, DraftSpan, VerifyCommand
 from minedraft.sampling_params import SamplingParams

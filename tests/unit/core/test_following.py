@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minedraft.core.request import NewRequest
-from minedraft.engine.drafting import make_ledger
+from minedraft.engine.mirrors import make_ledger
 from minedraft.errors import InternalError, InvalidRequest, ProtocolError
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import FinishReason

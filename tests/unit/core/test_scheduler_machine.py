@@ -17,7 +17,7 @@ from minedraft.core.request import NewRequest, RequestUpdate
 from minedraft.core.rounds import RoundPlan
 from minedraft.core.running_ahead import plan_runs
 from minedraft.core.scheduler import Scheduler
-from minedraft.engine.drafting import make_book, make_ledger
+from minedraft.engine.mirrors import make_book, make_ledger
 from minedraft.errors import InternalError, InvalidRequest, Overloaded, ProtocolError, ReplaysExhausted
 from minedraft.messages import DraftSpan, Proposal, VerifyCommand
 from minedraft.sampling_params import SamplingParams

@@ -10,7 +10,7 @@ import pytest
 
 from minedraft.carriers import Carrier, ChannelCommand, ChannelEnd, ChannelOffer, ChannelStep, common_carriers
 from minedraft.core.limits import SchedulerLimits
-from minedraft.engine.drafting import MAX_FAILURES
+from minedraft.engine.failing import MAX_FAILURES
 from minedraft.engine.pairing import LEAST_BYTES, PairingConnector
 from minedraft.engine.pipeline import Pipeline
 from minedraft.errors import ChannelFailed, WorkerLost

@@ -5,6 +5,7 @@ import inspect
 import logging
 import pydoc
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -132,6 +133,29 @@ def test_ctrl_c_while_a_program_loads_is_no_traceback(name, imported):
     command = [sys.executable, "-c", INTERRUPTED, *SCRIPTS[name].split(":"), imported]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+# It is interrupted at work, and again while Python clears away what it leaves.
+INTERRUPTED_TWICE = """
+import atexit, signal, sys
+import click
+from minedraft.cli.console import run
+from minedraft.process.quiet_start import quiet_start
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+atexit.register(interrupt)
+@click.command()
+def program():
+    interrupt()
+with quiet_start():
+    interrupt() if sys.argv.pop() == "loading" else run(program, "p")
+"""
+
+
+@pytest.mark.parametrize("moment", ["loading", "working"])
+def test_a_second_ctrl_c_while_a_program_ends_is_no_traceback(moment):
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_TWICE, moment], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (-signal.SIGINT, "", "")
 
 
 def test_the_installed_commands_are_the_programs():
