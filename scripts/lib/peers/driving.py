@@ -23,6 +23,7 @@ from scripts.lib.peers.clock import Clock, Expected, OnStep
 from scripts.lib.peers.engines.affinity import family, keep_on, run_on
 from scripts.lib.peers.engines.base import Engine, Peer, Setup
 from scripts.lib.peers.engines.errors import PeerFailed
+from scripts.lib.peers.engines.instructions import Instructions, Watch
 from scripts.lib.peers.prompts import PromptSet
 
 SAME_TOKENS = 8  # of an answer, compared between engines: later ones differ by rounding
@@ -36,6 +37,7 @@ class Plan:
     Attributes:
         core_sets: each engine runs on each of these sets of cores.
         weight_bytes: size of the model's weights, for the estimate of time.
+        instructions: the widest that the engines may use.
     """
 
     model: Path
@@ -45,6 +47,7 @@ class Plan:
     cells: Sequence[Cell]
     repeats: int
     weight_bytes: float
+    instructions: Instructions = Instructions.NATIVE
 
     def visits(self) -> list[Visit]:
         """Return all visits in the order in which they run; the first engine is another one in each repeat."""
@@ -62,7 +65,8 @@ class Plan:
     def setup(self, cores: tuple[int, ...], folder: Path) -> Setup:
         longest = max((cell.prompt_len or 0) + cell.max_new_tokens for cell in self.cells)
         most = max(WARM_UP.num_in_flight, *(cell.num_in_flight for cell in self.cells))
-        return Setup(self.model, self.dtype, cores, most, -(-max(longest, 512) // 256) * 256, folder)
+        max_len = -(-max(longest, 512) // 256) * 256
+        return Setup(self.model, self.dtype, cores, most, max_len, folder, self.instructions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +170,7 @@ async def _measure(
     references: dict[Cell, list[tuple[int, ...]]],
 ) -> None:
     for cell in [WARM_UP, *visit.cells]:
+        watch = Watch()
         patience_s = max(_LEAST_PATIENCE_S, 10 * expected_s(cell, len(visit.cores), plan.weight_bytes))
         gc.collect()
         gc.disable()  # a collection in the client would delay arrivals
@@ -176,6 +181,8 @@ async def _measure(
             raise PeerFailed(f"{cell.label}: no answer after {patience_s:.0f} s") from None
         finally:
             gc.enable()
+        if plan.instructions is Instructions.AVX2:
+            _refuse_wider(watch.users_of_avx512(family(engine.pid)), cell)
         if cell is WARM_UP:
             continue
         starts = [stream.token_ids[:SAME_TOKENS] for stream in streams]
@@ -184,3 +191,9 @@ async def _measure(
         same = sum(a == b for a, b in zip(starts, reference, strict=True)) / len(starts) if is_compared else None
         cores = format_cores(visit.cores)
         outcome.measurements.append(Measurement(visit.peer.name, cores, cell, visit.repeat, to_rates(streams), same))
+
+
+def _refuse_wider(threads: Sequence[str], cell: Cell) -> None:
+    if threads:
+        shown = ", ".join(sorted(set(threads)))
+        raise PeerFailed(f"{cell.label}: {len(threads)} threads used AVX-512 though AVX2 was asked for ({shown})")

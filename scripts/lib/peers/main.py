@@ -16,11 +16,12 @@ from minedraft.device import Device, usable_cores
 from minedraft.models.catalogue import Pair, ensure_pair
 from minedraft.types import Mode
 from scripts.lib.peers import plot, report
-from scripts.lib.peers.cells import IN_FLIGHT, full_cells, quick_cells
+from scripts.lib.peers.cells import IN_FLIGHT, QUICK, Cell, CellKind, full_cells, quick_cells
 from scripts.lib.peers.clock import Clock, in_words, showing_steps
 from scripts.lib.peers.driving import Outcome, Plan, measure_all
-from scripts.lib.peers.engines.base import Installable, Peer
+from scripts.lib.peers.engines.base import InFormat, Installable, Peer
 from scripts.lib.peers.engines.errors import PeerFailed
+from scripts.lib.peers.engines.instructions import Instructions, can_watch
 from scripts.lib.peers.engines.llama_cpp import LlamaCpp
 from scripts.lib.peers.engines.ours import Ours
 from scripts.lib.peers.engines.transformers_generate import TransformersGenerate
@@ -31,11 +32,7 @@ from scripts.lib.processes import until_told
 
 DEFAULT = ("ours", "llama.cpp", "vllm", "transformers")
 ENGINES = (*DEFAULT, "vllm-compiled")
-_INSTALLABLE: dict[str, Installable] = {
-    "llama.cpp": LlamaCpp(),
-    "vllm": VllmCpu(),
-    "vllm-compiled": VllmCpu(is_compiled=True),
-}
+DTYPES = ("bfloat16", "float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +52,16 @@ class Names(click.ParamType[list[str]]):
 
 _MODES = Names(tuple(mode.value for mode in Mode))
 _COUNTS = Names(tuple(map(str, IN_FLIGHT)))
+_KINDS = Names(tuple(kind.value for kind in CellKind))
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
-def _install(context: click.Context, option: click.Parameter, names: list[str] | None) -> None:
-    """Install engines and end the command, if that is what it is called for."""
-    if names is None or context.resilient_parsing:
-        return
-    for name in names:
-        if name in _INSTALLABLE:
-            _INSTALLABLE[name].install(say)
-        else:
-            say(f"{name}: nothing to install, it is in this project's environment")
-    context.exit()
+def _listed(counts: Sequence[int]) -> str:
+    return ",".join(map(str, counts))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    *("--install", "names"),
-    type=Names(ENGINES),
-    metavar="LIST",
-    is_eager=True,
-    expose_value=False,
-    callback=_install,
-    help="Install these engines and end.",
-)
+@click.option("--install", type=Names(ENGINES), metavar="LIST", help="Install these engines and end.")
 @click.option(
     "--engines",
     type=Names(ENGINES),
@@ -94,11 +76,19 @@ def _install(context: click.Context, option: click.Parameter, names: list[str] |
 @click.option("--model", type=_FOLDER, help="Model folder.  [default: the default target, fetched if missing]")
 @click.option("--draft", type=_FOLDER, help="Draft model folder, for modes with drafts.")
 @click.option(
-    "--dtype",
-    type=click.Choice(["bfloat16", "float32"]),
-    default="bfloat16",
+    *("--dtype", "dtypes"),
+    type=Names(DTYPES),
+    metavar="LIST",
+    default=DTYPES[0],
     show_default=True,
-    help="Number format of the weights, of every engine.",
+    help="Number format of the weights, of every engine: bfloat16, float32 or both.",
+)
+@click.option(
+    "--instructions",
+    type=click.Choice([each.value for each in Instructions]),
+    default=Instructions.NATIVE.value,
+    show_default=True,
+    help="avx2: no engine may use more than AVX2, FMA and F16C, whatever this machine has.",
 )
 @click.option(
     *("--cores", "core_lists"),
@@ -110,21 +100,30 @@ def _install(context: click.Context, option: click.Parameter, names: list[str] |
     "--in-flight",
     type=_COUNTS,
     metavar="LIST",
-    default=",".join(_COUNTS.known),
+    help=f"Prompts at once.  [default: {_listed(IN_FLIGHT)}; with --quick {_listed(QUICK)}]",
+)
+@click.option(
+    "--kinds",
+    type=_KINDS,
+    metavar="LIST",
+    default=",".join(_KINDS.known),
     show_default=True,
-    help="Prompts at once.",
+    help="What to measure: see below.",
 )
 @click.option("--repeats", type=click.IntRange(1), help="Starts of each engine.  [default: 3, with --quick 1]")
 @click.option("--quick", is_flag=True, help="Fewer and shorter measurements.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write OUT.json and OUT.svg.")
 def main(
+    install: list[str] | None,
     engines: list[str],
     modes: list[str],
     model: Path | None,
     draft: Path | None,
-    dtype: str,
+    dtypes: list[str],
+    instructions: str,
     core_lists: Sequence[str],
-    in_flight: list[str],
+    in_flight: list[str] | None,
+    kinds: list[str],
     repeats: int | None,
     quick: bool,
     out: Path | None,
@@ -141,37 +140,73 @@ def main(
                  arrive here: prompts are not in it
     whole        tokens/s from the first request to the last token: prompts are in it
     natural      the same, where the model ends its answers itself
+    prompts      rates and times to first tokens of prompts of a given length, sent together
     spread       (highest - lowest repeat) / median, the largest of the line
 
-    An engine that is not installed is named, with the command that installs it, and left out.
+    --kinds: fixed is decoding and whole, natural, and prompts are first (16 of 100 tokens) and context (8 of 1,024,
+    8 of 2,048). An engine that is not installed is named, with the command that installs it, and left out.
+
+    With --instructions avx2, llama.cpp is another build (--install llama.cpp --instructions avx2), the other
+    engines are held by variables, and a cell in which a thread used AVX-512 is an error. It is AVX2 code with this
+    machine's caches, memory and clock: not what a machine without AVX-512 does.
 
     \b
     Examples:
       scripts/bench/peers --install llama.cpp,vllm           into the cache, 13 minutes on two cores
       scripts/bench/peers --quick
-      scripts/bench/peers --out scripts/results/peers
-      scripts/bench/peers --engines ours,vllm --cores 0 --in-flight 8,16 --repeats 5
+      scripts/bench/peers --out scripts/results/peers/smollm2
+      scripts/bench/peers --engines ours,vllm --cores 0 --in-flight 8,16 --kinds fixed --repeats 5
+      scripts/bench/peers --instructions avx2 --dtype bfloat16,float32 --cores 0 --in-flight 4,8 --kinds fixed
     """
+    widest = Instructions(instructions)
+    if install is not None:
+        _install(install, widest)
+        return
     pair = Pair(model, draft) if model is not None else ensure_pair(on_progress=progress_printer())
-    peers = _peers(engines, modes, draft or pair.draft)
+    peers = _peers(engines, modes, draft or pair.draft, widest)
+    if len(dtypes) > 1:
+        peers = [InFormat(peer, dtype) for peer in peers for dtype in dtypes]
     absent = {peer.name: why for peer in peers if (why := peer.missing()) is not None}
     for name, why in absent.items():
         say(f"{name}: {why}")
     plan = Plan(
         model=pair.target,
-        dtype=dtype,
+        dtype=",".join(dtypes),
         peers=[peer for peer in peers if peer.name not in absent],
         core_sets=_core_sets(core_lists),
-        cells=(quick_cells if quick else full_cells)(sorted(map(int, in_flight))),
+        cells=_cells(in_flight, kinds, is_quick=quick),
         repeats=repeats or (1 if quick else 3),
         weight_bytes=sum(path.stat().st_size for path in pair.target.glob("*.safetensors")),
+        instructions=widest,
     )
     if not plan.peers:
         raise PeerFailed("no engine to run")
     _compare(plan, absent, out)
 
 
-def _peers(engines: Sequence[str], modes: Sequence[str], draft: Path | None) -> list[Peer]:
+def _install(names: Sequence[str], instructions: Instructions) -> None:
+    installable = _installable(instructions)
+    for name in names:
+        if name in installable:
+            installable[name].install(say)
+        else:
+            say(f"{name}: nothing to install, it is in this project's environment")
+
+
+def _installable(instructions: Instructions) -> dict[str, Installable]:
+    return {
+        "llama.cpp": LlamaCpp(instructions),
+        "vllm": VllmCpu(),
+        "vllm-compiled": VllmCpu(is_compiled=True),
+    }
+
+
+def _cells(in_flight: Sequence[str] | None, kinds: Sequence[str], *, is_quick: bool) -> list[Cell]:
+    counts = sorted(map(int, in_flight)) if in_flight else QUICK if is_quick else IN_FLIGHT
+    return [cell for cell in (quick_cells if is_quick else full_cells)(counts) if cell.kind in kinds]
+
+
+def _peers(engines: Sequence[str], modes: Sequence[str], draft: Path | None, instructions: Instructions) -> list[Peer]:
     peers: list[Peer] = []
     for name in engines:
         if name == "ours":
@@ -179,7 +214,7 @@ def _peers(engines: Sequence[str], modes: Sequence[str], draft: Path | None) -> 
         elif name == "transformers":
             peers.append(TransformersGenerate())
         else:
-            peers.append(_INSTALLABLE[name])
+            peers.append(_installable(instructions)[name])
     return peers
 
 
@@ -201,6 +236,8 @@ def _compare(plan: Plan, absent: dict[str, str], out: Path | None) -> None:
         f"{len(plan.peers)} engines, {len(plan.core_sets)} sets of cores, {plan.repeats} repeats: "
         f"about {in_words(whole_s)}"
     )
+    if plan.instructions is Instructions.AVX2 and not can_watch():
+        say("this kernel does not tell who uses AVX-512: the engines are held to AVX2, and it is not checked")
     is_over = False
     try:
         with showing_steps() as on_step:

@@ -8,7 +8,7 @@ from pathlib import Path
 from scripts.lib.peers.cells import CellKind
 from scripts.lib.peers.summary import Row
 
-_COLOURS = ("#2b6cb0", "#dd6b20", "#2f855a", "#805ad5", "#c53030", "#718096")
+_COLOURS = ("#2b6cb0", "#dd6b20", "#2f855a", "#805ad5", "#c53030", "#718096", "#b7791f", "#319795")
 _FIGURE = "decode_tokens_per_s"
 
 

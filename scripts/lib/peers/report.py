@@ -15,6 +15,7 @@ from rich.table import Table
 from minedraft.bench.report import machine_facts
 from scripts.lib.peers.cells import Cell, CellKind
 from scripts.lib.peers.driving import SAME_TOKENS, Outcome, Plan
+from scripts.lib.peers.engines.instructions import Instructions
 from scripts.lib.peers.summary import Row, Spread, to_rows
 
 _TITLES = {
@@ -30,8 +31,9 @@ def show(console: Console, plan: Plan, outcome: Outcome) -> None:
     rows = to_rows(outcome.measurements)
     for cores in dict.fromkeys(row.cores for row in rows):
         ours = [row for row in rows if row.cores == cores]
+        held = ", AVX2 forced" if plan.instructions is Instructions.AVX2 else ""
         word = "core" if cores.isdigit() else "cores"
-        console.print(f"\n[bold]{plan.model.name}, {plan.dtype}, {word} {cores}[/bold]")
+        console.print(f"\n[bold]{plan.model.name}, {plan.dtype}, {word} {cores}{held}[/bold]")
         for (kind, figure), title in _TITLES.items():
             chosen = [row for row in ours if row.cell.kind is kind]
             if chosen:
@@ -91,6 +93,7 @@ def to_content(
         "machine": machine_facts(),
         "model": plan.model.name,
         "dtype": plan.dtype,
+        "instructions": plan.instructions.value,
         "prompts": source,
         "engines": facts,
         "not_run": absent,

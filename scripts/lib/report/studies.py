@@ -10,8 +10,8 @@ from scripts.lib.report.results import Json, Results
 
 _BENCH = "scripts/bench"
 COMMANDS = {
-    "peers.json": f"{_BENCH}/peers --repeats 2",
-    "studies/peers_qwen.json": f"{_BENCH}/peers --engines ours,llama.cpp --model DIR --cores 0 --in-flight 1,2,4,8"
+    "peers/smollm2.json": f"{_BENCH}/peers --repeats 2",
+    "peers/qwen.json": f"{_BENCH}/peers --engines ours,llama.cpp --model DIR --cores 0 --in-flight 1,8"
     " --quick",
     "smollm2.json": "minedraft bench -m 2,4,8 -k 2 --max-new-tokens 40 --json smollm2.json",
     "studies/head.json": "minedraft bench -m 1,2,4,8 -k 2 --max-new-tokens 40 --json head.json",

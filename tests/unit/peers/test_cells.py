@@ -45,6 +45,10 @@ def test_only_natural_cells_end_by_themselves():
     assert not [cell for cell in quick_cells([8]) if cell.num_in_flight > WARM_UP.num_in_flight]
 
 
+def test_quick_measures_as_many_in_flight_as_it_is_asked_for():
+    assert [cell.num_in_flight for cell in quick_cells([1, 2, 4]) if cell.kind is CellKind.FIXED] == [1, 2, 4]
+
+
 def test_quick_is_a_small_part():
     quick, full = (sum(expected_s(cell, 1, 269e6) for cell in cells()) for cells in (quick_cells, full_cells))
     assert quick < full / 2

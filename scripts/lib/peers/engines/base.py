@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from scripts.lib.peers.arrivals import Stream
 from scripts.lib.peers.cells import Cell
+from scripts.lib.peers.engines.instructions import Instructions, variables_for
 
 Say = Callable[[str], None]
 
@@ -24,6 +25,7 @@ class Setup:
         max_in_flight: requests that it must be able to answer together.
         max_len: tokens of the longest prompt and its answer together.
         folder: an empty private folder, for sockets.
+        instructions: the widest that it may use.
     """
 
     model: Path
@@ -32,6 +34,12 @@ class Setup:
     max_in_flight: int
     max_len: int
     folder: Path
+    instructions: Instructions = Instructions.NATIVE
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """Of the engine's environment, beside its own."""
+        return variables_for(self.instructions)
 
 
 class Engine(Protocol):
@@ -94,3 +102,23 @@ class Installable(Peer, Protocol):
             PeerFailed: a command failed; the message names it and its log.
         """
         ...
+
+
+class InFormat:
+    """A peer with a number format of its own, where several formats are compared; named with it."""
+
+    def __init__(self, peer: Peer, dtype: str) -> None:
+        self.name = f"{peer.name} {dtype}"
+        self.start_s = peer.start_s
+        self.pace = peer.pace
+        self._peer = peer
+        self._dtype = dtype
+
+    def missing(self) -> str | None:
+        return self._peer.missing()
+
+    def facts(self, setup: Setup) -> dict[str, Any]:
+        return {"dtype": self._dtype, **self._peer.facts(replace(setup, dtype=self._dtype))}
+
+    def serve(self, setup: Setup) -> AbstractAsyncContextManager[Engine]:
+        return self._peer.serve(replace(setup, dtype=self._dtype))

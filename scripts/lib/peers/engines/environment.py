@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import time
@@ -17,6 +18,8 @@ from scripts.lib.peers.engines.base import Say
 from scripts.lib.peers.engines.errors import PeerFailed
 
 COMMAND = "scripts/bench/peers --install"
+_SAY_EVERY_S = 60.0
+_SHARE = re.compile(r"^\[ *(\d+%)\]", re.MULTILINE)  # as make's, of cmake
 
 
 @dataclass(slots=True)
@@ -28,12 +31,14 @@ class Environment:
         version: what is installed; another version is installed anew, over the old one.
         size: bytes that it takes about, to check for room.
         minutes: about how long installing takes, for the reader.
+        asked_for: the words behind `--install` that install it; empty: its name.
     """
 
     name: str
     version: str
     size: int
     minutes: float
+    asked_for: str = ""
     root: Path = field(default_factory=cache_root)
 
     @property
@@ -56,7 +61,7 @@ class Environment:
         """Return what to say if it is not installed."""
         if self.installed() is not None:
             return None
-        return f"not installed: {COMMAND} {self.name} (about {self.minutes:.0f} minutes)"
+        return f"not installed: {COMMAND} {self.asked_for or self.name} (about {self.minutes:.0f} minutes)"
 
     def install(self, steps: Callable[[Environment, Say], Mapping[str, Any]], say: Say) -> None:
         """Call `steps` unless this version is installed, and write the stamp with what they return.
@@ -80,10 +85,11 @@ class Environment:
             (self.folder / "installed.json").write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
             say(f"{self.name}: installed in {seconds} s")
 
-    def run(self, argv: Sequence[str | Path], **variables: str) -> None:
+    def run(self, argv: Sequence[str | Path], say: Say | None = None, **variables: str) -> None:
         """Run a command in the folder; its output goes to the log.
 
         Args:
+            say: takes a line now and then with the share that is done, of a command whose output begins lines with it.
             variables: of its environment, besides this process's.
 
         Raises:
@@ -94,7 +100,7 @@ class Environment:
             log.write(f"$ {shlex.join(words)}\n".encode())
             log.flush()
             try:
-                done = subprocess.run(
+                process = subprocess.Popen(
                     words,
                     cwd=self.folder,
                     env=os.environ | variables,
@@ -104,6 +110,25 @@ class Environment:
                 )
             except OSError as error:
                 raise PeerFailed(f"{self.name}: {words[0]}: {error.strerror}") from None
-        if done.returncode != 0:
-            tail = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
+        try:
+            while not _has_ended(process, _SAY_EVERY_S):
+                if say is not None and (shares := _SHARE.findall(self._said())):
+                    say(f"{self.name}: {shares[-1]} done")
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        if process.returncode != 0:
+            tail = self._said().splitlines()[-8:]
             raise PeerFailed("\n  ".join([f"{self.name}: {shlex.join(words[:6])} ... failed; see {self.log}", *tail]))
+
+    def _said(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+
+def _has_ended(process: subprocess.Popen[bytes], within_s: float) -> bool:
+    try:
+        process.wait(within_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True

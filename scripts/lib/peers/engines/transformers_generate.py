@@ -52,7 +52,7 @@ class TransformersGenerate:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            env=child_environment(OMP_NUM_THREADS=num_threads),
+            env=child_environment(OMP_NUM_THREADS=num_threads, **setup.variables),
             limit=_MAX_LINE_BYTES,
             process_group=0,
         )

