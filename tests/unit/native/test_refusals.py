@@ -7,7 +7,9 @@ import threading
 import pytest
 import torch
 
+from minedraft.device import Device
 from minedraft.errors import ConfigError, InternalError
+from minedraft_workers.execution.choice import choose_native
 from minedraft_workers.native.kernels import NativeKernels
 from minedraft_workers.native.library import ISA_VARIABLE, Library, choose_isa
 from minedraft_workers.native.tensors import LayerCache, SpanPlan
@@ -152,6 +154,16 @@ def test_the_environment_chooses_the_instruction_set_that_is_not_asked_for(
     monkeypatch.setenv(ISA_VARIABLE, "sse9")
     with pytest.raises(ConfigError, match="isa is 'sse9': must be auto or one of scalar, "):
         NativeKernels(library=library)
+
+
+def test_native_kernels_that_cannot_be_had_are_an_error_only_where_they_were_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(ISA_VARIABLE, "sse9")
+    native, reason = choose_native("auto", Device("cpu", (0,)))
+    assert native is None
+    assert reason.startswith("no native kernels here: must be auto or one of scalar, ")
+    with pytest.raises(ConfigError, match="isa is 'sse9'") as caught:
+        choose_native("native", Device("cpu", (0,)))
+    assert caught.value.exit_code == 78
 
 
 def test_an_instruction_set_that_the_cpu_lacks_is_named(library: Library):
