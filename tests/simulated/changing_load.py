@@ -58,6 +58,7 @@ class Simulation:
     limits: SchedulerLimits
     policies: SimulatedPolicies
     observers: Sequence[events.Observer] = ()
+    seed: int = 1
     tokens: list[tuple[float, int]] = field(default_factory=list)
     changes: list[tuple[float, events.ModeChanged]] = field(default_factory=list)
     _num_asked: int = 0
@@ -68,7 +69,7 @@ class Simulation:
 
     async def run(self, load: ChangingLoad, seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        service = SimulatedService(self.machine, self.limits, self.policies, self.observers)
+        service = SimulatedService(self.machine, self.limits, self.policies, self.observers, self.seed)
         async with service.start([self._observe]) as pipeline:
             clients: list[asyncio.Task[None]] = []
             while loop.time() < seconds:

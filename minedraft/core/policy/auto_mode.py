@@ -8,30 +8,23 @@ from minedraft.core import events
 from minedraft.core.policy.base import ModeDecision
 from minedraft.core.policy.forecast.goodput import Goodput
 from minedraft.core.policy.forecast.mode import ModeForecast
+from minedraft.core.policy.mode_trials import ModeTrials
 from minedraft.core.policy.steady import Steady
 from minedraft.types import Batch, LoanTerms, Mode, Role
 
-_ROUNDS_PER_LOOK = 12
 _LOOK_S = 0.1  # looks are at least this far apart: each takes most of a millisecond
-_FOLLOW_LOAD = 0.15  # weight of a new count of requests in flight
-_TRIAL_SHARE = 0.01  # of the time, spent at most in modes that are expected to be slower
-_TRIAL_LOOKS = 2
-_TRIAL_OPTIMISM = 0.15  # a trial needs that a mode would be the best if so many more of its drafts were accepted
-_TRIAL_GAIN = 1.05  # or if it were so much faster
-_UNKNOWN_GAIN = 1.3  # the same for a mode that has not run yet
-_LEAST_LOSS = 0.05  # of the rate, which a trial is expected to cost
-_FIRST_CREDIT_S = 0.3  # for the trials of a service that has just begun
-_LONGEST_PAUSE_S = 2.0  # more time between two rounds is idle time
-_STALE_S = 15.0  # after which what a mode has shown is worth a trial again
-_THINK_S = 1.0  # between two thoughts about a trial
+_THINK_S = 0.5  # between two thoughts about a trial
+_TRIAL_OPTIMISM = 0.15  # a trial needs that a mode would be better if so many more of its drafts were accepted
+_LEAST_ROUNDS = 4  # of a mode, before another one is tried
+_LONGEST_PAUSE_ROUNDS = 4  # more time between two rounds is idle time
+_LONGEST_PAUSE_S = 0.5  # the same, where that is more
 
 
 class AutoMode:
     """Chooses ar, sd or minedraft: what is best says `ModeForecast`, when to change says `Steady`.
 
     Every mode has the same seats in all: twice `max_batch_size`, in one batch or in two. So a change refuses nobody.
-    Now and then it tries a mode that may have become better since it was last measured, for `_TRIAL_SHARE` of the
-    time at most.
+    A mode of which too little is known may have a trial, see `ModeTrials`.
 
     Args:
         max_batch_size: m of a batch while there are two. draft_len: the most drafts of a request.
@@ -40,6 +33,7 @@ class AutoMode:
     def __init__(self, forecast: ModeForecast, max_batch_size: int, draft_len: int) -> None:
         self._forecast = forecast
         self._steady = Steady()
+        self._trials = ModeTrials()
         self._num_seats = 2 * max_batch_size
         self._draft_len = draft_len
         self._mode: Mode | None = None  # in force
@@ -48,14 +42,13 @@ class AutoMode:
         self._running: dict[Batch, int] = dict.fromkeys(Batch, 0)  # requests in each batch's last round
         self._prompt_lens: dict[int, int] = {}
         self._num_tokens = 0  # committed tokens of live requests, which a drafter would have to catch up with
-        self._in_flight = 1.0
-        self._num_rounds = 0
+        self._num_rounds = 0  # of the mode in force, without prompts
+        self._round_s = 0.0  # expected, of the mode in force
+        self._last_s = 0.0  # end of the last round
+        self._worked_s = 0.0  # since the last look
         self._looked_s = -_LOOK_S
         self._thought_s = -_THINK_S
-        self._credit_s = _FIRST_CREDIT_S  # time that trials may take
-        self._home: Mode | None = None  # during a trial, the mode before it
-        self._looks_left = 0  # of the trial
-        self._last_run_s: dict[Mode, float] = {}  # when a mode was last in force
+        self._seen = 1  # requests in flight at the last look
         self._best: Mapping[Mode, Goodput] = {}
 
     def terms(self, mode: Mode) -> LoanTerms:
@@ -67,40 +60,41 @@ class AutoMode:
         if not self._best or self._mode is None:
             return ""
         best = max(self._best, key=lambda mode: self._best[mode].tokens_per_s)
-        if self._home is not None:
+        if self._trials.home is not None:
             return f"{self._figures()}; {self._mode.value} is on trial"
-        return self._figures() + (f"; {best.value} must stay clearly ahead first" if best is not self._mode else "")
+        if best is self._mode:
+            return self._figures()
+        if best is Mode.SD and self._mode not in self._best:
+            return f"{self._figures()}; {self._mode.value} runs one request as sd does"
+        return f"{self._figures()}; {best.value} must stay clearly ahead first"
 
     def wanted(self, now_s: float) -> ModeDecision | None:
         if self._mode is None or self._asked is not None or not self._forecast.is_known:
             return None
-        if self._num_rounds < _ROUNDS_PER_LOOK or now_s - self._looked_s < _LOOK_S:
+        if now_s - self._looked_s < _LOOK_S or not self._num_rounds:
             return None
-        self._num_rounds, self._looked_s = 0, now_s
-        num_in_flight = min(max(round(self._in_flight), 1), self._num_seats)
-        self._best = self._forecast.rates(num_in_flight, self._has_drafter)
+        worked_s, self._worked_s, self._looked_s = self._worked_s, 0.0, now_s
+        self._seen = min(max(sum(self._running.values()), 1), self._num_seats)
+        self._best = self._forecast.rates(self._seen, self._has_drafter)
         rates = {mode: goodput.tokens_per_s for mode, goodput in self._best.items()}
-        rates.setdefault(self._mode, 0.0)
-        if self._home is not None:
-            return self._end_trial(self._home, rates)
-        mode = self._steady.pick(self._mode, rates, num_in_flight, self._cost_s)
+        rates.setdefault(self._mode, rates.get(Mode.SD, 0.0))  # one request has one batch in either mode
+        drafting = self._trials.home or self._mode
+        if drafting in self._best and drafting.has_drafts:  # without drafts nothing more is learnt of them
+            rates[drafting] = self._forecast.doubted(self._seen, drafting)
+        self._round_s = self._period_s(self._mode)
+        self._trials.worked(worked_s, self._round_s)
+        if self._trials.home is not None:
+            return self._end_trial(rates)
+        mode = self._steady.pick(self._mode, rates, self._seen, self._cost_s, worked_s, self._round_s)
         if mode is not None:
-            self._steady.changed(num_in_flight)
+            self._steady.changed(self._seen)
             return self._change(mode, "auto")
-        if (mode := self._trial(self._mode, rates, num_in_flight, now_s)) is not None:
-            self._home, self._looks_left = self._mode, _TRIAL_LOOKS
-            return self._change(mode, "trial")
-        return None
+        return self._try(self._mode, rates, now_s)
 
     def observe(self, event: events.Event, now_s: float) -> None:
         match event:
             case events.RoundCommitted():
-                self._num_rounds += 1
-                self._num_tokens += event.num_output_tokens
-                self._running[event.batch] = event.num_requests
-                if event.num_active < len(Batch):
-                    self._running[event.batch.other] = 0
-                self._in_flight += _FOLLOW_LOAD * (sum(self._running.values()) - self._in_flight)
+                self._count(event, now_s)
             case events.RequestQueued():
                 self._prompt_lens[event.request_id] = event.prompt_len
                 self._num_tokens += event.prompt_len
@@ -108,15 +102,27 @@ class AutoMode:
                 self._num_tokens -= self._prompt_lens.pop(event.request_id, 0) + event.output_len
             case events.WorkerJoined() if event.info.role is Role.DRAFTER:
                 self._has_drafter = True
-                self._last_run_s.clear()
+                self._trials.forget()
             case events.WorkerLeft() if event.role is Role.DRAFTER:
                 self._has_drafter = False
             case events.ModeChanged():
                 if self._mode is not None:
-                    self._last_run_s[self._mode] = now_s
+                    self._trials.left(self._mode, now_s)
                 self._mode, self._asked = event.mode, None
                 self._running = dict.fromkeys(Batch, 0)
                 self._num_rounds = 0
+
+    def _count(self, event: events.RoundCommitted, now_s: float) -> None:
+        passed_s, self._last_s = now_s - self._last_s, now_s
+        if passed_s <= max(_LONGEST_PAUSE_ROUNDS * self._round_s, _LONGEST_PAUSE_S):
+            self._worked_s += passed_s
+        self._num_rounds += not event.is_prefill
+        if self._asked is None:
+            self._trials.committed(event.is_prefill)
+        self._num_tokens += event.num_output_tokens
+        self._running[event.batch] = event.num_requests
+        if event.num_active < len(Batch):
+            self._running[event.batch.other] = 0
 
     def _change(self, mode: Mode, why: str) -> ModeDecision:
         self._asked = mode
@@ -127,18 +133,11 @@ class AutoMode:
         for mode, goodput in sorted(self._best.items(), key=lambda item: -item[1].tokens_per_s):
             drafts = f" (k {goodput.num_drafts:.1f})" if mode.has_drafts else ""
             parts.append(f"{mode.value} {goodput.tokens_per_s:.0f}{drafts}")
-        return f"expected tokens/s at {round(self._in_flight)} in flight: {', '.join(parts)}"
+        return f"expected tokens/s at {self._seen} in flight: {', '.join(parts)}"
 
-    def _end_trial(self, home: Mode, rates: Mapping[Mode, float]) -> ModeDecision | None:
-        """Return to the mode before the trial, unless the one that is tried turns out to be better."""
-        self._looks_left -= 1
-        if self._looks_left > 0 or self._mode is None:
-            return None
-        self._home = None
-        if rates[self._mode] > rates.get(home, 0.0):
-            self._steady.changed(round(self._in_flight))
-            return None
-        return self._change(home, "trial ended")
+    def _period_s(self, mode: Mode) -> float:
+        """Return the expected seconds of a round."""
+        return self._best[mode].period_s if mode in self._best else 0.0
 
     def _cost_s(self, mode: Mode) -> float:
         """Return the time that a change to a mode costs: the drafter has not seen what was made without it."""
@@ -146,21 +145,22 @@ class AutoMode:
             return 0.0
         return self._forecast.catch_up_s(self._num_tokens)
 
-    def _trial(self, present: Mode, rates: Mapping[Mode, float], num_in_flight: int, now_s: float) -> Mode | None:
-        """Return a mode to try, although it is not expected to be the best; it takes from the time for trials."""
-        if now_s - self._thought_s < _THINK_S:
+    def _try(self, present: Mode, rates: Mapping[Mode, float], now_s: float) -> ModeDecision | None:
+        """Begin a trial, if one is worth it."""
+        if self._num_rounds < _LEAST_ROUNDS or now_s - self._thought_s < _THINK_S:
             return None
-        self._credit_s += _TRIAL_SHARE * min(now_s - self._thought_s, _LONGEST_PAUSE_S)
         self._thought_s = now_s
-        trial_s = _TRIAL_LOOKS * max(_ROUNDS_PER_LOOK * self._forecast.round_s(present, num_in_flight), _LOOK_S)
-        for mode, hope in self._forecast.rates(num_in_flight, self._has_drafter, _TRIAL_OPTIMISM).items():
-            gain = _TRIAL_GAIN if mode in self._last_run_s else _UNKNOWN_GAIN
-            if mode is present or hope.tokens_per_s * gain < rates[present]:
-                continue
-            loss = max(1 - rates[mode] / max(rates[present], 1e-9), _LEAST_LOSS)
-            cost_s = trial_s * loss + self._cost_s(mode)
-            is_news = now_s - self._last_run_s.get(mode, -_STALE_S) >= _STALE_S
-            if is_news and cost_s <= self._credit_s:
-                self._credit_s -= cost_s
-                return mode
-        return None
+        optimism = 0.0 if present.has_drafts else _TRIAL_OPTIMISM
+        hoped = self._forecast.hopes(self._seen, self._has_drafter, optimism)
+        hopes = {mode: goodput.tokens_per_s for mode, goodput in hoped.items()}
+        mode = self._trials.pick(present, rates, hopes, now_s, self._period_s, self._cost_s)
+        return None if mode is None else self._change(mode, "trial")
+
+    def _end_trial(self, rates: Mapping[Mode, float]) -> ModeDecision | None:
+        """Return to the mode before the trial, unless the one that is tried turns out to be better."""
+        if self._mode is None or (winner := self._trials.result(self._mode, rates)) is None:
+            return None
+        if winner is self._mode:
+            self._steady.changed(self._seen)
+            return None
+        return self._change(winner, "trial ended")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from minedraft.core import events
 from minedraft.core.policy.base import DraftOffer
 from minedraft.core.policy.forecast.acceptance import chain
-from minedraft.core.policy.forecast.cost_model import Condition
+from minedraft.core.policy.forecast.conditions import Condition
 from minedraft.core.policy.forecast.experience import Experience
 from minedraft.core.policy.forecast.goodput import best_depth, goodput_at
 from minedraft.core.request import Request
@@ -16,6 +16,7 @@ from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.types import Batch, Role
 
 _FIRST_DEPTH = 3  # while nothing is known
+_FIRST_ROWS = 32  # of a verify, which the first drafts may fill
 _ROUNDS_PER_DECISION = 8
 _ROUNDS_PER_TRIAL = 20  # after so many, one has another depth than the best: deeper and shallower by turns
 _MOST_DOUBLINGS = 2  # of that number, one for each pair of trials that changed nothing
@@ -82,7 +83,7 @@ class AutoDraftLen:
         plan = self._plans[request.batch or Batch.A]
         plan.members[request.id] = len(request.tokens)
         if not self._costs.is_known or not self._costs.knows_drafts:
-            return min(_FIRST_DEPTH, max_draft_len)
+            return min(_FIRST_DEPTH, max(_FIRST_ROWS // batch_size - 1, 1), max_draft_len)
         if plan.rounds_left <= 0 or plan.batch_size != batch_size:
             self._decide(plan, batch_size)
         if not plan.depth:

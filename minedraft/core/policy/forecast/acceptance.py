@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 from minedraft.core.request import Request
 from minedraft.sampling_params import MAX_DRAFT_LEN
 
-_EXPECTED = 0.6  # acceptance of a first draft while none was verified
+_EXPECTED = 0.7  # acceptance of a first draft while none was verified
 _EXPECTED_WEIGHT = 4.0  # in verified drafts
+_DEVIATION = 0.45  # standard deviation of whether one draft is accepted
+_NUM_TRUSTED = 96  # first drafts from which a rate is taken as it is
 _FADE_ALL = 1 - 1 / 200  # weight that older drafts of all requests keep with each new one at their position
 _FADE_UNTRIED = 1 - 1 / 800  # the same for each request and round that did not come to a position
 _FADE_ONE = 1 - 1 / 40  # the same within one request
@@ -67,6 +70,11 @@ class AcceptanceRates:
                 prior = (accepted + _EXPECTED_WEIGHT * prior) / (tried + _EXPECTED_WEIGHT)
                 self._rates.append(prior)
         return [min(rate + bonus, _MOST) for rate in self._rates[:max_draft_len]]
+
+    @property
+    def doubt(self) -> float:
+        """How much higher the acceptance may well be than `rates` say; 0 once many drafts were verified."""
+        return max(_DEVIATION * (1 / sqrt(self._tried[0] + _EXPECTED_WEIGHT) - 1 / sqrt(_NUM_TRUSTED)), 0.0)
 
     def look_at(self, request: Request) -> None:
         """Learn from what has happened to a request since the last look."""

@@ -2,51 +2,28 @@
 
 Costs are kept apart by the *condition* they were measured in: two workers at work at once share memory bandwidth,
 and a verifier with more cores is faster. A condition that was never met is expected to cost what another one does,
-times a ratio: the measured one of the nearest size, else `_EXPECTED`.
+times a ratio: the measured one of the nearest size, else one that is expected.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
-from enum import Enum
 from math import ceil
 
 from minedraft.core import events
 from minedraft.core.policy.cores import verifier_cores
+from minedraft.core.policy.forecast.conditions import EXPECTED, HOPED, Condition, Way
 from minedraft.core.policy.forecast.cost_curve import CostCurve
+from minedraft.core.policy.forecast.prompt_costs import PromptCosts
 from minedraft.messages import Timing, WorkerInfo
 from minedraft.types import Batch, Mode, Role
 
 _SLOPE = 0.02  # expected cost of one more row, as a part of the cost of one row, while nothing tells
 _OVERHEAD_S = 0.0003  # expected time of the scheduler and of the wire in a round, and what a request adds to it
 _OVERHEAD_PER_REQUEST_S = 0.00003
-_FADE = 0.98  # weight that the means of prefills keep with a new measurement
 _MOST_PERIODS = 4  # a round that took this many times its expected time measures something else
-
-
-class Condition(Enum):
-    """What else happens while a worker works."""
-
-    ALONE = "alone"
-    OVERLAPPED = "overlapped"
-    WIDE = "wide"  # alone, on all cores
-
-
-# Hopeful, so that a condition is met once where it may pay.
-_EXPECTED = {Condition.ALONE: 1.0, Condition.OVERLAPPED: 1.08, Condition.WIDE: 0.65}
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """A way to run: the mode, and whether the verifier has all cores."""
-
-    mode: Mode
-    is_wide: bool = False
-
-    def condition(self, num_in_flight: int) -> Condition:
-        if self.mode.num_batches > 1 and num_in_flight > 1:
-            return Condition.OVERLAPPED
-        return Condition.WIDE if self.is_wide else Condition.ALONE
 
 
 @dataclass(slots=True)
@@ -75,9 +52,8 @@ class CostModel:
         self._overhead: dict[tuple[int, bool], CostCurve] = {}  # by number of batches and whether there are drafts
         self._open: dict[int, _OpenRound] = {}
         self._last: dict[Batch, tuple[float, _OpenRound]] = {}  # end and times of each batch's last round
-        self._verify_token_s = dict.fromkeys(Condition, 0.0)  # per prompt token
-        self._draft_token_s = 0.0
-        self._num_prompt, self._num_output = 0.0, 0.0  # tokens, of late
+        self._prompts = PromptCosts()
+        self._ratios: Mapping[Condition, float] = EXPECTED  # of conditions that were never met
         self._is_disturbed = set(Batch)  # batches whose present round has waited, or was beside a prefill
 
     # What is learnt
@@ -103,6 +79,10 @@ class CostModel:
                 self._is_disturbed.add(event.batch)
             case events.LaneIdle():
                 self._is_disturbed.add(event.batch)
+            case events.RequestQueued():
+                self._prompts.queued(event.request_id, event.prompt_len)
+            case events.RequestEnded():
+                self._prompts.ended(event.request_id, event.output_len)
             case events.ModeChanged():
                 self._run(Way(event.mode, self.way.is_wide))
             case events.WorkerJoined() if event.info.role is Role.VERIFIER:
@@ -119,8 +99,6 @@ class CostModel:
 
     def _learn(self, event: events.RoundCommitted, ended: _OpenRound, now_s: float) -> None:
         plan, num_verified = ended.plan, sum([drafts for drafts, _ in event.accepted])
-        self._num_output = self._num_output * 0.999 + event.num_output_tokens
-        self._num_prompt = self._num_prompt * 0.999 + plan.num_prompt_tokens
         condition = self.way.condition(event.num_active)
         if event.is_prefill:
             self._learn_prefill(ended, condition, event.num_requests + num_verified)
@@ -139,11 +117,10 @@ class CostModel:
         """Learn from a round in which the verifier, the drafter or both cached prompt tokens."""
         plan = ended.plan
         if plan.num_prompt_tokens and ended.verify_s:
-            rest_s = self.verify_s(condition, num_rows) if self._verify[condition].is_known else 0.0
-            token_s = max(ended.verify_s - (rest_s if plan.num_requests > 1 else 0.0), 0.0) / plan.num_prompt_tokens
-            self._verify_token_s[condition] = _faded(self._verify_token_s[condition], token_s)
+            rest_s = self.verify_s(condition, num_rows) if self._verify[condition].is_known else None
+            self._prompts.verified(condition, plan.num_prompt_tokens, ended.verify_s, rest_s)
         if plan.num_drafter_tokens and ended.prefill_s:
-            self._draft_token_s = _faded(self._draft_token_s, ended.prefill_s / plan.num_drafter_tokens)
+            self._prompts.drafted(plan.num_drafter_tokens, ended.prefill_s)
 
     def _learn_draft(self, condition: Condition, depth: int, num_rows: float, seconds: float) -> None:
         curves = self._draft[condition]
@@ -180,6 +157,16 @@ class CostModel:
         """Whether a draft was measured."""
         return any(self._draft.values())
 
+    def num_verifies(self, condition: Condition) -> int:
+        """Return how many verifies without prompts were measured in a condition."""
+        return self._verify[condition].num_measured
+
+    def hopeful(self) -> CostModel:
+        """Return a view of these costs to which conditions that were never met look as good as they may be."""
+        view = copy(self)
+        view._ratios = HOPED
+        return view
+
     def way_of(self, mode: Mode) -> Way:
         """Return how rounds would run in a mode."""
         verifier = self._verifier
@@ -187,14 +174,14 @@ class CostModel:
 
     def prompt_s(self, condition: Condition, has_drafts: bool) -> float:
         """Return the seconds that prompts take for each output token, of late; both workers cache them at once."""
-        token_s = self._prompt_token_s(condition)
+        token_s = self._prompts.verify_s(condition, self._ratios)
         if has_drafts:
-            token_s = max(token_s, self._draft_token_s)
-        return self._num_prompt / max(self._num_output, 1.0) * token_s
+            token_s = max(token_s, self._prompts.draft_s)
+        return self._prompts.num_per_output * token_s
 
     def catch_up_s(self, num_tokens: int) -> float:
         """Return the seconds in which a drafter that lacks committed tokens caches them."""
-        return num_tokens * (self._draft_token_s or self._prompt_token_s(Condition.ALONE))
+        return num_tokens * (self._prompts.draft_s or self._prompts.verify_s(Condition.ALONE, self._ratios))
 
     def verify_s(self, condition: Condition, num_rows: float) -> float:
         """Return the seconds of a verify of `num_rows` tokens; `is_known` is true."""
@@ -209,16 +196,11 @@ class CostModel:
             anchor = own.nearest(num_rows)
             return self._extended(other, num_rows) * own.at(anchor) / max(self._extended(other, anchor), 1e-9)
         other = other or others[0]
-        return self._extended(other, num_rows) * _EXPECTED[condition] / _EXPECTED[other]
-
-    def _prompt_token_s(self, condition: Condition) -> float:
-        """Return the verifier's seconds for a prompt token; 0 if no prompt was measured."""
-        known = {c: token_s / _EXPECTED[c] for c, token_s in self._verify_token_s.items() if token_s}
-        return self._verify_token_s[condition] or _EXPECTED[condition] * next(iter(known.values()), 0.0)
+        return self._extended(other, num_rows) * self._ratios[condition] / self._ratios[other]
 
     def _extended(self, condition: Condition, num_rows: float) -> float:
         """Return the seconds of a condition that is known, with the slope of prefills where nothing nearer is."""
-        curve, token_s = self._verify[condition], self._prompt_token_s(condition)
+        curve, token_s = self._verify[condition], self._prompts.verify_s(condition, self._ratios)
         return curve.at(num_rows, token_s or _SLOPE * curve.at(curve.nearest(1)), token_s * 0.5)
 
     def draft_s(self, condition: Condition, depth: int, num_rows: float) -> float:
@@ -228,7 +210,7 @@ class CostModel:
         curves, ratio = self._draft[condition], 1.0
         if not curves:
             name, curves = next(pair for pair in self._draft.items() if pair[1])
-            ratio = _EXPECTED[condition] / _EXPECTED[name]
+            ratio = self._ratios[condition] / self._ratios[name]
         known = sorted(curves.values(), key=lambda pair: pair[0])
         below = next((pair for pair in reversed(known) if pair[0] <= num_rows), known[0])
         above = next((pair for pair in known if pair[0] >= num_rows), known[-1])
@@ -265,10 +247,6 @@ def _at_depth(curve: CostCurve, depth: int) -> float:
     known = curve.nearest(depth)
     per_draft_s = curve.at(known) / known
     return curve.at(depth, per_draft_s, 0.5 * per_draft_s)
-
-
-def _faded(mean: float, value: float) -> float:
-    return value if not mean else _FADE * mean + (1 - _FADE) * value
 
 
 def _busy_s(timing: Timing) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minedraft.core.policy.forecast.cost_model import Condition, CostModel, Way
+from minedraft.core.policy.forecast.conditions import Condition, Way
+from minedraft.core.policy.forecast.cost_model import CostModel
 
 _HOPELESS = 0.75  # deeper drafts are not tried once their rate is below this part of the best one
 
@@ -19,12 +20,14 @@ class Goodput:
         least_survival: a draft is worth a row of the verify if the probability that it is accepted is at least this.
         num_drafts: drafts of one request in a round, on average.
         tokens_per_s: output of all requests in flight, with the time that their prompts take.
+        period_s: seconds in which each of them has a round.
     """
 
     depth: int
     least_survival: float
     num_drafts: float
     tokens_per_s: float
+    period_s: float = 0.0
 
 
 def best_depth(
@@ -79,7 +82,7 @@ def _best(
         prompt_s = costs.prompt_s(way.condition(num_in_flight), depth > 0)
         rate = 1 / max(period_s / tokens + prompt_s, 1e-9)
         if best is None or rate > best.tokens_per_s:
-            best = Goodput(depth, least_survival, drafts / num_in_flight, rate)
+            best = Goodput(depth, least_survival, drafts / num_in_flight, rate, period_s)
         elif rate < _HOPELESS * best.tokens_per_s and depth > 1:  # a first draft costs more than a second
             break
     assert best is not None, "least_depth is at most the length of the survivals"

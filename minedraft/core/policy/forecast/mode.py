@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from minedraft.core.policy.forecast.acceptance import chain
+from minedraft.core.policy.forecast.cost_model import CostModel
 from minedraft.core.policy.forecast.experience import Experience
 from minedraft.core.policy.forecast.goodput import Goodput, best_depth, goodput_at
 from minedraft.sampling_params import MAX_DRAFT_LEN
@@ -27,29 +28,38 @@ class ModeForecast:
         """Whether enough was measured to say anything."""
         return self._experience.costs.is_known and self._experience.costs.knows_drafts
 
-    def rates(self, num_in_flight: int, has_drafter: bool = True, optimism: float = 0.0) -> Mapping[Mode, Goodput]:
-        """Return the goodput of each mode that can run; `is_known` is true.
+    def rates(self, num_in_flight: int, has_drafter: bool = True) -> Mapping[Mode, Goodput]:
+        """Return the goodput of each mode that can run; `is_known` is true. num_in_flight: requests, at least 1."""
+        return self._rates(self._experience.costs, num_in_flight, has_drafter, 0.0)
+
+    def doubted(self, num_in_flight: int, mode: Mode) -> float:
+        """Return the tokens per second of a mode if acceptance is as high as it may well be by what is known of it."""
+        experience = self._experience
+        return self._goodput(experience.costs, mode, num_in_flight, experience.acceptance.doubt).tokens_per_s
+
+    def hopes(self, num_in_flight: int, has_drafter: bool, optimism: float) -> Mapping[Mode, Goodput]:
+        """Return the same as `rates` if what was never met turns out well.
 
         Args:
-            num_in_flight: requests, at least 1. optimism: added to the acceptance of each draft.
+            optimism: added to the acceptance of each draft.
         """
-        costs, most = self._experience.costs, self._draft_len or MAX_DRAFT_LEN
-        survivals = [chain(self._experience.acceptance.rates(most, optimism))]
-        rates = {Mode.AR: goodput_at(costs, costs.way_of(Mode.AR), num_in_flight, survivals, 0)}
-        for mode in (Mode.SD, Mode.MINEDRAFT) if has_drafter else ():
-            if num_in_flight < mode.num_batches:
-                continue
-            way = costs.way_of(mode)
-            if self._draft_len is None:
-                rates[mode] = best_depth(costs, way, num_in_flight, survivals, 1)
-            else:
-                rates[mode] = goodput_at(costs, way, num_in_flight, survivals, self._draft_len)
-        return rates
+        return self._rates(self._experience.costs.hopeful(), num_in_flight, has_drafter, optimism)
+
+    def _rates(
+        self, costs: CostModel, num_in_flight: int, has_drafter: bool, optimism: float
+    ) -> Mapping[Mode, Goodput]:
+        modes = [mode for mode in (Mode.SD, Mode.MINEDRAFT) if has_drafter and num_in_flight >= mode.num_batches]
+        return {mode: self._goodput(costs, mode, num_in_flight, optimism) for mode in (Mode.AR, *modes)}
+
+    def _goodput(self, costs: CostModel, mode: Mode, num_in_flight: int, optimism: float) -> Goodput:
+        survivals = [chain(self._experience.acceptance.rates(self._draft_len or MAX_DRAFT_LEN, optimism))]
+        way = costs.way_of(mode)
+        if not mode.has_drafts:
+            return goodput_at(costs, way, num_in_flight, survivals, 0)
+        if self._draft_len is None:
+            return best_depth(costs, way, num_in_flight, survivals, 1)
+        return goodput_at(costs, way, num_in_flight, survivals, self._draft_len)
 
     def catch_up_s(self, num_tokens: int) -> float:
         """Return the time in which the drafter caches the committed tokens that it has not seen."""
         return self._experience.costs.catch_up_s(num_tokens)
-
-    def round_s(self, mode: Mode, num_in_flight: int) -> float:
-        """Return the time of a round without drafts."""
-        return self._experience.costs.period_s(self._experience.costs.way_of(mode), num_in_flight, 0, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -16,7 +15,6 @@ from minedraft.core.policy.draft_len import AutoDraftLen
 from minedraft.core.policy.forecast.experience import Experience
 from minedraft.core.policy.forecast.goodput import Goodput
 from minedraft.core.policy.forecast.mode import ModeForecast
-from minedraft.core.policy.steady import Steady
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.sim.acceptance import same
 from minedraft.sim.service import Machine
@@ -83,13 +81,16 @@ class KnownRates(ModeForecast):
 
     def __init__(self, rates: dict[Mode, float]) -> None:
         super().__init__(Experience(), None)
-        self._rates = rates
+        self._rates_of = rates
 
-    def rates(self, num_in_flight: int, has_drafter: bool = True, optimism: float = 0.0) -> dict[Mode, Goodput]:
-        return {mode: Goodput(1, 0.0, 1.0, rate) for mode, rate in self._rates.items()}
+    def rates(self, num_in_flight: int, has_drafter: bool = True) -> dict[Mode, Goodput]:
+        return {mode: Goodput(1, 0.0, 1.0, rate, 0.2) for mode, rate in self._rates_of.items()}
 
-    def round_s(self, mode: Mode, num_in_flight: int) -> float:
-        return 10.0  # so that no trial is cheap enough
+    def hopes(self, num_in_flight: int, has_drafter: bool, optimism: float) -> dict[Mode, Goodput]:
+        return self.rates(num_in_flight)
+
+    def doubted(self, num_in_flight: int, mode: Mode) -> float:
+        return self._rates_of[mode]
 
     def catch_up_s(self, num_tokens: int) -> float:
         return 0.0
@@ -124,27 +125,3 @@ def test_the_mode_follows_the_load_and_no_request_is_lost() -> None:
     assert mode_at == {4.5: Mode.SD, 9.0: Mode.AR, 15.5: Mode.SD}
     gaps = [after - before for (before, _), (after, _) in pairwise(simulation.tokens)]
     assert max(gaps) < 1.0, "tokens come all the time"
-
-
-def test_a_noisy_forecast_of_equal_modes_changes_nothing_for_long() -> None:
-    steady, rng, present, changes = Steady(), random.Random(5), Mode.SD, 0
-    for _ in range(4000):
-        rates = {mode: 100 * rng.gauss(1, 0.05) for mode in Mode}
-        if (mode := steady.pick(present, rates, 8, lambda mode: 0.0)) is not None:
-            present, changes = mode, changes + 1
-            steady.changed(8)
-    assert changes < 80, "one in fifty looks at most, whatever the noise"
-
-
-def test_a_better_mode_is_taken_at_the_second_look_and_one_that_does_not_repay_its_change_is_not() -> None:
-    steady = Steady()
-    better = {Mode.AR: 100.0, Mode.SD: 120.0}
-    assert steady.pick(Mode.AR, better, 4, lambda mode: 10.0) is None
-    assert steady.pick(Mode.AR, better, 4, lambda mode: 10.0) is None
-    assert steady.pick(Mode.AR, better, 4, lambda mode: 0.1) is None, "this is the first look"
-    assert steady.pick(Mode.AR, better, 4, lambda mode: 0.1) is Mode.SD
-    steady.changed(4)
-    worse = {Mode.AR: 120.0, Mode.SD: 100.0}
-    assert [steady.pick(Mode.SD, worse, 4, lambda mode: 0.0) for _ in range(3)] == [None, None, Mode.AR]
-    steady.changed(4)
-    assert [steady.pick(Mode.AR, better, 16, lambda mode: 0.0) for _ in range(2)] == [None, Mode.SD], "another load"
