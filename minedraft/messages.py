@@ -327,7 +327,7 @@ class WorkerInfo:
     device: str
     dtype: str
     draft_method: DraftMethod | None = None  # drafter only
-    kernels: str = ""  # what computes a forward pass, as "native avx512_bf16"; "" without a model
+    kernels: str = ""  # what computes a forward pass, as "native amx_bf16"; "" without a model
     is_batch_invariant: bool = False  # a row's logits are the same bits whatever else is in the forward
     channels: tuple[ChannelOffer, ...] = ()  # what can carry tensors besides messages
     weights_bytes: int = 0

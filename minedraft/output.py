@@ -82,7 +82,7 @@ class WorkerState:
         busy: share of the measured time in which its device thread worked, 0..1, over recent rounds.
         step_ms: median milliseconds of a command, over recent rounds.
         draft_method: "model", "ngram" or "eagle" for a drafter, else "".
-        kernels: what computes a forward pass: "native avx512_bf16", "torch", "transformers"; "" without a model.
+        kernels: what computes a forward pass: "native amx_bf16", "torch", "transformers"; "" without a model.
         is_batch_invariant: a row's logits are the same bits whatever else is in the forward pass, so that greedy
             and seeded tokens are the same alone and in a crowd, in bfloat16 too.
         cores: numbers of the cores that it computes on now, as "0-1"; "" on a GPU.

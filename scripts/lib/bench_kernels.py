@@ -34,7 +34,7 @@ MIN_SECONDS = 0.01
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--core", default=0, show_default=True, help="The core to run on.")
-@click.option("--isa", default="auto", show_default=True, help="auto, avx512_bf16, avx512, avx2 or scalar.")
+@click.option("--isa", default="auto", show_default=True, help="auto, amx_bf16, avx512_bf16, avx512, avx2 or scalar.")
 @click.option("--dtype", default="bfloat16", show_default=True, type=click.Choice(["float32", "bfloat16"]))
 @click.option("--repeat", default=5, show_default=True, help="Measurements of each; the median counts.")
 @click.option("--only", default="all", show_default=True, type=click.Choice(["all", "linear", "attention", "rows"]))

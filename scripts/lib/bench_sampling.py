@@ -48,7 +48,7 @@ REQUESTS = [
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--core", default=0, show_default=True, help="The core to run on.")
-@click.option("--isa", default="auto", show_default=True, help="auto, avx512_bf16, avx512, avx2 or scalar.")
+@click.option("--isa", default="auto", show_default=True, help="auto, amx_bf16, avx512_bf16, avx512, avx2 or scalar.")
 @click.option("--repeat", default=9, show_default=True, help="Measurements of each; the median counts.")
 @click.option("--target", type=click.Path(path_type=Path, exists=True), default=None, help="Model folder.")
 @click.option(

@@ -57,7 +57,7 @@ def choose_native(name: str, device: Device) -> tuple[NativeLayerKernels | None,
         if name == "native":
             raise
         return None, f"no native kernels here: {error.limit}"
-    return native, ASKED_FOR if name == "native" else FITTING
+    return native, native.refused or (ASKED_FOR if name == "native" else FITTING)
 
 
 def list_candidates(

@@ -58,8 +58,8 @@ def choose_dtype(name: str, device: torch.device, native: NativeLayerKernels | N
         ConfigError: another name.
     """
     if name == "auto":
-        if native is not None:  # the others widen bfloat16 before they multiply, which costs more than it saves
-            return torch.bfloat16 if native.isa == "avx512_bf16" else torch.float32
+        if native is not None:
+            return torch.bfloat16 if native.multiplies_bfloat16 else torch.float32
         return torch.bfloat16 if device.type == "cuda" else fastest_dtype()
     if name not in _DTYPES:
         raise ConfigError("dtype", name, f"must be auto or one of {', '.join(_DTYPES)}")

@@ -89,7 +89,7 @@ class PagedModel:
         vocab_size: token ids given to a forward are below it.
         num_blocks, block_size: size of the KV cache, in blocks and in tokens per block.
         max_model_len: longest sequence, in tokens.
-        kernels, kernels_reason: what computes ("native avx512_bf16", "torch", "transformers"), and why.
+        kernels, kernels_reason: what computes ("native amx_bf16", "torch", "transformers"), and why.
     """
 
     kernels: str

@@ -43,7 +43,7 @@ class LayerKernels(Protocol[WeightT, LayerCacheT, PlanT]):
 
     @property
     def name(self) -> str:
-        """For people: "torch", "native avx512_bf16"."""
+        """For people: "torch", "native amx_bf16"."""
         ...
 
     def check(self, layers: Sequence[LayerShape], dtype: torch.dtype) -> None:

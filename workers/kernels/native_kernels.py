@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from minedraft_workers.kernels.base import NotFused, PagedCache
 from minedraft_workers.kernels.tables import LayerShape, QuerySpan
 from minedraft_workers.native.kernels import NativeKernels
+from minedraft_workers.native.library import ISA_VARIABLE, REFUSED, refused_isas
 from minedraft_workers.native.pooled import KernelPool as KernelPool
 from minedraft_workers.native.program import Program as Program
 from minedraft_workers.native.tensors import STRIP, LayerCache, PackedWeight, huge_zeros, lossless_dtype
@@ -51,6 +53,17 @@ class NativeLayerKernels(NativeKernels):
     @property
     def name(self) -> str:
         return f"native {self.isa}"
+
+    @property
+    def multiplies_bfloat16(self) -> bool:
+        """Whether there is an instruction for it; else bfloat16 is widened first, which costs more than it saves."""
+        return self.isa in ("avx512_bf16", "amx_bf16")
+
+    @property
+    def refused(self) -> str | None:
+        """What this process would compute with if the operating system let it, with what it says; or None."""
+        isas = [] if os.environ.get(ISA_VARIABLE) else refused_isas(self.pool.library)
+        return f"{isas[-1]} is left out: {REFUSED}" if isas else None
 
     def check(self, layers: Sequence[LayerShape], dtype: torch.dtype) -> None:
         """Implements `LayerKernels`."""

@@ -42,13 +42,17 @@ _WARNINGS = ("-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-unknown-warning-opt
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", *_WARNINGS)
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
-# In the order of cpu.h. All but the first may be missing: an old compiler does not know them.
+# In the order of cpu.h. All but the references may be missing: an old compiler does not know them.
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "scalar": (),
+    "scalar_tiles": (),
     "avx2": _AVX2,
     "avx512": _AVX512,
     "avx512_bf16": (*_AVX512, "-mavx512bf16"),
+    "amx_bf16": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
+# Plain C++ for any machine, slow: what the others are held against. "scalar_tiles" rounds as amx_bf16 does.
+REFERENCES = ("scalar", "scalar_tiles")
 _TIMEOUT_S = 600
 _DAY_S = 86400.0
 _KEPT_DAYS = 30  # after the last use, for another version that is installed beside this one
@@ -101,7 +105,7 @@ def compile_library(path: Path, key: str, extra_flags: Sequence[str] = ()) -> No
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=_WORK_PREFIX) as work:
         jobs = {"api": (*flags, f'-DMINEDRAFT_KEY="{key}"', str(SOURCES / "api.cpp"))}
         for number, (name, isa_flags) in enumerate(ISA_FLAGS.items()):
-            if name == "scalar" or platform.machine() in ("x86_64", "AMD64"):
+            if name in REFERENCES or platform.machine() in ("x86_64", "AMD64"):
                 jobs[name] = (*flags, *isa_flags, f"-DMINEDRAFT_ISA={number}", str(SOURCES / "isa.cpp"))
 
         def compile_one(name: str) -> str | None:
@@ -109,7 +113,7 @@ def compile_library(path: Path, key: str, extra_flags: Sequence[str] = ()) -> No
 
         with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as threads:
             errors = dict(zip(jobs, threads.map(compile_one, jobs), strict=True))
-        fatal = errors["api"] or errors["scalar"]
+        fatal = errors["api"] or next(filter(None, (errors[name] for name in REFERENCES)), None)
         objects = [f"{work}/{name}.o" for name in jobs if errors[name] is None]
         fatal = fatal or _run([*compiler, *flags, "-shared", "-pthread", "-o", f"{work}/out.so", *objects])
         if fatal:

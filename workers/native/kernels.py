@@ -79,8 +79,8 @@ class NativeKernels(PooledKernels):
                 raise _refusal("bias", bias, f"must be [{num_out}] on the CPU")
             bias = bias.detach().to(torch.float32).contiguous()
         weight = weight.detach().contiguous()
-        data = self._arena.take(self._library.packed_bytes(num_out, num_in, code))
-        self._library.pack(weight.data_ptr(), code, num_out, num_in, data.data_ptr())
+        data = self._arena.take(self._library.packed_bytes(self._handle, num_out, num_in, code))
+        self._library.pack(self._handle, weight.data_ptr(), code, num_out, num_in, data.data_ptr())
         pointer = None if bias is None else bias.data_ptr()
         return PackedWeight(data, weight.dtype, num_out, num_in, bias, data.data_ptr(), pointer)
 
@@ -93,7 +93,9 @@ class NativeKernels(PooledKernels):
             raise InternalError(f"ids are {min(known)}..{max(known)}: must be 0..{weight.out_features - 1}")
         y = torch.empty(len(ids), weight.in_features, dtype=weight.dtype)
         code = DTYPE_CODES[weight.dtype]
-        self._library.rows(weight.pointer, code, weight.in_features, ids.data_ptr(), len(ids), y.data_ptr())
+        self._library.rows(
+            self._handle, weight.pointer, code, weight.in_features, ids.data_ptr(), len(ids), y.data_ptr()
+        )
         return y
 
     def linear(

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from minedraft.errors import ConfigError
-from minedraft_workers.native.build import ISA_FLAGS, find_library, library_key
+from minedraft_workers.native.build import ISA_FLAGS, REFERENCES, find_library, library_key
 from minedraft_workers.pulse import PULSE
 
 _P, _L, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -19,9 +19,9 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "resize": (_I, (_P, _I)),
     "beats": (_L, ()),
     "close": (None, (_P,)),
-    "packed_bytes": (_L, (_L, _L, _I)),
-    "pack": (None, (_P, _I, _L, _L, _P)),
-    "rows": (None, (_P, _I, _L, _P, _L, _P)),
+    "packed_bytes": (_L, (_P, _L, _L, _I)),
+    "pack": (None, (_P, _P, _I, _L, _L, _P)),
+    "rows": (None, (_P, _P, _I, _L, _P, _L, _P)),
     "linear": (_I, (_P, _P, _L, _P, _P, _P, _L, _L, _L, _L, _I, _I, _I)),
     "norm": (_I, (_P, _P, _L, _P, _L, _P, _P, _L, _L, _L, _F, _I)),
     "rope": (_I, (_P, _P, _L, _P, _P, _L, _L, _L, _L, _I)),
@@ -36,8 +36,14 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "choose": (_I, (_P, _P, _L, _L, _L, _P, _P, _P, _L, _P, _P)),
 }
 ISAS = tuple(ISA_FLAGS)
+# Those that "auto" chooses from, the best one last.
+FAST_ISAS = tuple(isa for isa in ISAS if isa not in REFERENCES)
+# What `has` says of one, see src/api.cpp.
+_USABLE, _UNBUILT, _REFUSED = 2, 1, 3
 # For tests and measurements: what "auto" chooses.
 ISA_VARIABLE = "MINEDRAFT_ISA"
+# Linux refuses tiles where a thread's stack for signals has no room for their state.
+REFUSED = "the operating system does not let this process use it"
 
 
 class Library:
@@ -100,15 +106,19 @@ def choose_isa(library: Library, name: str) -> str:
     if name == "auto":
         name = os.environ.get(ISA_VARIABLE) or name
     if name == "auto":
-        usable = [isa for number, isa in enumerate(ISAS) if number and library.has(number) == 2]
+        usable = [isa for isa in FAST_ISAS if library.has(ISAS.index(isa)) == _USABLE]
         if not usable:
-            raise ConfigError("isa", name, "this CPU has none of " + ", ".join(ISAS[1:]))
+            raise ConfigError("isa", name, "this CPU has none of " + ", ".join(FAST_ISAS))
         return usable[-1]
     if name not in ISAS:
         raise ConfigError("isa", name, f"must be auto or one of {', '.join(ISAS)}")
     state = library.has(ISAS.index(name))
-    if state == 0:
-        raise ConfigError("isa", name, "this CPU lacks it")
-    if state == 1:
-        raise ConfigError("isa", name, "the compiler that built the kernels does not know it")
-    return name
+    if state == _USABLE:
+        return name
+    limits = {_UNBUILT: "the compiler that built the kernels does not know it", _REFUSED: REFUSED}
+    raise ConfigError("isa", name, limits.get(state, "this CPU lacks it"))
+
+
+def refused_isas(library: Library) -> list[str]:
+    """Instruction sets that this CPU has, and that the operating system does not let this process use."""
+    return [isa for number, isa in enumerate(ISAS) if library.has(number) == _REFUSED]

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minedraft_workers.native.kernels import NativeKernels
-from minedraft_workers.native.library import ISAS
+from minedraft_workers.native.library import FAST_ISAS, ISAS
 from tests.support.native_caches import Shape, Texts, numbers
 from tests.unit.native.conftest import open_kernels
 
-VECTOR_ISAS = ISAS[1:]
 DTYPES = [torch.float32, torch.bfloat16]
 sizes = st.integers(1, 150)
 
@@ -25,7 +24,7 @@ def equal_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=25, deadline=None)
-@given(data=st.data(), num_out=sizes, num_in=sizes, num_rows=st.integers(1, 45), num_threads=st.integers(2, 4))
+@given(data=st.data(), num_out=sizes, num_in=sizes, num_rows=st.integers(1, 120), num_threads=st.integers(2, 4))
 def test_a_linear_row_is_the_same_alone_in_a_crowd_and_on_any_threads(
     isa: str, dtype: torch.dtype, data: st.DataObject, num_out: int, num_in: int, num_rows: int, num_threads: int
 ):
@@ -58,7 +57,7 @@ def test_every_number_of_rows_gives_a_row_the_same_sum(kernels: NativeKernels, d
         assert torch.equal(kernels.linear(x[:num_rows], packed, as_float32=True), alone[:num_rows]), num_rows
 
 
-@pytest.mark.parametrize("isa", VECTOR_ISAS)
+@pytest.mark.parametrize("isa", FAST_ISAS)
 def test_large_layers_too_are_the_same_on_any_threads(isa: str):
     weight, x = numbers(1000, 900, dtype=torch.bfloat16), numbers(70, 900, dtype=torch.bfloat16, seed=1)
     one, three = open_kernels(isa), open_kernels(isa, 3)
@@ -67,6 +66,27 @@ def test_large_layers_too_are_the_same_on_any_threads(isa: str):
     for _ in range(20):
         assert torch.equal(three.linear(x, packed), whole)
     assert torch.equal(torch.cat([one.linear(row[None], packed) for row in x]), whole)
+
+
+@pytest.mark.parametrize(
+    ("isa", "num_out", "num_in", "num_rows"),
+    [
+        ("scalar_tiles", 40, 4800, 112),
+        ("amx_bf16", 40, 4800, 300),
+        ("amx_bf16", 1000, 3200, 300),
+        ("amx_bf16", 70, 64, 1100),
+    ],
+)
+def test_sums_by_tiles_that_wait_in_memory_between_pieces_of_a_long_row_are_the_same(
+    isa: str, num_out: int, num_in: int, num_rows: int
+):
+    kernels = open_kernels(isa)
+    weight = numbers(num_out, num_in, dtype=torch.bfloat16)
+    x = numbers(num_rows, num_in, dtype=torch.bfloat16, seed=1)
+    packed = kernels.pack(weight)
+    whole = kernels.linear(x, packed, as_float32=True)
+    for first, last in ((0, 1), (5, 22), (40, 110), (num_rows - 33, num_rows)):
+        assert torch.equal(kernels.linear(x[first:last], packed, as_float32=True), whole[first:last])
 
 
 @st.composite
@@ -88,7 +108,7 @@ def ways_through(draw: st.DrawFn) -> tuple[list[int], list[list[tuple[int, int, 
     return lengths, forwards
 
 
-@pytest.mark.parametrize("isa", VECTOR_ISAS)
+@pytest.mark.parametrize("isa", FAST_ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=15, deadline=None)
 @given(

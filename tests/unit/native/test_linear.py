@@ -62,16 +62,43 @@ def test_packed_rows_are_read_back_as_they_were(kernels: NativeKernels, dtype: t
     assert torch.equal(kernels.rows(kernels.pack(weight), ids), weight[ids])
 
 
+EMULATED = (("avx512_bf16", "scalar"), ("amx_bf16", "scalar_tiles"))
+
+
+@pytest.mark.parametrize(("isa", "emulation"), EMULATED)
 @pytest.mark.parametrize("num_in", [96, 31])
-def test_the_instruction_rounds_as_its_scalar_emulation_does(num_in: int):
-    real, emulated = open_kernels("avx512_bf16"), open_kernels("scalar")
-    weight, x = (numbers(n, num_in, dtype=torch.bfloat16, seed=n) for n in (64, 7))
+@pytest.mark.parametrize("num_rows", [7, 33, 50, 101])
+def test_the_instruction_rounds_as_its_scalar_emulation_does(isa: str, emulation: str, num_in: int, num_rows: int):
+    real, emulated = open_kernels(isa), open_kernels(emulation)
+    weight, x = (numbers(n, num_in, dtype=torch.bfloat16, seed=n) for n in (70, num_rows))
     # Numbers of very different size, with subnormal ones: here the order and the rounding of a sum show.
     weight[:, ::3] *= 1e-30
     x[:, ::3] *= 1e-10
     x[:, 1::5] *= 1e20
-    results = [k.linear(x, k.pack(weight), as_float32=True) for k in (real, emulated)]
-    assert torch.equal(*results)
+    for as_float32 in (True, False):
+        results = [k.linear(x, k.pack(weight), as_float32=as_float32) for k in (real, emulated)]
+        assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(("isa", "emulation"), EMULATED)
+def test_the_instruction_rounds_any_bits_as_its_scalar_emulation_does(isa: str, emulation: str):
+    """Subnormal numbers, infinities, NaN and sums beyond the range among them."""
+    real, emulated = open_kernels(isa), open_kernels(emulation)
+    generator = torch.Generator().manual_seed(0)
+    for num_in, lowest, highest in ((32, 0, 256), (64, 0, 256), (34, 40, 90), (128, 0, 70), (96, 100, 160)):
+        weight, x = (random_bits(rows, num_in, lowest, highest, generator) for rows in (96, 40))
+        found, wanted = (k.linear(x, k.pack(weight), as_float32=True) for k in (real, emulated))
+        assert torch.equal(found.isnan(), wanted.isnan())
+        assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
+
+
+def random_bits(rows: int, columns: int, lowest: int, highest: int, generator: torch.Generator) -> torch.Tensor:
+    """Return bfloat16 numbers of any sign and fraction, with exponents from `lowest` to below `highest`."""
+    shape = rows, columns
+    exponent = torch.randint(lowest, highest, shape, generator=generator)
+    rest = torch.randint(0, 128, shape, generator=generator)
+    sign = torch.randint(0, 2, shape, generator=generator)
+    return (sign * 32768 + exponent * 128 + rest).to(torch.uint16).view(torch.bfloat16)
 
 
 def test_weights_are_stored_in_the_shortest_dtype_that_loses_nothing():

@@ -11,7 +11,8 @@ from minedraft.device import Device
 from minedraft.errors import ConfigError, InternalError
 from minedraft_workers.execution.choice import choose_native
 from minedraft_workers.native.kernels import NativeKernels
-from minedraft_workers.native.library import ISA_VARIABLE, Library, choose_isa
+from minedraft_workers.native.build import REFERENCES
+from minedraft_workers.native.library import ISA_VARIABLE, ISAS, Library, choose_isa
 from minedraft_workers.native.tensors import LayerCache, SpanPlan
 from tests.support.native_caches import Shape, empty_cache
 from tests.unit.native.conftest import open_kernels
@@ -142,7 +143,9 @@ def test_a_number_of_threads_out_of_range_is_named(num_threads: int):
 
 
 def test_an_unknown_instruction_set_is_named(library: Library):
-    with pytest.raises(ConfigError, match="isa is 'sse9': must be auto or one of scalar, avx2, avx512, avx512_bf16"):
+    with pytest.raises(
+        ConfigError, match="isa is 'sse9': must be auto or one of scalar, scalar_tiles, avx2, .*, amx_bf16"
+    ):
         NativeKernels("sse9", 1, library)
 
 
@@ -171,11 +174,15 @@ def test_an_instruction_set_that_the_cpu_lacks_is_named(library: Library):
         """A library that finds itself on a CPU with AVX2 only."""
 
         def has(self, number: int) -> int:
-            return 2 if number <= 1 else 0
+            return 2 if number <= ISAS.index("avx2") else 0
 
     class Oldest(Older):
         def has(self, number: int) -> int:
-            return 2 if number == 0 else 0
+            return 2 if ISAS[number] in REFERENCES else 0
+
+    class Refused(Older):
+        def has(self, number: int) -> int:
+            return 3 if ISAS[number] == "amx_bf16" else 2
 
     class Unbuilt(Older):
         def has(self, number: int) -> int:
@@ -184,7 +191,10 @@ def test_an_instruction_set_that_the_cpu_lacks_is_named(library: Library):
     assert choose_isa(Older(), "auto") == "avx2"  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="isa is 'avx512_bf16': this CPU lacks it"):
         choose_isa(Older(), "avx512_bf16")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="this CPU has none of avx2, avx512, avx512_bf16"):
+    assert choose_isa(Refused(), "auto") == "avx512_bf16"  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="isa is 'amx_bf16': the operating system does not let this process use it"):
+        choose_isa(Refused(), "amx_bf16")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="this CPU has none of avx2, avx512, avx512_bf16, amx_bf16"):
         choose_isa(Oldest(), "auto")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="the compiler that built the kernels does not know it"):
         choose_isa(Unbuilt(), "avx2")  # type: ignore[arg-type]

@@ -26,7 +26,8 @@ struct Handle {
 };
 
 // Null where the compiler could not build one.
-const Kernels* const kTables[] = {&kernels_scalar, &kernels_avx2, &kernels_avx512, &kernels_avx512_bf16};
+const Kernels* const kTables[] = {&kernels_scalar, &kernels_scalar_tiles, &kernels_avx2,
+                                  &kernels_avx512, &kernels_avx512_bf16, &kernels_amx_bf16};
 
 template <class F>
 int exclusively(void* handle, F f) {
@@ -65,29 +66,40 @@ int call(void* handle, const Args& args) {
     return kOk;
 }
 
-// Weights of 32 columns after each other; `unit` is the bytes of one input (or pair of inputs) of a column.
-void pack_panel(const uint8_t* weight, int64_t width, int64_t inputs, int64_t out, int64_t in, int64_t panel,
-                uint8_t* packed) {
-    const int64_t steps = (in + inputs - 1) / inputs, unit = width * inputs;
-    for (int64_t column = 0; column < kPanel; ++column) {
-        uint8_t* to = packed + (panel * steps * kPanel + column) * unit;
-        const int64_t row = panel * kPanel + column;
-        for (int64_t step = 0; step < steps; ++step, to += kPanel * unit) {
-            const int64_t left = row < out ? (in - step * inputs) * width : 0, size = left < unit ? left : unit;
-            std::memset(to, 0, unit);
-            std::memcpy(to, weight + (row * in + step * inputs) * width, size);
-        }
+// Where packed weights lie, see linear.h: step `step` of column `column` of `panel` is at
+// `panel * panel_bytes + column / kStrip * strip_bytes + step * step_bytes + column % kStrip * unit`.
+struct Packing {
+    int64_t width, inputs, unit;  // bytes of a weight, weights of one step of a column, and their bytes
+    int64_t steps, step_bytes, strip_bytes, panel_bytes;
+
+    Packing(const Kernels& kernels, int32_t dtype, int64_t in)
+        : width(bytes_of(dtype)), inputs(inputs_per_step(dtype)), unit(width * inputs) {
+        const bool is_tiled = kernels.has_tiles && dtype == kBfloat16;
+        steps = steps_of(in, dtype, is_tiled ? kTileSteps : 1);
+        step_bytes = (is_tiled ? kStrip : kPanel) * unit;
+        strip_bytes = is_tiled ? steps * step_bytes : kStrip * unit;
+        panel_bytes = steps * kPanel * unit;
     }
-}
+    int64_t column(int64_t out) const {
+        return out / kPanel * panel_bytes + out % kPanel / kStrip * strip_bytes + out % kStrip * unit;
+    }
+    // Bytes of a row of `in` weights that step `step` has; none beyond its end.
+    int64_t bytes_at(int64_t step, int64_t in) const {
+        const int64_t left = (in - step * inputs) * width;
+        return left < 0 ? 0 : left < unit ? left : unit;
+    }
+};
 
 }  // namespace
 
 EXPORT const char* minedraft_key() { return MINEDRAFT_KEY; }
 
-// 0: this CPU lacks it; 1: the library was built without it; 2: it can be used.
+// 0: this CPU lacks it; 1: the library was built without it; 2: it can be used; 3: the system does not allow it.
 EXPORT int minedraft_has(int isa) {
-    if (isa < kScalar || isa > kAvx512Bf16 || !has(static_cast<Isa>(isa))) return 0;
-    return kTables[isa] ? 2 : 1;
+    const Support support = isa < kScalar || isa > kAmxBf16 ? kLacks : support_of(static_cast<Isa>(isa));
+    if (support == kLacks) return 0;
+    if (!kTables[isa]) return 1;
+    return support == kHas ? 2 : 3;
 }
 
 // Null if there is no memory or thread for it. `isa` is one that can be used.
@@ -116,28 +128,32 @@ EXPORT int64_t minedraft_beats() { return num_beats.load(std::memory_order_relax
 
 EXPORT void minedraft_close(void* handle) { delete static_cast<Handle*>(handle); }
 
-EXPORT int64_t minedraft_packed_bytes(int64_t out, int64_t in, int dtype) {
-    return round_up(out, kPanel) * round_up(in, inputs_per_step(dtype)) * bytes_of(dtype);
+// Weights are packed for the kernels of one handle, and those of others may have them laid out otherwise.
+EXPORT int64_t minedraft_packed_bytes(void* handle, int64_t out, int64_t in, int dtype) {
+    return round_up(out, kPanel) / kPanel * Packing(*static_cast<Handle*>(handle)->kernels, dtype, in).panel_bytes;
 }
 
-EXPORT void minedraft_pack(const void* weight, int dtype, int64_t out, int64_t in, void* packed) {
-    for (int64_t panel = 0; panel < round_up(out, kPanel) / kPanel; ++panel)
-        pack_panel(static_cast<const uint8_t*>(weight), bytes_of(dtype), inputs_per_step(dtype), out, in, panel,
-                   static_cast<uint8_t*>(packed));
+EXPORT void minedraft_pack(void* handle, const void* weight, int dtype, int64_t out, int64_t in, void* packed) {
+    const Packing packing(*static_cast<Handle*>(handle)->kernels, dtype, in);
+    for (int64_t row = 0; row < round_up(out, kPanel); ++row) {
+        const auto* from = static_cast<const uint8_t*>(weight) + row * in * packing.width;
+        uint8_t* to = static_cast<uint8_t*>(packed) + packing.column(row);
+        for (int64_t step = 0; step < packing.steps; ++step, to += packing.step_bytes) {
+            std::memset(to, 0, packing.unit);
+            if (row < out) std::memcpy(to, from + step * packing.unit, packing.bytes_at(step, in));
+        }
+    }
 }
 
 // Row `ids[i]` of the weight, as it was before packing, to row i of `y`, which has the weight's dtype.
-EXPORT void minedraft_rows(const void* packed, int dtype, int64_t in, const int64_t* ids, int64_t num_ids, void* y) {
-    const int64_t inputs = inputs_per_step(dtype), width = bytes_of(dtype), unit = width * inputs;
-    const int64_t steps = (in + inputs - 1) / inputs;
+EXPORT void minedraft_rows(void* handle, const void* packed, int dtype, int64_t in, const int64_t* ids,
+                           int64_t num_ids, void* y) {
+    const Packing packing(*static_cast<Handle*>(handle)->kernels, dtype, in);
     for (int64_t i = 0; i < num_ids; ++i) {
-        const auto* from =
-            static_cast<const uint8_t*>(packed) + (ids[i] / kPanel * steps * kPanel + ids[i] % kPanel) * unit;
-        auto* to = static_cast<uint8_t*>(y) + i * in * width;
-        for (int64_t step = 0; step < steps; ++step) {
-            const int64_t left = (in - step * inputs) * width;
-            std::memcpy(to + step * unit, from + step * kPanel * unit, left < unit ? left : unit);
-        }
+        const auto* from = static_cast<const uint8_t*>(packed) + packing.column(ids[i]);
+        auto* to = static_cast<uint8_t*>(y) + i * in * packing.width;
+        for (int64_t step = 0; step * packing.inputs < in; ++step)
+            std::memcpy(to + step * packing.unit, from + step * packing.step_bytes, packing.bytes_at(step, in));
     }
 }
 

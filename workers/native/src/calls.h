@@ -110,7 +110,10 @@ class Caller {
         size_t packed_x_bytes = 0;
         for (size_t i = 0; i < count; ++i) {
             size_t x_bytes = 0, scratch_bytes = 0;
-            if (const auto* linear = std::get_if<Linear>(&calls[i])) x_bytes = kernels_.packed_x_bytes(*linear);
+            if (const auto* linear = std::get_if<Linear>(&calls[i])) {
+                x_bytes = kernels_.packed_x_bytes(*linear);
+                scratch_bytes = kernels_.linear_scratch_bytes(*linear);
+            }
             if (const auto* attention = std::get_if<Attention>(&calls[i])) scratch_bytes = bytes_for(*attention);
             if (x_bytes > packed_x_bytes) packed_x_bytes = x_bytes;
             if (scratch_bytes > scratch_bytes_) scratch_bytes_ = scratch_bytes;
@@ -151,11 +154,13 @@ class Caller {
                 calls[i]);
     }
 
+    uint8_t* scratch_of(Member member) { return pool_.scratch[member.thread].get(scratch_bytes_); }
+
     void make_part(Member member, const Linear& a) {
         kernels_.pack_x(a, member.thread, member.count);
         member.wait();
         const int64_t num_panels = round_up(a.out, kPanel) / kPanel;
-        kernels_.linear(a, member.begin(num_panels), member.end(num_panels));
+        kernels_.linear(a, member.begin(num_panels), member.end(num_panels), scratch_of(member));
     }
     void make_part(Member member, const Norm& a) { kernels_.norm(a, member.begin(a.rows), member.end(a.rows)); }
     void make_part(Member member, const Rope& a) { kernels_.rope(a, member.begin(a.rows), member.end(a.rows)); }
@@ -167,7 +172,7 @@ class Caller {
         auto& next = next_task_[number_of_call % 2];
         // All are done with the attention before this one, and none begins the next one before this one is done.
         if (member.thread == 0) next_task_[(number_of_call + 1) % 2].store(0, std::memory_order_relaxed);
-        uint8_t* scratch = pool_.scratch[member.thread].get(scratch_bytes_);
+        uint8_t* scratch = scratch_of(member);
         Tasks tasks(a);
         for (Task task, after;;) {
             const int64_t number = next.fetch_add(1, std::memory_order_relaxed);

@@ -6,22 +6,39 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace minedraft {
 
-enum Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+enum Isa { kScalar = 0, kScalarTiles = 1, kAvx2 = 2, kAvx512 = 3, kAvx512Bf16 = 4, kAmxBf16 = 5 };
+enum Support { kLacks = 0, kHas = 1, kRefused = 2 };  // kRefused: the CPU has it, the system does not let us use it
 
 #if defined(__x86_64__)
 
-// The registers' state that the operating system saves: bits 1, 2 for AVX, 5 to 7 for AVX-512.
+// The registers' state that the operating system saves: bits 1, 2 for AVX, 5 to 7 for AVX-512, 17, 18 for AMX.
 inline uint64_t saved_state() {
     uint32_t low, high;
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return static_cast<uint64_t>(high) << 32 | low;
 }
 
-inline bool has(Isa isa) {
-    if (isa == kScalar) return true;
+// Linux gives tiles to a process that asks for them, and then to all its threads, unless one of them has set up a
+// stack for signals on which their state has no room.
+inline bool may_use_tiles() {
+#if defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    static const bool is_granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    return is_granted;
+#else
+    return false;
+#endif
+}
+
+inline bool has_vectors(Isa isa) {
+    if (isa <= kScalarTiles) return true;
     unsigned a, b, c, d, b7, d7, a71;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
     const bool has_xsave = c >> 27 & 1, has_fma = c >> 12 & 1, has_f16c = c >> 29 & 1, has_avx = c >> 28 & 1;
@@ -35,9 +52,19 @@ inline bool has(Isa isa) {
     return a >= 1 && __get_cpuid_count(7, 1, &a71, &b, &c, &d) && (a71 >> 5 & 1);
 }
 
+inline Support support_of(Isa isa) {
+    if (!has_vectors(isa)) return kLacks;
+    if (isa != kAmxBf16) return kHas;
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return kLacks;
+    const bool has_bf16 = d >> 22 & 1, has_tile = d >> 24 & 1;
+    if (!has_bf16 || !has_tile) return kLacks;
+    return (saved_state() & 0x60000) == 0x60000 && may_use_tiles() ? kHas : kRefused;
+}
+
 #else
 
-inline bool has(Isa isa) { return isa == kScalar; }
+inline Support support_of(Isa isa) { return isa <= kScalarTiles ? kHas : kLacks; }
 
 #endif
 

@@ -2,31 +2,49 @@
 #if MINEDRAFT_ISA == 0
 #define MINEDRAFT_TABLE kernels_scalar
 #define MINEDRAFT_NAME "scalar"
-#include "simd_scalar.h"
+#include "simd/scalar.h"
 #elif MINEDRAFT_ISA == 1
+#define MINEDRAFT_TABLE kernels_scalar_tiles
+#define MINEDRAFT_NAME "scalar_tiles"
+#define MINEDRAFT_TILES
+#include "simd/scalar_tiles.h"
+#elif MINEDRAFT_ISA == 2
 #define MINEDRAFT_TABLE kernels_avx2
 #define MINEDRAFT_NAME "avx2"
-#include "simd_avx2.h"
-#elif MINEDRAFT_ISA == 2
+#include "simd/avx2.h"
+#elif MINEDRAFT_ISA == 3
 #define MINEDRAFT_TABLE kernels_avx512
 #define MINEDRAFT_NAME "avx512"
-#include "simd_avx512.h"
-#elif MINEDRAFT_ISA == 3
+#include "simd/avx512.h"
+#elif MINEDRAFT_ISA == 4
 #define MINEDRAFT_TABLE kernels_avx512_bf16
 #define MINEDRAFT_NAME "avx512_bf16"
 #define MINEDRAFT_DOT
-#include "simd_avx512.h"
+#include "simd/avx512.h"
+#elif MINEDRAFT_ISA == 5
+#define MINEDRAFT_TABLE kernels_amx_bf16
+#define MINEDRAFT_NAME "amx_bf16"
+#define MINEDRAFT_DOT
+#define MINEDRAFT_TILES
+#include "simd/amx.h"
 #endif
 
 #include "attention.h"
 #include "choice/choose.h"
 #include "linear.h"
 #include "pointwise.h"
+#ifdef MINEDRAFT_TILES
+#include "linear_tiles.h"
+#define MINEDRAFT_LINEAR(function) tiled::function
+#else
+#define MINEDRAFT_LINEAR(function) function
+#endif
 
 namespace minedraft {
 
 const Kernels MINEDRAFT_TABLE = {
-    MINEDRAFT_NAME, packed_x_bytes, pack_x, linear, norm, rope, silu_mul, store_tokens, argmax, attention_scratch_bytes,
+    MINEDRAFT_NAME, kHasTiles, MINEDRAFT_LINEAR(packed_x_bytes), MINEDRAFT_LINEAR(linear_scratch_bytes),
+    MINEDRAFT_LINEAR(pack_x), MINEDRAFT_LINEAR(linear), norm, rope, silu_mul, store_tokens, argmax, attention_scratch_bytes,
     attention, choosing::choose,
 };
 

@@ -6,6 +6,11 @@
 //   bfloat16          step 0: c0i0 c0i1 c1i0 c1i1 ... c31i0 c31i1   step 1: c0i2 c0i3 ...     [out/32][in/2][32][2]
 //   float16, float32  step 0: c0i0 c1i0 c2i0 ... c31i0              step 1: c0i1 ...          [out/32][in][32]
 //
+// For tiles (linear_tiles.h) the two strips of sixteen columns of a bfloat16 panel lie one after the other instead,
+// and zeros fill the inputs up to a multiple of 32:
+//
+//   step 0: c0i0 c0i1 ... c15i0 c15i1   step 1: c0i2 c0i3 ...   ...   step 0: c16i0 c16i1 ...      [out/16][in/2][16][2]
+//
 // The last panel is filled up with columns of zeros, and an odd last input of a pair with zeros.
 // x is laid out anew for each call, row block after row block, as a tile of R rows reads it: [in/2][R][2]
 // or [in][R]. Rows are cut into blocks of nearly equal size, at most kMaxRows each.
@@ -16,6 +21,12 @@
 
 namespace minedraft {
 namespace {
+
+#ifdef MINEDRAFT_TILES
+constexpr bool kHasTiles = true;
+#else
+constexpr bool kHasTiles = false;
+#endif
 
 // Weights are fetched while others are multiplied, evenly, so that neither memory nor arithmetic waits: with few
 // rows by memory's own prefetcher, which does best while reading is all that a core does; then this many bytes
@@ -37,6 +48,18 @@ template <class Kind>
 inline int64_t num_steps(const Linear& a) {
     return (a.in + Kind::kInputs - 1) / Kind::kInputs;
 }
+
+// Bytes between the strips of a panel, and from step to step of one.
+template <class Kind>
+struct PanelLayout {
+    static constexpr bool kStripsApart = kHasTiles && Kind::kInputs == 2;
+    static constexpr int64_t kStep = (kStripsApart ? 1 : 2) * Kind::kStripBytes;
+    int64_t apart, bytes;
+
+    explicit PanelLayout(const Linear& a)
+        : apart((kStripsApart ? steps_of(a.in, kBfloat16, kTileSteps) : 1) * Kind::kStripBytes),
+          bytes(kStripsApart ? 2 * apart : num_steps<Kind>(a) * 2 * Kind::kStripBytes) {}
+};
 
 inline float float_at(const void* p, int32_t dtype, int64_t i) {
     if (dtype == kFloat32) return static_cast<const float*>(p)[i];
@@ -75,51 +98,41 @@ void pack_rows(const Linear& a, int64_t first_step, int64_t last_step) {
     }
 }
 
-// The sums of `rows` rows and `strips` strips, row after row, to y.
-template <class D>
-void write_rows(const Linear& a, const float* sums, int64_t rows, int64_t strips, int64_t first_row,
-                int64_t first_column) {
-    for (int64_t r = 0; r < rows; ++r, sums += strips * kStrip) {
-        auto* y = row_of<D>(a.y, first_row + r, a.y_stride);
-        for (int64_t i = 0; i < strips * kStrip; i += kLanes) {
-            const int64_t column = first_column + i, count = a.out - column;
-            if (count <= 0) break;
-            Floats value = load(sums + i);
-            if (a.bias) value = add(value, load_some<Float32>(a.bias + column, count));
-            store_some<D>(y + column, value, count);
-        }
-    }
-}
-
 // One panel times R rows from `first_row` on.
 template <class Kind, int R>
 void multiply_panel(const Linear& a, int64_t panel, int64_t first_row, RowBlocks blocks, int64_t block) {
     constexpr int S = strips_for<R>(2);
-    constexpr int64_t w_step = 2 * Kind::kStripBytes;
+    using Layout = PanelLayout<Kind>;
+    constexpr int64_t w_step = Layout::kStep, read = 2 * Kind::kStripBytes;  // bytes of one step, of both strips
     using X = typename Kind::template Packed<R>;
-    const int64_t steps = num_steps<Kind>(a), panel_bytes = steps * w_step;
-    const uint8_t* at = a.weight + panel * panel_bytes;
+    const Layout layout(a);
+    const int64_t steps = num_steps<Kind>(a);
+    const uint8_t* at = a.weight + panel * layout.bytes;
     const uint8_t* x = a.packed_x + first_row * steps * Kind::kXBytes;
     for (int64_t strip = 0; strip < 2; strip += S) {
-        const uint8_t* begin = at + strip * Kind::kStripBytes;
+        const uint8_t* begin = at + strip * layout.apart;
         const uint8_t* w[S];
-        for (int i = 0; i < S; ++i) w[i] = begin + i * Kind::kStripBytes;
+        for (int i = 0; i < S; ++i) w[i] = begin + i * layout.apart;
         Sums<R, S> sums;
         sums.clear();
         const int64_t pass = block * (2 / S) + strip / S, num_passes = blocks.count * (2 / S);
         const int64_t num_fetching = num_passes < kFetchingPasses ? num_passes : kFetchingPasses;
-        if (num_passes > 1 && panel_bytes <= kMaxFetchedPanel && pass < num_fetching)
+        if (num_passes > 1 && layout.bytes <= kMaxFetchedPanel && pass < num_fetching)
             multiply<Kind, X>(sums, x, w, w_step, steps,
-                              Ahead<1>{{at + panel_bytes + pass * panel_bytes / num_fetching}, w_step / num_fetching});
+                              Ahead<1>{{at + layout.bytes + pass * layout.bytes / num_fetching}, read / num_fetching});
         else if (R >= kFetchFromRows && pass == 0)
             multiply<Kind, X>(sums, x, w, w_step, steps,
-                              Ahead<2>{{begin + kFetchDistance, begin + kFetchDistance + Kind::kStripBytes}, w_step});
+                              Ahead<2>{{begin + kFetchDistance, begin + kFetchDistance + layout.apart}, w_step});
         else
             multiply<Kind, X>(sums, x, w, w_step, steps);
         float out[R * S * kStrip];
         sums.write(out);
-        (a.y_dtype == kFloat32 ? write_rows<Float32> : write_rows<Bfloat16>)(a, out, R, S, first_row,
-                                                                             panel * kPanel + strip * kStrip);
+        const int64_t column = panel * kPanel + strip * kStrip;
+        if (a.y_dtype == kFloat32)
+            write_rows<Float32>(a, out, R, S, column, row_of<Float32>(a.y, first_row, a.y_stride) + column, a.y_stride);
+        else
+            write_rows<Bfloat16>(a, out, R, S, column, row_of<Bfloat16>(a.y, first_row, a.y_stride) + column,
+                                 a.y_stride);
     }
 }
 
@@ -142,7 +155,7 @@ void multiply_panels(const Linear& a, int64_t first_panel, int64_t last_panel) {
 // Calls `f` with the kind that fits the dtypes.
 template <class F>
 inline auto with_kind(const Linear& a, F f) {
-    if constexpr (kHasDot) {
+    if constexpr (kHasDot && !kHasTiles) {
         if (a.x_dtype == kBfloat16) return f(PairsByPairs{});
     }
     if (a.weight_dtype == kBfloat16) return f(FloatsByPairs{});
@@ -153,13 +166,15 @@ inline auto with_kind(const Linear& a, F f) {
 size_t packed_x_bytes(const Linear& a) {
     return with_kind(a, [&](auto kind) -> size_t { return a.rows * num_steps<decltype(kind)>(a) * kind.kXBytes; });
 }
+inline size_t linear_scratch_bytes(const Linear&) { return 0; }
+
 void pack_x(const Linear& a, int64_t part, int64_t num_parts) {
     with_kind(a, [&](auto kind) {
         const int64_t steps = num_steps<decltype(kind)>(a);
         pack_rows<decltype(kind)>(a, steps * part / num_parts, steps * (part + 1) / num_parts);
     });
 }
-void linear(const Linear& a, int64_t first_panel, int64_t last_panel) {
+void linear(const Linear& a, int64_t first_panel, int64_t last_panel, uint8_t*) {
     with_kind(a, [&](auto kind) { multiply_panels<decltype(kind)>(a, first_panel, last_panel); });
 }
 

@@ -48,6 +48,28 @@ inline typename D::Type* row_of(void* base, int64_t row, int64_t stride) {
     return static_cast<typename D::Type*>(base) + row * stride;
 }
 
+// The sums of `rows` rows and `strips` strips from `first_column` on, row after row, to y: that is where the first of
+// them goes, in D, and the rows there are `stride` numbers apart.
+template <class D>
+void write_rows(const Linear& a, const float* sums, int64_t rows, int64_t strips, int64_t first_column, void* y,
+                int64_t stride) {
+    auto* to = static_cast<typename D::Type*>(y);
+    const float* bias = a.bias ? a.bias + first_column : nullptr;
+    if (first_column + strips * kStrip <= a.out) {
+        for (int64_t r = 0; r < rows; ++r, to += stride)
+            for (int64_t i = 0; i < strips * kStrip; i += kLanes, sums += kLanes)
+                D::store_lanes(to + i, bias ? add(load(sums), load(bias + i)) : load(sums));
+        return;
+    }
+    for (int64_t r = 0; r < rows; ++r, to += stride, sums += strips * kStrip)
+        for (int64_t i = 0; i < strips * kStrip; i += kLanes) {
+            const int64_t count = a.out - first_column - i;
+            if (count <= 0) break;
+            const Floats value = load(sums + i);
+            store_some<D>(to + i, bias ? add(value, load_some<Float32>(bias + i, count)) : value, count);
+        }
+}
+
 // e to the power of x, to about 1e-7 of the result. Exactly 0 below -104 (AVX2: -88), infinity above 88.8
 // (AVX2: 88.4); NaN stays NaN.
 inline Floats exponential(Floats x) {

@@ -10,9 +10,6 @@
 namespace minedraft {
 namespace {
 
-// The sums must stay in registers: a compiler that leaves one of these calls in place is three times slower.
-#define MINEDRAFT_INLINE inline __attribute__((always_inline))
-
 constexpr int kHalf = static_cast<int>(kStrip) / kLanes;  // registers of one strip
 
 // Strips, of 1 to `most`, that R rows can sum at once. Few sums would wait for each other's additions; with the

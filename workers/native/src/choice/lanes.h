@@ -12,7 +12,7 @@ constexpr uint32_t kNoiseMultiplier = 0x9E3779B1u;
 // at_least: bit i says a[i] >= b[i]. unordered: that a[i] or b[i] is a NaN.
 // noise_steps: a lower bound of log2(noise bits + 1/2) in units of 2^-23, see `gumbel_bound` in
 // minedraft_workers.sampling.randomness; `low` and `high` are the halves of a position's key.
-#if MINEDRAFT_ISA == 0
+#if MINEDRAFT_ISA <= 1
 inline uint32_t at_least(Floats a, Floats b) {
     uint32_t bits = 0;
     for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(a.lane[i] >= b.lane[i]) << i;
@@ -24,7 +24,7 @@ inline uint32_t unordered(Floats a, Floats b) {
         bits |= static_cast<uint32_t>(a.lane[i] != a.lane[i] || b.lane[i] != b.lane[i]) << i;
     return bits;
 }
-#elif MINEDRAFT_ISA == 1
+#elif MINEDRAFT_ISA == 2
 inline uint32_t at_least(Floats a, Floats b) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
 }
@@ -38,7 +38,7 @@ inline uint32_t unordered(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, 
 
 // The values whose bit is set, one after the other, and likewise their columns, of which the first is `column`.
 // Up to kLanes numbers beyond them may be overwritten; `to` may be `p` or lie before it.
-#if MINEDRAFT_ISA >= 2
+#if MINEDRAFT_ISA >= 3
 inline void pick(const float* p, uint32_t bits, float* to) {
     _mm512_storeu_ps(to, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), _mm512_loadu_ps(p)));
 }
@@ -67,13 +67,13 @@ inline int32_t noise_of(int32_t hash, uint64_t key) {
     return static_cast<int32_t>(x * (static_cast<uint32_t>(key >> 32) | 1u) & 0x7fffffffu);
 }
 
-#if MINEDRAFT_ISA == 0
+#if MINEDRAFT_ISA <= 1
 inline Floats noise_steps(const int32_t* hashes, uint64_t key) {
     return each([&](int i) {
         return static_cast<float>(static_cast<int32_t>(as_bits(static_cast<float>(noise_of(hashes[i], key)))));
     });
 }
-#elif MINEDRAFT_ISA == 1
+#elif MINEDRAFT_ISA == 2
 inline Floats noise_steps(const int32_t* hashes, uint64_t key) {
     const __m256i low = _mm256_set1_epi32(static_cast<int32_t>(key));
     const __m256i high = _mm256_set1_epi32(static_cast<int32_t>(key >> 32) | 1);

@@ -139,7 +139,9 @@ inline uint16_t to_bfloat16(float x) {
 inline void store_bfloat16(uint16_t* p, Floats x) {
     for (int i = 0; i < kLanes; ++i) p[i] = to_bfloat16(x.lane[i]);
 }
-inline void store_for_dot(uint16_t* p, Floats x) { store_bfloat16(p, x); }
+inline void store_for_dot(uint16_t* p, Floats x) {
+    for (int i = 0; i < kLanes; ++i) p[i] = to_bfloat16(without_subnormals(x.lane[i]));
+}
 inline Floats round_to_bfloat16(Floats x) {
     return each([&](int i) { return as_float(static_cast<uint32_t>(to_bfloat16(x.lane[i])) << 16); });
 }

@@ -35,7 +35,11 @@ def matrix(rng: random.Random, rows: int, columns: int, dtype: torch.dtype) -> t
 
 
 def linear(kernels: NativeKernels, rng: random.Random) -> None:
-    num_out, num_in, rows = rng.randint(1, 100), rng.randint(1, 70), rng.randint(0, 30)
+    num_out, num_in, rows = (
+        rng.randint(1, 100),
+        rng.randint(1, 70),
+        rng.choice([rng.randint(0, 30), rng.randint(0, 130)]),
+    )
     bias = torch.ones(num_out) if rng.random() < 0.5 else None
     stored, computed = rng.choice([*((dtype, torch.float32) for dtype in DTYPES), (torch.bfloat16, torch.bfloat16)])
     packed = kernels.pack(torch.ones(num_out, num_in, dtype=stored), bias)
@@ -114,7 +118,9 @@ def main() -> None:
     num_done = num_refused = 0
     if not rounds:
         weight, too_short = torch.ones(40, 16), torch.zeros(40 * 16)
-        library.pack(weight.data_ptr(), 0, 40, 16, too_short.data_ptr())
+        library.pack(
+            NativeKernels("scalar", 1, library).pool.handle, weight.data_ptr(), 0, 40, 16, too_short.data_ptr()
+        )
     for isa, num_threads, (kind, *kind_calls) in product(ISAS, (1, 3), kinds):
         try:
             kernels = kind(isa, num_threads, library)
