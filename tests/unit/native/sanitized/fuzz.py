@@ -117,10 +117,8 @@ def main() -> None:
     kinds: tuple[tuple[Any, ...], ...] = ((NativeKernels, linear, small, attention), (ChoosingKernels, choosing))
     num_done = num_refused = 0
     if not rounds:
-        weight, too_short = torch.ones(40, 16), torch.zeros(40 * 16)
-        library.pack(
-            NativeKernels("scalar", 1, library).pool.handle, weight.data_ptr(), 0, 40, 16, too_short.data_ptr()
-        )
+        kernels, weight, too_short = NativeKernels("scalar", 1, library), torch.ones(40, 16), torch.zeros(40 * 16)
+        library.pack(kernels.pool.handle, weight.data_ptr(), 0, 40, 16, too_short.data_ptr())
     for isa, num_threads, (kind, *kind_calls) in product(ISAS, (1, 3), kinds):
         try:
             kernels = kind(isa, num_threads, library)
