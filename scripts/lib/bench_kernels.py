@@ -190,9 +190,9 @@ def make_caches(
 
     per_sequence = -(-(context + rows) // 16)
     num_blocks = num_sequences * per_sequence
-    tables = torch.randperm(num_blocks).view(num_sequences, per_sequence).numpy()
+    tables: list[list[int]] = torch.randperm(num_blocks).view(num_sequences, per_sequence).tolist()
     counts = [context] * num_sequences, [rows] * num_sequences
-    plan = SpanPlan.make(*counts, list(tables), num_blocks=num_blocks, block_size=16)
+    plan = SpanPlan.make(*counts, tables, num_blocks=num_blocks, block_size=16)
     count = LayerCache.num_elements(num_blocks, 16, heads, dim)
 
     pool = huge_zeros(2 * num_layers * count * dtype.itemsize).view(dtype)

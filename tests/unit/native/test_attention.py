@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from minedraft_workers.native.build import REFERENCES
 from minedraft_workers.native.kernels import NativeKernels
 from tests.support.native_caches import Shape, Texts
+from tests.unit.native.conftest import open_kernels
 
 TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 1.5e-2}
 SHAPES = [
@@ -38,11 +40,21 @@ def test_every_row_attends_to_its_own_tokens_up_to_itself(kernels: NativeKernels
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_long_context_is_as_accurate(kernels: NativeKernels, dtype: torch.dtype):
-    if kernels.isa == "scalar":
+    if kernels.isa in REFERENCES:
         pytest.skip("the scalar reference is slow; the chunks of 256 tokens are met above")
     texts = Texts.make(Shape(1, 2, dtype=dtype), (2050,))
     out = texts.forward(kernels, [(0, 0, 2050)])
     torch.testing.assert_close(out.double(), texts.reference(0), rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape.key_dim % 32 == 0], ids=str)
+def test_tiles_attend_as_their_scalar_emulation_does(shape: Shape):
+    results = []
+    for kernels in (open_kernels("amx_bf16"), open_kernels("scalar_tiles")):
+        texts = Texts.make(shape, (1, 17, 270, 40))
+        texts.forward(kernels, [(2, 0, 250)])
+        results.append(texts.forward(kernels, [(0, 0, 1), (1, 0, 17), (2, 250, 20), (3, 0, 40)]))
+    assert torch.equal(*results)
 
 
 def test_scores_of_any_size_do_not_overflow(kernels: NativeKernels):

@@ -82,6 +82,25 @@ def test_a_value_that_is_not_finite_spoils_only_rows_that_see_it(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_size", [4, 16])
+@pytest.mark.parametrize("first", [1, 8, 250])
+def test_values_that_are_not_finite_spoil_no_row_before_them_wherever_a_span_begins(
+    kernels: NativeKernels, dtype: torch.dtype, block_size: int, first: int
+):
+    texts = Texts.make(Shape(1, 1, 32, 32, block_size, dtype), (first + 40,))
+    spans = [(0, 0, first)], [(0, first, 40)]
+    clean = torch.cat([texts.forward(kernels, span) for span in spans])
+    for at in (first - 1, first + 3, first + 21):
+        before = texts.value[0][at, 5].item()
+        texts.value[0][at, 5] = torch.nan
+        spoilt = torch.cat([texts.forward(kernels, span) for span in spans])
+        texts.value[0][at, 5] = before
+        assert spoilt[at:, 5].isnan().all()
+        spoilt[at:, 5] = clean[at:, 5]
+        assert torch.equal(spoilt, clean)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_infinite_scores_are_as_in_torchs_softmax(kernels: NativeKernels, dtype: torch.dtype):
     texts = Texts.make(Shape(1, 1, 16, 16, dtype=dtype), (600,))
     for side in (*texts.key, *texts.query):

@@ -33,14 +33,15 @@ struct Scratch {
     float* mix;            // [queries][value_dim]
     float* largest;        // [queries], m
     float* total;          // [queries], l
-    float* scores;         // [kMaxRows][kChunk]
-    uint8_t* shares;       // [kMaxRows][kChunk], p
-    uint8_t* last_value;   // one pair of tokens, the second one zero
+    float* scores;         // [rows of a block][kChunk]
+    uint8_t* shares;       // [rows of a block][kChunk], p
+    uint8_t* seen_value;   // values without what a query does not see: one pair of tokens, or a chunk's tiles
     int64_t* limits;       // [queries], tokens each sees, counted in padded blocks
     const uint8_t** keys;  // where each tile of 16 tokens lies; then kTilesAhead of the next task
     const uint8_t** values;
 
-    size_t lay_out(uint8_t* base, const Attention& a, int64_t queries, int64_t tiles) {
+    size_t lay_out(uint8_t* base, const Attention& a, int64_t queries, int64_t tiles, int64_t block_rows,
+                   int64_t seen_tokens) {
         size_t used = 0;
         const auto take = [&](size_t bytes) {
             uint8_t* at = base + used;
@@ -51,9 +52,9 @@ struct Scratch {
         mix = reinterpret_cast<float*>(take(queries * a.cache.value_dim * sizeof(float)));
         largest = reinterpret_cast<float*>(take(queries * sizeof(float)));
         total = reinterpret_cast<float*>(take(queries * sizeof(float)));
-        scores = reinterpret_cast<float*>(take(kMaxRows * kChunk * sizeof(float)));
-        shares = take(kMaxRows * kChunk * Kind::kXBytes / Kind::kInputs);
-        last_value = take(a.cache.value_dim * Kind::kInputs * bytes_of(a.cache.dtype));
+        scores = reinterpret_cast<float*>(take(block_rows * kChunk * sizeof(float)));
+        shares = take(block_rows * kChunk * Kind::kXBytes / Kind::kInputs);
+        seen_value = take(a.cache.value_dim * seen_tokens * bytes_of(a.cache.dtype));
         limits = reinterpret_cast<int64_t*>(take(queries * sizeof(int64_t)));
         keys = reinterpret_cast<const uint8_t**>(take((tiles + kTilesAhead) * sizeof(*keys)));
         values = reinterpret_cast<const uint8_t**>(take((tiles + kTilesAhead) * sizeof(*values)));
@@ -61,47 +62,100 @@ struct Scratch {
     }
 };
 
+// What is common to the ways of attending: the task, its tokens' places, and what goes on between the products.
 template <class D, class Kind>
 class Attender {
-  public:
-    Attender(const Attention& args, const Task& task, const Task* next, uint8_t* scratch)
+  protected:
+    Attender(const Attention& args, const Task& task, const Task* next)
         : a(args), view(args.cache), span(args.spans[task.span]), head(task.head), queries(task.rows * args.group),
-          first_row(span.first_row + task.first) {
-        const int64_t num_tiles = tiles_of(task);
-        s.lay_out(scratch, a, queries, num_tiles);
-        find_tiles(task, 0, num_tiles);
-        tiles_ahead = num_tiles < kTilesAhead ? num_tiles : kTilesAhead;
+          first_row(span.first_row + task.first), num_tiles(tiles_of(task)),
+          tiles_ahead(num_tiles < kTilesAhead ? num_tiles : kTilesAhead), task_(task), next_(next) {}
+
+    // Call it once `s` is laid out, for `num_rows` queries; some may be there to fill up a block.
+    void begin_task(int64_t num_rows) {
+        find_tiles(task_, 0, num_tiles);
         for (int64_t i = 0; i < kTilesAhead; ++i) {
             s.keys[num_tiles + i] = s.keys[0];
             s.values[num_tiles + i] = s.values[0];
         }
-        if (next) find_tiles(*next, num_tiles, tiles_of(*next) < kTilesAhead ? tiles_of(*next) : kTilesAhead);
+        if (next_) find_tiles(*next_, num_tiles, tiles_of(*next_) < kTilesAhead ? tiles_of(*next_) : kTilesAhead);
         for (int64_t q = 0; q < queries; ++q) {
-            s.limits[q] = padded_tokens(view, span.start + task.first + q / a.group + 1);
+            s.limits[q] = padded_tokens(view, span.start + task_.first + q / a.group + 1);
             s.largest[q] = -kInfinity;
             s.total[q] = 0;
         }
-        std::memset(s.mix, 0, queries * a.cache.value_dim * sizeof(float));
-        num_blocks = (queries + kMaxRows - 1) / kMaxRows;
-        for (int64_t b = 0; b < num_blocks; ++b) pack_queries(begin(b), begin(b + 1) - begin(b));
+        std::memset(s.mix, 0, num_rows * a.cache.value_dim * sizeof(float));
     }
 
-    void run() {
-        for (int64_t chunk = 0; chunk < s.limits[queries - 1]; chunk += kChunk)
-            for (int64_t b = 0; b < num_blocks; ++b)
-                if (chunk < s.limits[begin(b + 1) - 1])
-                    attend_rows<kMaxRows>(chunk, begin(b), begin(b + 1) - begin(b), b == 0);
-        for (int64_t q = 0; q < queries; ++q) finish(q);
-    }
-
-  private:
     const Attention& a;
     CacheView view;
     const Span& span;
-    int64_t head, queries, first_row, num_blocks, tiles_ahead;
+    const int64_t head, queries, first_row, num_tiles, tiles_ahead;
     Scratch<Kind> s;
 
-    int64_t begin(int64_t block) const { return queries * block / num_blocks; }
+    // Query q as it lies in memory.
+    const typename D::Type* query_at(int64_t q) const {
+        return row_of<D>(a.query, first_row + q / a.group, a.query_stride) +
+               (head * a.group + q % a.group) * a.cache.key_dim;
+    }
+
+    // Scores of query q to probabilities; what was mixed so far is scaled to the new largest score.
+    void share(int64_t chunk, int64_t q, int64_t r) {
+        float* scores = s.scores + r * kChunk;
+        const int64_t seen = s.limits[q] - chunk < kChunk ? s.limits[q] - chunk : kChunk;
+        const int64_t width = round_up(seen, kStrip);
+        hide(scores, chunk, seen, width);
+        Floats best = fill(-kInfinity);
+        for (int64_t i = 0; i < width; i += kLanes) best = max(best, load(scores + i));
+        const float before = s.largest[q], found = largest_of(best), largest = found > before ? found : before;
+        // Where every score is -inf, e^(-inf - -inf) would be NaN for later chunks too.
+        const float in_twos = a.scale * 1.44269504f;
+        const Floats scale = fill(in_twos), base = fill(largest == -kInfinity ? 0.0f : -largest * in_twos);
+        Floats sum = zeros();
+        auto* shares = reinterpret_cast<typename ShareOf<Kind>::Type*>(s.shares) + r * kChunk;
+        for (int64_t i = 0; i < width; i += kLanes) {
+            const Floats p = power_of_two(fma(load(scores + i), scale, base));
+            ShareOf<Kind>::store_share(shares + i, p);
+            sum = add(sum, p);
+        }
+        const Floats factor = power_of_two(fma(fill(before), scale, base));
+        float lanes[kLanes];
+        store(lanes, factor);
+        s.largest[q] = largest;
+        s.total[q] = s.total[q] * lanes[0] + sum_of(sum);
+        if (lanes[0] == 1.0f) return;
+        float* mixed = s.mix + q * a.cache.value_dim;
+        for (int64_t d = 0; d < a.cache.value_dim; d += kLanes) store(mixed + d, mul(load(mixed + d), factor));
+    }
+
+    // -inf for tokens beyond the query's own, and for the unused end of a padded block.
+    void hide(float* scores, int64_t chunk, int64_t seen, int64_t width) const {
+        for (int64_t i = seen; i < width; ++i) scores[i] = -kInfinity;
+        if (view.padded == a.cache.block_size) return;
+        for (int64_t i = 0; i < seen; ++i)
+            if ((chunk + i) % view.padded >= a.cache.block_size) scores[i] = -kInfinity;
+    }
+
+    void finish(int64_t q) {
+        const int64_t dim = a.cache.value_dim;
+        auto* out = row_of<D>(a.out, first_row + q / a.group, a.out_stride) + (head * a.group + q % a.group) * dim;
+        for (int64_t d = 0; d < dim; d += kLanes)
+            D::store_lanes(out + d, div(load(s.mix + q * dim + d), fill(s.total[q])));
+    }
+
+    // A share is kept as `Kind` reads it.
+    template <class K, bool InPairs = K::kXBytes == 4 && K::kInputs == 2>
+    struct ShareOf : Float32 {
+        static void store_share(float* p, Floats x) { store(p, x); }
+    };
+    template <class K>
+    struct ShareOf<K, true> : Bfloat16 {
+        static void store_share(uint16_t* p, Floats x) { store_for_dot(p, x); }
+    };
+
+  private:
+    const Task& task_;
+    const Task* next_;
 
     int64_t tiles_of(const Task& task) const {
         return (padded_tokens(view, a.spans[task.span].start + task.first + task.rows) + kStrip - 1) / kStrip;
@@ -117,14 +171,39 @@ class Attender {
                 s.values[at + tile] = view.values(*block, task.head) + i * a.cache.value_dim * bytes;
             }
     }
+};
+
+template <class D, class Kind>
+class RowAttender : Attender<D, Kind> {
+    using Base = Attender<D, Kind>;
+    using Base::a, Base::queries, Base::s, Base::tiles_ahead;
+
+  public:
+    RowAttender(const Attention& args, const Task& task, const Task* next, uint8_t* scratch) : Base(args, task, next) {
+        s.lay_out(scratch, a, queries, this->num_tiles, kMaxRows, Kind::kInputs);
+        this->begin_task(queries);
+        num_blocks = (queries + kMaxRows - 1) / kMaxRows;
+        for (int64_t b = 0; b < num_blocks; ++b) pack_queries(begin(b), begin(b + 1) - begin(b));
+    }
+
+    void run() {
+        for (int64_t chunk = 0; chunk < s.limits[queries - 1]; chunk += kChunk)
+            for (int64_t b = 0; b < num_blocks; ++b)
+                if (chunk < s.limits[begin(b + 1) - 1])
+                    attend_rows<kMaxRows>(chunk, begin(b), begin(b + 1) - begin(b), b == 0);
+        for (int64_t q = 0; q < queries; ++q) this->finish(q);
+    }
+
+  private:
+    int64_t num_blocks;
+
+    int64_t begin(int64_t block) const { return queries * block / num_blocks; }
 
     void pack_queries(int64_t first, int64_t size) {
         const int64_t dim = a.cache.key_dim;
         uint8_t* to = s.query + first * dim * Kind::kXBytes / Kind::kInputs;
         for (int64_t r = 0; r < size; ++r) {
-            const int64_t row = first_row + (first + r) / a.group;
-            const int64_t column = (head * a.group + (first + r) % a.group) * dim;
-            const auto* x = row_of<D>(a.query, row, a.query_stride) + column;
+            const auto* x = this->query_at(first + r);
             if constexpr (Kind::kXBytes == 4 && Kind::kInputs == 2) {
                 auto* pairs = reinterpret_cast<uint32_t*>(to) + r;
                 for (int64_t d = 0; d < dim / 2; ++d) std::memcpy(pairs + d * size, x + 2 * d, 4);
@@ -153,7 +232,7 @@ class Attender {
         const int64_t end = s.limits[first + R - 1] < chunk + kChunk ? s.limits[first + R - 1] : chunk + kChunk;
         score<R>(chunk, end, first, fetches);
         for (int r = 0; r < R; ++r)
-            if (s.limits[first + r] > chunk) share(chunk, first + r, r);
+            if (s.limits[first + r] > chunk) this->share(chunk, first + r, r);
         // Tokens that all R queries see, in whole steps; then the rest, for those of one row together.
         const int64_t shared = s.limits[first] / Kind::kInputs * Kind::kInputs, both = shared < end ? shared : end;
         if (both > chunk) mix<R>(chunk, chunk, both, first, 0, fetches);
@@ -206,43 +285,6 @@ class Attender {
         sums.write(s.scores + token - chunk, kChunk);
     }
 
-    // Scores of query q to probabilities; what was mixed so far is scaled to the new largest score.
-    void share(int64_t chunk, int64_t q, int64_t r) {
-        float* scores = s.scores + r * kChunk;
-        const int64_t seen = s.limits[q] - chunk < kChunk ? s.limits[q] - chunk : kChunk;
-        const int64_t width = round_up(seen, kStrip);
-        hide(scores, chunk, seen, width);
-        Floats best = fill(-kInfinity);
-        for (int64_t i = 0; i < width; i += kLanes) best = max(best, load(scores + i));
-        const float before = s.largest[q], found = largest_of(best), largest = found > before ? found : before;
-        // Where every score is -inf, e^(-inf - -inf) would be NaN for later chunks too.
-        const float in_twos = a.scale * 1.44269504f;
-        const Floats scale = fill(in_twos), base = fill(largest == -kInfinity ? 0.0f : -largest * in_twos);
-        Floats sum = zeros();
-        auto* shares = reinterpret_cast<typename ShareOf<Kind>::Type*>(s.shares) + r * kChunk;
-        for (int64_t i = 0; i < width; i += kLanes) {
-            const Floats p = power_of_two(fma(load(scores + i), scale, base));
-            ShareOf<Kind>::store_share(shares + i, p);
-            sum = add(sum, p);
-        }
-        const Floats factor = power_of_two(fma(fill(before), scale, base));
-        float lanes[kLanes];
-        store(lanes, factor);
-        s.largest[q] = largest;
-        s.total[q] = s.total[q] * lanes[0] + sum_of(sum);
-        if (lanes[0] == 1.0f) return;
-        float* mixed = s.mix + q * a.cache.value_dim;
-        for (int64_t d = 0; d < a.cache.value_dim; d += kLanes) store(mixed + d, mul(load(mixed + d), factor));
-    }
-
-    // -inf for tokens beyond the query's own, and for the unused end of a padded block.
-    void hide(float* scores, int64_t chunk, int64_t seen, int64_t width) const {
-        for (int64_t i = seen; i < width; ++i) scores[i] = -kInfinity;
-        if (view.padded == a.cache.block_size) return;
-        for (int64_t i = 0; i < seen; ++i)
-            if ((chunk + i) % view.padded >= a.cache.block_size) scores[i] = -kInfinity;
-    }
-
     // mix of R queries from `first` on += shares * values of the tokens from..to, whole steps.
     template <int R>
     void mix(int64_t chunk, int64_t from, int64_t to, int64_t first, int64_t r, bool fetches = false) {
@@ -292,7 +334,7 @@ class Attender {
     void mix_last(int64_t chunk, int64_t token, int64_t first, int64_t r) {
         const int64_t dim = a.cache.value_dim;
         const auto* pairs = reinterpret_cast<const uint16_t*>(s.values[token / kStrip]) + token % kStrip * dim;
-        auto* kept = reinterpret_cast<uint16_t*>(s.last_value);
+        auto* kept = reinterpret_cast<uint16_t*>(s.seen_value);
         for (int64_t d = 0; d < dim; ++d) {
             kept[2 * d] = pairs[2 * d];
             kept[2 * d + 1] = 0;
@@ -300,27 +342,11 @@ class Attender {
         for (int64_t d = 0; d < dim; d += kStrip) {
             Sums<R, 1> sums;
             sums.read(s.mix + first * dim + d, dim);
-            multiply_values(sums, s.last_value, chunk, token, 2, r, d);
+            multiply_values(sums, s.seen_value, chunk, token, 2, r, d);
             sums.write(s.mix + first * dim + d, dim);
         }
     }
 
-    void finish(int64_t q) {
-        const int64_t dim = a.cache.value_dim;
-        auto* out = row_of<D>(a.out, first_row + q / a.group, a.out_stride) + (head * a.group + q % a.group) * dim;
-        for (int64_t d = 0; d < dim; d += kLanes)
-            D::store_lanes(out + d, div(load(s.mix + q * dim + d), fill(s.total[q])));
-    }
-
-    // A share is kept as `Kind` reads it.
-    template <class K, bool InPairs = K::kXBytes == 4 && K::kInputs == 2>
-    struct ShareOf : Float32 {
-        static void store_share(float* p, Floats x) { store(p, x); }
-    };
-    template <class K>
-    struct ShareOf<K, true> : Bfloat16 {
-        static void store_share(uint16_t* p, Floats x) { store_for_dot(p, x); }
-    };
 };
 
 template <class F>
@@ -334,13 +360,13 @@ inline auto with_cache_kind(const Attention& a, F f) {
 size_t attention_scratch_bytes(const Attention& a, int64_t max_task_rows, int64_t max_tokens) {
     const int64_t tiles = padded_tokens(CacheView(a.cache), max_tokens) / kStrip + 1;
     return with_cache_kind(a, [&](auto, auto kind) {
-        return Scratch<decltype(kind)>().lay_out(nullptr, a, max_task_rows * a.group, tiles);
+        return Scratch<decltype(kind)>().lay_out(nullptr, a, max_task_rows * a.group, tiles, kMaxRows, kind.kInputs);
     });
 }
 
 void attention(const Attention& a, const Task& task, const Task* next, uint8_t* scratch) {
     with_cache_kind(a, [&](auto dtype, auto kind) {
-        Attender<decltype(dtype), decltype(kind)>(a, task, next, scratch).run();
+        RowAttender<decltype(dtype), decltype(kind)>(a, task, next, scratch).run();
     });
 }
 

@@ -34,18 +34,18 @@
 #include "linear.h"
 #include "pointwise.h"
 #ifdef MINEDRAFT_TILES
-#include "linear_tiles.h"
-#define MINEDRAFT_LINEAR(function) tiled::function
+#include "attention_tiles.h"
+#define MINEDRAFT_TILED(function) tiled::function
 #else
-#define MINEDRAFT_LINEAR(function) function
+#define MINEDRAFT_TILED(function) function
 #endif
 
 namespace minedraft {
 
 const Kernels MINEDRAFT_TABLE = {
-    MINEDRAFT_NAME, kHasTiles, MINEDRAFT_LINEAR(packed_x_bytes), MINEDRAFT_LINEAR(linear_scratch_bytes),
-    MINEDRAFT_LINEAR(pack_x), MINEDRAFT_LINEAR(linear), norm, rope, silu_mul, store_tokens, argmax, attention_scratch_bytes,
-    attention, choosing::choose,
+    MINEDRAFT_NAME, kHasTiles, MINEDRAFT_TILED(packed_x_bytes), MINEDRAFT_TILED(linear_scratch_bytes),
+    MINEDRAFT_TILED(pack_x), MINEDRAFT_TILED(linear), norm, rope, silu_mul, store_tokens, argmax,
+    MINEDRAFT_TILED(attention_scratch_bytes), MINEDRAFT_TILED(attention), choosing::choose,
 };
 
 }  // namespace minedraft

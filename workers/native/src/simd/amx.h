@@ -11,14 +11,14 @@
 namespace minedraft {
 namespace {
 
-// As the instruction reads it: rows of each tile, each of 64 bytes.
+// As the instruction reads it: rows of each tile, and their bytes.
 struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {};
     uint8_t rows[16] = {};
 
-    void set(int tile, int64_t num_rows) {
-        row_bytes[tile] = 64;
+    void set(int tile, int64_t num_rows, int64_t bytes = 64) {
+        row_bytes[tile] = static_cast<uint16_t>(bytes);
         rows[tile] = static_cast<uint8_t>(num_rows);
     }
 };

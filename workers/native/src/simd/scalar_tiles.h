@@ -11,9 +11,12 @@ namespace minedraft {
 namespace {
 
 struct TileConfig {
-    int64_t rows[8] = {};
+    int64_t rows[8] = {}, bytes[8] = {};
 
-    void set(int tile, int64_t num_rows) { rows[tile] = num_rows; }
+    void set(int tile, int64_t num_rows, int64_t row_bytes = 64) {
+        rows[tile] = num_rows;
+        bytes[tile] = row_bytes;
+    }
 };
 
 struct Tiles {
@@ -32,12 +35,12 @@ inline void zero_tile() {
 template <int Tile>
 inline void load_tile(const void* p, int64_t stride) {
     for (int64_t r = 0; r < tiles.config.rows[Tile]; ++r)
-        std::memcpy(tiles.at[Tile][r], static_cast<const uint8_t*>(p) + r * stride, 64);
+        std::memcpy(tiles.at[Tile][r], static_cast<const uint8_t*>(p) + r * stride, tiles.config.bytes[Tile]);
 }
 template <int Tile>
 inline void store_tile(void* p, int64_t stride) {
     for (int64_t r = 0; r < tiles.config.rows[Tile]; ++r)
-        std::memcpy(static_cast<uint8_t*>(p) + r * stride, tiles.at[Tile][r], 64);
+        std::memcpy(static_cast<uint8_t*>(p) + r * stride, tiles.at[Tile][r], tiles.config.bytes[Tile]);
 }
 template <int Sums, int X, int W>
 inline void multiply_tile() {
@@ -52,7 +55,7 @@ inline void multiply_tile() {
         std::memcpy(sums, tiles.at[Sums][r], sizeof sums);
         for (int column = 0; column < 16; ++column) {
             float even = 0, odd = 0;
-            for (int k = 0; k < 16; ++k) {
+            for (int64_t k = 0; k < tiles.config.bytes[X] / 4; ++k) {
                 uint32_t w;
                 std::memcpy(&w, tiles.at[W][k] + 4 * column, sizeof w);
                 even = term(x[k] << 16, w << 16, even);
