@@ -48,7 +48,9 @@ class Cell:
         return f"{self.kind.value} {self.num_in_flight}{length}"
 
 
-WARM_UP = Cell(CellKind.FIXED, max(IN_FLIGHT), None, 8)
+def warm_up(cells: Sequence[Cell]) -> Cell:
+    """Return what an engine answers before these cells, unmeasured: as many chat prompts as they send at most."""
+    return Cell(CellKind.FIXED, max(cell.num_in_flight for cell in cells), None, 8)
 
 
 def full_cells(in_flight: Sequence[int] = IN_FLIGHT) -> list[Cell]:

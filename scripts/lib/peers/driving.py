@@ -18,7 +18,7 @@ from pathlib import Path
 from minedraft.device import format_cores, usable_cores
 from minedraft.errors import MineDraftError
 from scripts.lib.peers.arrivals import Rates, to_rates
-from scripts.lib.peers.cells import WARM_UP, Cell, CellKind, expected_s
+from scripts.lib.peers.cells import Cell, CellKind, expected_s, warm_up
 from scripts.lib.peers.clock import Clock, Expected, OnStep
 from scripts.lib.peers.engines.affinity import family, keep_on, run_on
 from scripts.lib.peers.engines.base import Engine, Peer, Setup
@@ -64,7 +64,7 @@ class Plan:
 
     def setup(self, cores: tuple[int, ...], folder: Path) -> Setup:
         longest = max((cell.prompt_len or 0) + cell.max_new_tokens for cell in self.cells)
-        most = max(WARM_UP.num_in_flight, *(cell.num_in_flight for cell in self.cells))
+        most = max(cell.num_in_flight for cell in self.cells)
         max_len = -(-max(longest, 512) // 256) * 256
         return Setup(self.model, self.dtype, cores, most, max_len, folder, self.instructions)
 
@@ -84,7 +84,7 @@ class Visit:
         return f"{self.peer.name} on {word} {format_cores(self.cores)}, repeat {self.repeat + 1}"
 
     def expected(self, weight_bytes: float) -> Expected:
-        answers_s = sum(expected_s(cell, len(self.cores), weight_bytes) for cell in [WARM_UP, *self.cells])
+        answers_s = sum(expected_s(cell, len(self.cores), weight_bytes) for cell in [warm_up(self.cells), *self.cells])
         return self.peer.name, self.peer.start_s * max(1.0, weight_bytes / 1e9) + self.peer.pace * answers_s
 
 
@@ -169,7 +169,8 @@ async def _measure(
     outcome: Outcome,
     references: dict[Cell, list[tuple[int, ...]]],
 ) -> None:
-    for cell in [WARM_UP, *visit.cells]:
+    first = warm_up(plan.cells)
+    for cell in [first, *visit.cells]:
         watch = Watch()
         patience_s = max(_LEAST_PATIENCE_S, 10 * expected_s(cell, len(visit.cores), plan.weight_bytes))
         gc.collect()
@@ -183,7 +184,7 @@ async def _measure(
             gc.enable()
         if plan.instructions is Instructions.AVX2:
             _refuse_wider(watch.users_of_avx512(family(engine.pid)), cell)
-        if cell is WARM_UP:
+        if cell is first:
             continue
         starts = [stream.token_ids[:SAME_TOKENS] for stream in streams]
         reference = references.setdefault(cell, starts)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts.lib.peers import prompts
-from scripts.lib.peers.cells import IN_FLIGHT, WARM_UP, Cell, CellKind, expected_s, full_cells, quick_cells
+from scripts.lib.peers.cells import IN_FLIGHT, Cell, CellKind, expected_s, full_cells, quick_cells, warm_up
 from scripts.lib.peers.prompts import PromptSet
 
 SET = PromptSet("a test", tuple(tuple(range(100 * i, 100 * i + 40 + i)) for i in range(64)))
@@ -42,7 +42,11 @@ def test_long_prompts_of_different_lengths_begin_differently():
 
 def test_only_natural_cells_end_by_themselves():
     assert {cell.kind for cell in full_cells() if not cell.ignore_eos} == {CellKind.NATURAL}
-    assert not [cell for cell in quick_cells([8]) if cell.num_in_flight > WARM_UP.num_in_flight]
+
+
+def test_an_engine_is_warmed_up_by_as_many_prompts_as_it_gets_at_most():
+    assert warm_up(full_cells()).num_in_flight == max(IN_FLIGHT)
+    assert warm_up([Cell(CellKind.FIXED, n, None, 64) for n in (1, 4)]).num_in_flight == 4
 
 
 def test_quick_measures_as_many_in_flight_as_it_is_asked_for():
