@@ -16,7 +16,7 @@ from scripts.lib.report.tables.headline import headline_table
 from scripts.lib.report.tables.matrix import matrix_axis_table, matrix_kinds_table
 from scripts.lib.report.tables.metrics import definitions_table
 from scripts.lib.report.tables.modes import loads_table, modes_table
-from scripts.lib.report.tables.peers import decoding_table, prompts_table
+from scripts.lib.report.tables.peers import decoding_table, formats_table, prompts_table
 from scripts.lib.report.tables.settings import settings_table
 from scripts.lib.report.tables.vllm import vllm_limits_table, vllm_table
 from scripts.lib.report.writing import Part
@@ -31,6 +31,7 @@ PARTS: Mapping[str, Part] = {
     "modes": modes_table,
     "loads": loads_table,
     "decoding": decoding_table,
+    "formats": formats_table,
     "prompts": prompts_table,
     "vllm": vllm_table,
     "vllm_limits": vllm_limits_table,
