@@ -18,6 +18,7 @@ from minedraft.types import Batch, Role
 _FIRST_DEPTH = 3  # while nothing is known
 _FIRST_ROWS = 32  # of a verify, which the first drafts may fill
 _ROUNDS_PER_DECISION = 8
+_DECISION_S = 0.15  # after which a decision is made again, however few its rounds were
 _ROUNDS_PER_TRIAL = 20  # after so many, one has another depth than the best: deeper and shallower by turns
 _MOST_DOUBLINGS = 2  # of that number, one for each pair of trials that changed nothing
 _GAIN = 1.01  # another depth must promise this much more than the present one
@@ -44,6 +45,7 @@ class _Plan:
     least_survival: float = 0.0
     batch_size: int = 0
     rounds_left: int = 0
+    decided_s: float = 0.0
     is_hopeful: bool = False
     trial: int = 0
     num_trials: int = 0
@@ -84,7 +86,8 @@ class AutoDraftLen:
         plan.members[request.id] = len(request.tokens)
         if not self._costs.is_known or not self._costs.knows_drafts:
             return min(_FIRST_DEPTH, max(_FIRST_ROWS // batch_size - 1, 1), max_draft_len)
-        if plan.rounds_left <= 0 or plan.batch_size != batch_size:
+        is_old = plan.rounds_left <= 0 or self._last_s - plan.decided_s >= _DECISION_S
+        if is_old or plan.batch_size != batch_size:
             self._decide(plan, batch_size)
         if not plan.depth:
             return min(_PROBE_DEPTH, max_draft_len) if self._is_probed(request, plan) else 0
@@ -130,7 +133,7 @@ class AutoDraftLen:
         costs, acceptance, way = self._costs, self._acceptance, self._costs.way
         num_in_flight = batch_size * min(way.mode.num_batches, max(self._num_active, 1))
         sample = plan.sample or plan.members
-        rates = acceptance.rates(MAX_DRAFT_LEN)
+        rates = acceptance.rates(min(costs.next_depth, MAX_DRAFT_LEN))
         survivals = [acceptance.survival(known, rates) for known in sample]
         best = best_depth(costs, way, num_in_flight, survivals)
         depth = plan.depth
@@ -145,7 +148,7 @@ class AutoDraftLen:
         if best.depth != depth:
             plan.num_trials, plan.to_trial = 0, _ROUNDS_PER_TRIAL
         plan.depth, plan.least_survival, plan.batch_size = best.depth, best.least_survival, batch_size
-        plan.rounds_left = _ROUNDS_PER_DECISION
+        plan.rounds_left, plan.decided_s = _ROUNDS_PER_DECISION, self._last_s
         if not best.depth:
             hope = chain(acceptance.rates(MAX_DRAFT_LEN, _OPTIMISM))
             plan.is_hopeful = best_depth(costs, way, num_in_flight, [hope]).depth > 0

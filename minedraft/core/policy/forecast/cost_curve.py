@@ -24,10 +24,6 @@ class CostCurve:
     def is_known(self) -> bool:
         return bool(self._points)
 
-    @property
-    def num_measured(self) -> int:
-        return sum([int(mean[0]) for mean in self._means.values()])
-
     def covers(self, size: float) -> bool:
         """Whether sizes near this one were measured, or smaller and larger ones."""
         return self.is_known and self._points[0][0] / 1.2 <= size <= self._points[-1][0] * 1.2

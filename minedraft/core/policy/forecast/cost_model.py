@@ -23,6 +23,8 @@ from minedraft.types import Batch, Mode, Role
 _SLOPE = 0.02  # expected cost of one more row, as a part of the cost of one row, while nothing tells
 _OVERHEAD_S = 0.0003  # expected time of the scheduler and of the wire in a round, and what a request adds to it
 _OVERHEAD_PER_REQUEST_S = 0.00003
+_DEEPER = 1.5  # drafts are expected to be worth what they cost up to so many times the deepest that were measured
+_LEAST_DEEP = 4
 _MOST_PERIODS = 4  # a round that took this many times its expected time measures something else
 
 
@@ -49,6 +51,7 @@ class CostModel:
         self._verifier: WorkerInfo | None = None
         self._verify = {condition: CostCurve() for condition in Condition}
         self._draft: dict[Condition, dict[int, tuple[float, CostCurve]]] = {condition: {} for condition in Condition}
+        self._deepest = 0  # drafts of one request that were measured
         self._overhead: dict[tuple[int, bool], CostCurve] = {}  # by number of batches and whether there are drafts
         self._open: dict[int, _OpenRound] = {}
         self._last: dict[Batch, tuple[float, _OpenRound]] = {}  # end and times of each batch's last round
@@ -123,6 +126,7 @@ class CostModel:
             self._prompts.drafted(plan.num_drafter_tokens, ended.prefill_s)
 
     def _learn_draft(self, condition: Condition, depth: int, num_rows: float, seconds: float) -> None:
+        self._deepest = max(self._deepest, depth)
         curves = self._draft[condition]
         bucket = round(2 * max(num_rows, 1.0) ** 0.5)
         mean_rows, curve = curves.setdefault(bucket, (num_rows, CostCurve()))
@@ -157,9 +161,10 @@ class CostModel:
         """Whether a draft was measured."""
         return any(self._draft.values())
 
-    def num_verifies(self, condition: Condition) -> int:
-        """Return how many verifies without prompts were measured in a condition."""
-        return self._verify[condition].num_measured
+    @property
+    def next_depth(self) -> int:
+        """The deepest drafts of which a forecast is more than a guess: costs and acceptance are known step by step."""
+        return max(int(_DEEPER * self._deepest), self._deepest + 1, _LEAST_DEEP)
 
     def hopeful(self) -> CostModel:
         """Return a view of these costs to which conditions that were never met look as good as they may be."""

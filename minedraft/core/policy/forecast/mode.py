@@ -52,7 +52,8 @@ class ModeForecast:
         return {mode: self._goodput(costs, mode, num_in_flight, optimism) for mode in (Mode.AR, *modes)}
 
     def _goodput(self, costs: CostModel, mode: Mode, num_in_flight: int, optimism: float) -> Goodput:
-        survivals = [chain(self._experience.acceptance.rates(self._draft_len or MAX_DRAFT_LEN, optimism))]
+        most = self._draft_len or min(costs.next_depth, MAX_DRAFT_LEN)
+        survivals = [chain(self._experience.acceptance.rates(most, optimism))]
         way = costs.way_of(mode)
         if not mode.has_drafts:
             return goodput_at(costs, way, num_in_flight, survivals, 0)
