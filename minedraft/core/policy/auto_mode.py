@@ -117,7 +117,7 @@ class AutoMode:
         if passed_s <= max(_LONGEST_PAUSE_ROUNDS * self._round_s, _LONGEST_PAUSE_S):
             self._worked_s += passed_s
         self._num_rounds += not event.is_prefill
-        if self._asked is None:
+        if self._asked is None and self._mode is not None and event.num_active >= self._mode.num_batches:
             self._trials.committed(event.is_prefill)
         self._num_tokens += event.num_output_tokens
         self._running[event.batch] = event.num_requests
@@ -158,7 +158,9 @@ class AutoMode:
 
     def _end_trial(self, rates: Mapping[Mode, float]) -> ModeDecision | None:
         """Return to the mode before the trial, unless the one that is tried turns out to be better."""
-        if self._mode is None or (winner := self._trials.result(self._mode, rates)) is None:
+        if self._mode is None or (self._mode not in self._best and self._has_drafter):
+            return None  # one request runs alike in both
+        if (winner := self._trials.result(self._mode, rates)) is None:
             return None
         if winner is self._mode:
             self._steady.changed(self._seen)

@@ -50,7 +50,7 @@ def modes(
     """Measure ar, sd, minedraft and auto at several loads, interleaved, and say which is the fastest.
 
     Two services run on the same cores, one at a time: the fixed modes are set in one, and the other one chooses
-    by itself and learns from nothing else.
+    by itself and learns from nothing else. Its first run at each load, in which it gets to know it, counts apart.
     """
     if target is None:
         folders = ensure_pair(pair, progress_printer())
@@ -85,7 +85,7 @@ async def _measure(
     ):
         for num in loads:
             rates: dict[str, list[float]] = {}
-            await _rate(auto, num, prompts, params)  # it gets to know the load
+            first = await _rate(auto, num, prompts, params)  # it gets to know the load
             for _ in range(repeats):
                 async with fixed.borrow() as loan:
                     for mode, k in ways:
@@ -97,7 +97,8 @@ async def _measure(
                 rates.setdefault("auto", []).append(await _rate(auto, num, prompts, params))
             status = await auto.status()
             row = {"in_flight": num, "tokens_per_s": {name: median(runs) for name, runs in rates.items()}}
-            rows.append(row | {"runs": rates, "auto_mode": status.mode, "why": status.mode_reason})
+            said = {"auto_mode": status.mode, "why": status.mode_reason}
+            rows.append(row | {"runs": rates, "auto_at_first": first} | said)
             shown = ", ".join(f"{name} {median(runs):.3g}" for name, runs in rates.items())
             say(f"{num} in flight, tokens/s: {shown}; auto runs {status.mode}")
     return rows
@@ -113,12 +114,13 @@ async def _rate(client: AsyncClient, num: int, prompts: Sequence[BenchPrompt], p
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row["tokens_per_s"]))
-    table = Table("in flight", *names, "auto of the best", "auto runs")
+    table = Table("in flight", *names, "auto of the best", "at first", "auto runs")
     for row in rows:
         rates = row["tokens_per_s"]
         best = max(rate for name, rate in rates.items() if name != "auto")
         cells = [f"{rates[name]:.0f}" if name in rates else "" for name in names]
-        table.add_row(str(row["in_flight"]), *cells, f"{rates['auto'] / best:.2f}", row["auto_mode"])
+        shares = [f"{rate / best:.2f}" for rate in (rates["auto"], row["auto_at_first"])]
+        table.add_row(str(row["in_flight"]), *cells, *shares, row["auto_mode"])
     Console().print(table)
 
 
