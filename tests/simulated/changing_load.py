@@ -52,6 +52,7 @@ class Simulation:
 
     Attributes:
         tokens: (time, output tokens of a round) of each round. changes: (time, event) of each change of mode.
+        failures: what policies did wrong.
     """
 
     machine: Machine
@@ -61,6 +62,7 @@ class Simulation:
     seed: int = 1
     tokens: list[tuple[float, int]] = field(default_factory=list)
     changes: list[tuple[float, events.ModeChanged]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     _num_asked: int = 0
 
     def rate(self, start_s: float, end_s: float) -> float:
@@ -87,6 +89,8 @@ class Simulation:
                 self.tokens.append((now_s, event.num_output_tokens))
             case events.ModeChanged():
                 self.changes.append((now_s, event))
+            case events.PolicyReplaced():
+                self.failures.append(event.cause)
 
     async def _ask(self, pipeline: Pipeline, load: ChangingLoad) -> None:
         """Send the next request; kinds and lengths are in the same order in every run."""

@@ -83,6 +83,7 @@ class AutoMode:
             rates[drafting] = self._forecast.doubted(self._seen, drafting)
         self._round_s = self._period_s(self._mode)
         self._trials.worked(worked_s, self._round_s)
+        self._trials.ran(self._mode, self._seen, now_s)
         if self._trials.home is not None:
             return self._end_trial(rates)
         mode = self._steady.pick(self._mode, rates, self._seen, self._cost_s, worked_s, self._round_s)
@@ -106,8 +107,6 @@ class AutoMode:
             case events.WorkerLeft() if event.role is Role.DRAFTER:
                 self._has_drafter = False
             case events.ModeChanged():
-                if self._mode is not None:
-                    self._trials.left(self._mode, now_s)
                 self._mode, self._asked = event.mode, None
                 self._running = dict.fromkeys(Batch, 0)
                 self._num_rounds = 0
@@ -153,7 +152,7 @@ class AutoMode:
         optimism = 0.0 if present.has_drafts else _TRIAL_OPTIMISM
         hoped = self._forecast.hopes(self._seen, self._has_drafter, optimism)
         hopes = {mode: goodput.tokens_per_s for mode, goodput in hoped.items()}
-        mode = self._trials.pick(present, rates, hopes, now_s, self._period_s, self._cost_s)
+        mode = self._trials.pick(present, rates, hopes, self._seen, now_s, self._period_s, self._cost_s)
         return None if mode is None else self._change(mode, "trial")
 
     def _end_trial(self, rates: Mapping[Mode, float]) -> ModeDecision | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import log2
 
 from minedraft.types import Mode
 
@@ -23,7 +24,9 @@ _LEAST_LOSS = 0.05  # of the rate, which a trial is expected to cost
 _LEAST_HOPE = 1.05  # a mode must be so much better than the present one, if all goes well
 _WORTH_S = 10.0  # what may be gained is counted over so many seconds
 _DOUBT = 0.16  # two standard deviations of a round's time, as a part of it
-_STALE_S = 15.0  # after which what a mode has shown is worth a trial again
+_LEAST_ALIKE = 4  # looks at one load before a trial: the end of a few requests is no load to try modes at
+_STALE_S = 15.0  # after which what a mode has shown is worth a trial again; doubles with each trial that it loses clearly
+_MOST_DOUBLINGS = 4
 
 
 @dataclass(slots=True)
@@ -45,19 +48,26 @@ class ModeTrials:
     def __init__(self) -> None:
         self._credit_s: float | None = None  # that trials may take
         self._trial: _Trial | None = None
-        self._last_run_s: dict[Mode, float] = {}  # when a mode was last in force
+        self._last_run_s: dict[tuple[Mode, int], float] = {}  # when a mode last ran about so many requests
+        self._num_lost: dict[Mode, int] = {}  # trials that were clear, since it won one
+        self._about = 0
+        self._num_alike = 0  # looks at which there were about as many as now
 
     @property
     def home(self) -> Mode | None:
         return None if self._trial is None else self._trial.home
 
-    def left(self, mode: Mode, now_s: float) -> None:
-        """Take note that a mode has been in force until now."""
-        self._last_run_s[mode] = now_s
+    def ran(self, mode: Mode, num_in_flight: int, now_s: float) -> None:
+        """Take note that a mode runs so many requests now."""
+        about = _about(num_in_flight)
+        self._num_alike = self._num_alike + 1 if about == self._about else 1
+        self._about = about
+        self._last_run_s[mode, about] = now_s
 
     def forget(self) -> None:
         """Take what the modes have shown for stale: the drafter is another one."""
         self._last_run_s.clear()
+        self._num_lost.clear()
 
     def worked(self, seconds: float, round_s: float) -> None:
         """Add to the credit. round_s: seconds of a round."""
@@ -77,6 +87,7 @@ class ModeTrials:
         present: Mode,
         rates: Mapping[Mode, float],
         hopes: Mapping[Mode, float],
+        num_in_flight: int,
         now_s: float,
         round_s: Callable[[Mode], float],
         cost_s: Callable[[Mode], float],
@@ -87,11 +98,14 @@ class ModeTrials:
             rates: expected tokens per second. hopes: the same if all goes well.
             round_s, cost_s: the seconds of a mode's round, and of the work that a change to it costs.
         """
+        if self._num_alike < _LEAST_ALIKE:
+            return None
         for mode in sorted(hopes, key=lambda mode: -hopes[mode]):
             gain = hopes[mode] / max(rates[present], 1e-9) - 1
             if mode is present or gain < _LEAST_HOPE - 1:
                 continue
-            if now_s - self._last_run_s.get(mode, -_STALE_S) < _STALE_S:
+            stale_s = _STALE_S * 2 ** min(self._num_lost.get(mode, 0), _MOST_DOUBLINGS)
+            if now_s - self._last_run_s.get((mode, _about(num_in_flight)), -stale_s) < stale_s:
                 continue
             loss = max(1 - rates[mode] / max(rates[present], 1e-9), _LEAST_LOSS)
             price_s = _ROUNDS * round_s(mode) * loss + _CHANGE_ROUNDS * round_s(present) + cost_s(mode)
@@ -113,4 +127,14 @@ class ModeTrials:
             if not won and rates[present] * (1 + doubt) >= rates.get(trial.home, 0.0):
                 return None
         self._trial = None
-        return present if won and trial.num_rounds else trial.home
+        if won and trial.num_rounds:
+            self._num_lost[present] = 0
+            return present
+        if rates[present] * _LEAST_HOPE < rates.get(trial.home, 0.0):
+            self._num_lost[present] = self._num_lost.get(present, 0) + 1
+        return trial.home
+
+
+def _about(num_in_flight: int) -> int:
+    """Return a number that loads of about the same size share."""
+    return round(log2(max(num_in_flight, 1)))

@@ -57,7 +57,9 @@ class CostCurve:
         points = self._points
         first, last = points[0], points[-1]
         if len(points) > 1:
-            below, above = _slope(first, points[1]), max(_slope(points[-2], last), least_slope)
+            # Over a wide span, because the noise of two near points makes any slope.
+            far = next((point for point in reversed(points) if point[0] <= last[0] / 2), first)
+            below, above = _slope(first, points[1]), max(_slope(far, last), least_slope)
         else:
             below, above = slope, max(slope, least_slope)
         if size <= first[0]:

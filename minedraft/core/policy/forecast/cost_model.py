@@ -166,6 +166,12 @@ class CostModel:
         """The deepest drafts of which a forecast is more than a guess: costs and acceptance are known step by step."""
         return max(int(_DEEPER * self._deepest), self._deepest + 1, _LEAST_DEEP)
 
+    def covers(self, way: Way, num_in_flight: int, num_drafts: float) -> bool:
+        """Whether verifies of about this size were measured in this way; the arguments as for `period_s`."""
+        condition = way.condition(num_in_flight)
+        num_batches = 2 if condition is Condition.OVERLAPPED else 1
+        return self._verify[condition].covers((num_in_flight + num_drafts) / num_batches)
+
     def hopeful(self) -> CostModel:
         """Return a view of these costs to which conditions that were never met look as good as they may be."""
         view = copy(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from minedraft.core.policy.forecast.acceptance import chain
 from minedraft.core.policy.forecast.cost_model import CostModel
@@ -10,6 +11,9 @@ from minedraft.core.policy.forecast.experience import Experience
 from minedraft.core.policy.forecast.goodput import Goodput, best_depth, goodput_at
 from minedraft.sampling_params import MAX_DRAFT_LEN
 from minedraft.types import Mode
+
+_STALE_GAIN = 1.05  # what a mode may have gained since it ran
+_EXTRAPOLATED_GAIN = 1.15  # the same if it never ran with about so many rows in a verify
 
 
 class ModeForecast:
@@ -43,7 +47,12 @@ class ModeForecast:
         Args:
             optimism: added to the acceptance of each draft.
         """
-        return self._rates(self._experience.costs.hopeful(), num_in_flight, has_drafter, optimism)
+        costs, hopes = self._experience.costs.hopeful(), {}
+        for mode, goodput in self._rates(costs, num_in_flight, has_drafter, optimism).items():
+            is_near = costs.covers(costs.way_of(mode), num_in_flight, goodput.num_drafts * num_in_flight)
+            gain = _STALE_GAIN if is_near else _EXTRAPOLATED_GAIN
+            hopes[mode] = replace(goodput, tokens_per_s=gain * goodput.tokens_per_s)
+        return hopes
 
     def _rates(
         self, costs: CostModel, num_in_flight: int, has_drafter: bool, optimism: float

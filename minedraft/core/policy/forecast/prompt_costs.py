@@ -27,11 +27,12 @@ class PromptCosts:
     """Learns what a token of a prompt takes each worker, and how many of them there are for each output token.
 
     Both counts are of requests that have ended: those that have just begun have had all of their prompt, and little of
-    their output.
+    their output. A prompt is taken to cost the same in turns and overlapped: a difference of noise would choose the
+    mode.
     """
 
     def __init__(self) -> None:
-        self._verify = {condition: _Mean() for condition in Condition}
+        self._verify = {is_wide: _Mean() for is_wide in (False, True)}
         self._rough = 0.0  # seconds a token of a prefill from which nothing could be taken off
         self._draft = _Mean()
         self._prompt_lens: dict[int, int] = {}  # of live requests
@@ -53,7 +54,7 @@ class PromptCosts:
         if rest_s is None:
             self._rough = seconds / num_tokens
         else:
-            self._verify[condition].add(max(seconds - rest_s, 0.0) / num_tokens)
+            self._verify[condition is Condition.WIDE].add(max(seconds - rest_s, 0.0) / num_tokens)
 
     def drafted(self, num_tokens: int, seconds: float) -> None:
         """Take the drafter's caching of committed tokens."""
@@ -61,12 +62,12 @@ class PromptCosts:
 
     def verify_s(self, condition: Condition, ratios: Mapping[Condition, float]) -> float:
         """Return the verifier's seconds for a prompt token; 0 if no prompt was measured."""
-        if self._verify[condition].count:
-            return self._verify[condition].token_s
-        known = next((c for c, mean in self._verify.items() if mean.count), None)
-        if known is None:
-            return self._rough
-        return self._verify[known].token_s * ratios[condition] / ratios[known]
+        is_wide = condition is Condition.WIDE
+        own, other = self._verify[is_wide], self._verify[not is_wide]
+        if own.count or not other.count:
+            return own.token_s or self._rough
+        ratio = ratios[Condition.WIDE] / ratios[Condition.ALONE]
+        return other.token_s * (ratio if is_wide else 1 / ratio)
 
     @property
     def draft_s(self) -> float:

