@@ -25,7 +25,7 @@ _LEAST_HOPE = 1.05  # a mode must be so much better than the present one, if all
 _WORTH_S = 10.0  # what may be gained is counted over so many seconds
 _DOUBT = 0.16  # two standard deviations of a round's time, as a part of it
 _LEAST_ALIKE = 4  # looks at one load before a trial: the end of a few requests is no load to try modes at
-_STALE_S = 15.0  # after which what a mode has shown is worth a trial again; doubles with each trial that it loses clearly
+_STALE_S = 15.0  # after which a mode is worth a trial again; doubles with each that it loses clearly
 _MOST_DOUBLINGS = 4
 
 
