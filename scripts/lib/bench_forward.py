@@ -47,6 +47,9 @@ NEW_TOKENS = 64
     help="Number format of the weights.",
 )
 @click.option("--context", default=128, show_default=True, help="Cached tokens per sequence.")
+@click.option(
+    "--against", default=None, help="Another instruction set, as avx2, measured in turns with the chosen one."
+)
 @click.option("--repeat", default=7, show_default=True, help="Forwards per row; the table shows their median.")
 @click.option("--generate/--no-generate", default=True, show_default=True, help="Compare with transformers' generate.")
 @click.option("--long/--no-long", default=True, show_default=True, help="Measure long contexts and prompts too.")
@@ -54,7 +57,15 @@ NEW_TOKENS = 64
     "--json", "json_path", type=click.Path(path_type=Path), default=None, help="Also add the figures to this file."
 )
 def main(
-    model: Path, device: str, dtype: str, context: int, repeat: int, generate: bool, long: bool, json_path: Path | None
+    model: Path,
+    device: str,
+    dtype: str,
+    context: int,
+    against: str | None,
+    repeat: int,
+    generate: bool,
+    long: bool,
+    json_path: Path | None,
 ) -> None:
     """Measure forwards of the model in the folder MODEL, with 1 and with 4 new tokens per sequence.
 
@@ -75,17 +86,23 @@ def main(
     Examples:
       scripts/bench/forward ~/.cache/minedraft/models/smollm2-135m-instruct
       scripts/bench/forward MODEL --device cpu:1 --dtype float32 --no-generate --json forward.json
+      scripts/bench/forward MODEL --device cpu:1 --against avx512_bf16 --no-generate
       scripts/bench/forward MODEL --device cuda:0
     """
     from minedraft.device import Device
     from minedraft_workers.device import pin
     from minedraft_workers.execution.executor import Executor
+    from minedraft_workers.native.library import ISA_VARIABLE
 
     console = Console()
     owned = Device.parse(device, "--device").here("--device")
     pin(owned)
     with console.status("loading"):
         executor = Executor.load(model, LoadOptions(owned, dtype=dtype))
+        executors = [executor]
+        if against is not None:
+            os.environ[ISA_VARIABLE] = against
+            executors.append(Executor.load(model, LoadOptions(owned, dtype=executor.dtype_name)))
     with console.status("measuring the floor"), torch_threads(len(owned.cores)):
         limits = measure_limits(executor.dtype_name, executor.device)
     result: dict[str, Any] = {
@@ -94,14 +111,15 @@ def main(
         "device": executor.device_name,
         "dtype": executor.dtype_name,
         "kernels": executor.kernels,
+        **({} if against is None else {"against": executors[1].kernels}),
         "load": os.getloadavg()[0],
         **limits,
-        "forwards": measure_forwards(executor, limits, context, NUM_SEQUENCES, repeat, console),
+        "forwards": measure_forwards(executors, limits, context, NUM_SEQUENCES, repeat, console),
     }
     if long:
         for tokens in LONG_CONTEXTS:
-            result["forwards"] += measure_forwards(executor, limits, tokens, LONG_SEQUENCES, repeat, console)
-        result["prompts"] = measure_prompts(executor, limits, layer_weights(executor, model), repeat, console)
+            result["forwards"] += measure_forwards(executors, limits, tokens, LONG_SEQUENCES, repeat, console)
+        result["prompts"] = measure_prompts(executors, limits, layer_weights(executor, model), repeat, console)
     console.print(render(result))
     if generate:
         result["generate"] = compare_with_generate(executor, model, len(owned.cores), console)
@@ -111,16 +129,22 @@ def main(
 
 
 def measure_forwards(
-    executor: Executor, limits: dict[str, float], context: int, sizes: Sequence[int], repeat: int, console: Console
+    executors: Sequence[Executor],
+    limits: dict[str, float],
+    context: int,
+    sizes: Sequence[int],
+    repeat: int,
+    console: Console,
 ) -> list[dict[str, float]]:
-    """Return one row for each number of sequences, of `sizes`, and of new tokens."""
+    """Return one row for each number of sequences, of `sizes`, and of new tokens; the executors take turns."""
     forwards: list[dict[str, float]] = []
     with console.status(f"caching {context} tokens of {max(sizes)} sequences"):
-        fill_cache(executor, context, max(sizes))
+        for executor in executors:
+            fill_cache(executor, context, max(sizes))
     for span_len, num_sequences in product(SPAN_LENS, sizes):
         with console.status(f"{num_sequences} sequences, {span_len} tokens each"):
-            seconds = time_forward(executor, num_sequences, span_len, context, repeat)
-        floor_s = floor_seconds(executor, limits, num_sequences, span_len, context)
+            seconds, *others = time_forward(executors, num_sequences, span_len, context, repeat)
+        floor_s = floor_seconds(executors[0], limits, num_sequences, span_len, context)
         forwards.append(
             {
                 "sequences": num_sequences,
@@ -130,14 +154,16 @@ def measure_forwards(
                 "tokens_per_s": num_sequences * span_len / seconds,
                 "floor_ms": floor_s * 1e3,
                 "ratio": seconds / floor_s,
+                **as_column(others),
             }
         )
-    executor.release_all()
+    for executor in executors:
+        executor.release_all()
     return forwards
 
 
 def measure_prompts(
-    executor: Executor, limits: dict[str, float], num_weights: int, repeat: int, console: Console
+    executors: Sequence[Executor], limits: dict[str, float], num_weights: int, repeat: int, console: Console
 ) -> list[dict[str, float]]:
     """Return one row for each number of tokens before a chunk of a prompt and each size of the chunk."""
     from minedraft_workers.execution.executor import ForwardSpan
@@ -146,11 +172,12 @@ def measure_prompts(
     for start, chunk in product(PROMPT_STARTS, PROMPT_CHUNKS):
         with console.status(f"{chunk} tokens of a prompt after {start}"):
             if start:
-                fill_cache(executor, start, 1)
-            spans = [ForwardSpan(0, start, [(7 * j + 1) % executor.vocab_size for j in range(chunk)], 1)]
-            forwards = (partial(executor.forward, spans) for _ in range(repeat))
-            seconds = statistics.median(timed(forward, executor.device) for forward in forwards)
-        executor.release_all()
+                for executor in executors:
+                    fill_cache(executor, start, 1)
+            spans = [ForwardSpan(0, start, [(7 * j + 1) % executors[0].vocab_size for j in range(chunk)], 1)]
+            seconds, *others = in_turns([partial(executor.forward, spans) for executor in executors], executors, repeat)
+        for executor in executors:
+            executor.release_all()
         floor_s = 2 * chunk * num_weights / limits["gflop_per_s"] / 1e9
         prompts.append(
             {
@@ -160,9 +187,24 @@ def measure_prompts(
                 "tokens_per_s": chunk / seconds,
                 "floor_ms": floor_s * 1e3,
                 "ratio": seconds / floor_s,
+                **as_column(others),
             }
         )
     return prompts
+
+
+def in_turns(forwards: Sequence[Callable[[], object]], executors: Sequence[Executor], repeat: int) -> list[float]:
+    """Return the median seconds of each."""
+    turns = [
+        [timed(forward, executor.device) for forward, executor in zip(forwards, executors, strict=True)]
+        for _ in range(repeat)
+    ]
+    return [statistics.median(seconds) for seconds in zip(*turns, strict=True)]
+
+
+def as_column(others: Sequence[float]) -> dict[str, float]:
+    """The figure of the instruction set that the first one is held against, where there is one."""
+    return {"against_ms": others[0] * 1e3} if others else {}
 
 
 def layer_weights(executor: Executor, model: Path) -> int:
@@ -179,7 +221,10 @@ def render(result: dict[str, Any]) -> Table:
         f"{result['read_gb_per_s']:.1f} GB/s, {result['gflop_per_s']:.0f} GFLOP/s"
     )
     table = Table("sequences", "cached", "new tokens each", "ms", "tokens/s", "floor ms", "ratio", title=title)
-    formats = ("{context}", "{span_len}", "{ms:.1f}", "{tokens_per_s:.0f}", "{floor_ms:.1f}", "{ratio:.2f}")
+    formats = ["{context}", "{span_len}", "{ms:.1f}", "{tokens_per_s:.0f}", "{floor_ms:.1f}", "{ratio:.2f}"]
+    if "against" in result:
+        table.add_column(f"{result['against']}, ms")
+        formats.append("{against_ms:.1f}")
     for row in result["forwards"]:
         table.add_row(str(row["sequences"]), *(text.format(**row) for text in formats))
     for row in result.get("prompts", []):
@@ -239,13 +284,16 @@ def fill_cache(executor: Executor, context: int, num_sequences: int) -> None:
         executor.forward([ForwardSpan(i, 0, [(7 * j + 3 * i + 1) % executor.vocab_size for j in range(context)], 0)])
 
 
-def time_forward(executor: Executor, num_sequences: int, span_len: int, context: int, repeat: int) -> float:
+def time_forward(
+    executors: Sequence[Executor], num_sequences: int, span_len: int, context: int, repeat: int
+) -> list[float]:
     """Return the median seconds of a forward that continues the cached sequences, always from the same place."""
     from minedraft_workers.execution.executor import ForwardSpan
 
     spans = [ForwardSpan(i, context, list(range(1, span_len + 1)), span_len) for i in range(num_sequences)]
-    executor.forward(spans)
-    return statistics.median(timed(lambda: executor.forward(spans), executor.device) for _ in range(repeat))
+    for executor in executors:
+        executor.forward(spans)
+    return in_turns([partial(executor.forward, spans) for executor in executors], executors, repeat)
 
 
 def compare_with_generate(executor: Executor, model: Path, num_threads: int, console: Console) -> dict[str, float]:

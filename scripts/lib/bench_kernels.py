@@ -35,17 +35,19 @@ MIN_SECONDS = 0.01
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--core", default=0, show_default=True, help="The core to run on.")
 @click.option("--isa", default="auto", show_default=True, help="auto, amx_bf16, avx512_bf16, avx512, avx2 or scalar.")
+@click.option("--against", default=None, help="Another instruction set, measured in turns with the first.")
 @click.option("--dtype", default="bfloat16", show_default=True, type=click.Choice(["float32", "bfloat16"]))
 @click.option("--repeat", default=5, show_default=True, help="Measurements of each; the median counts.")
 @click.option("--only", default="all", show_default=True, type=click.Choice(["all", "linear", "attention", "rows"]))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for machines.")
-def main(core: int, isa: str, dtype: str, repeat: int, only: str, as_json: bool) -> None:
+def main(core: int, isa: str, against: str | None, dtype: str, repeat: int, only: str, as_json: bool) -> None:
     """Measure the native kernels one by one, on one core.
 
     \b
     floor   the longer of reading the weights (or keys and values) once, at the speed of a plain read of
             huge pages, and the multiplications, at the speed of a large matmul; both measured here
     ratio   measured / floor; 1 is perfect
+    against the same with the instruction set of --against (not for the small kernels)
     torch   the same by torch: oneDNN's packed linear; for attention, gather and two batched matmuls
     \b
     Times are of the thread, so another process on the core does not count; what it takes of the memory's
@@ -56,6 +58,7 @@ def main(core: int, isa: str, dtype: str, repeat: int, only: str, as_json: bool)
     Examples:
       scripts/bench/kernels
       scripts/bench/kernels --core 0 --dtype float32 --only linear
+      scripts/bench/kernels --isa avx512_bf16 --against amx_bf16
     """
     os.sched_setaffinity(0, {core})
     import torch
@@ -65,14 +68,17 @@ def main(core: int, isa: str, dtype: str, repeat: int, only: str, as_json: bool)
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
-    kernels = NativeKernels(isa)
+    kernels = [NativeKernels(name) for name in (isa, against) if name is not None]
     console = Console(stderr=as_json)
-    result: dict[str, Any] = {"isa": kernels.isa, "dtype": dtype, "load": os.getloadavg()[0], "cpu": cpu_name()}
+    result: dict[str, Any] = {"isa": kernels[0].isa, "dtype": dtype, "load": os.getloadavg()[0], "cpu": cpu_name()}
     torch_dtype = getattr(torch, dtype)
     with console.status("measuring the floor"):
         limits = measure_limits(torch_dtype)
     result.update(limits)
-    title = f"{kernels.isa}, {dtype}: {limits['read_gb_per_s']:.1f} GB/s, {limits['gflop_per_s']:.0f} GFLOP/s"
+    if against is not None:
+        result["against"] = against
+    names = " against ".join(each.isa for each in kernels)
+    title = f"{names}, {dtype}: {limits['read_gb_per_s']:.1f} GB/s, {limits['gflop_per_s']:.0f} GFLOP/s"
     for name, measure in (("linear", bench_linear), ("attention", bench_attention), ("rows", bench_rows)):
         if only in ("all", name):
             with console.status(name):
@@ -83,7 +89,7 @@ def main(core: int, isa: str, dtype: str, repeat: int, only: str, as_json: bool)
 
 
 def bench_linear(
-    kernels: NativeKernels, dtype: torch.dtype, limits: dict[str, float], repeat: int
+    contestants: Sequence[NativeKernels], dtype: torch.dtype, limits: dict[str, float], repeat: int
 ) -> Iterable[dict[str, Any]]:
     import torch
 
@@ -91,16 +97,19 @@ def bench_linear(
         weight = (torch.randn(num_out, num_in) * num_in**-0.5).bfloat16()
         num_bytes = weight.nbytes
         copies = max(1, TOUCHED_BYTES // num_bytes)
-        packed = [kernels.pack(weight) for _ in range(copies)]
+        packed = [[kernels.pack(weight) for _ in range(copies)] for kernels in contestants]
         theirs = [pack_for_torch(weight.to(dtype)) for _ in range(max(1, copies * 2 // dtype.itemsize))]
         for num_rows in ROWS:
             x = torch.randn(num_rows, num_in).to(dtype)
             out = torch.empty(num_rows, num_out, dtype=dtype)
             flop = 2 * num_rows * num_out * num_in
             floor = max(num_bytes / limits["read_gb_per_s"], flop / limits["gflop_per_s"]) / 1e3
-            calls = [partial(kernels.linear, x, weight, out) for weight in packed]
+            calls = [
+                [partial(kernels.linear, x, weight, out) for weight in weights]
+                for kernels, weights in zip(contestants, packed, strict=True)
+            ]
             torch_calls = [partial(linear, x) for linear in theirs]
-            ours_us, theirs_us = interleaved([calls, torch_calls], repeat)
+            ours_us, *against_us, theirs_us = interleaved([*calls, torch_calls], repeat)
             yield {
                 "what": f"{num_out} x {num_in}",
                 "rows": num_rows,
@@ -110,11 +119,12 @@ def bench_linear(
                 "floor_us": floor,
                 "ratio": ours_us / floor,
                 "torch_us": theirs_us,
+                **as_column(against_us),
             }
 
 
 def bench_attention(
-    kernels: NativeKernels, dtype: torch.dtype, limits: dict[str, float], repeat: int
+    contestants: Sequence[NativeKernels], dtype: torch.dtype, limits: dict[str, float], repeat: int
 ) -> Iterable[dict[str, Any]]:
     """One layer's attention, of 8 sequences with 1 and 4 new rows each, and of one chunk of 256 rows."""
     import torch
@@ -130,9 +140,12 @@ def bench_attention(
                 plan, caches = make_caches(num_sequences, context, rows, heads, dim, dtype, layers)
                 query = torch.randn(num_sequences * rows, heads * group * dim).to(dtype)
                 out = torch.empty_like(query)
-                calls = [partial(kernels.attend, cache, query, plan, dim**-0.5, out) for cache in caches]
+                calls = [
+                    [partial(kernels.attend, cache, query, plan, dim**-0.5, out) for cache in caches]
+                    for kernels in contestants
+                ]
                 torch_calls = torch_attention(query, plan, caches, context, rows, group)
-                ours_us, theirs_us = interleaved([calls, torch_calls], repeat)
+                ours_us, *against_us, theirs_us = interleaved([*calls, torch_calls], repeat)
                 yield {
                     "what": f"{name}: {num_sequences} x {context} tokens",
                     "rows": rows,
@@ -142,20 +155,25 @@ def bench_attention(
                     "floor_us": floor,
                     "ratio": ours_us / floor,
                     "torch_us": theirs_us,
+                    **as_column(against_us),
                 }
 
 
 def bench_rows(
-    kernels: NativeKernels, dtype: torch.dtype, limits: dict[str, float], repeat: int
+    contestants: Sequence[NativeKernels], dtype: torch.dtype, limits: dict[str, float], repeat: int
 ) -> Iterable[dict[str, Any]]:
     """The small kernels of a SmolLM2 layer; their data stays in the caches, as it does in a forward."""
     import torch
+
+    kernels = contestants[0]
 
     gain = torch.randn(576).to(dtype)
     for num_rows in (1, 8, 32, 256):
         x, residual = torch.randn(2, num_rows, 576).to(dtype)
         qkv, gate_up = torch.randn(num_rows, 960).to(dtype), torch.randn(num_rows, 3072).to(dtype)
-        cos, sin = torch.randn(2, num_rows, 64).to(dtype)
+        # They are turned again and again: numbers that shrink by it would become subnormal, which are slow.
+        angles = (6 * torch.rand(num_rows, 32)).repeat(1, 2)
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
         logits = torch.randn(num_rows, 49152).to(dtype)
         plan, (cache, *_) = make_caches(num_rows, 15, 1, 3, 64, dtype, 1)
         out, act = torch.empty_like(x), torch.empty(num_rows, 1536, dtype=dtype)
@@ -290,6 +308,11 @@ def timed(calls: Sequence[Callable[[], object]], count: int = 1) -> float:
         for call in calls:
             call()
     return time.thread_time() - start
+
+
+def as_column(against_us: Sequence[float]) -> dict[str, float]:
+    """The figure of the instruction set that the first one is held against, where there is one."""
+    return {"against_us": against_us[0]} if against_us else {}
 
 
 def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
