@@ -104,11 +104,17 @@ class TrainingConfig:
 
 @dataclass(frozen=True, slots=True)
 class CompareConfig:
-    """The cuts that are compared, each trained for so many tokens from its closed-form start."""
+    """The numbers of layers that are compared, each trained for so many tokens from its closed-form start.
+
+    Attributes:
+        kept: share of a draft model's layers that are the target's first ones, unchanged.
+    """
 
     tokens: int
+    tokens_per_batch: int
     learning_rate: float
-    cuts: list[list[float]]
+    layers: list[int]
+    kept: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 import time
@@ -21,6 +22,7 @@ from scripts.drafter.config import DEFAULT_CONFIG, load_config
 from scripts.drafter.model.compare import compare
 from scripts.drafter.stages import HEAD, MODEL, Run
 from scripts.drafter.store import DrafterError
+from scripts.drafter.training.trainer import Budget
 from scripts.drafter.training.trainer import Progress as Training
 
 HELP = """Make a drafter for a target: a head that reads the target's states, or a small model cut out of the target.
@@ -37,8 +39,9 @@ Stages, with their times on one idle core for SmolLM2-135M and 600,000 tokens of
   export      the drafter's folder                                5 s
 
 Each stage can be stopped with Ctrl-C and resumes when it is run again. `answers`, `teacher` and `training` may run at
-the same time: each takes up what the one before has made. `compare`, which runs only by name, trains short versions
-of several small models and says what tokens/s each would give (9 min each; --minutes: fewer).
+the same time: each takes up what the one before has made. `compare`, which runs only by name, trains small models of
+several sizes for the same number of tokens, from the target's layers and from those of --start, if given, and says
+what tokens/s each would give (9 min each; --minutes: fewer).
 
 \b
 Prompts:
@@ -133,7 +136,7 @@ def main(
         run = Run(config, work, target, kind)
         options = Options(
             run, console, downloads, prompts, output or work / "drafter", results, tokens,
-            train_tokens or config.training[kind].tokens, minutes, start, part, ship,
+            train_tokens, minutes, start, part, ship,
         )  # fmt: skip
         for name in names or tuple(exports.STAGES):
             console.print(f"[bold]{name}[/bold]")
@@ -224,7 +227,8 @@ def _training(options: Options) -> None:
             point = {key: round(value, 3) for key, value in progress.curve[-1].items()}
             show(int(100 * used), f"loss {', '.join(f'{loss:.3f}' for loss in losses)}; validation {point}")
 
-        curve = stages.training(options.run, options.train_tokens, options.minutes, options.start, report)
+        total = options.train_tokens or options.run.config.training[options.run.kind].tokens
+        curve = stages.training(options.run, total, options.minutes, options.start, report)
     for point in curve:
         options.console.print({key: round(value, 3) for key, value in point.items()})
 
@@ -242,7 +246,15 @@ def _export(options: Options) -> None:
 
 
 def _compare(options: Options) -> None:
-    for line in compare(options.run, options.results or options.run.work, options.minutes):
+    with progress_bar(options, "compare", 100) as show:
+
+        def report(name: str, used: float, losses: list[float]) -> None:
+            show(int(100 * used), f"{name}, loss {', '.join(f'{loss:.3f}' for loss in losses)}")
+
+        total = options.train_tokens or options.run.config.compare.tokens
+        budget = Budget(total, options.minutes * 60 or math.inf)
+        lines = compare(options.run, options.results or options.run.work, budget, options.start, report)
+    for line in lines:
         options.console.print(line)
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from scripts.drafter.data.answers import read_names, shard_paths
-from scripts.drafter.data.teacher import states_path
+from scripts.drafter.data.teacher import states_path, stored_layers
 from scripts.drafter.store import load_tensors
 
 WINDOW = 128  # sequences that are sorted by length together, so that batches have little padding
@@ -76,6 +76,13 @@ class Corpus:
                 self._seen.add(path)
                 self._examples += load_examples(path)
         return self._examples
+
+    def examples_with(self, layers: Iterable[int]) -> list[Example]:
+        """Returns the sequences for which the states of all these layers are there."""
+        wanted = set(layers)
+        examples = self.examples()
+        paths = {path for path in {one.states for one in examples} if wanted <= stored_layers(path)}
+        return [one for one in examples if one.states in paths]
 
     def held_out(self, split: str) -> list[Example]:
         """Returns the sequences of a split that no training reads.

@@ -26,17 +26,24 @@ def states_path(answers: Path) -> Path:
     return answers.parent.with_name("states") / answers.name
 
 
-def make_states(model: PreTrainedModel, answers: Path, layers: list[int], report: Callable[[int], None]) -> None:
+def make_states(
+    model: PreTrainedModel,
+    answers: Path,
+    layers: list[int],
+    report: Callable[[int], None],
+    num_shards: int | None = None,
+) -> None:
     """Makes the states of every file of answers that lacks some of these layers; held-out ones first.
 
     Args:
         report: is told the number of tokens done.
+        num_shards: of the training answers that are looked at, the oldest; None: all.
 
     Raises:
         DrafterError: there are no answers.
     """
     held_out = [path for split in HELD_OUT if (path := answers / f"{split}.safetensors").exists()]
-    paths = [*held_out, *shard_paths(answers)]
+    paths = [*held_out, *shard_paths(answers)[:num_shards]]
     if not paths:
         raise DrafterError(f"{answers} holds no answers: run the stage `answers` first")
     num_tokens = 0

@@ -11,7 +11,7 @@ from scripts.drafter.data.corpus import Batch, Corpus, Example, group, make_batc
 from scripts.drafter.head.network import Head, HeadShape
 from scripts.drafter.head.start import copy_layers, fit_first_layer
 from scripts.drafter.training.drafter import TargetParts
-from scripts.drafter.training.losses import distillation_loss, relative_error, target_probabilities
+from scripts.drafter.training.losses import REPORTED, distillation_loss, relative_error, target_probabilities
 
 
 class HeadDrafter:
@@ -69,15 +69,15 @@ class HeadDrafter:
         rows = self.target.draft_rows
         last = self.target.final(batch)[:, 1:][chosen]
         goal = target_probabilities(last, rows, self.training.label_temperature)
-        best = goal.argmax(-1)
         place = torch.full(chosen.shape, -1)
         place[chosen] = torch.arange(int(chosen.sum()))
         total, parts = torch.zeros(()), []
         for step, output in enumerate(self.outputs(batch, steps)):
             mask, index = chosen[:, step:], place[:, step:][chosen[:, step:]]
             share = weights[:, step:][mask] / weights[chosen].sum()
+            wanted = goal[index]
             loss = distillation_loss(
-                output[mask], goal[index], best[index], share, rows, self.training.label_temperature
+                output[mask], wanted, wanted[:REPORTED].argmax(-1), share, rows, self.training.label_temperature
             )
             near = self.training.hidden_weight * relative_error(output[mask], last[index], share)
             total = total + (loss + near) * self.config.step_weights[step]

@@ -1,15 +1,18 @@
-"""Stage `compare`: short trainings of several cuts of the target, and the tokens/s that each would give.
+"""Stage `compare`: draft models of several sizes, trained alike, and the tokens/s that each would give.
 
-A cut that accepts more costs more, so what is compared is the work of a whole round: tokens a round at the k that
-pays best, over the time of k draft steps and one verify, both measured with the executor that serves. With one batch
-they follow each other; with two batches in flight the slower side sets the pace.
+Every size starts by the same rule (`cuts`) and is trained for the same number of the same tokens. With a drafter to
+start from there is a second row for each size, whose layers start from that drafter's, and one for that drafter.
+
+A larger one accepts more and costs more, so what is compared is the work of a whole round: tokens a round at the k
+that pays best, over the time of k draft steps and one verify, both measured with the executor that serves. With one
+batch they follow each other; with two batches in flight the slower side sets the pace.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,69 +20,160 @@ from typing import Any
 from minedraft.bench.report import machine_facts
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from scripts.drafter.config import EvaluationConfig
+from scripts.drafter.data.corpus import Example
 from scripts.drafter.data.generate import load_executor
 from scripts.drafter.data.teacher import make_states
-from scripts.drafter.evaluating.measure import validation_point
+from scripts.drafter.evaluating.measure import MODES, validation_point
+from scripts.drafter.model.cuts import cut_of, take_layers
 from scripts.drafter.model.export import export_model
 from scripts.drafter.model.objective import ModelDrafter
-from scripts.drafter.stages import MODEL, Run
+from scripts.drafter.stages import MODEL, Run, load_start
 from scripts.drafter.store import load_json, save_json
 from scripts.drafter.training.trainer import Budget, Trainer
 
 REPEATS = 15
+FIT_SHARDS = 2  # of the answers, whose states the closed-form start is fitted to
+OF_TARGET, OF_DRAFTER = "target", "drafter"  # what a row's layers start from
+Row = dict[str, Any]
+Report = Callable[[str, float, list[float]], None]  # a row's name, the used share of its budget, its losses
 
 
-def compare(run: Run, results: Path, minutes: float) -> list[str]:
-    """Trains and times each cut of the configuration; one that is in the table already is skipped.
+def compare(run: Run, results: Path, budget: Budget, source: Path | None, report: Report) -> list[str]:
+    """Trains and evaluates each size of the configuration, then times all; a row that is in the table is only timed.
 
     Args:
-        minutes: of each training's own time after which it ends before the configured tokens; 0: no limit.
+        budget: of each training.
+        source: a drafter's folder of the configured cut, whose layers a second row of each size starts from.
     """
     path, config = results / "students.json", run.config
-    table: list[dict[str, Any]] = load_json(path, "compare") if path.exists() else []
-    ks = tuple(range(1, config.evaluation.max_k + 1))
-    verify_ms = time_verify(run.target, config.evaluation)
+    table: list[Row] = load_json(path, "compare")["rows"] if path.exists() else []
     num_layers = run.parts.num_layers
-    training = replace(config.training[MODEL], learning_rate=config.compare.learning_rate)
-    budget = Budget(config.compare.tokens, minutes * 60 if minutes else math.inf)
-    cuts = [[round(share * num_layers) for share in shares] for shares in config.compare.cuts]
-    wanted = {layer for trained in cuts for layer in trained} | {num_layers}
-    make_states(run.model, run.answers, sorted(wanted - {0}), lambda _: None)
-    for trained in cuts:
-        if any(row["trained"] == trained for row in table):
-            continue
-        cut = (trained[0], trained)
-        drafter = ModelDrafter(run.parts, config.model, training, cut)
-        folder = run.work / "compare" / "-".join(map(str, trained))
-        trainer = Trainer(training, config.seed, drafter.parameters(), drafter.loss_of, run.corpus.examples, folder)
-        if not trainer.resume():
-            drafter.start(run.corpus, config.seed)
-        trainer.run(budget, dict, lambda *_: None)
-        unseen = validation_point(drafter, run.corpus.held_out("evaluation"), ks, config.seed)
-        point = validation_point(drafter, run.corpus.held_out("validation"), ks, config.seed)
-        export_model(drafter, run.target, "", folder / "drafter")
-        draft_ms = time_draft(folder / "drafter", config.evaluation)
-        rounds = [point[f"greedy_k{k}"] for k in ks]
-        table.append(
-            {
-                "machine": machine_facts(),
-                "prefix": trained[0],
-                "trained": trained,
-                "layers": trained[0] + len(trained),
-                "trained_parameters": sum(parameter.numel() for parameter in drafter.parameters().values()),
-                "trained_tokens": trainer.progress.num_tokens,
-                "seconds": round(trainer.progress.seconds),
-                "acceptance": point["greedy_acceptance"],
-                "tokens_per_round": rounds,
-                "evaluation": {mode: [unseen[f"{mode}_k{k}"] for k in ks] for mode in ("greedy", "sampled")},
-                "requests": config.evaluation.timing_requests,
-                "t_draft_ms": round(draft_ms, 2),
-                "t_verify_ms": [round(verify_ms[k], 2) for k in ks],
-                **speeds(rounds, draft_ms, [verify_ms[k] for k in ks], config.evaluation.timing_requests),
-            }
-        )
-        save_json(path, table)
+    sizes = config.compare.layers
+    cuts = [cut_of(number, config.compare.kept, num_layers) for number in sizes]
+    kept = {prefix for prefix, _ in cuts} | ({run.new_drafter().layers[0]} if source else set())
+    make_states(run.model, run.answers, sorted({*kept, num_layers} - {0}), lambda _: None)
+    ends = {layer for _, trained in cuts for layer in trained[1:]}
+    make_states(run.model, run.answers, sorted({*kept, *ends, num_layers} - {0}), lambda _: None, FIT_SHARDS)
+    wanted = [(start, cut) for start in (OF_TARGET, *([OF_DRAFTER] if source else [])) for cut in cuts]
+    for start, cut in wanted:
+        if not any(row["start"] == start and row["trained"] == cut[1] for row in table):
+            table.append(_trained_row(run, cut, budget, source if start == OF_DRAFTER else None, report))
+            _save(path, run, table)
+    if source is not None and not any(row["start"] is None for row in table):
+        table.append(_source_row(run, source))
+    _time_rows(run, table, source)
+    _save(path, run, table)
     return [line(row) for row in table]
+
+
+def _trained_row(run: Run, cut: tuple[int, list[int]], budget: Budget, source: Path | None, report: Report) -> Row:
+    config = run.config
+    settings = config.compare
+    training = replace(
+        config.training[MODEL], learning_rate=settings.learning_rate, tokens_per_batch=settings.tokens_per_batch
+    )
+    drafter = ModelDrafter(run.parts, config.model, training, cut)
+    start = OF_DRAFTER if source else OF_TARGET
+    number = drafter.prefix + len(drafter.trained)
+    folder = _folder(run, number, start)
+    trainer = Trainer(training, config.seed, drafter.parameters(), drafter.loss_of, run.corpus.examples, folder)
+    if not trainer.resume():
+        if source is not None:
+            take_layers(drafter, _source_drafter(run, source))
+        drafter.start(run.corpus, config.seed)
+    held_out = run.corpus.held_out("validation")
+    trainer.run(
+        budget,
+        lambda: validation_point(drafter, held_out, (4,), config.seed),
+        lambda _, used, losses: report(f"{number} layers of the {start}", used, losses),
+    )
+    export_model(drafter, run.target, "", folder / "drafter")
+    progress = trainer.progress
+    return {
+        **_shape(drafter, start),
+        "trained_tokens": progress.num_tokens,
+        "steps": progress.num_steps,
+        "seconds": round(progress.seconds),
+        "curve": progress.curve,
+        "evaluation": evaluate(drafter, run),
+    }
+
+
+def _source_row(run: Run, source: Path) -> Row:
+    drafter = _source_drafter(run, source)
+    return {**_shape(drafter, None), "evaluation": evaluate(drafter, run)}
+
+
+def _source_drafter(run: Run, source: Path) -> ModelDrafter:
+    drafter = ModelDrafter(run.parts, run.config.model, run.config.training[MODEL])
+    load_start(drafter, source)
+    return drafter
+
+
+def _shape(drafter: ModelDrafter, start: str | None) -> Row:
+    return {
+        "layers": drafter.prefix + len(drafter.trained),
+        "start": start,
+        "prefix": drafter.prefix,
+        "trained": drafter.trained,
+        "trained_parameters": sum(parameter.numel() for parameter in drafter.parameters().values()),
+    }
+
+
+def evaluate(drafter: ModelDrafter, run: Run) -> dict[str, Any]:
+    """Returns {kind or "all": {mode: {"agreement": of the first draft, "tokens_per_round": [k = 1 ..]}}} on prompts
+    that no training read."""
+    examples, ks = run.corpus.held_out("evaluation"), tuple(range(1, run.config.evaluation.max_k + 1))
+    groups: dict[str, list[Example]] = {"all": examples}
+    for one in examples:
+        groups.setdefault(one.kind, []).append(one)
+    points = {kind: validation_point(drafter, group, ks, run.config.seed) for kind, group in groups.items()}
+    return {
+        kind: {
+            mode: {
+                "agreement": point[f"{mode}_acceptance"],
+                "tokens_per_round": [round(point[f"{mode}_k{k}"], 3) for k in ks],
+            }
+            for mode in MODES
+            if f"{mode}_acceptance" in point
+        }
+        for kind, point in points.items()
+    }
+
+
+def _folder(run: Run, num_layers: int, start: str) -> Path:
+    return run.work / "compare" / f"{num_layers}-of-{start}"
+
+
+def _time_rows(run: Run, table: list[Row], source: Path | None) -> None:
+    """Times every row anew, so that all stand beside each other as the machine is now."""
+    config = run.config.evaluation
+    ks = range(1, config.max_k + 1)
+    verify_ms = time_verify(run.target, config)
+    for row in table:
+        folder = _folder(run, row["layers"], row["start"]) / "drafter" if row["start"] else source
+        if folder is None:
+            continue
+        draft_ms = time_draft(folder, config)
+        rounds = row["evaluation"]["all"]["greedy"]["tokens_per_round"]
+        row |= {
+            "t_draft_ms": round(draft_ms, 2),
+            "t_verify_ms": [round(verify_ms[k], 2) for k in ks],
+            **speeds(rounds, draft_ms, [verify_ms[k] for k in ks], config.timing_requests),
+        }
+
+
+def _save(path: Path, run: Run, table: list[Row]) -> None:
+    examples = run.corpus.examples()
+    save_json(
+        path,
+        {
+            "machine": machine_facts(),
+            "answers": {"sequences": len(examples), "tokens": sum(int(one.owned.sum()) for one in examples)},
+            "requests": run.config.evaluation.timing_requests,
+            "rows": table,
+        },
+    )
 
 
 def speeds(rounds: list[float], draft_ms: float, verify_ms: list[float], requests: int) -> dict[str, Any]:
@@ -124,11 +218,11 @@ def _time_ms(executor: Executor, num_new: int, config: EvaluationConfig) -> floa
     return statistics.median(times)
 
 
-def line(row: dict[str, Any]) -> str:
-    """One cut as a line of a table."""
-    one, two = row["sequential"], row["overlapped"]
+def line(row: Row) -> str:
+    """One draft model as a line of a table."""
+    one, two, greedy = row["sequential"], row["overlapped"], row["evaluation"]["all"]["greedy"]
     return (
-        f"| {row['prefix']} kept, {len(row['trained'])} trained | {row['layers']} | {row['acceptance']:.3f} "
-        f"| {row['tokens_per_round'][3]:.2f} | {row['t_draft_ms']:.1f} | {row['t_verify_ms'][3]:.1f} "
+        f"| {row['prefix']} kept, {len(row['trained'])} trained | {row['layers']} | {greedy['agreement']:.3f} "
+        f"| {greedy['tokens_per_round'][3]:.2f} | {row['t_draft_ms']:.1f} | {row['t_verify_ms'][3]:.1f} "
         f"| {one['tokens_per_s']:.0f} (k = {one['k']}) | {two['tokens_per_s']:.0f} (k = {two['k']}) |"
     )

@@ -10,7 +10,7 @@ from scripts.drafter.config import ModelConfig, TrainingConfig
 from scripts.drafter.data.corpus import Batch, Corpus, Example, group, make_batch
 from scripts.drafter.model.network import cut_decoder, fit_layers, run_decoder
 from scripts.drafter.training.drafter import TargetParts
-from scripts.drafter.training.losses import distillation_loss, relative_error, target_probabilities
+from scripts.drafter.training.losses import REPORTED, distillation_loss, relative_error, target_probabilities
 
 
 class ModelDrafter:
@@ -47,7 +47,8 @@ class ModelDrafter:
     def start(self, corpus: Corpus, seed: int) -> None:
         """Gives the trained layers their closed-form start."""
         batches, num_tokens = [], 0
-        for examples in group(corpus.examples(), self.training.tokens_per_batch, f"{seed} fit"):
+        known = corpus.examples_with({*self.layers, *self.ends})
+        for examples in group(known, self.training.tokens_per_batch, f"{seed} fit"):
             batch = make_batch(examples, {*self.layers, *self.ends}, self.training.question_weight)
             batches.append((self.inputs(batch), [batch.layers[end] for end in self.ends], batch.weights > 0))
             num_tokens += batch.num_tokens
@@ -70,7 +71,7 @@ class ModelDrafter:
         rows = self.target.draft_rows
         goal = target_probabilities(last, rows, settings.label_temperature)
         loss = distillation_loss(
-            states.to(torch.bfloat16), goal, goal.argmax(-1), share, rows, settings.label_temperature
+            states.to(torch.bfloat16), goal, goal[:REPORTED].argmax(-1), share, rows, settings.label_temperature
         )
         near = settings.hidden_weight * relative_error(states, last, share)
         return loss + near, [float(loss.detach())], batch.num_tokens

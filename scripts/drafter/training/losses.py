@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-CHUNK = 512  # rows whose logits exist at one time
+CHUNK = 256  # rows whose logits exist at one time
+REPORTED = 128  # rows of a batch from which the reported loss is taken
 
 
 class DistillationLoss(torch.autograd.Function):
@@ -31,23 +32,24 @@ class DistillationLoss(torch.autograd.Function):
 
         Args:
             states: [n, hidden] after the drafter's norm, bfloat16.
-            best: int64 [n], the target's best column.
+            best: int64 [m], m <= n, the target's best column in the first m rows, which the value is taken from (to
+                find the best column of every row takes longer than a matrix product).
             target: [n, draft vocabulary], the target's probabilities at this temperature, bfloat16.
             weights: [n], of each row.
             rows: [draft vocabulary, hidden], frozen output rows, bfloat16.
         """
         gradient = torch.empty_like(states)
+        seen = weights[: len(best)].float()
         loss = torch.zeros(())
         for start in range(0, len(states), CHUNK):
             part = slice(start, start + CHUNK)
-            logits = states[part] @ rows.T
-            if temperature != 1.0:
-                logits = logits.mul_(1.0 / temperature)
-            draft = torch.softmax(logits, -1)
-            chance = draft.gather(1, best[part, None])[:, 0].float().clamp(min=1e-6)
-            loss -= (weights[part] * chance.log()).sum()
-            draft.sub_(target[part]).mul_((weights[part, None] / temperature).to(draft.dtype))
-            gradient[part] = draft @ rows
+            # What scales a whole row is applied to the narrow side of a product: logits are wide.
+            draft = torch.softmax((states[part] * (1.0 / temperature)) @ rows.T, -1)
+            if len(known := best[part]):
+                chance = draft[: len(known)].gather(1, known[:, None])[:, 0].float().clamp(min=1e-6)
+                loss -= (seen[part] * chance.log()).sum()
+            gradient[part] = (draft.sub_(target[part]) @ rows) * (weights[part, None] / temperature)
+        loss *= weights.sum() / seen.sum().clamp(min=1e-12)
         ctx.save_for_backward(gradient)
         return loss
 
@@ -87,5 +89,5 @@ def target_probabilities(states: torch.Tensor, rows: torch.Tensor, temperature: 
     found = torch.empty(len(states), len(rows), dtype=torch.bfloat16)
     for start in range(0, len(states), CHUNK):
         part = slice(start, start + CHUNK)
-        found[part] = torch.softmax((states[part] @ rows.T).mul_(1.0 / temperature), -1)
+        found[part] = torch.softmax((states[part] * (1.0 / temperature)) @ rows.T, -1)
     return found

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from scripts.lib.report.pictures import Line, Panel
 from scripts.lib.report.results import Json, Results
 from scripts.lib.report.tables.context import context_chart
+from scripts.lib.report.tables.drafters import students_chart
 
 
 def modes_chart(results: Results) -> Sequence[Panel]:
@@ -57,4 +58,5 @@ CHARTS: Mapping[str, Callable[[Results], Sequence[Panel]]] = {
     "scripts/results/pictures/modes.svg": modes_chart,
     "scripts/results/pictures/gains.svg": gains_chart,
     "scripts/results/pictures/context.svg": context_chart,
+    "scripts/results/pictures/students.svg": students_chart,
 }

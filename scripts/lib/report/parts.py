@@ -8,7 +8,7 @@ from scripts.lib.faults.table import faults_table
 from scripts.lib.report.studies import machines_table, made_line
 from scripts.lib.report.tables import studies
 from scripts.lib.report.tables.context import context_table
-from scripts.lib.report.tables.drafters import drafters_table, students_table
+from scripts.lib.report.tables.drafters import drafters_table, student_rates_table, students_table
 from scripts.lib.report.tables.exits import exits_table
 from scripts.lib.report.tables.forecast import capacity_table, differences_list, paper_table, theory_table
 from scripts.lib.report.tables.forward import forward_table
@@ -38,6 +38,7 @@ PARTS: Mapping[str, Part] = {
     "forward": forward_table,
     "drafters": drafters_table,
     "students": students_table,
+    "student_rates": student_rates_table,
     "headline": headline_table,
     "machines": machines_table,
     "made": made_line,

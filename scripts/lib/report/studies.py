@@ -63,10 +63,11 @@ COMMANDS = {
     "forecast/capacity.json": "scripts/forecast/capacity",
     "drafting/pearl.json": f"{_BENCH}/pearl --target DIR --draft DIR --in-flight 1 --draft-lens 1 --json pearl.json",
     "scripts/drafter/results/model.json": "scripts/train_drafter --target DIR --kind model",
-    "scripts/drafter/results/students.json": "scripts/train_drafter compare --target DIR --kind model --minutes 3.2",
+    "scripts/drafter/results/students.json": "scripts/train_drafter compare --target DIR --kind model --start DIR"
+    " --train-tokens 160000",
     "drafting/qwen.json": "scripts/train_drafter --target DIR --prompts FILE --tokens 3000 --minutes 2 --threads 1",
-    "drafting/students.json": f"{_BENCH}/drafts --vary drafter --drafter head DIR --drafter '12 layers' DIR"
-    " --temperatures 0 --repeats 2 --mode MODE -m M --json students.json",
+    "drafting/students.json": f"{_BENCH}/sizes --target DIR --drafter '4 layers' DIR ... --head head DIR"
+    " --json students.json",
     "scripts/drafter/results/head.json": "scripts/train_drafter --target DIR --kind head",
 }  # fmt: skip
 """Result file -> the command line whose figures it has; the name behind --json stands for the file's own path."""

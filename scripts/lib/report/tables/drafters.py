@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from scripts.lib.report.markdown import percent, to_table
+from scripts.lib.report.pictures import Line, Panel
 from scripts.lib.report.results import Results
+from scripts.lib.studies.sizes import best_of
 
 _FOLDER = "scripts/drafter/results"
+STUDENTS_SERVED = "drafting/students.json"
+_KINDS = ("chat", "code", "summarising", "tools")
 
 
 def drafters_table(results: Results) -> str:
@@ -30,44 +35,97 @@ def _figures(acceptance: Mapping[str, Any], way: str, draft_len: int, kinds: lis
     return [f"{part['tokens_per_round'][draft_len - 1]:.2f}" for part in [*greedy, acceptance["sampled"]["all"][way]]]
 
 
-_SHARE_OF = "sd m=8 k=2 T=0 all"  # the setting whose times give a draft's share of a verify
-_SETTINGS = {
-    "`sd` 4": "sd m=4 k=2 T=0 all",
-    "`sd` 8": _SHARE_OF,
-    "`sd` 16": "sd m=16 k=2 T=0 all",
-    "2+2": "minedraft m=2 k=2 T=0 all",
-    "4+4": "minedraft m=4 k=2 T=0 all",
-    "8+8": "minedraft m=8 k=2 T=0 all",
-}
+_STUDENTS = f"{_FOLDER}/students.json"
+_SHARED_LOAD = 8  # requests in flight of the sd runs whose times give a draft's share of a verify
 
 
 def students_table(results: Results, file: str) -> str:
-    """Return every drafter of `scripts/bench/drafts --vary drafter`: its acceptance, its cost, and tokens/s with it."""
-    rows = {(row["way"], row["setting"]): row for row in results.load(file)["rows"]}
-    settings = {name: setting for name, setting in _SETTINGS.items() if ("shipped", setting) in rows}
+    """Return the draft models of several sizes: how each was trained, its acceptance, and its cost in a service.
+
+    Args:
+        file: of `scripts/bench/sizes`, with the drafters' names as `student_name` gives them.
+    """
+    served = results.load(file)["rows"]
     lines = []
-    for way, rounds, tokens in _drafters(results):
-        row = rows.get((way, _SHARE_OF))
-        share = percent(row["draft_ms"] / 2 / row["verify_ms"]) if row else ""
-        found = [rows.get((way, setting)) for setting in settings.values()]
-        rates = [f"{one['tokens_per_s']:.0f}" if one else "" for one in found]
-        lines.append([way, tokens, *(f"{rounds[k - 1]:.2f}" for k in (2, 4)), share, *rates])
-    header = ("drafter", "trained tokens, thousands", "k = 2", "k = 4", "a draft of a verify", *settings)
-    return to_table(header, lines)
+    for row in _by_start(results.load(_STUDENTS)["rows"]):
+        greedy = {kind: part["greedy"] for kind, part in row["evaluation"].items() if "greedy" in part}
+        rounds = greedy["all"]["tokens_per_round"]
+        kinds = [greedy[kind]["tokens_per_round"][3] for kind in _KINDS]
+        trained = [f"{row['trained_tokens'] / 1e3:.0f}", f"{row['seconds']}"] if row["start"] else ["", ""]
+        figures = [*(rounds[k - 1] for k in (2, 3, 4)), *kinds]
+        shown = [f"{greedy['all']['agreement']:.2f}", *(f"{figure:.2f}" for figure in figures)]
+        lines.append([student_name(row), *trained, *shown, draft_share(served, student_name(row))])
+    header = ("drafter", "trained tokens, thousands", "seconds", "agreement", "k = 2", "k = 3", "k = 4", *_KINDS)
+    return to_table([*header, "a draft of a verify"], lines)
 
 
-def _drafters(results: Results) -> list[tuple[str, list[float], str]]:
-    """Return each drafter's name, greedy tokens a round at k = 1, 2 ..., and training tokens of its file."""
-    model, head = results.load(f"{_FOLDER}/model.json"), results.load(f"{_FOLDER}/head.json")
-    found = [
-        (
-            name,
-            made["acceptance"]["greedy"]["all"]["trained"]["tokens_per_round"],
-            f"{made['trained_tokens'] / 1e3:.0f}",
-        )
-        for name, made in (("shipped", model), ("head", head))
+def student_rates_table(results: Results, file: str) -> str:
+    """Return tokens/s of every drafter of `scripts/bench/sizes` by mode and load, each with the k that gives most."""
+    rows = results.load(file)["rows"]
+    ways = sorted({(row["mode"] != "ar", row["mode"] == "minedraft", row["in_flight"], row["mode"]) for row in rows})
+    columns = [(mode, num) for _, _, num, mode in ways]
+    lines = []
+    for name in dict.fromkeys(row["drafter"] for row in rows):
+        found = [best_of(rows, name, mode, num) for mode, num in columns]
+        cells = [_rate(one) if one else "" for one in found]
+        lines.append([name or "none", *cells])
+    return to_table(["drafter", *(f"`{mode}` {num}" for mode, num in columns)], lines)
+
+
+def students_chart(results: Results) -> Sequence[Panel]:
+    """Return tokens a round, the cost of a draft token, and tokens/s over the layers of a draft model."""
+    rows, served = results.load(_STUDENTS)["rows"], results.load(STUDENTS_SERVED)["rows"]
+    starts = {"target": "from the target's layers", "drafter": "from the shipped one's layers"}
+    # The shipped one ends both lines: it is of the same making.
+    groups = {label: [row for row in rows if row["start"] in (start, None)] for start, label in starts.items()}
+    rounds, shares, rates = [], [], []
+    for label, group in groups.items():
+        if all(row["start"] is None for row in group):
+            continue
+        group.sort(key=lambda row: int(row["layers"]))
+        layers = tuple(float(row["layers"]) for row in group)
+        got = tuple(float(row["evaluation"]["all"]["greedy"]["tokens_per_round"][3]) for row in group)
+        rounds.append(Line(label, layers, got))
+    named = {student_name(row): float(row["layers"]) for row in rows}
+    costs = [(layers, _share(served, name)) for name, layers in sorted(named.items(), key=lambda one: one[1])]
+    known = [(layers, round(share, 3)) for layers, share in costs if share is not None]
+    shares.append(Line("of a verify, sd, 8 in flight", tuple(x for x, _ in known), tuple(y for _, y in known)))
+    for mode, num in sorted({(row["mode"], row["in_flight"]) for row in served if row["mode"] != "ar"}):
+        best: dict[float, float] = {}
+        for name, layers in named.items():
+            if one := best_of(served, name, mode, num):
+                best[layers] = max(best.get(layers, 0.0), float(one["tokens_per_s"]))
+        rates.append(Line(f"{mode} {num}", tuple(sorted(best)), tuple(best[layers] for layers in sorted(best))))
+    return [
+        Panel("Tokens a round, greedy, k = 4", "layers", "tokens a round", tuple(rounds)),
+        Panel("Cost of a draft token", "layers", "share of a verify", tuple(shares)),
+        Panel("The better start, the best k", "layers", "tokens/s", tuple(rates)),
     ]
-    for row in results.load(f"{_FOLDER}/students.json"):
-        name = f"{row['layers']} layers"
-        found.append((name, row["evaluation"]["greedy"], f"{row['trained_tokens'] / 1e3:.0f}"))
-    return found
+
+
+def student_name(row: Mapping[str, Any]) -> str:
+    """Return the name of a row of `scripts/train_drafter compare`."""
+    if row["start"] is None:
+        return "shipped"
+    return f"{row['layers']} layers" + (", from the shipped" if row["start"] == "drafter" else "")
+
+
+def draft_share(served: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Return what a draft token of a drafter costs of a verify of the same run; empty if it was not served."""
+    share = _share(served, name)
+    return "" if share is None else percent(share)
+
+
+def _share(served: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    runs = [row for row in served if row["drafter"] == name and row["mode"] == "sd"]
+    found = [row["draft_ms"] / row["k"] / row["verify_ms"] for row in runs if row["in_flight"] == _SHARED_LOAD]
+    return median(found) if found else None
+
+
+def _by_start(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    order = ("target", "drafter", None)
+    return sorted(rows, key=lambda row: (order.index(row["start"]), row["layers"]))
+
+
+def _rate(row: Mapping[str, Any]) -> str:
+    return f"{row['tokens_per_s']:.0f}" + (f" (k = {row['k']})" if row["k"] else "")
