@@ -12,10 +12,12 @@ from scripts.lib.report.results import Results
 from scripts.lib.report.tables.drafters import student_rates_table, students_chart, students_table
 from scripts.lib.studies.sizes import best_of
 
+_KINDS = ("all", "chat", "code", "summarising", "tools")
+
 
 def _trained(layers: int, start: str | None, rounds: float) -> dict[str, Any]:
     greedy = {"agreement": rounds / 4, "tokens_per_round": [rounds + k / 10 for k in range(4)]}
-    kinds = {kind: {"greedy": greedy} for kind in ("all", "chat", "code", "summarising", "tools")}
+    kinds = {kind: {"greedy": greedy} for kind in _KINDS}
     budget = {"trained_tokens": 240_000, "seconds": 10 * layers} if start else {}
     return {"layers": layers, "start": start, "evaluation": kinds, **budget}
 
@@ -40,21 +42,31 @@ def results(tmp_path: Path) -> Results:
         _served("4 layers", "minedraft", 1, 250.0),
         _served("", "ar", 0, 180),
     ]
+    head = {"tokens_per_round": [1.6, 1.9, 2.1, 2.2], "accepted_at": [0.6]}
+    kinds = {kind: {"trained": head} for kind in _KINDS}
     for name, content in (
+        ("scripts/drafter/results/head.json", {"acceptance": {"greedy": kinds}}),
         ("scripts/drafter/results/students.json", {"rows": rows}),
         ("scripts/results/drafting/students.json", {"rows": served}),
     ):
-        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
     return Results(tmp_path)
 
 
 def test_sizes_of_one_start_stand_together_with_their_budget_and_their_cost(results: Results) -> None:
     rows = [line.split(" | ") for line in students_table(results, "drafting/students.json").splitlines()[2:]]
-    assert [row[0] for row in rows] == ["| 4 layers", "| 8 layers", "| 4 layers, from the shipped", "| shipped"]
+    assert [row[0] for row in rows] == [
+        "| 4 layers",
+        "| 8 layers",
+        "| 4 layers, from the shipped",
+        "| shipped",
+        "| head",
+    ]
     assert rows[0][1:7] == ["240", "40", "0.33", "1.40", "1.50", "1.60"]
     assert rows[3][1:3] == ["", ""], "its training is told elsewhere"
-    assert [row[-1] for row in rows] == ["20 % |", " |", " |", "20 % |"]
+    assert rows[4][3:7] == ["0.60", "1.90", "2.10", "2.20"]
+    assert [row[-1] for row in rows] == ["20 % |", " |", " |", "20 % |", " |"]
 
 
 def test_each_load_is_shown_with_its_best_k(results: Results) -> None:

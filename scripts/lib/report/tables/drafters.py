@@ -49,12 +49,15 @@ def students_table(results: Results, file: str) -> str:
     lines = []
     for row in _by_start(results.load(_STUDENTS)["rows"]):
         greedy = {kind: part["greedy"] for kind, part in row["evaluation"].items() if "greedy" in part}
-        rounds = greedy["all"]["tokens_per_round"]
-        kinds = [greedy[kind]["tokens_per_round"][3] for kind in _KINDS]
+        rounds = {kind: part["tokens_per_round"] for kind, part in greedy.items()}
         trained = [f"{row['trained_tokens'] / 1e3:.0f}", f"{row['seconds']}"] if row["start"] else ["", ""]
-        figures = [*(rounds[k - 1] for k in (2, 3, 4)), *kinds]
-        shown = [f"{greedy['all']['agreement']:.2f}", *(f"{figure:.2f}" for figure in figures)]
-        lines.append([student_name(row), *trained, *shown, draft_share(served, student_name(row))])
+        name = student_name(row)
+        lines.append([name, *trained, *_shown(greedy["all"]["agreement"], rounds), draft_share(served, name)])
+    head = {
+        kind: part["trained"] for kind, part in results.load(f"{_FOLDER}/head.json")["acceptance"]["greedy"].items()
+    }
+    rounds = {kind: part["tokens_per_round"] for kind, part in head.items()}
+    lines.append(["head", "", "", *_shown(head["all"]["accepted_at"][0], rounds), draft_share(served, "head")])
     header = ("drafter", "trained tokens, thousands", "seconds", "agreement", "k = 2", "k = 3", "k = 4", *_KINDS)
     return to_table([*header, "a draft of a verify"], lines)
 
@@ -101,6 +104,12 @@ def students_chart(results: Results) -> Sequence[Panel]:
         Panel("Cost of a draft token", "layers", "share of a verify", tuple(shares)),
         Panel("The better start, the best k", "layers", "tokens/s", tuple(rates)),
     ]
+
+
+def _shown(agreement: float, rounds: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return the agreement, tokens a round of all prompts at k = 2 to 4, and of each kind at k = 4."""
+    figures = [agreement, *(rounds["all"][k - 1] for k in (2, 3, 4)), *(rounds[kind][3] for kind in _KINDS)]
+    return [f"{figure:.2f}" for figure in figures]
 
 
 def student_name(row: Mapping[str, Any]) -> str:
