@@ -92,18 +92,33 @@ def validation_point(
     drafter: TrainedDrafter, examples: list[Example], ks: tuple[int, ...], seed: int
 ) -> dict[str, float]:
     """Returns tokens a round for each k and the first draft's acceptance, greedy and sampled."""
-    rounds: dict[tuple[str, int], Rounds] = {}
-    hits: dict[str, list[torch.Tensor]] = {}
+    return points_by_kind(drafter, examples, ks, seed)["all"]
+
+
+def points_by_kind(
+    drafter: TrainedDrafter, examples: list[Example], ks: tuple[int, ...], seed: int
+) -> dict[str, dict[str, float]]:
+    """Returns what `validation_point` does for each kind of prompts, and for "all"."""
+    rounds: dict[str, dict[tuple[str, int], Rounds]] = {}
+    hits: dict[str, dict[str, list[torch.Tensor]]] = {}
     for group in in_order(examples, GROUP):
         for example, probabilities in zip(group, drafter.acceptance(group, max(ks)), strict=True):
             mode = mode_of(example)
-            hits.setdefault(mode, []).append(probabilities[0])
-            for flags in draw_flags(probabilities, 4 if example.temperature else 1, seed):
-                for k in ks:
-                    walked = walk_rounds(flags, k)
-                    rounds[mode, k] = rounds[mode, k] + walked if (mode, k) in rounds else walked
-    point = {f"{mode}_acceptance": round(float(torch.cat(found).mean()), 4) for mode, found in hits.items()}
-    return point | {f"{mode}_k{k}": round(found.tokens_per_round, 4) for (mode, k), found in rounds.items()}
+            walked = [
+                (k, walk_rounds(flags, k))
+                for flags in draw_flags(probabilities, 4 if example.temperature else 1, seed)
+                for k in ks
+            ]
+            for kind in (example.kind, "all"):
+                hits.setdefault(kind, {}).setdefault(mode, []).append(probabilities[0])
+                sums = rounds.setdefault(kind, {})
+                for k, one in walked:
+                    sums[mode, k] = sums[mode, k] + one if (mode, k) in sums else one
+    return {
+        kind: {f"{mode}_acceptance": round(float(torch.cat(found).mean()), 4) for mode, found in hits[kind].items()}
+        | {f"{mode}_k{k}": round(found.tokens_per_round, 4) for (mode, k), found in sums.items()}
+        for kind, sums in rounds.items()
+    }
 
 
 def _summary(by_k: list[Rounds]) -> dict[str, Any]:

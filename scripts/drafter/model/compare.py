@@ -20,10 +20,9 @@ from typing import Any
 from minedraft.bench.report import machine_facts
 from minedraft_workers.execution.executor import Executor, ForwardSpan
 from scripts.drafter.config import EvaluationConfig
-from scripts.drafter.data.corpus import Example
 from scripts.drafter.data.generate import load_executor
 from scripts.drafter.data.teacher import make_states
-from scripts.drafter.evaluating.measure import MODES, validation_point
+from scripts.drafter.evaluating.measure import MODES, points_by_kind, validation_point
 from scripts.drafter.model.cuts import cut_of, take_layers
 from scripts.drafter.model.export import export_model
 from scripts.drafter.model.objective import ModelDrafter
@@ -123,11 +122,8 @@ def _shape(drafter: ModelDrafter, start: str | None) -> Row:
 def evaluate(drafter: ModelDrafter, run: Run) -> dict[str, Any]:
     """Returns {kind or "all": {mode: {"agreement": of the first draft, "tokens_per_round": [k = 1 ..]}}} on prompts
     that no training read."""
-    examples, ks = run.corpus.held_out("evaluation"), tuple(range(1, run.config.evaluation.max_k + 1))
-    groups: dict[str, list[Example]] = {"all": examples}
-    for one in examples:
-        groups.setdefault(one.kind, []).append(one)
-    points = {kind: validation_point(drafter, group, ks, run.config.seed) for kind, group in groups.items()}
+    ks = tuple(range(1, run.config.evaluation.max_k + 1))
+    points = points_by_kind(drafter, run.corpus.held_out("evaluation"), ks, run.config.seed)
     return {
         kind: {
             mode: {

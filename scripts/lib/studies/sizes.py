@@ -16,13 +16,15 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from minedraft import AsyncClient, SamplingParams
+from minedraft import AsyncClient, Output, SamplingParams
 from minedraft.bench.datasets.prompt import BenchPrompt
 from minedraft.bench.prompts import load_prompts
 from minedraft.bench.report import machine_facts
 from minedraft.cli.console import run, say
 from minedraft.local import serve
 from minedraft.types import Mode
+
+LEAST_REQUESTS = 4  # of a run: one prompt alone says little of a drafter
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,9 @@ class Way:
 @click.option("--modes", default="sd,minedraft", show_default=True, help="Modes besides ar.")
 @click.option("--max-new-tokens", default=32, show_default=True, type=click.IntRange(1, 1024), help="Tokens an answer.")
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Runs of each way.")
+@click.option(
+    "--seconds", type=click.FloatRange(0), default=0.0, help="After which no further repeat begins; 0: no limit."
+)
 @click.option("--json", "path", type=click.Path(path_type=Path), required=True, help="Add all figures to this file.")
 def sizes(
     target: Path,
@@ -55,11 +60,13 @@ def sizes(
     modes: str,
     max_new_tokens: int,
     repeats: int,
+    seconds: float,
     path: Path,
 ) -> None:
     """Measure drafters of one target in sd and minedraft at several loads and k, beside ar.
 
-    One service for each drafter runs all the time, one at a time works, and their runs follow one another.
+    One service for each drafter runs all the time, one at a time works, and their runs follow one another. Every
+    way is run once before any is repeated.
     """
     chosen = [Mode(name) for name in modes.split(",")]
     ways = [
@@ -72,7 +79,7 @@ def sizes(
     params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
     served: dict[str, dict[str, object]] = {name: {"draft": folder} for name, folder in drafters}
     served |= {name: {"draft": folder, "draft_method": "eagle"} for name, folder in heads}
-    rows = asyncio.run(_measure(target, served, ways, load_prompts(None), params, repeats))
+    rows = asyncio.run(_measure(target, served, ways, load_prompts(None), params, repeats, seconds))
     _show(rows)
     known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     measured = {_way(row) for row in rows}
@@ -88,7 +95,9 @@ async def _measure(
     prompts: Sequence[BenchPrompt],
     params: SamplingParams,
     repeats: int,
+    seconds: float,
 ) -> list[dict[str, Any]]:
+    began_s = time.monotonic()
     size = max(way.in_flight for way in ways)
     found: dict[tuple[str, Way], list[dict[str, float]]] = {}
     async with AsyncExitStack() as stack:
@@ -99,8 +108,10 @@ async def _measure(
             client = await stack.enter_async_context(service)
             loans[name] = (client, await stack.enter_async_context(client.borrow()))
             say(f"{name} is served")
-        for way in ways:
-            for repeat in range(repeats):
+        for repeat in range(repeats):
+            for way in ways:
+                if repeat and seconds and time.monotonic() - began_s > seconds:
+                    break
                 # ar has no drafter: one service's is enough.
                 order = list(loans)[:1] if way.mode is Mode.AR else list(loans)[:: 1 if repeat % 2 else -1]
                 for name in order:
@@ -114,10 +125,15 @@ async def _measure(
 async def _run(
     client: AsyncClient, num: int, prompts: Sequence[BenchPrompt], params: SamplingParams
 ) -> dict[str, float]:
-    """Send `num` requests together. Return tokens/s, prompts included, tokens a round, and the batches' times."""
-    calls = [client.complete([{"role": "user", "content": prompts[i % len(prompts)].text}], params) for i in range(num)]
+    """Keep `num` requests in flight. Return tokens/s, prompts included, tokens a round, and the batches' times."""
+    places = asyncio.Semaphore(num)
+
+    async def answer(prompt: BenchPrompt) -> Output:
+        async with places:
+            return await client.complete([{"role": "user", "content": prompt.text}], params)
+
     started_s = time.monotonic()
-    outputs = await asyncio.gather(*calls)
+    outputs = await asyncio.gather(*(answer(prompts[i % len(prompts)]) for i in range(max(num, LEAST_REQUESTS))))
     elapsed_s = time.monotonic() - started_s
     status = await client.status()
     usages = [output.usage for output in outputs if output.usage is not None]
