@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,13 +79,20 @@ def sizes(
     params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
     served: dict[str, dict[str, object]] = {name: {"draft": folder} for name, folder in drafters}
     served |= {name: {"draft": folder, "draft_method": "eagle"} for name, folder in heads}
-    rows = asyncio.run(_measure(target, served, ways, load_prompts(None), params, repeats, seconds))
-    _show(rows)
+    machine = machine_facts()
     known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    measured = {_way(row) for row in rows}
-    rows = [*(row for row in known if _way(row) not in measured), *rows]
-    content = {"machine": machine_facts(), "target": target.name, "max_new_tokens": max_new_tokens, "rows": rows}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def keep(rows: Sequence[dict[str, Any]]) -> None:
+        measured = {_key(row) for row in rows}
+        content = {
+            "machine": machine,
+            "target": target.name,
+            "max_new_tokens": max_new_tokens,
+            "rows": [*(row for row in known if _key(row) not in measured), *rows],
+        }
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    _show(asyncio.run(_measure(target, served, ways, load_prompts(None), params, repeats, seconds, keep)))
 
 
 async def _measure(
@@ -96,6 +103,7 @@ async def _measure(
     params: SamplingParams,
     repeats: int,
     seconds: float,
+    keep: Callable[[Sequence[dict[str, Any]]], None],
 ) -> list[dict[str, Any]]:
     began_s = time.monotonic()
     size = max(way.in_flight for way in ways)
@@ -119,6 +127,7 @@ async def _measure(
                     await loan.configure(way.mode, -(-way.in_flight // way.mode.num_batches), way.draft_len)
                     key = ("" if way.mode is Mode.AR else name, way)
                     found.setdefault(key, []).append(await _run(client, way.in_flight, prompts, params))
+                keep([_row(name, way, runs) for (name, way), runs in found.items()])
     return [_row(name, way, runs) for (name, way), runs in found.items()]
 
 
@@ -159,8 +168,8 @@ def _row(name: str, way: Way, runs: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def _way(row: dict[str, Any]) -> tuple[str, int, int]:
-    return row["mode"], row["in_flight"], row["k"]
+def _key(row: dict[str, Any]) -> tuple[str, str, int, int]:
+    return row["drafter"], row["mode"], row["in_flight"], row["k"]
 
 
 def best_of(rows: Sequence[dict[str, Any]], drafter: str, mode: str, in_flight: int) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ def _trained(layers: int, start: str | None, rounds: float) -> dict[str, Any]:
 
 def _served(drafter: str, mode: str, k: int, rate: float) -> dict[str, Any]:
     times = {"draft_ms": 2.0 * k, "verify_ms": 10.0}
-    return {"drafter": drafter, "mode": mode, "k": k, "in_flight": 8, "tokens_per_s": rate, **times}
+    return {"drafter": drafter, "mode": mode, "k": k, "in_flight": 4, "tokens_per_s": rate, **times}
 
 
 @pytest.fixture
@@ -71,14 +71,14 @@ def test_sizes_of_one_start_stand_together_with_their_budget_and_their_cost(resu
 
 def test_each_load_is_shown_with_its_best_k(results: Results) -> None:
     table = student_rates_table(results, "drafting/students.json").splitlines()
-    assert table[0] == "| drafter | `ar` 8 | `sd` 8 | `minedraft` 8 |"
+    assert table[0] == "| drafter | `ar` 4 | `sd` 4 | `minedraft` 4 |"
     assert "| 4 layers |  | 230 (k = 2) | 250 (k = 1) |" in table
     assert "| none | 180 |  |  |" in table
-    assert best_of([], "4 layers", "sd", 8) is None
+    assert best_of([], "4 layers", "sd", 4) is None
 
 
 def test_the_picture_ends_each_start_with_the_shipped_one(results: Results) -> None:
     rounds, cost, rates = students_chart(results)
     assert [(line.xs, line.ys) for line in rounds.lines] == [((4, 8, 21), (1.6, 1.8, 2.3)), ((4, 21), (1.7, 2.3))]
     assert cost.lines[0].xs == (4, 21)
-    assert {line.label: line.ys for line in rates.lines} == {"minedraft 8": (250.0,), "sd 8": (230.0, 220.0)}
+    assert {line.label: line.ys for line in rates.lines} == {"minedraft 4": (250.0,), "sd 4": (230.0, 220.0)}

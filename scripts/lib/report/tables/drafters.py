@@ -36,7 +36,7 @@ def _figures(acceptance: Mapping[str, Any], way: str, draft_len: int, kinds: lis
 
 
 _STUDENTS = f"{_FOLDER}/students.json"
-_SHARED_LOAD = 8  # requests in flight of the sd runs whose times give a draft's share of a verify
+_SHARED_LOAD = 4  # requests in flight of the sd runs whose times give a draft's share of a verify
 
 
 def students_table(results: Results, file: str) -> str:
@@ -92,7 +92,9 @@ def students_chart(results: Results) -> Sequence[Panel]:
     named = {student_name(row): float(row["layers"]) for row in rows}
     costs = [(layers, _share(served, name)) for name, layers in sorted(named.items(), key=lambda one: one[1])]
     known = [(layers, round(share, 3)) for layers, share in costs if share is not None]
-    shares.append(Line("of a verify, sd, 8 in flight", tuple(x for x, _ in known), tuple(y for _, y in known)))
+    shares.append(
+        Line(f"of a verify, sd, {_SHARED_LOAD} in flight", tuple(x for x, _ in known), tuple(y for _, y in known))
+    )
     for mode, num in sorted({(row["mode"], row["in_flight"]) for row in served if row["mode"] != "ar"}):
         best: dict[float, float] = {}
         for name, layers in named.items():
