@@ -86,9 +86,9 @@ def students_chart(results: Results) -> Sequence[Panel]:
         if all(row["start"] is None for row in group):
             continue
         group.sort(key=lambda row: int(row["layers"]))
-        layers = tuple(float(row["layers"]) for row in group)
+        xs = tuple(float(row["layers"]) for row in group)
         got = tuple(float(row["evaluation"]["all"]["greedy"]["tokens_per_round"][3]) for row in group)
-        rounds.append(Line(label, layers, got))
+        rounds.append(Line(label, xs, got))
     named = {student_name(row): float(row["layers"]) for row in rows}
     costs = [(layers, _share(served, name)) for name, layers in sorted(named.items(), key=lambda one: one[1])]
     known = [(layers, round(share, 3)) for layers, share in costs if share is not None]
