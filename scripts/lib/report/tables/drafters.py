@@ -43,7 +43,7 @@ def students_table(results: Results, file: str) -> str:
     """Return the draft models of several sizes: how each was trained, its acceptance, and its cost in a service.
 
     Args:
-        file: of `scripts/bench/sizes`, with the drafters' names as `student_name` gives them.
+        file: of `scripts.lib.studies.sizes`, with the drafters' names as `student_name` gives them.
     """
     served = results.load(file)["rows"]
     lines = []
@@ -63,7 +63,7 @@ def students_table(results: Results, file: str) -> str:
 
 
 def student_rates_table(results: Results, file: str) -> str:
-    """Return tokens/s of every drafter of `scripts/bench/sizes` by mode and load, each with the k that gives most."""
+    """Return tokens/s of every drafter of a file of sizes by mode and load, each with the k that gives most."""
     rows = results.load(file)["rows"]
     ways = sorted({(row["mode"] != "ar", row["mode"] == "minedraft", row["in_flight"], row["mode"]) for row in rows})
     columns = [(mode, num) for _, _, num, mode in ways]
