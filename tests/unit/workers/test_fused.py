@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -189,6 +190,34 @@ def test_a_factor_that_others_do_not_have_is_found_by_its_numbers(
     else:
         assert executor.kernels == "transformers"
         assert f"{where} differs from the model's own by" in executor.kernels_reason
+
+
+def with_large_keys(folder: Path, seed: int) -> Path:
+    """Give queries and keys large and like biases, as in Qwen2.5 1.5B: large scores, whose differences count."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    for name, weight in weights.items():
+        if name.endswith(("k_proj.bias", "q_proj.bias")):
+            weights[name] = 64 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("seed", [36, 37, 38, 39])
+def test_scores_that_the_models_plain_attention_rounds_keep_no_model_from_its_kernels(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_large_keys(add_noise(make_tiny_model(tmp_path / "m", "qwen2", **HEADS), 0.05), seed)
+    assert load(folder, kernels="auto", dtype="bfloat16").kernels.startswith("native ")
+    monkeypatch.setattr("minedraft_workers.execution.selfcheck._own_attentions", lambda model: ("eager",))
+    alone = load(folder, kernels="auto", dtype="bfloat16").kernels
+    assert not alone.startswith("native "), "the plain one alone will not do"
+
+
+def test_a_factor_is_found_beside_large_keys_too(tmp_path: Path) -> None:
+    factors = NEUTRAL | {"residual_multiplier": 0.9, "attention_bias": True}
+    folder = add_noise(make_tiny_model(tmp_path / "m", "granite", **HEADS, **factors), 0.05)
+    assert load(with_large_keys(folder, 36), kernels="auto", dtype="bfloat16").kernels == "transformers"
 
 
 def test_a_rotary_embedding_of_a_part_of_the_head_is_not_fused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
