@@ -13,6 +13,10 @@ COMMANDS = {
     "peers/smollm2.json": f"{_BENCH}/peers --repeats 2",
     "peers/qwen.json": f"{_BENCH}/peers --engines ours,llama.cpp --model DIR --cores 0 --in-flight 1,8"
     " --quick",
+    "peers/amx.json": f"{_BENCH}/peers --engines ours,llama.cpp,vllm --cores 0 --in-flight 1,2,4,8,16,32"
+    " --kinds fixed,first --quick",
+    "peers/qwen_amx.json": f"{_BENCH}/peers --engines ours,llama.cpp --model DIR --cores 0 --in-flight 1,2,4,8"
+    " --kinds fixed --quick",
     "peers/avx2.json": f"{_BENCH}/peers --engines ours,llama.cpp,vllm --instructions avx2 --dtype bfloat16,float32"
     " --cores 0 --in-flight 1,2,4,8 --kinds fixed --quick --repeats 2",
     "smollm2.json": "minedraft bench -m 2,4,8 -k 2 --max-new-tokens 40 --json smollm2.json",
