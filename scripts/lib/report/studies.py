@@ -15,6 +15,8 @@ COMMANDS = {
     " --quick",
     "peers/amx.json": f"{_BENCH}/peers --engines ours,llama.cpp,vllm --cores 0 --in-flight 1,2,4,8,16,32"
     " --kinds fixed,first --quick",
+    "peers/amx_cores.json": f"{_BENCH}/peers --engines ours --cores 0 --cores 0-1 --in-flight 1,2,4,8 --kinds fixed"
+    " --quick --repeats 2",
     "peers/qwen_amx.json": f"{_BENCH}/peers --engines ours,llama.cpp --model DIR --cores 0 --in-flight 1,2,4,8"
     " --kinds fixed --quick",
     "peers/avx2.json": f"{_BENCH}/peers --engines ours,llama.cpp,vllm --instructions avx2 --dtype bfloat16,float32"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.lib.report.results import Results
-from scripts.lib.report.tables.peers import formats_table
+from scripts.lib.report.tables.peers import decoding_table, formats_table
 
-FILE = "avx2.json"
+FILE = "peers.json"
 
 
 def _row(engine: str, count: int, rate: float, kind: str = "fixed") -> dict[str, Any]:
@@ -38,4 +38,21 @@ def test_each_engine_counts_in_its_better_format(tmp_path: Path) -> None:
         "| llama.cpp 1.2.3, float32 | 40 | 30 |",
         "| vLLM 1.2 (CPU), float32 |  | 60 |",
         "| ours of the best other | 1.50x | 2.00x |",
+    ]
+
+
+def test_ours_alone_is_compared_over_cores(tmp_path: Path) -> None:
+    rates = {"0": {1: 50.0, 8: 300.0}, "0-1": {1: 90.0, 8: 450.0}}
+    rows = [
+        _row("minedraft ar", count, rate) | {"cores": cores, "prompt_len": None}
+        for cores, own in rates.items()
+        for count, rate in own.items()
+    ]
+    (tmp_path / Results.FOLDER).mkdir(parents=True)
+    content = {"engines": {"minedraft ar": {"version": "1.2.3"}}, "rows": rows}
+    (tmp_path / Results.FOLDER / FILE).write_text(json.dumps(content))
+    assert decoding_table(Results(tmp_path), FILE).splitlines()[2:] == [
+        "| **ours, `ar`**, one core | 50 | 300 |",
+        "| **ours, `ar`**, two cores | 90 | 450 |",
+        "| two cores of one | 1.80x | 1.50x |",
     ]

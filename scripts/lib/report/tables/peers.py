@@ -13,11 +13,12 @@ _OURS = "minedraft ar"
 
 
 def decoding_table(results: Results, file: str) -> str:
-    """Return tokens/s in steady decoding of each engine over requests in flight, and ours of the best other one."""
+    """Return tokens/s in steady decoding of each engine over requests in flight, and ours of the best other one; of
+    ours alone, those of the last set of cores over those of the first."""
     content = results.load(file)
     chosen = [row for row in content["rows"] if row["kind"] == "fixed"]
     counts = sorted({row["in_flight"] for row in chosen})
-    lines = []
+    lines, own = [], []
     for cores in dict.fromkeys(row["cores"] for row in chosen):
         rates = {
             engine: [_rate(chosen, engine, cores, count, "decode_tokens_per_s") for count in counts]
@@ -25,10 +26,17 @@ def decoding_table(results: Results, file: str) -> str:
         }
         for engine, values in rates.items():
             lines.append([f"{_name(engine, content['engines'])}, {_CORES[cores]}", *map(_shown, values)])
-        others = [max(values) for values in zip(*(rates[engine] for engine in rates if engine != _OURS), strict=True)]
-        ratios = [ours / other for ours, other in zip(rates[_OURS], others, strict=True)]
-        lines.append(["ours of the best other", *map(times, ratios)])
+        own.append(rates.pop(_OURS))
+        if rates:
+            others = [max(values) for values in zip(*rates.values(), strict=True)]
+            lines.append(["ours of the best other", *_ratios(own[-1], others)])
+    if not rates:
+        lines.append([f"{_CORES[cores]} of one", *_ratios(own[-1], own[0])])
     return to_table(["tokens/s, in flight", *map(str, counts)], lines)
+
+
+def _ratios(ours: Sequence[float], others: Sequence[float]) -> list[str]:
+    return [times(one / other) for one, other in zip(ours, others, strict=True)]
 
 
 def formats_table(results: Results, file: str) -> str:
