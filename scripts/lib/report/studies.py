@@ -72,7 +72,7 @@ COMMANDS = {
     "scripts/drafter/results/students.json": "scripts/train_drafter compare --target DIR --kind model"
     " --train-tokens 40000",
     "drafting/qwen.json": "scripts/train_drafter --target DIR --prompts FILE --tokens 3000 --minutes 2 --threads 1",
-    "drafting/students.json": "scripts/drafter/serve --target DIR --drafter '4 layers' DIR ..."
+    "drafting/students.json": f"{_BENCH}/studies/sizes --target DIR --drafter '4 layers' DIR ..."
     " --head head DIR --json students.json",
     "scripts/drafter/results/head.json": "scripts/train_drafter --target DIR --kind head",
 }  # fmt: skip

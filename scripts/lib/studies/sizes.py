@@ -1,4 +1,4 @@
-"""scripts/drafter/serve: which drafter of a target, and which k, gives the most tokens per second in each mode."""
+"""scripts/bench/studies/sizes: which drafter of a target, and which k, gives the most tokens/s in each mode."""
 
 from __future__ import annotations
 
@@ -188,4 +188,4 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    run(sizes, "scripts/drafter/serve")
+    run(sizes, "scripts/bench/studies/sizes")

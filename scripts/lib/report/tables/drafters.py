@@ -43,7 +43,7 @@ def students_table(results: Results, file: str) -> str:
     """Return the draft models of several sizes: how each was trained, its acceptance, and its cost in a service.
 
     Args:
-        file: of `scripts/drafter/serve`, with the drafters' names as `student_name` gives them.
+        file: of `scripts/bench/studies/sizes`, with the drafters' names as `student_name` gives them.
     """
     served = results.load(file)["rows"]
     lines = []
