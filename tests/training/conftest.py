@@ -58,6 +58,7 @@ def config() -> Config:
         head=replace(whole.head, fit_tokens=60),
         model=replace(whole.model, prefix=0.5, stride=1, fit_tokens=60),
         compare=replace(whole.compare, tokens=40, tokens_per_batch=60, layers=[3], kept=0.7),
+        evaluation=replace(whole.evaluation, timing_requests=2, timing_context=16),
         training={
             kind: replace(settings, tokens_per_batch=60, warmup_steps=2, learning_rate=3e-3)
             for kind, settings in whole.training.items()

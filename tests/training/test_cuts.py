@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,6 +46,16 @@ def test_layers_come_from_the_larger_drafter_where_it_trained_some(config, targe
     torch.testing.assert_close(drafter.decoder.norm.weight, run.model.get_decoder().norm.weight.float() + 1.0)
 
 
+def test_a_drafter_is_trained_on_from_its_own_weights(config: Config, target, tmp_path):
+    run = trained(config, target, tmp_path / "run", MODEL)
+    source = tmp_path / "source"
+    export_model(run.trained_drafter(), target, "", source)
+    still = replace(config, training={MODEL: replace(config.training[MODEL], learning_rate=0.0)})
+    compare(replace(run, config=still), tmp_path, Budget(config.compare.tokens), source, NEVER)
+    rows = load_json(tmp_path / "students.json", "compare")["rows"]
+    assert rows[-2]["evaluation"] == rows[-1]["evaluation"]  # of a rate of 0: nothing else has changed its weights
+
+
 def test_sizes_are_trained_for_the_same_tokens_from_either_start(config: Config, target, tmp_path):
     run = trained(config, target, tmp_path / "run", MODEL)
     source = tmp_path / "source"
@@ -52,9 +63,11 @@ def test_sizes_are_trained_for_the_same_tokens_from_either_start(config: Config,
     budget = Budget(config.compare.tokens)
     lines = compare(run, tmp_path, budget, source, NEVER)
     rows = load_json(tmp_path / "students.json", "compare")["rows"]
-    assert [row["start"] for row in rows] == [OF_TARGET, OF_DRAFTER, None]
-    assert len(lines) == 3
-    one, other, larger = rows
+    assert [row["start"] for row in rows] == [OF_TARGET, OF_DRAFTER, OF_DRAFTER, None]
+    assert len(lines) == 4
+    one, other, on, larger = rows
+    assert on["trained_tokens"] >= config.compare.tokens
+    assert (on["prefix"], on["trained"]) == (larger["prefix"], larger["trained"])
     assert one["trained_tokens"] == other["trained_tokens"] >= config.compare.tokens
     assert one["trained"] == other["trained"] == [2]
     assert larger["layers"] == 4

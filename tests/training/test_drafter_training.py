@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from scripts.drafter import stages
 from scripts.drafter.data.answers import read_names, shard_paths
 from scripts.drafter.data.corpus import load_examples
+from scripts.drafter.data.generate import best_columns
 from scripts.drafter.data.teacher import states_path
 from scripts.drafter.data.vocabulary import draft_vocabulary
 from scripts.drafter.evaluating.acceptance import lookup, walk_proposals, walk_rounds
@@ -229,3 +230,17 @@ def test_learning_rate_rises_stays_and_falls(config):
     assert learning_rate(settings, 50, 0.4) == 1.0
     assert learning_rate(settings, 50, 0.75) == pytest.approx(0.5)
     assert learning_rate(settings, 50, 1.0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("num_columns", "count"), [(64, 50), (1024, 16), (4096, 50), (4133, 50)])
+def test_the_largest_logits_by_groups_are_the_largest_of_all(num_columns, count):
+    logits = torch.randn(5, num_columns, generator=torch.Generator().manual_seed(3))
+    logits[1, num_columns - 7 :] += 9.0  # a row's best are neighbours, at its end
+    values, columns = best_columns(logits, count)
+    torch.testing.assert_close(values, logits.topk(count).values, rtol=0, atol=0)
+    torch.testing.assert_close(logits.gather(1, columns), values, rtol=0, atol=0)
+
+
+def test_fewer_columns_than_wanted_are_all_given():
+    values, columns = best_columns(torch.tensor([[1.0, 3.0, 2.0]]), 50)
+    assert (values.tolist(), columns.tolist()) == ([[3.0, 2.0, 1.0]], [[1, 2, 0]])

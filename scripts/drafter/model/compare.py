@@ -1,7 +1,8 @@
 """Stage `compare`: draft models of several sizes, trained alike, and the tokens/s that each would give.
 
 Every size starts by the same rule (`cuts`) and is trained for the same number of the same tokens. With a drafter to
-start from there is a second row for each size, whose layers start from that drafter's, and one for that drafter.
+start from there is a second row for each size, whose layers start from that drafter's, a row for that drafter trained
+on, and one for it as it is.
 
 A larger one accepts more and costs more, so what is compared is the work of a whole round: tokens a round at the k
 that pays best, over the time of k draft steps and one verify, both measured with the executor that serves. With one
@@ -53,7 +54,9 @@ def compare(run: Run, results: Path, budget: Budget, source: Path | None, report
     make_states(run.model, run.answers, sorted({*kept, num_layers} - {0}), lambda _: None)
     ends = {layer for _, trained in cuts for layer in trained[1:]}
     make_states(run.model, run.answers, sorted({*kept, *ends, num_layers} - {0}), lambda _: None, FIT_SHARDS)
-    wanted = [(start, cut) for start in (OF_TARGET, *([OF_DRAFTER] if source else [])) for cut in cuts]
+    wanted = [(OF_TARGET, cut) for cut in cuts]
+    if source:
+        wanted += [(OF_DRAFTER, cut) for cut in (*cuts, config.model.layers(num_layers))]
     for start, cut in wanted:
         if not any(row["start"] == start and row["trained"] == cut[1] for row in table):
             table.append(_trained_row(run, cut, budget, source if start == OF_DRAFTER else None, report))
@@ -68,9 +71,10 @@ def compare(run: Run, results: Path, budget: Budget, source: Path | None, report
 def _trained_row(run: Run, cut: tuple[int, list[int]], budget: Budget, source: Path | None, report: Report) -> Row:
     config = run.config
     settings = config.compare
-    training = replace(
-        config.training[MODEL], learning_rate=settings.learning_rate, tokens_per_batch=settings.tokens_per_batch
-    )
+    is_trained_on = source is not None and cut == config.model.layers(run.parts.num_layers)
+    training = replace(config.training[MODEL], tokens_per_batch=settings.tokens_per_batch)
+    if not is_trained_on:
+        training = replace(training, learning_rate=settings.learning_rate)
     drafter = ModelDrafter(run.parts, config.model, training, cut)
     start = OF_DRAFTER if source else OF_TARGET
     number = drafter.prefix + len(drafter.trained)
@@ -79,7 +83,8 @@ def _trained_row(run: Run, cut: tuple[int, list[int]], budget: Budget, source: P
     if not trainer.resume():
         if source is not None:
             take_layers(drafter, _source_drafter(run, source))
-        drafter.start(run.corpus, config.seed)
+        if not is_trained_on:  # its layers follow on each other as they are
+            drafter.start(run.corpus, config.seed)
     held_out = run.corpus.held_out("validation")
     trainer.run(
         budget,
