@@ -64,7 +64,7 @@ class AsyncLoan:
             max_batch_size: requests per batch (m).
             draft_len: tokens proposed per request and round (k).
             branches: prepared per request in mode pearl; 0: as many as the service was started with.
-            keep_cores: in mode ar, the verifier computes on its own cores only.
+            keep_cores: in modes ar and sd, each worker computes on its own cores only.
 
         Raises:
             InvalidRequest: a value out of range. Unavailable: the loan has ended; the subclass says why.

@@ -76,6 +76,11 @@ class Mode(str, Enum):
         """Whether the drafter goes on from tokens that are not verified yet."""
         return self is Mode.PEARL
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether one worker waits while the other one computes; but both cache a prompt at once."""
+        return self.num_batches == 1 and not self.runs_ahead
+
 
 class DraftMethod(str, Enum):
     """Where drafts come from: a draft model, n-grams of the request's own text (no model, no KV), or a head that reads
@@ -98,8 +103,8 @@ NO_RUNNING_AHEAD = "a head reads what the target has verified, so it cannot draf
 @dataclass(frozen=True, slots=True)
 class LoanTerms:
     """What a client that borrows the service sets: mode, requests per batch (m), drafts per request (k), and for
-    `pearl` the branches prepared per request (0: as many as the service was started with). keep_cores: in `ar`, the
-    verifier computes on its own cores only."""
+    `pearl` the branches prepared per request (0: as many as the service was started with). keep_cores: in `ar` and
+    `sd`, each worker computes on its own cores only."""
 
     mode: Mode
     max_batch_size: int

@@ -168,7 +168,7 @@ def load_actors(plan: Plan, channels: Sequence[TokenChannel | None]) -> Sequence
     guides = _make_guides(plan)
     parts = [model] if len(channels) == 1 else model.divide(len(channels))
     return [
-        DrafterActor(_make_proposer(plan, part, sampler), _make_info(plan, part), channel, guides)
+        DrafterActor(_make_proposer(plan, part, sampler), _make_info(plan, part), channel, guides, _resizer(part))
         for part, channel in zip(parts, channels, strict=True)
     ]
 
@@ -229,7 +229,7 @@ async def _serve(
     from minedraft_workers.servicer import drafter_handler, verifier_handler
 
     actor = actors[0]
-    runtime = WorkerRuntime(actor, cores=_make_cores(actor), others=actors[1:])
+    runtime = WorkerRuntime(actor, cores=_make_cores(actors), others=actors[1:])
     if plan.settings.has_model:
         try:
             with StartExtension(notifier, "warming up"):
@@ -262,14 +262,10 @@ async def _serve(
     return await serve_worker(runtime, handler, address, tls=tls, on_ready=on_ready, notifier=notifier)
 
 
-def _make_cores(actor: DrafterActor | VerifierActor) -> WorkerCores | None:
-    """Return the worker's cores if they can change."""
-    from minedraft_workers.verifier import VerifierActor
-
-    info = actor.info
-    if not isinstance(actor, VerifierActor) or not info.max_cores:
-        return None
-    return WorkerCores(info.cores, info.max_cores, actor.resize)
+def _make_cores(actors: Sequence[DrafterActor | VerifierActor]) -> WorkerCores | None:
+    """Return the worker's cores if they can change; those of a worker with several sessions cannot."""
+    info = actors[0].info
+    return WorkerCores(info.cores, info.max_cores, actors[0].resize) if info.max_cores else None
 
 
 def prepare_actor(
@@ -304,6 +300,10 @@ def _make_sampler(plan: Plan, model: Executor | EagleHead) -> Sampler:
     return Sampler.best(max(len(plan.device.cores), 1), model.pool)
 
 
+def _resizer(model: Executor | EagleHead) -> Callable[[int], None] | None:
+    return None if model.pool is None else model.pool.resize
+
+
 def _make_info(plan: Plan, executor: Executor | EagleHead | None) -> WorkerInfo:
     settings, folder = plan.settings, plan.folder
     feature_layers, feature_size = _list_features(plan, executor)
@@ -324,7 +324,7 @@ def _make_info(plan: Plan, executor: Executor | EagleHead | None) -> WorkerInfo:
         is_batch_invariant=executor.is_batch_invariant if executor else True,
         weights_bytes=executor.weights_bytes if executor else 0,
         cores=plan.device.cores,
-        max_cores=plan.max_cores if executor and executor.pool else (),
+        max_cores=plan.max_cores if executor and executor.pool and settings.sessions == 1 else (),
         feature_layers=feature_layers,
         feature_size=feature_size,
     )

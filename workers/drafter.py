@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +28,11 @@ logger = logging.getLogger("minedraft.drafter")
 
 
 class DrafterActor:
-    """Executes the Drafter commands, in the device thread."""
+    """Executes the Drafter commands, in the device thread.
+
+    Attributes:
+        resize: sets the number of threads; None if it has a fixed number.
+    """
 
     def __init__(
         self,
@@ -36,8 +40,10 @@ class DrafterActor:
         info: WorkerInfo,
         channel: TokenChannel | None = None,
         guides: Guides | None = None,
+        resize: Callable[[int], None] | None = None,
     ) -> None:
         self.info = info
+        self.resize = resize
         self._proposer = proposer
         self._channel = channel or InlineChannel()
         self._method = info.draft_method or DraftMethod.MODEL

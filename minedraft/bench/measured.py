@@ -74,7 +74,7 @@ class MeasuredRow:
 
 def read_rows(path: Path) -> list[MeasuredRow]:
     """Return the rows that `minedraft bench --json` wrote, without those in which the service chose for itself, those
-    of ar on the verifier's device alone, and those of pearl, whose speed depends on how often it guessed right, which
+    of ar on the verifier's device alone and of sd on all cores, and those of pearl, whose speed depends on how often it guessed right, which
     the file does not tell.
 
     Raises:
@@ -99,7 +99,7 @@ def fit_rows(rows: Sequence[MeasuredRow]) -> Costs:
 
 
 def _is_apart(config: Mapping[str, Any]) -> bool:
-    return bool(config.get("is_auto") or config.get("keeps_cores"))
+    return any(config.get(name) for name in ("is_auto", "keeps_cores", "shares_cores"))
 
 
 def _row(row: Mapping[str, Any], table: Mapping[str, Any]) -> MeasuredRow:

@@ -22,7 +22,7 @@ class Sweep:
         sizes: requests per batch (m). draft_lens: drafts per round (k). samples: answers per prompt (n).
         num_prompts: of a run; None: as many as fill 2m seats.
         prompt_seed: shuffles the prompts; None: they are taken in their order.
-        can_share_cores: whether ar can run on the verifier's device alone as well as on both.
+        can_share_cores: whether ar can run on the verifier's device alone as well as on both, and sd on both.
     """
 
     modes: Collection[Mode]
@@ -53,7 +53,8 @@ class Sweep:
             yield BenchConfig(Mode.AR, 2 * size, 0)
 
     def _drafted(self, size: int, draft_len: int) -> Iterator[BenchConfig]:
-        known = [*default_configs(size, draft_len), BenchConfig(Mode.PEARL, 2 * size, draft_len)]
+        own = default_configs(size, draft_len, can_share_cores=self.can_share_cores)
+        known = [*own, BenchConfig(Mode.PEARL, 2 * size, draft_len)]
         yield from (config for config in known if config.mode in self.modes and config.mode.has_drafts)
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from minedraft.bench.machine import find_gpus, find_versions
 from minedraft.bench.progress import RunProgress
-from minedraft.bench.runner import BenchRow, BenchTable, bound_of, planned_runs, run_tables
+from minedraft.bench.runner import BenchConfig, BenchRow, BenchTable, bound_of, planned_runs, run_tables
 from minedraft.bench.traffic import Traffic
 from minedraft.bench.vllm_result import vllm_setup
 from minedraft.client import AsyncClient
@@ -73,7 +73,7 @@ def render_rows(rows: Sequence[BenchRow]) -> Table:
         has_drafts = row.config.mode.has_drafts
         in_flight = "+".join([str(row.config.max_batch_size)] * row.config.mode.num_batches)
         mode = f"auto: {row.config.mode.value}" if row.config.is_auto else row.config.mode.value
-        mode = f"{mode}, 1 device" if row.config.keeps_cores else mode
+        mode += _cores_of(row.config)
         cells = [f"{mode} {in_flight}", f"{row.median('tokens_per_s'):.1f}"]
         if base is not None:
             cells.append(f"{row.median('tokens_per_s') / base.median('tokens_per_s'):.2f}x")
@@ -108,10 +108,9 @@ def render_latencies(rows: Sequence[BenchRow]) -> Table:
         table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
     for row in rows:
         in_flight = "+".join([str(row.config.max_batch_size)] * row.config.mode.num_batches)
-        own = ", 1 device" if row.config.keeps_cores else ""
         rates = [f"{row.median(name):.1f}" for name in _RATES]
         times = [_ms_or_s(row.median(name)) for name in _TIMES]
-        table.add_row(f"{row.config.mode.value}{own} {in_flight}", *rates, *times)
+        table.add_row(f"{row.config.mode.value}{_cores_of(row.config)} {in_flight}", *rates, *times)
     table.caption = (
         "decode: tokens/s of rounds without prompts; /dev: tokens/s per GPU or core.\n"
         "Medians and 99th percentiles of requests; mksp: makespan / requests. In ms, or s."
@@ -166,8 +165,14 @@ def _table_to_json(table: BenchTable) -> dict[str, Any]:
     }
 
 
+def _cores_of(config: BenchConfig) -> str:
+    return ", 1 device" if config.keeps_cores else ", all cores" if config.shares_cores else ""
+
+
 def _first_sd(rows: Sequence[BenchRow]) -> BenchRow | None:
-    return next((row for row in rows if row.config.mode is Mode.SD and not row.config.is_auto), None)
+    """Return the first row of sd in which each worker has its own device."""
+    found = (row for row in rows if row.config.mode is Mode.SD)
+    return next((row for row in found if not row.config.is_auto and not row.config.shares_cores), None)
 
 
 def machine_facts() -> dict[str, Any]:

@@ -30,7 +30,8 @@ class BenchConfig:
     """One row of the table: a mode, requests per batch (m) and drafts per round (k).
 
     is_auto: the service chose mode and k; these are the ones at the end. keeps_cores: in ar, the verifier computes on
-    its own device only, and not on the drafter's cores too.
+    its own device only, and not on the drafter's cores too. shares_cores: in sd, each worker has all cores in its turn;
+    otherwise each has its own device, as in minedraft, so that the two differ by overlapping alone.
     """
 
     mode: Mode
@@ -38,6 +39,7 @@ class BenchConfig:
     draft_len: int
     is_auto: bool = False
     keeps_cores: bool = False
+    shares_cores: bool = False
 
     @property
     def num_in_flight(self) -> int:
@@ -46,7 +48,7 @@ class BenchConfig:
     @property
     def label(self) -> str:
         suffix = f" k={self.draft_len}" if self.mode.has_drafts else ""
-        own = " on the verifier's device" if self.keeps_cores else ""
+        own = " on the verifier's device" if self.keeps_cores else " on all cores" if self.shares_cores else ""
         return f"{'auto, ' * self.is_auto}{self.mode.value} m={self.max_batch_size}{suffix}{own}"
 
 
@@ -113,12 +115,17 @@ class BenchTable:
     rows: list[BenchRow]
 
 
-def default_configs(max_batch_size: int, draft_len: int) -> list[BenchConfig]:
-    """Return ar with 2m, sd with m and with 2m, and minedraft with m per batch; compare those with 2m in flight."""
+def default_configs(max_batch_size: int, draft_len: int, *, can_share_cores: bool = False) -> list[BenchConfig]:
+    """Return ar with 2m, sd with m and with 2m, and minedraft with m per batch; compare those with 2m in flight.
+
+    can_share_cores: also sd with 2m on all cores.
+    """
+    shared = [BenchConfig(Mode.SD, 2 * max_batch_size, draft_len, shares_cores=True)] if can_share_cores else []
     return [
         BenchConfig(Mode.AR, 2 * max_batch_size, 0),
         BenchConfig(Mode.SD, max_batch_size, draft_len),
         BenchConfig(Mode.SD, 2 * max_batch_size, draft_len),
+        *shared,
         BenchConfig(Mode.MINEDRAFT, max_batch_size, draft_len),
     ]
 
@@ -211,7 +218,8 @@ async def measure(
     is_detailed: bool = False,
 ) -> BenchRun:
     """Measure one run: configure, send all prompts, wait for all answers, read the counters."""
-    await loan.configure(config.mode, config.max_batch_size, config.draft_len, keep_cores=config.keeps_cores)
+    keeps = config.keeps_cores or (config.mode is Mode.SD and not config.shares_cores)
+    await loan.configure(config.mode, config.max_batch_size, config.draft_len, keep_cores=keeps)
     return BenchRun.of(await _run(client, prompts, sampling, traffic or Traffic()), is_detailed=is_detailed)
 
 

@@ -259,7 +259,7 @@ class PolicyReplaced:
 @dataclass(frozen=True, slots=True)
 class ModeChanged:
     """New mode and sizes are in force. why: who asked for them. is_lent: a client sets them, and no policy. keep_cores:
-    the verifier computes on its own cores only."""
+    each worker computes on its own cores only."""
 
     mode: Mode
     max_batch_size: int

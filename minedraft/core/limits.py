@@ -32,7 +32,7 @@ class SchedulerLimits:
         scores: what the drafter says of its drafts, for the draft policy.
         max_replays: times that a request is recomputed because the verifier was lost in a round of it, the last time
             alone.
-        keep_cores: whether a borrower wants the verifier to compute on its own cores only.
+        keep_cores: whether a borrower wants each worker to compute on its own cores only.
         max_steps: maximum decode steps of one verify command, in `ar` only; None: as `policy/steps.py` says.
     """
 

@@ -104,7 +104,7 @@ class Pipeline:
         self._settled = asyncio.Event()  # the requested limits are in force
         self._settled.set()
         self._lanes: list[asyncio.Task[None]] = []
-        self._cores = CoreSharing(lambda: self.verifier, self._publish)
+        self._cores = CoreSharing(lambda: (self.verifier, *([self.drafter] if self.drafter else ())), self._publish)
         self.scheduler = Scheduler(limits, make_ledger(verifier.info), None, draft_policy)
         policies = draft_policy.observe, mode_policy.observe, self.scheduler.steps.observe
         self._observers = [*observers, *policies, self._cores.observe]

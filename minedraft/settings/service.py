@@ -85,7 +85,8 @@ class Settings(ObservingSettings):
         examples=["DEVICE"],
     )
     keep_cores: bool = Field(
-        False, description="Leave the drafter's cores idle in mode ar; otherwise the verifier computes on them too."
+        False,
+        description="Have each worker keep to its own cores in modes ar and sd; otherwise whichever computes has them all.",
     )
     keep_drafting: bool = Field(
         False, description="Draft even if no draft is accepted; otherwise drafting is suspended and tried again later."
@@ -273,7 +274,7 @@ class Settings(ObservingSettings):
             "head": self.draft if has_head and is_verifier else None,
             "listen": address,
             "device": self.target_device if is_verifier else self.draft_device,
-            "max_device": cores_of_both(self) if is_verifier else None,
+            "max_device": cores_of_both(self),
             "memory_share": self.target_memory_share if is_verifier else self.draft_memory_share,
             "max_requests": self._max_with_kv,
         }

@@ -37,7 +37,7 @@ class Machine:
         gap_s: time that a worker loses between two commands.
         collision: how much longer forwards take while both workers only read, see `theory.costs.Costs`.
         noise: standard deviation of a command's time, as a part of it.
-        shares_cores: the verifier may have the drafter's cores in mode ar.
+        shares_cores: each worker may have the other one's cores in modes ar and sd.
         draft_method: what the drafter is.
     """
 
@@ -120,7 +120,8 @@ class SimulatedService:
         machine = self.machine
         assert machine.draft is not None, "the machine has no drafter"
         seat = Seat(self._draft, machine.draft, machine.draft_blocks, machine.block_size)
-        return SimulatedDrafter(seat, machine.acceptance, machine.draft_method, self._seed)
+        cores = _BOTH_CORES if machine.shares_cores else ()
+        return SimulatedDrafter(seat, machine.acceptance, machine.draft_method, self._seed, cores)
 
     def _device(self, link_s: float) -> SimulatedDevice:
         machine = self.machine

@@ -109,7 +109,8 @@ class _Decoding:
 
 
 def endless_limits(mode: Mode, max_batch_size: int, draft_len: int) -> SchedulerLimits:
-    """Return limits that refuse no request for its length or for the number of those that wait."""
+    """Return limits that refuse no request for its length or for the number of those that wait. In `sd` each worker has
+    its own device, as where the costs were measured (`minedraft bench`)."""
     return SchedulerLimits(
         mode,
         max_batch_size,
@@ -118,6 +119,7 @@ def endless_limits(mode: Mode, max_batch_size: int, draft_len: int) -> Scheduler
         max_waiting_tokens=1 << 40,
         max_model_len=1 << 20,
         branches=1,
+        keep_cores=mode is Mode.SD,
     )
 
 

@@ -53,6 +53,7 @@ class _SimulatedLink:
     """What both simulated workers have of a link."""
 
     role: Role
+    is_wide = False
 
     def __init__(self, seat: Seat, max_cores: tuple[int, ...] = (), draft_method: DraftMethod | None = None) -> None:
         has_features = draft_method in (None, DraftMethod.EAGLE)
@@ -92,6 +93,7 @@ class _SimulatedLink:
         return self.info.num_blocks
 
     async def configure(self, cores: Sequence[int]) -> Timing:
+        self.is_wide = len(cores) > 1
         return Timing()
 
     async def close(self) -> None:
@@ -113,11 +115,6 @@ class SimulatedVerifier(_SimulatedLink):
     """A `Verifier` that takes the time of a forward and judges drafts by what they are."""
 
     role = Role.VERIFIER
-    is_wide = False
-
-    async def configure(self, cores: Sequence[int]) -> Timing:
-        self.is_wide = len(cores) > 1
-        return Timing()
 
     def curtail(self, number: int) -> None:
         """Do nothing: simulated rounds have one step each."""
@@ -137,9 +134,14 @@ class SimulatedDrafter(_SimulatedLink):
     role = Role.DRAFTER
 
     def __init__(
-        self, seat: Seat, acceptance: AcceptanceLaw, draft_method: DraftMethod = DraftMethod.MODEL, seed: int = 0
+        self,
+        seat: Seat,
+        acceptance: AcceptanceLaw,
+        draft_method: DraftMethod = DraftMethod.MODEL,
+        seed: int = 0,
+        max_cores: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(seat, draft_method=draft_method)
+        super().__init__(seat, max_cores, draft_method)
         self._acceptance = acceptance
         self._seed = seed
         self._kinds: dict[int, int] = {}
@@ -162,10 +164,11 @@ class SimulatedDrafter(_SimulatedLink):
         # `theory.costs.Costs.draft`. More are a prompt's.
         num_prompt = sum([len(span.tokens) for span in spans if span.spec is not None or not span.draft_len])
         num_rows = num_prompt + sum([span.spec is None and span.draft_len > 0 for span in spans])
-        works = [self._seat.forward.work(num_rows, num_kv, num_prompt=num_prompt)]
+        forward, is_wide = self._seat.forward, self.is_wide
+        works = [forward.work(num_rows, num_kv, num_prompt=num_prompt, is_wide=is_wide)]
         lens = [span.draft_len for span in spans]
         for step in range(1, max(lens)):
-            works.append(self._seat.forward.work(sum([length > step for length in lens]), num_kv))
+            works.append(forward.work(sum([length > step for length in lens]), num_kv, is_wide=is_wide))
         seconds = sum([work.seconds for work in works])
         return Effort(seconds, sum([work.seconds * work.reading for work in works]) / seconds if seconds else 0.0)
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from minedraft import AsyncClient, SamplingParams
 from minedraft.bench.datasets.prompt import BenchPrompt
+from minedraft.bench.plan import can_share_cores
 from minedraft.bench.prompts import load_prompts
 from minedraft.bench.report import render_rows, run_with_progress, write_report
 from minedraft.bench.runner import BenchRow, BenchTable, default_configs, measure_auto
@@ -110,7 +111,7 @@ async def _show(
             await _stream(console, client, prompt, max_new_tokens)
         await _ask_http(console, http, max_new_tokens)
         console.print("\nThe same prompts in every mode, sent together:\n")
-        configs = default_configs(size, draft_len)
+        configs = default_configs(size, draft_len, can_share_cores=can_share_cores(await client.status()))
         params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
         async with client.borrow() as loan:
             table = BenchTable(prompts[: 2 * size], params, [BenchRow(config) for config in configs])

@@ -22,12 +22,14 @@ def small_machine(verify: Cost, draft: Cost, acceptance: AcceptanceLaw, wide: fl
     """Return two cores that share memory, and are not quite steady.
 
     Args:
-        wide: what a verify takes on both cores, as a part of what it takes on its own; None: it has no others.
+        wide: what a forward takes on both cores, as a part of what it takes on its own; None: it has no others.
     """
-    on_both = None if wide is None else Cost(wide * verify.base_s, wide * verify.slope_s, verify.free)
+    on_both, draft_on_both = (
+        None if wide is None else Cost(wide * cost.base_s, wide * cost.slope_s, cost.free) for cost in (verify, draft)
+    )
     return Machine(
         FittedForward(verify, prompt_token_s=0.0005, wide=on_both),
-        FittedForward(draft),
+        FittedForward(draft, wide=draft_on_both),
         acceptance,
         link_s=0.0001,
         collision=0.1,

@@ -28,10 +28,10 @@ def smollm2_like(noise: float = 0.08) -> Machine:
 def _pair(
     verify: Cost, wide: float, draft: Cost, prompt_token_s: tuple[float, float], rates: tuple[float, ...], noise: float
 ) -> Machine:
-    on_both = Cost(wide * verify.base_s, wide * verify.slope_s, verify.free)
+    on_both, draft_on_both = (Cost(wide * cost.base_s, wide * cost.slope_s, cost.free) for cost in (verify, draft))
     return Machine(
         FittedForward(verify, prompt_token_s=prompt_token_s[0], wide=on_both),
-        FittedForward(draft, prompt_token_s=prompt_token_s[1]),
+        FittedForward(draft, prompt_token_s=prompt_token_s[1], wide=draft_on_both),
         by_kind(rates),
         link_s=0.0003,
         collision=0.35,

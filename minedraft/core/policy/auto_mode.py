@@ -62,10 +62,8 @@ class AutoMode:
         best = max(self._best, key=lambda mode: self._best[mode].tokens_per_s)
         if self._trials.home is not None:
             return f"{self._figures()}; {self._mode.value} is on trial"
-        if best is self._mode:
+        if self._mode in self._best and self._best[self._mode].tokens_per_s >= self._best[best].tokens_per_s:
             return self._figures()
-        if best is Mode.SD and self._mode not in self._best:
-            return f"{self._figures()}; {self._mode.value} runs one request as sd does"
         return f"{self._figures()}; {best.value} must stay clearly ahead first"
 
     def wanted(self, now_s: float) -> ModeDecision | None:
@@ -75,9 +73,9 @@ class AutoMode:
             return None
         worked_s, self._worked_s, self._looked_s = self._worked_s, 0.0, now_s
         self._seen = min(max(sum(self._running.values()), 1), self._num_seats)
-        self._best = self._forecast.rates(self._seen, self._has_drafter)
+        self._best = self._forecast.rates(self._seen, self._has_drafter, self._mode)
         rates = {mode: goodput.tokens_per_s for mode, goodput in self._best.items()}
-        rates.setdefault(self._mode, rates.get(Mode.SD, 0.0))  # one request has one batch in either mode
+        rates.setdefault(self._mode, 0.0)  # it drafts, and has no drafter
         drafting = self._trials.home or self._mode
         if drafting in self._best and drafting.has_drafts:  # without drafts nothing more is learnt of them
             rates[drafting] = self._forecast.doubted(self._seen, drafting)
@@ -157,8 +155,8 @@ class AutoMode:
 
     def _end_trial(self, rates: Mapping[Mode, float]) -> ModeDecision | None:
         """Return to the mode before the trial, unless the one that is tried turns out to be better."""
-        if self._mode is None or (self._mode not in self._best and self._has_drafter):
-            return None  # one request runs alike in both
+        if self._mode is None:
+            return None
         if (winner := self._trials.result(self._mode, rates)) is None:
             return None
         if winner is self._mode:

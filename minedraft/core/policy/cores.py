@@ -1,4 +1,4 @@
-"""Which cores the verifier computes on, by mode. Pure."""
+"""Which cores each worker computes on, by mode. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from minedraft.messages import WorkerInfo
 from minedraft.types import Mode
 
 
-def verifier_cores(mode: Mode, verifier: WorkerInfo) -> tuple[int, ...]:
-    """Return the verifier's cores in a mode; empty for a worker whose cores are not numbered.
+def worker_cores(mode: Mode, worker: WorkerInfo) -> tuple[int, ...]:
+    """Return a worker's cores in a mode; empty for a worker whose cores are not numbered.
 
-    Without drafts the drafter sleeps, so the verifier has all that it may have; otherwise each has its own.
+    Where one worker computes while the other one waits, each has all the cores that it may have: in `ar` the drafter
+    sleeps, and in `sd` they take turns. Where both compute at once, each has its own.
     """
-    return verifier.cores if mode.has_drafts or not verifier.max_cores else verifier.max_cores
+    return worker.max_cores if mode.takes_turns and worker.max_cores else worker.cores

@@ -136,6 +136,10 @@ class AutoDraftLen:
         rates = acceptance.rates(min(costs.next_depth, MAX_DRAFT_LEN))
         survivals = [acceptance.survival(known, rates) for known in sample]
         best = best_depth(costs, way, num_in_flight, survivals)
+        if not best.depth and acceptance.doubt:  # a few drafts that were refused are no reason to make none
+            hoped = acceptance.rates(len(rates), acceptance.doubt)
+            doubted = [acceptance.survival(known, hoped) for known in sample]
+            best = max(best, best_depth(costs, way, num_in_flight, doubted), key=lambda goodput: goodput.tokens_per_s)
         depth = plan.depth
         if best.depth != depth:
             present = goodput_at(costs, way, num_in_flight, survivals, depth, best.least_survival)

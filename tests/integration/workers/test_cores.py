@@ -1,4 +1,4 @@
-"""A verifier process computes on other cores from one command to the next, with the same bits."""
+"""A worker process computes on other cores from one command to the next, with the same bits."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from minedraft.errors import InvalidRequest, MemoryExhausted, ProtocolError
-from minedraft.messages import ConfigureCommand, Verdict, VerifyCommand, VerifySpan
-from minedraft.rpc.worker_link import GrpcVerifier
+from minedraft.messages import ConfigureCommand, DraftCommand, DraftSpan, Verdict, VerifyCommand, VerifySpan
+from minedraft.rpc.worker_link import GrpcDrafter, GrpcVerifier
 from minedraft.sampling_params import SamplingParams
 from minedraft.types import Acceptance, Batch, Role, RoundId, SequenceSpec
 from minedraft_workers.cores import WorkerCores
@@ -80,6 +80,31 @@ async def test_a_verifier_takes_a_core_and_gives_it_back_with_the_same_bits(tmp_
         async with await GrpcVerifier.connect(process.address) as link:
             assert await Rounds(link).verify() == before
             assert set(affinities(process)) == {(second,)}, "a new scheduler finds the worker on its own cores"
+
+
+@pytest.mark.slow
+@needs_native
+@needs_two_cores
+async def test_a_drafter_takes_a_core_and_gives_it_back_with_the_same_drafts(tmp_path: Path) -> None:
+    first, second = CORES[:2]
+    model = make_tiny_model(tmp_path / "model", hidden_size=128, head_dim=32, intermediate_size=256)
+    flags = ("--model", str(model), "--kernels", "native", "--num-blocks", "256")
+    own = ("--device", f"cpu:{first}", "--max-device", f"cpu:{first},{second}")
+    spec = SequenceSpec(SamplingParams(), 64, 3, Acceptance.COUPLED)
+    with worker("drafter", tmp_path, *flags, *own) as process:
+        async with await GrpcDrafter.connect(process.address, connect_timeout_s=60) as link:
+            assert (link.info.cores, link.info.max_cores) == ((first,), (first, second))
+            made, seen = [], []
+            for number, cores in enumerate(((first,), (first, second), (first,)), 1):
+                await link.configure(cores)
+                ids = range(10 * number, 10 * number + 10)
+                spans = tuple(DraftSpan(n, 0, tuple((n % 10 * i) % 300 for i in range(1, 65)), 4, spec) for n in ids)
+                reply = await link.draft(DraftCommand(RoundId(link.info.epoch, Batch.A, number), spans))
+                made.append([proposal.tokens for proposal in reply.proposals])
+                seen.append(set(affinities(process)))
+            assert made[0] == made[1] == made[2]
+            assert seen[0] == seen[2] == {(first,)}
+            assert seen[1] >= {(first, second)}
 
 
 class Changes:

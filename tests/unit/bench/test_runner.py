@@ -42,7 +42,8 @@ def test_rows_of_tables_that_differ_in_k_are_shared_where_there_are_no_drafts() 
     sweep = Sweep([Mode.AR, Mode.SD, Mode.MINEDRAFT], [4], [1, 2], can_share_cores=True)
     one, two = tables = sweep.tables(load_prompts(None), SamplingParams())
     assert [row.config.label for row in one.rows] == [
-        "ar m=8 on the verifier's device", "ar m=8", "sd m=4 k=1", "sd m=8 k=1", "minedraft m=4 k=1"
+        "ar m=8 on the verifier's device", "ar m=8", "sd m=4 k=1", "sd m=8 k=1",
+        "sd m=8 k=1 on all cores", "minedraft m=4 k=1"
     ]  # fmt: skip
     assert one.rows[0] is two.rows[0]
     assert [row.config.label for _, row in planned_runs(tables)] == [

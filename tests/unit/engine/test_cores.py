@@ -1,4 +1,4 @@
-"""The verifier has the drafter's cores in mode ar, and its own again with drafts."""
+"""Each worker has all cores where only one of them works at a time, and its own where both do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minedraft.types import LoanTerms, Mode, Role
 from tests.fakes.workers import FakeDrafter, FakeVerifier
 from tests.support.stepping import until
 
-OWN, ALL = (1,), (0, 1)
+DRAFTERS, OWN, ALL = (0,), (1,), (0, 1)
 
 
 def limits(mode: Mode) -> SchedulerLimits:
@@ -28,31 +28,48 @@ def a_verifier() -> FakeVerifier:
     return verifier
 
 
+def a_drafter() -> FakeDrafter:
+    drafter = FakeDrafter()
+    drafter.info = replace(drafter.info, cores=DRAFTERS, max_cores=ALL)
+    return drafter
+
+
 class CoresOf:
-    """An observer: the verifier's cores as the events tell them."""
+    """An observer: the workers' cores as the events tell them."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[int, ...]] = []
+        self.told: dict[Role, list[tuple[int, ...]]] = {role: [] for role in Role}
 
     def __call__(self, event: events.Event, now_s: float) -> None:
         if isinstance(event, events.CoresChanged):
-            assert event.role is Role.VERIFIER
-            self.told.append(event.cores)
+            self.told[event.role].append(event.cores)
 
 
-async def test_the_cores_follow_the_mode() -> None:
-    verifier, told = a_verifier(), CoresOf()
-    async with Pipeline(limits(Mode.AR), verifier, FakeDrafter(), observers=[told]) as pipeline, asyncio.timeout(60):
-        await until(lambda: told.told == [ALL])
-        for mode, wanted in ((Mode.SD, OWN), (Mode.MINEDRAFT, OWN), (Mode.AR, ALL), (Mode.MINEDRAFT, OWN)):
+async def test_whichever_works_has_all_cores_and_its_own_where_both_do() -> None:
+    verifier, drafter, cores = a_verifier(), a_drafter(), CoresOf()
+    async with Pipeline(limits(Mode.AR), verifier, drafter, observers=[cores]) as pipeline, asyncio.timeout(60):
+        await until(lambda: cores.told == {Role.VERIFIER: [ALL], Role.DRAFTER: [ALL]})
+        for mode, num in ((Mode.SD, 1), (Mode.MINEDRAFT, 2), (Mode.SD, 3), (Mode.PEARL, 4), (Mode.AR, 5)):
             pipeline.reconfigure(limits(mode))
-            await until(lambda wanted=wanted: verifier.cores[-1] == wanted)
-    assert verifier.cores == told.told == [ALL, OWN, ALL, OWN], "a mode that needs no change sends no command"
+            await until(lambda num=num: [len(told) for told in cores.told.values()] == [num, num])
+    assert verifier.cores == cores.told[Role.VERIFIER] == [ALL, OWN, ALL, OWN, ALL]
+    assert drafter.cores == cores.told[Role.DRAFTER] == [ALL, DRAFTERS, ALL, DRAFTERS, ALL]
 
 
-async def test_a_borrower_keeps_the_verifier_to_its_own_cores() -> None:
+async def test_a_drafter_that_comes_back_gets_the_cores_again() -> None:
+    first, second = a_drafter(), a_drafter()
+    async with Pipeline(limits(Mode.SD), a_verifier(), first) as pipeline, asyncio.timeout(60):
+        await until(lambda: first.cores == [ALL])
+        pipeline.lose_drafter(WorkerLost("killed"))
+        pipeline.gain_drafter(second)
+        await until(lambda: second.cores == [ALL])
+    assert first.cores == [ALL]
+
+
+@pytest.mark.parametrize("mode", ["ar", "sd"])
+async def test_a_borrower_keeps_the_verifier_to_its_own_cores(mode: str) -> None:
     verifier = a_verifier()
-    terms = {keep: LoanTerms.check("ar", 2, 0, keep_cores=keep) for keep in (False, True)}
+    terms = {keep: LoanTerms.check(mode, 2, 0, keep_cores=keep) for keep in (False, True)}
     async with Pipeline(limits(Mode.MINEDRAFT), verifier, None) as pipeline, asyncio.timeout(10):
         for keep in (False, True, False):
             pipeline.reconfigure(limits(Mode.MINEDRAFT).lent(terms[keep]))
@@ -89,7 +106,7 @@ async def test_a_change_that_fails_is_said_and_tried_again_with_the_next_mode(
     async with Pipeline(limits(Mode.AR), verifier, FakeDrafter()) as pipeline, asyncio.timeout(60):
         await until(lambda: "the verifier keeps its cores: no threads" in caplog.text)
         verifier.error = None
-        for mode, wanted in ((Mode.SD, []), (Mode.AR, [ALL])):
+        for mode, wanted in ((Mode.MINEDRAFT, []), (Mode.AR, [ALL])):
             pipeline.reconfigure(limits(mode))
             await pipeline.settled()
             await until(lambda wanted=wanted: verifier.cores == wanted)

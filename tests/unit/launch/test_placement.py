@@ -114,11 +114,11 @@ def test_nothing_is_told_where_devices_were_chosen_or_there_is_no_gpu(monkeypatc
         ({"target_device": "cpu:0", "draft_device": "cuda:0"}, None),
     ],
 )
-def test_the_verifier_may_have_the_cores_of_both_workers_that_this_launcher_starts(given, cores, models):
+def test_each_worker_may_have_the_cores_of_both_that_this_launcher_starts(given, cores, models):
     settings = Settings.model_validate({**models, **given})
-    flags = worker_flags(settings, Role.VERIFIER, "unix:/v.sock")
-    assert (flags[flags.index("--max-device") + 1] if "--max-device" in flags else None) == cores
-    assert "--max-device" not in worker_flags(settings, Role.DRAFTER, "unix:/d.sock")
+    for role in settings.own_workers:
+        flags = worker_flags(settings, role, "unix:/w.sock")
+        assert (flags[flags.index("--max-device") + 1] if "--max-device" in flags else None) == cores
 
 
 @pytest.mark.parametrize(("given_s", "on_gpu_s"), [(5.0, 30.0), (60.0, 60.0), (0.0, 0.0)])

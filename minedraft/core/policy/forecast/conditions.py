@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from minedraft.types import Mode
+from minedraft.types import Mode, Role
 
 
 class Condition(Enum):
@@ -15,23 +14,37 @@ class Condition(Enum):
     ALONE = "alone"
     OVERLAPPED = "overlapped"
     WIDE = "wide"  # alone, on all cores
+    SHARED = "shared"  # both at once, each on all cores: only while they cache a prompt
 
 
-EXPECTED: Mapping[Condition, float] = {Condition.ALONE: 1.0, Condition.OVERLAPPED: 1.15, Condition.WIDE: 0.8}
+EXPECTED = {
+    Condition.ALONE: 1.0,
+    Condition.OVERLAPPED: 1.15,
+    Condition.WIDE: 0.8,
+    Condition.SHARED: 1.0,
+}
 """Seconds in a condition that was never met, as a part of those alone."""
 
-HOPED: Mapping[Condition, float] = {Condition.ALONE: 1.0, Condition.OVERLAPPED: 1.0, Condition.WIDE: 0.6}
+HOPED = EXPECTED | {Condition.OVERLAPPED: 1.0, Condition.WIDE: 0.6}
 """The same for an optimist, so that a condition is met once where it may pay."""
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to run: the mode, and whether the verifier has all cores."""
+    """A way to run: the mode, and the workers that have more cores than their own."""
 
     mode: Mode
-    is_wide: bool = False
+    wide: frozenset[Role] = frozenset()
 
-    def condition(self, num_in_flight: int) -> Condition:
+    def condition(self, num_in_flight: int, role: Role = Role.VERIFIER) -> Condition:
+        """Return the condition that a worker is in."""
         if self.mode.num_batches > 1 and num_in_flight > 1:
             return Condition.OVERLAPPED
-        return Condition.WIDE if self.is_wide else Condition.ALONE
+        return Condition.WIDE if role in self.wide else Condition.ALONE
+
+    def prompt_condition(self, role: Role) -> Condition:
+        """Return the condition in which a worker caches prompts, which both do at once. It is the same in turns and
+        overlapped where each has its own cores: a difference of noise would choose the mode."""
+        if role not in self.wide:
+            return Condition.ALONE
+        return Condition.SHARED if self.mode.has_drafts and len(self.wide) > 1 else Condition.WIDE

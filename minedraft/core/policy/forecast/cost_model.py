@@ -1,7 +1,7 @@
 """What rounds cost on this machine: learnt from events, asked before a decision. Pure.
 
 Costs are kept apart by the *condition* they were measured in: two workers at work at once share memory bandwidth,
-and a verifier with more cores is faster. A condition that was never met is expected to cost what another one does,
+and a worker with more cores is faster. A condition that was never met is expected to cost what another one does,
 times a ratio: the measured one of the nearest size, else one that is expected.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from minedraft.core import events
-from minedraft.core.policy.cores import verifier_cores
+from minedraft.core.policy.cores import worker_cores
 from minedraft.core.policy.forecast.conditions import EXPECTED, HOPED, Condition, Way
 from minedraft.core.policy.forecast.cost_curve import CostCurve
 from minedraft.core.policy.forecast.prompt_costs import PromptCosts
@@ -25,6 +25,7 @@ _OVERHEAD_S = 0.0003  # expected time of the scheduler and of the wire in a roun
 _OVERHEAD_PER_REQUEST_S = 0.00003
 _DEEPER = 1.5  # drafts are expected to be worth what they cost up to so many times the deepest that were measured
 _LEAST_DEEP = 4
+_BOTH = Role.VERIFIER, Role.DRAFTER
 _MOST_PERIODS = 4  # a round that took this many times its expected time measures something else
 
 
@@ -48,7 +49,7 @@ class CostModel:
 
     def __init__(self) -> None:
         self.way = Way(Mode.SD)
-        self._verifier: WorkerInfo | None = None
+        self._workers: dict[Role, WorkerInfo] = {}
         self._verify = {condition: CostCurve() for condition in Condition}
         self._draft: dict[Condition, dict[int, tuple[float, CostCurve]]] = {condition: {} for condition in Condition}
         self._deepest = 0  # drafts of one request that were measured
@@ -87,12 +88,13 @@ class CostModel:
             case events.RequestEnded():
                 self._prompts.ended(event.request_id, event.output_len)
             case events.ModeChanged():
-                self._run(Way(event.mode, self.way.is_wide))
-            case events.WorkerJoined() if event.info.role is Role.VERIFIER:
-                self._verifier = event.info
-                self.way = Way(self.way.mode)
-            case events.CoresChanged() if event.role is Role.VERIFIER and self._verifier is not None:
-                self._run(Way(self.way.mode, len(event.cores) > len(self._verifier.cores)))
+                self._run(Way(event.mode, self.way.wide))
+            case events.WorkerJoined():
+                self._workers[event.info.role] = event.info
+                self.way = Way(self.way.mode, self.way.wide - {event.info.role})
+            case events.CoresChanged() if event.role in self._workers:
+                is_wide = len(event.cores) > len(self._workers[event.role].cores)
+                self._run(Way(self.way.mode, self.way.wide - {event.role} | ({event.role} if is_wide else set())))
 
     def _run(self, way: Way) -> None:
         """Begin to run in another way; what is open now measures neither."""
@@ -109,7 +111,8 @@ class CostModel:
         elif ended.verify_s:
             self._verify[condition].add(event.num_requests + num_verified, ended.verify_s)
             if ended.draft_s and plan.depth:
-                self._learn_draft(condition, plan.depth, plan.num_drafts / plan.depth, ended.draft_s)
+                drafter_is = self.way.condition(event.num_active, Role.DRAFTER)
+                self._learn_draft(drafter_is, plan.depth, plan.num_drafts / plan.depth, ended.draft_s)
             if event.batch not in self._is_disturbed:
                 self._learn_overhead(event, ended, (now_s - self._last[event.batch][0]) / ended.num_steps)
         if not event.is_prefill:
@@ -118,12 +121,12 @@ class CostModel:
 
     def _learn_prefill(self, ended: _OpenRound, condition: Condition, num_rows: int) -> None:
         """Learn from a round in which the verifier, the drafter or both cached prompt tokens."""
-        plan = ended.plan
+        plan, (verifier, drafter) = ended.plan, (self.way.prompt_condition(role) for role in _BOTH)
         if plan.num_prompt_tokens and ended.verify_s:
             rest_s = self.verify_s(condition, num_rows) if self._verify[condition].is_known else None
-            self._prompts.verified(condition, plan.num_prompt_tokens, ended.verify_s, rest_s)
+            self._prompts.verified(verifier, plan.num_prompt_tokens, ended.verify_s, rest_s)
         if plan.num_drafter_tokens and ended.prefill_s:
-            self._prompts.drafted(plan.num_drafter_tokens, ended.prefill_s)
+            self._prompts.drafted(drafter, plan.num_drafter_tokens, ended.prefill_s)
 
     def _learn_draft(self, condition: Condition, depth: int, num_rows: float, seconds: float) -> None:
         self._deepest = max(self._deepest, depth)
@@ -180,19 +183,20 @@ class CostModel:
 
     def way_of(self, mode: Mode) -> Way:
         """Return how rounds would run in a mode."""
-        verifier = self._verifier
-        return Way(mode, verifier is not None and len(verifier_cores(mode, verifier)) > len(verifier.cores))
+        infos = self._workers.values()
+        return Way(mode, frozenset(info.role for info in infos if len(worker_cores(mode, info)) > len(info.cores)))
 
-    def prompt_s(self, condition: Condition, has_drafts: bool) -> float:
+    def prompt_s(self, way: Way, has_drafts: bool) -> float:
         """Return the seconds that prompts take for each output token, of late; both workers cache them at once."""
-        token_s = self._prompts.verify_s(condition, self._ratios)
+        token_s = self._prompts.verify_s(way.prompt_condition(Role.VERIFIER), self._ratios)
         if has_drafts:
-            token_s = max(token_s, self._prompts.draft_s)
+            token_s = max(token_s, self._prompts.draft_s(way.prompt_condition(Role.DRAFTER), self._ratios))
         return self._prompts.num_per_output * token_s
 
     def catch_up_s(self, num_tokens: int) -> float:
         """Return the seconds in which a drafter that lacks committed tokens caches them."""
-        return num_tokens * (self._prompts.draft_s or self._prompts.verify_s(Condition.ALONE, self._ratios))
+        token_s = self._prompts.draft_s(Condition.ALONE, self._ratios)
+        return num_tokens * (token_s or self._prompts.verify_s(Condition.ALONE, self._ratios))
 
     def verify_s(self, condition: Condition, num_rows: float) -> float:
         """Return the seconds of a verify of `num_rows` tokens; `is_known` is true."""
@@ -241,7 +245,8 @@ class CostModel:
         num_batches = 2 if condition is Condition.OVERLAPPED else 1
         num_requests = num_in_flight / num_batches
         verify_s = self.verify_s(condition, (num_in_flight + num_drafts) / num_batches)
-        draft_s = self.draft_s(condition, depth, num_drafts / num_batches / max(depth, 1))
+        drafter_is = way.condition(num_in_flight, Role.DRAFTER)
+        draft_s = self.draft_s(drafter_is, depth, num_drafts / num_batches / max(depth, 1))
         overhead_s = self._overhead_s((num_batches, depth > 0), ceil(num_requests))
         if num_batches == 1:
             return draft_s + verify_s + overhead_s

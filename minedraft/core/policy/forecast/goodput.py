@@ -79,7 +79,7 @@ def _best(
         if depth < least_depth:
             continue
         period_s = costs.period_s(way, num_in_flight, drafts, depth)
-        prompt_s = costs.prompt_s(way.condition(num_in_flight), depth > 0)
+        prompt_s = costs.prompt_s(way, depth > 0)
         rate = 1 / max(period_s / tokens + prompt_s, 1e-9)
         if best is None or rate > best.tokens_per_s:
             best = Goodput(depth, least_survival, drafts / num_in_flight, rate, period_s)

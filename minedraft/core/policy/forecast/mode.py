@@ -32,9 +32,18 @@ class ModeForecast:
         """Whether enough was measured to say anything."""
         return self._experience.costs.is_known and self._experience.costs.knows_drafts
 
-    def rates(self, num_in_flight: int, has_drafter: bool = True) -> Mapping[Mode, Goodput]:
-        """Return the goodput of each mode that can run; `is_known` is true. num_in_flight: requests, at least 1."""
-        return self._rates(self._experience.costs, num_in_flight, has_drafter, 0.0)
+    def rates(
+        self, num_in_flight: int, has_drafter: bool = True, present: Mode | None = None
+    ) -> Mapping[Mode, Goodput]:
+        """Return the goodput of each mode that can run, and of the present one; `is_known` is true.
+
+        Args:
+            num_in_flight: requests, at least 1. present: may have more batches than there are requests.
+        """
+        rates = self._rates(self._experience.costs, num_in_flight, has_drafter, 0.0)
+        if present is not None and has_drafter and present not in rates:
+            rates[present] = self._goodput(self._experience.costs, present, num_in_flight, 0.0)
+        return rates
 
     def doubted(self, num_in_flight: int, mode: Mode) -> float:
         """Return the tokens per second of a mode if acceptance is as high as it may well be by what is known of it."""
@@ -54,9 +63,7 @@ class ModeForecast:
             hopes[mode] = replace(goodput, tokens_per_s=gain * goodput.tokens_per_s)
         return hopes
 
-    def _rates(
-        self, costs: CostModel, num_in_flight: int, has_drafter: bool, optimism: float
-    ) -> Mapping[Mode, Goodput]:
+    def _rates(self, costs: CostModel, num_in_flight: int, has_drafter: bool, optimism: float) -> dict[Mode, Goodput]:
         modes = [mode for mode in (Mode.SD, Mode.MINEDRAFT) if has_drafter and num_in_flight >= mode.num_batches]
         return {mode: self._goodput(costs, mode, num_in_flight, optimism) for mode in (Mode.AR, *modes)}
 

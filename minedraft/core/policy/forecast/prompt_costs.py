@@ -27,14 +27,13 @@ class PromptCosts:
     """Learns what a token of a prompt takes each worker, and how many of them there are for each output token.
 
     Both counts are of requests that have ended: those that have just begun have had all of their prompt, and little of
-    their output. A prompt is taken to cost the same in turns and overlapped: a difference of noise would choose the
-    mode.
+    their output. Conditions are those of `Way.prompt_condition`.
     """
 
     def __init__(self) -> None:
-        self._verify = {is_wide: _Mean() for is_wide in (False, True)}
+        self._verify = {condition: _Mean() for condition in Condition}
         self._rough = 0.0  # seconds a token of a prefill from which nothing could be taken off
-        self._draft = _Mean()
+        self._draft = {condition: _Mean() for condition in Condition}
         self._prompt_lens: dict[int, int] = {}  # of live requests
         self._num_prompt, self._num_output = 0.0, 0.0
 
@@ -54,27 +53,27 @@ class PromptCosts:
         if rest_s is None:
             self._rough = seconds / num_tokens
         else:
-            self._verify[condition is Condition.WIDE].add(max(seconds - rest_s, 0.0) / num_tokens)
+            self._verify[condition].add(max(seconds - rest_s, 0.0) / num_tokens)
 
-    def drafted(self, num_tokens: int, seconds: float) -> None:
+    def drafted(self, condition: Condition, num_tokens: int, seconds: float) -> None:
         """Take the drafter's caching of committed tokens."""
-        self._draft.add(seconds / num_tokens)
+        self._draft[condition].add(seconds / num_tokens)
 
     def verify_s(self, condition: Condition, ratios: Mapping[Condition, float]) -> float:
         """Return the verifier's seconds for a prompt token; 0 if no prompt was measured."""
-        is_wide = condition is Condition.WIDE
-        own, other = self._verify[is_wide], self._verify[not is_wide]
-        if own.count or not other.count:
-            return own.token_s or self._rough
-        ratio = ratios[Condition.WIDE] / ratios[Condition.ALONE]
-        return other.token_s * (ratio if is_wide else 1 / ratio)
+        return _token_s(self._verify, condition, ratios) or self._rough
 
-    @property
-    def draft_s(self) -> float:
-        """The drafter's seconds for a committed token; 0 if none was measured."""
-        return self._draft.token_s
+    def draft_s(self, condition: Condition, ratios: Mapping[Condition, float]) -> float:
+        """Return the drafter's seconds for a committed token; 0 if none was measured."""
+        return _token_s(self._draft, condition, ratios)
 
     @property
     def num_per_output(self) -> float:
         """Prompt tokens for each output token, of late; 0 while no request has ended."""
         return self._num_prompt / max(self._num_output, 1.0)
+
+
+def _token_s(means: Mapping[Condition, _Mean], condition: Condition, ratios: Mapping[Condition, float]) -> float:
+    """Return the seconds a token in a condition, from those in another one if need be; 0 if none was measured."""
+    measured = [each for each in (condition, *means) if means[each].count]
+    return means[measured[0]].token_s * ratios[condition] / ratios[measured[0]] if measured else 0.0

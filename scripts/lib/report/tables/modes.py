@@ -51,6 +51,7 @@ def _line(row: Mapping[str, Any], base: Mapping[str, Any] | None, bound: float |
     is_overlapped = mode == "minedraft" and not config.get("is_auto")
     name = f"auto: {mode}" if config.get("is_auto") else mode
     name = f"{name}, one device" if config.get("keeps_cores") else name
+    name = f"{name}, all cores" if config.get("shares_cores") else name
     name = f"{name} {size}+{size}" if mode == "minedraft" else f"{name} {size}"
     cells = [bold(name) if is_overlapped else name, _rate(figures["tokens_per_s"])]
     has_steady = base is not None and mode != "ar"

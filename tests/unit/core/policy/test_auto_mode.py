@@ -56,7 +56,7 @@ def simulate(
         (1.0, 0.9, None, 2, (Mode.SD, Mode.MINEDRAFT)),
         (1.0, 0.65, None, 16, (Mode.AR, Mode.SD)),
         (1.0, 0.65, 0.62, 2, (Mode.AR, Mode.SD)),
-        (5.0, 0.65, 0.62, 1, (Mode.AR, Mode.SD)),
+        (8.0, 0.65, 0.62, 1, (Mode.AR, Mode.SD)),
         (5.0, 0.9, 0.62, 32, (Mode.AR, Mode.MINEDRAFT)),
     ],
 )
@@ -83,7 +83,7 @@ class KnownRates(ModeForecast):
         super().__init__(Experience(), None)
         self._rates_of = rates
 
-    def rates(self, num_in_flight: int, has_drafter: bool = True) -> dict[Mode, Goodput]:
+    def rates(self, num_in_flight: int, has_drafter: bool = True, present: Mode | None = None) -> dict[Mode, Goodput]:
         return {mode: Goodput(1, 0.0, 1.0, rate, 0.2) for mode, rate in self._rates_of.items()}
 
     def hopes(self, num_in_flight: int, has_drafter: bool, optimism: float) -> dict[Mode, Goodput]:
