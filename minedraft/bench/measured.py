@@ -74,8 +74,8 @@ class MeasuredRow:
 
 def read_rows(path: Path) -> list[MeasuredRow]:
     """Return the rows that `minedraft bench --json` wrote, without those in which the service chose for itself, those
-    of ar on the verifier's device alone and of sd on all cores, and those of pearl, whose speed depends on how often it guessed right, which
-    the file does not tell.
+    of ar on the verifier's device alone and of sd on all cores, and those of pearl, whose speed depends on how often it
+    guessed right, which the file does not tell.
 
     Raises:
         ConfigError: the file cannot be read, is no such result, or has no rounds.

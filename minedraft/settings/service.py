@@ -86,7 +86,7 @@ class Settings(ObservingSettings):
     )
     keep_cores: bool = Field(
         False,
-        description="Have each worker keep to its own cores in modes ar and sd; otherwise whichever computes has them all.",
+        description="Have each worker keep to its own cores in modes ar and sd; otherwise whichever computes has all.",
     )
     keep_drafting: bool = Field(
         False, description="Draft even if no draft is accepted; otherwise drafting is suspended and tried again later."
