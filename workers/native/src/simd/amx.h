@@ -36,6 +36,11 @@ template <int Tile>
 MINEDRAFT_INLINE void load_tile(const void* p, int64_t stride) {
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride), "i"(Tile) : "memory");
 }
+// The same for what is not wanted again soon: it should not push out of the first-level cache what is.
+template <int Tile>
+MINEDRAFT_INLINE void load_tile_once(const void* p, int64_t stride) {
+    __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride), "i"(Tile) : "memory");
+}
 template <int Tile>
 MINEDRAFT_INLINE void store_tile(void* p, int64_t stride) {
     __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(stride), "i"(Tile) : "memory");

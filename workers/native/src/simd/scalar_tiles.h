@@ -38,6 +38,10 @@ inline void load_tile(const void* p, int64_t stride) {
         std::memcpy(tiles.at[Tile][r], static_cast<const uint8_t*>(p) + r * stride, tiles.config.bytes[Tile]);
 }
 template <int Tile>
+inline void load_tile_once(const void* p, int64_t stride) {
+    load_tile<Tile>(p, stride);
+}
+template <int Tile>
 inline void store_tile(void* p, int64_t stride) {
     for (int64_t r = 0; r < tiles.config.rows[Tile]; ++r)
         std::memcpy(static_cast<uint8_t*>(p) + r * stride, tiles.at[Tile][r], tiles.config.bytes[Tile]);
