@@ -13,8 +13,9 @@ from minedraft_workers.execution.runner import PackedRows
 from minedraft_workers.kernels.native_kernels import KernelPool, NativeLayerKernels, Program
 from minedraft_workers.kernels.tables import BlockTables
 
-# Rows that a program has memory for. In a longer forward, a prompt's, the calls cost nothing beside the work.
-MAX_ROWS = 64
+# Rows that a program has memory for: a chunk of a prompt and what is decoded beside it. Without one, the ways into the
+# library cost as much as a tenth of a small model's chunk.
+MAX_ROWS = 320
 
 
 class ProgramRunner:

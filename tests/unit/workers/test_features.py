@@ -37,7 +37,7 @@ RUNS = [
 
 
 def load(path: Path, **options: object) -> Executor:
-    settings: dict[str, object] = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 128}
+    settings: dict[str, object] = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 384}
     settings |= {"block_size": 4, "kernels": "native"} | options
     return Executor.load(path, LoadOptions(**settings))  # type: ignore[arg-type]
 

@@ -79,10 +79,13 @@ class Attender {
             s.values[num_tiles + i] = s.values[0];
         }
         if (next_) find_tiles(*next_, num_tiles, tiles_of(*next_) < kTilesAhead ? tiles_of(*next_) : kTilesAhead);
-        for (int64_t q = 0; q < queries; ++q) {
-            s.limits[q] = padded_tokens(view, span.start + task_.first + q / a.group + 1);
-            s.largest[q] = -kInfinity;
-            s.total[q] = 0;
+        for (int64_t q = 0, row = 0; q < queries; ++row) {
+            const int64_t limit = padded_tokens(view, span.start + task_.first + row + 1);
+            for (int64_t end = q + a.group; q < end; ++q) {
+                s.limits[q] = limit;
+                s.largest[q] = -kInfinity;
+                s.total[q] = 0;
+            }
         }
         std::memset(s.mix, 0, num_rows * a.cache.value_dim * sizeof(float));
     }
@@ -130,7 +133,10 @@ class Attender {
 
     // -inf for tokens beyond the query's own, and for the unused end of a padded block.
     void hide(float* scores, int64_t chunk, int64_t seen, int64_t width) const {
-        for (int64_t i = seen; i < width; ++i) scores[i] = -kInfinity;
+        for (int64_t i = width - kStrip; seen < width && i < width; i += kLanes) {
+            const Mask is_seen = greater(fill(static_cast<float>(seen - i)), lane_numbers());
+            store(scores + i, select(is_seen, load(scores + i), fill(-kInfinity)));
+        }
         if (view.padded == a.cache.block_size) return;
         for (int64_t i = 0; i < seen; ++i)
             if ((chunk + i) % view.padded >= a.cache.block_size) scores[i] = -kInfinity;
@@ -150,7 +156,7 @@ class Attender {
     };
     template <class K>
     struct ShareOf<K, true> : Bfloat16 {
-        static void store_share(uint16_t* p, Floats x) { store_for_dot(p, x); }
+        static void store_share(uint16_t* p, Floats x) { store_bfloat16(p, x); }
     };
 
   private:

@@ -116,11 +116,6 @@ struct FetchNothing {
     MINEDRAFT_INLINE void advance() {}
 };
 
-// Rounded by the instruction for it, which takes subnormal numbers as zero, as the products do.
-struct SumsAsBfloat16 : Bfloat16 {
-    static void store_lanes(uint16_t* p, Floats x) { store_for_dot(p, x); }
-};
-
 // One pass over a piece of the inputs: its x and weights, and where its sums go, or come from too.
 struct TilePass {
     const uint8_t* x;
@@ -290,11 +285,11 @@ class TileMultiplier {
         else if (column + kPanel <= a.out && !a.bias)
             write_panel(from, reinterpret_cast<uint16_t*>(to), stride);
         else
-            write_rows<SumsAsBfloat16>(a, from, tiles.size, 2, column, to, stride);
+            write_rows<Bfloat16>(a, from, tiles.size, 2, column, to, stride);
     }
 
     void write_panel(const float* from, uint16_t* to, int64_t stride) const {
-        for (int64_t r = 0; r < tiles.size; ++r, from += kPanel, to += stride) store_panel_for_dot(to, from);
+        for (int64_t r = 0; r < tiles.size; ++r, from += kPanel, to += stride) store_panel(to, from);
     }
 
     void copy_to_y() const {

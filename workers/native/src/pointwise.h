@@ -97,9 +97,7 @@ void argmax_row(const Argmax& a, int64_t row) {
     const auto* x = row_of<D>(a.x, row, a.x_stride);
     // Lane by lane: the largest so far and its column (columns fit a float32 exactly: they are below 2^24).
     Floats best = fill(-__builtin_inff()), best_at = zeros(), poison = zeros();
-    float first_lanes[kLanes];
-    for (int i = 0; i < kLanes; ++i) first_lanes[i] = static_cast<float>(i);
-    Floats at = load(first_lanes);
+    Floats at = lane_numbers();
     int64_t i = 0;
     for (; i + kLanes <= a.columns; i += kLanes) {
         const Floats value = D::load_lanes(x + i);

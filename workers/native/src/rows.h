@@ -22,6 +22,12 @@ struct Bfloat16 {
     static Floats rounded(Floats x) { return round_to_bfloat16(x); }
 };
 
+// 0, 1, 2 and so on.
+inline Floats lane_numbers() {
+    static constexpr float kNumbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return load(kNumbers);
+}
+
 // The first `count` lanes; the rest are zero.
 template <class D>
 inline Floats load_some(const typename D::Type* p, int64_t count) {
@@ -87,9 +93,11 @@ inline Floats exponential(Floats x) {
     return times_power_of_two(power, n);
 }
 
-// 2 to the power of x, for x <= 0, to about 1e-7 of the result; 0 from -150 down (AVX2: -126). NaN stays NaN.
+// 2 to the power of x, for x <= 0, to about 1e-7 of the result; 0 below -126. NaN stays NaN. A subnormal result, or one
+// that becomes 0 by itself, would take Intel's cores as long as fifty others, and every hidden token has one.
 inline Floats power_of_two(Floats x) {
-    x = max(fill(-200.0f), x);
+    const Mask is_none = greater(fill(-126.0f), x);
+    x = max(fill(-126.0f), x);
     const Floats n = round_even(x), rest = sub(x, n);
     Floats power = fill(1.5461452e-4f);
     power = fma(power, rest, fill(1.3390873e-3f));
@@ -97,7 +105,7 @@ inline Floats power_of_two(Floats x) {
     power = fma(power, rest, fill(5.5503570e-2f));
     power = fma(power, rest, fill(2.4022651e-1f));
     power = fma(power, rest, fill(6.9314718e-1f));
-    return times_power_of_two(fma(power, rest, fill(1.0f)), n);
+    return select(is_none, zeros(), times_power_of_two(fma(power, rest, fill(1.0f)), n));
 }
 
 }  // namespace

@@ -44,7 +44,7 @@ class Case:
 
     def load(self, **options: object) -> EagleHead:
         info = check_head_folder(self.folder, check_model_folder(self.target, "target"), "draft")
-        settings: dict[str, object] = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 128}
+        settings: dict[str, object] = {"device": Device.parse("cpu").here(), "dtype": "float32", "num_blocks": 384}
         settings |= {"block_size": 4, "kernels": "native"} | options
         return load_head(info, LoadOptions(**settings))  # type: ignore[arg-type]
 

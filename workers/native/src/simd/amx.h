@@ -55,8 +55,8 @@ MINEDRAFT_INLINE void multiply_tile() {
 MINEDRAFT_INLINE void fetch_near(const uint8_t* p) { __asm__ volatile("prefetcht0 %0" : : "m"(*p)); }
 MINEDRAFT_INLINE void fetch_far(const uint8_t* p) { __asm__ volatile("prefetcht1 %0" : : "m"(*p)); }
 
-// `store_for_dot` of 32 numbers: mostly a whole line of the cache.
-inline void store_panel_for_dot(uint16_t* p, const float* x) {
+// `store_bfloat16` of 32 numbers: mostly a whole line of the cache.
+inline void store_panel(uint16_t* p, const float* x) {
     _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(load(x + kLanes), load(x)));
 }
 

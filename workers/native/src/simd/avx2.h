@@ -72,7 +72,6 @@ inline void store_bfloat16(uint16_t* p, Floats x) {
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(halves, halves), 0x08);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
 }
-inline void store_for_dot(uint16_t* p, Floats x) { store_bfloat16(p, x); }
 inline Floats round_to_bfloat16(Floats x) { return high(to_bfloat16(x)); }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

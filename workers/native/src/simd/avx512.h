@@ -55,27 +55,24 @@ inline Floats load_bfloat16(const uint16_t* p) {
 inline Floats load_float16(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-// To the nearest, ties to even; a NaN stays one. The upper half of each lane is the bfloat16.
-inline __m512i to_bfloat16(Floats x) {
+// To the nearest, ties to even; a NaN stays one. With the instruction for it subnormal numbers become zero, as which
+// `dot` takes them anyway.
+#ifdef MINEDRAFT_DOT
+inline __m256i to_bfloat16(Floats x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+#else
+inline __m256i to_bfloat16(Floats x) {
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i is_odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff)));
     const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    return _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7fc00000));
+    const __m512i all = _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7fc00000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(all, 16));
 }
-inline void store_bfloat16(uint16_t* p, Floats x) {
-    const __m512i halves = _mm512_srli_epi32(to_bfloat16(x), 16);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(halves));
-}
-// For `dot` to read. With its own instruction subnormal numbers become zero, as which `dot` takes them anyway.
-inline void store_for_dot(uint16_t* p, Floats x) {
-#ifdef MINEDRAFT_DOT
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
-#else
-    store_bfloat16(p, x);
 #endif
+inline void store_bfloat16(uint16_t* p, Floats x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(x));
 }
-inline Floats round_to_bfloat16(Floats x) { return high(to_bfloat16(x)); }
+inline Floats round_to_bfloat16(Floats x) { return low(_mm512_cvtepu16_epi32(to_bfloat16(x))); }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 

@@ -130,17 +130,14 @@ inline Floats load_float16(const uint16_t* p) { return each([=](int i) { return 
 inline Floats load_bfloat16(const uint16_t* p) {
     return each([=](int i) { return as_float(static_cast<uint32_t>(p[i]) << 16); });
 }
-// To the nearest, ties to even; a NaN stays one.
+// To the nearest, ties to even; a NaN stays one, and a subnormal number becomes zero.
 inline uint16_t to_bfloat16(float x) {
-    const uint32_t bits = as_bits(x);
+    const uint32_t bits = as_bits(without_subnormals(x));
     const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
     return is_nan ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 inline void store_bfloat16(uint16_t* p, Floats x) {
     for (int i = 0; i < kLanes; ++i) p[i] = to_bfloat16(x.lane[i]);
-}
-inline void store_for_dot(uint16_t* p, Floats x) {
-    for (int i = 0; i < kLanes; ++i) p[i] = to_bfloat16(without_subnormals(x.lane[i]));
 }
 inline Floats round_to_bfloat16(Floats x) {
     return each([&](int i) { return as_float(static_cast<uint32_t>(to_bfloat16(x.lane[i])) << 16); });

@@ -74,9 +74,9 @@ inline void multiply_tile() {
 inline void fetch_near(const uint8_t*) {}
 inline void fetch_far(const uint8_t*) {}
 
-inline void store_panel_for_dot(uint16_t* p, const float* x) {
-    store_for_dot(p, load(x));
-    store_for_dot(p + kLanes, load(x + kLanes));
+inline void store_panel(uint16_t* p, const float* x) {
+    store_bfloat16(p, load(x));
+    store_bfloat16(p + kLanes, load(x + kLanes));
 }
 
 }  // namespace
