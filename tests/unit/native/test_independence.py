@@ -75,9 +75,10 @@ def test_large_layers_too_are_the_same_on_any_threads(isa: str):
         ("amx_bf16", 40, 4800, 300),
         ("amx_bf16", 1000, 3200, 300),
         ("amx_bf16", 70, 64, 1100),
+        ("amx_bf16", 20_000, 64, 70),  # past the caches
     ],
 )
-def test_sums_by_tiles_that_wait_in_memory_between_pieces_of_a_long_row_are_the_same(
+def test_sums_by_tiles_are_the_same_cut_into_pieces_and_written_in_any_way(
     isa: str, num_out: int, num_in: int, num_rows: int
 ):
     kernels = open_kernels(isa)

@@ -25,6 +25,8 @@ constexpr int64_t kTileRows = 16, kTileInputs = 2 * kTileSteps, kTileBytes = 102
 constexpr int64_t kMostTiles = 32;
 constexpr int64_t kNearBytes = 1 << 20, kSumBytes = 1 << 19;
 constexpr int64_t kWrittenPanels = 16;
+// Logits of more bytes go past the caches: they would not stay there, and each line would be read before it is written.
+constexpr int64_t kFarBytes = 1 << 22;
 // Steps of a panel that stay in the first-level cache, where there are several passes over it.
 constexpr int64_t kNearSteps = 18;
 // From so many tiles on there is time to fetch the next piece meanwhile. With fewer, memory's own prefetcher is faster,
@@ -295,9 +297,17 @@ class TileMultiplier {
     void copy_to_y() const {
         const int64_t column = first * kPanel, end = last * kPanel < a.out ? last * kPanel : a.out;
         const int64_t first_row = tiles.begin(first_tile), num_rows = row_of_tile(num_tiles - 1) + tiles.size;
-        for (int64_t r = 0; r < num_rows; ++r)
-            std::memcpy(static_cast<uint8_t*>(a.y) + ((first_row + r) * a.y_stride + column) * width(),
-                        written + r * kWrittenPanels * kPanel * width(), (end - column) * width());
+        const int64_t bytes = (end - column) * width();
+        auto* to = static_cast<uint8_t*>(a.y) + (first_row * a.y_stride + column) * width();
+        const uint8_t* from = written;
+        const auto all = reinterpret_cast<uintptr_t>(to) | a.y_stride * width() | bytes;
+        const bool is_far = a.y_dtype == kFloat32 && tiles.rows * a.out * width() > kFarBytes && all % 64 == 0;
+        for (int64_t r = 0; r < num_rows; ++r, to += a.y_stride * width(), from += kWrittenPanels * kPanel * width())
+            if (is_far)
+                copy_past_caches(to, from, bytes);
+            else
+                std::memcpy(to, from, bytes);
+        if (is_far) finish_copies();
     }
 };
 

@@ -55,6 +55,13 @@ MINEDRAFT_INLINE void multiply_tile() {
 MINEDRAFT_INLINE void fetch_near(const uint8_t* p) { __asm__ volatile("prefetcht0 %0" : : "m"(*p)); }
 MINEDRAFT_INLINE void fetch_far(const uint8_t* p) { __asm__ volatile("prefetcht1 %0" : : "m"(*p)); }
 
+// Copies past the caches, by whole lines: `to` begins with one. `finish_copies` comes before another thread reads it.
+inline void copy_past_caches(uint8_t* to, const uint8_t* from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64)
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
+}
+inline void finish_copies() { _mm_sfence(); }
+
 // `store_bfloat16` of 32 numbers: mostly a whole line of the cache.
 inline void store_panel(uint16_t* p, const float* x) {
     _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(load(x + kLanes), load(x)));
