@@ -128,7 +128,8 @@ struct TilePass {
     bool resumes;
 };
 
-template <int X, class Fetch>
+// `StaysNear`: whether the same x comes again, before the first-level cache has lost it.
+template <int X, bool StaysNear, class Fetch>
 void multiply_tiles(const TilePass& p, Fetch fetch) {
     using Use = TileUse<X>;
     constexpr int64_t kSumStride = kPanel * sizeof(float);
@@ -147,7 +148,10 @@ void multiply_tiles(const TilePass& p, Fetch fetch) {
         fetch.fetch(weight);
         load_tile<Use::weight(0)>(weight, 64);
         repeat<0, X>([&](auto i) __attribute__((always_inline)) {
-            load_tile_once<Use::x(i)>(x + i * x_tile, 64);
+            if constexpr (StaysNear)
+                load_tile<Use::x(i)>(x + i * x_tile, 64);
+            else
+                load_tile_once<Use::x(i)>(x + i * x_tile, 64);
             multiply_tile<Use::sum(i, 0), Use::x(i), Use::weight(0)>();
         });
         fetch.fetch(weight + strip_bytes);
@@ -232,9 +236,10 @@ class TileMultiplier {
     int64_t steps_from(int64_t step) const { return steps - step < cut.steps ? steps - step : cut.steps; }
 
     void multiply_piece(int64_t panel, int64_t step) const {
-        multiply_pair(panel, step, 0, FetchNear{});
+        if (num_tiles <= 2) return multiply_pair<true>(panel, step, 0, FetchNear{});
+        multiply_pair<false>(panel, step, 0, FetchNear{});
         if (num_tiles < kFetchFromTiles) {
-            for (int64_t tile = 2; tile < num_tiles; tile += 2) multiply_pair(panel, step, tile, FetchNothing{});
+            for (int64_t tile = 2; tile < num_tiles; tile += 2) multiply_pair<false>(panel, step, tile, FetchNothing{});
             return;
         }
         // The piece after this one, strip after strip; the last piece of all fetches what is no weight of this layer.
@@ -247,12 +252,12 @@ class TileMultiplier {
             const int64_t from = lines * pass / passes, count = lines * (pass + 1) / passes - from;
             const bool is_second = from >= lines / 2;
             const uint8_t* at = next + (is_second ? strip_bytes() : 0) + 64 * (is_second ? from - lines / 2 : from);
-            multiply_pair(panel, step, 2 + 2 * pass, FetchNext{at, (count + here - 1) / here});
+            multiply_pair<false>(panel, step, 2 + 2 * pass, FetchNext{at, (count + here - 1) / here});
         }
     }
 
     // Two tiles of x from `tile` on, or the last one.
-    template <class Fetch>
+    template <bool StaysNear, class Fetch>
     void multiply_pair(int64_t panel, int64_t step, int64_t tile, Fetch fetch) const {
         const int64_t x_tile = steps * tiles.step_bytes(), here = steps_from(step);
         float* at = sums + ((panel - group) * cut.rows + tile * tiles.size) * kPanel;
@@ -267,9 +272,9 @@ class TileMultiplier {
                             step > 0};
         const int64_t count = num_tiles - tile < 2 ? 1 : 2;
         if (count == 2)
-            multiply_tiles<2>(pass, fetch);
+            multiply_tiles<2, StaysNear>(pass, fetch);
         else
-            multiply_tiles<1>(pass, fetch);
+            multiply_tiles<1, StaysNear>(pass, fetch);
         if (step + here == steps)
             for (int64_t i = 0; i < count; ++i) write(at + i * tiles.size * kPanel, tile + i, panel);
     }
