@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scripts.drafter.config import Config
-from scripts.drafter.model.compare import OF_DRAFTER, OF_TARGET, compare
+from scripts.drafter.model.compare import OF_DRAFTER, OF_ITSELF, OF_TARGET, compare
 from scripts.drafter.model.cuts import cut_of, take_layers
 from scripts.drafter.model.export import export_model
 from scripts.drafter.model.objective import ModelDrafter
@@ -63,7 +63,7 @@ def test_sizes_are_trained_for_the_same_tokens_from_either_start(config: Config,
     budget = Budget(config.compare.tokens)
     lines = compare(run, tmp_path, budget, source, NEVER)
     rows = load_json(tmp_path / "students.json", "compare")["rows"]
-    assert [row["start"] for row in rows] == [OF_TARGET, OF_DRAFTER, OF_DRAFTER, None]
+    assert [row["start"] for row in rows] == [OF_TARGET, OF_DRAFTER, OF_ITSELF, None]
     assert len(lines) == 4
     one, other, on, larger = rows
     assert on["trained_tokens"] >= config.compare.tokens

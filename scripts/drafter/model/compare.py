@@ -33,7 +33,8 @@ from scripts.drafter.training.trainer import Budget, Trainer
 
 REPEATS = 15
 FIT_SHARDS = 2  # of the answers, whose states the closed-form start is fitted to
-OF_TARGET, OF_DRAFTER = "target", "drafter"  # what a row's layers start from
+# What a row's layers start from; the last: a drafter that is trained on as it is.
+OF_TARGET, OF_DRAFTER, OF_ITSELF = "target", "drafter", "itself"
 Row = dict[str, Any]
 Report = Callable[[str, float, list[float]], None]  # a row's name, the used share of its budget, its losses
 
@@ -56,10 +57,10 @@ def compare(run: Run, results: Path, budget: Budget, source: Path | None, report
     make_states(run.model, run.answers, sorted({*kept, *ends, num_layers} - {0}), lambda _: None, FIT_SHARDS)
     wanted = [(OF_TARGET, cut) for cut in cuts]
     if source:
-        wanted += [(OF_DRAFTER, cut) for cut in (*cuts, config.model.layers(num_layers))]
+        wanted += [*((OF_DRAFTER, cut) for cut in cuts), (OF_ITSELF, config.model.layers(num_layers))]
     for start, cut in wanted:
         if not any(row["start"] == start and row["trained"] == cut[1] for row in table):
-            table.append(_trained_row(run, cut, budget, source if start == OF_DRAFTER else None, report))
+            table.append(_trained_row(run, cut, start, budget, source, report))
             _save(path, run, table)
     if source is not None and not any(row["start"] is None for row in table):
         table.append(_source_row(run, source))
@@ -68,22 +69,22 @@ def compare(run: Run, results: Path, budget: Budget, source: Path | None, report
     return [line(row) for row in table]
 
 
-def _trained_row(run: Run, cut: tuple[int, list[int]], budget: Budget, source: Path | None, report: Report) -> Row:
+def _trained_row(
+    run: Run, cut: tuple[int, list[int]], start: str, budget: Budget, source: Path | None, report: Report
+) -> Row:
     config = run.config
     settings = config.compare
-    is_trained_on = source is not None and cut == config.model.layers(run.parts.num_layers)
     training = replace(config.training[MODEL], tokens_per_batch=settings.tokens_per_batch)
-    if not is_trained_on:
+    if start != OF_ITSELF:
         training = replace(training, learning_rate=settings.learning_rate)
     drafter = ModelDrafter(run.parts, config.model, training, cut)
-    start = OF_DRAFTER if source else OF_TARGET
     number = drafter.prefix + len(drafter.trained)
     folder = _folder(run, number, start)
     trainer = Trainer(training, config.seed, drafter.parameters(), drafter.loss_of, run.corpus.examples, folder)
     if not trainer.resume():
-        if source is not None:
+        if source is not None and start != OF_TARGET:
             take_layers(drafter, _source_drafter(run, source))
-        if not is_trained_on:  # its layers follow on each other as they are
+        if start != OF_ITSELF:  # its layers follow on each other as they are
             drafter.start(run.corpus, config.seed)
     held_out = run.corpus.held_out("validation")
     trainer.run(

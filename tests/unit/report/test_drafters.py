@@ -29,8 +29,9 @@ def _served(drafter: str, mode: str, k: int, rate: float) -> dict[str, Any]:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
-    """Two students, the second start of one of them, and the shipped drafter; one student was served."""
+    """Two students, the second start of one, the shipped drafter and what it is trained on; one was served."""
     rows = [
+        _trained(21, "itself", 2.2),
         _trained(21, None, 2.0),
         _trained(8, "target", 1.5),
         _trained(4, "drafter", 1.4),
@@ -39,6 +40,7 @@ def results(tmp_path: Path) -> Results:
     served = [_served("4 layers", "sd", k, rate) for k, rate in ((1, 200.0), (2, 230.0), (3, 210.0))]
     served += [
         _served("shipped", "sd", 2, 220.0),
+        _served("shipped, trained on", "sd", 2, 225.0),
         _served("4 layers", "minedraft", 1, 250.0),
         _served("", "ar", 0, 180),
     ]
@@ -61,12 +63,14 @@ def test_sizes_of_one_start_stand_together_with_their_budget_and_their_cost(resu
         "| 8 layers",
         "| 4 layers, from the shipped",
         "| shipped",
+        "| shipped, trained on",
         "| head",
     ]
     assert rows[0][1:7] == ["240", "40", "0.33", "1.40", "1.50", "1.60"]
     assert rows[3][1:3] == ["", ""], "its training is told elsewhere"
-    assert rows[4][3:7] == ["0.60", "1.90", "2.10", "2.20"]
-    assert [row[-1] for row in rows] == ["20 % |", " |", " |", "20 % |", " |"]
+    assert rows[4][1] == "240"
+    assert rows[5][3:7] == ["0.60", "1.90", "2.10", "2.20"]
+    assert [row[-1] for row in rows] == ["20 % |", " |", " |", "20 % |", "20 % |", " |"]
 
 
 def test_each_load_is_shown_with_its_best_k(results: Results) -> None:

@@ -89,7 +89,7 @@ def students_chart(results: Results) -> Sequence[Panel]:
         xs = tuple(float(row["layers"]) for row in group)
         got = tuple(float(row["evaluation"]["all"]["greedy"]["tokens_per_round"][3]) for row in group)
         rounds.append(Line(label, xs, got))
-    named = {student_name(row): float(row["layers"]) for row in rows}
+    named = {student_name(row): float(row["layers"]) for row in rows if row["start"] != "itself"}
     costs = [(layers, _share(served, name)) for name, layers in sorted(named.items(), key=lambda one: one[1])]
     known = [(layers, round(share, 3)) for layers, share in costs if share is not None]
     shares.append(
@@ -118,6 +118,8 @@ def student_name(row: Mapping[str, Any]) -> str:
     """Return the name of a row of `scripts/train_drafter compare`."""
     if row["start"] is None:
         return "shipped"
+    if row["start"] == "itself":
+        return "shipped, trained on"
     return f"{row['layers']} layers" + (", from the shipped" if row["start"] == "drafter" else "")
 
 
@@ -134,7 +136,7 @@ def _share(served: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def _by_start(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    order = ("target", "drafter", None)
+    order = ("target", "drafter", None, "itself")
     return sorted(rows, key=lambda row: (order.index(row["start"]), row["layers"]))
 
 
