@@ -41,7 +41,7 @@ Stages, with their times on one idle core for SmolLM2-135M and 600,000 tokens of
 Each stage can be stopped with Ctrl-C and resumes when it is run again. `answers`, `teacher` and `training` may run at
 the same time: each takes up what the one before has made. `compare`, which runs only by name, trains small models of
 several sizes for the same number of tokens, from the target's layers and from those of --start, if given, and says
-what tokens/s each would give (9 min each; --minutes: fewer).
+what tokens/s each would give (9 to 14 min each; --minutes: fewer).
 
 \b
 Prompts:

@@ -70,7 +70,7 @@ COMMANDS = {
     "drafting/pearl.json": f"{_BENCH}/pearl --target DIR --draft DIR --in-flight 1 --draft-lens 1 --json pearl.json",
     "scripts/drafter/results/model.json": "scripts/train_drafter --target DIR --kind model",
     "scripts/drafter/results/students.json": "scripts/train_drafter compare --target DIR --kind model"
-    " --train-tokens 40000",
+    " --train-tokens 500000",
     "drafting/qwen.json": "scripts/train_drafter --target DIR --prompts FILE --tokens 3000 --minutes 2 --threads 1",
     "drafting/students.json": f"{_BENCH}/studies/sizes --target DIR --drafter '4 layers' DIR ..."
     " --head head DIR --json students.json",
