@@ -188,6 +188,7 @@ class Server:
             stack.push_async_callback(_cancel, watcher)
         await stack.enter_async_context(pipeline)
         await service.open(pipeline)
+        policies.experience.acceptance.begin_anew()  # the first generation is no text that anybody asks for
         return pipeline
 
     async def _find_drafter(self, verifier: WorkerInfo) -> tuple[Drafter | None, bool]:

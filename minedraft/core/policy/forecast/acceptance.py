@@ -39,6 +39,10 @@ class AcceptanceRates:
     """
 
     def __init__(self) -> None:
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget everything."""
         self.num_verified = 0
         self._tried = [0.0] * MAX_DRAFT_LEN  # by position: drafts that the target has judged
         self._accepted = [0.0] * MAX_DRAFT_LEN

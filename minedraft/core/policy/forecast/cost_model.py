@@ -23,6 +23,7 @@ from minedraft.types import Batch, Mode, Role
 _SLOPE = 0.02  # expected cost of one more row, as a part of the cost of one row, while nothing tells
 _OVERHEAD_S = 0.0003  # expected time of the scheduler and of the wire in a round, and what a request adds to it
 _OVERHEAD_PER_REQUEST_S = 0.00003
+_LEAST_STEP = 0.75  # of what a draft has cost so far, that one more is taken to cost
 _DEEPER = 1.5  # drafts are expected to be worth what they cost up to so many times the deepest that were measured
 _LEAST_DEEP = 4
 _BOTH = Role.VERIFIER, Role.DRAFTER
@@ -216,7 +217,11 @@ class CostModel:
     def _extended(self, condition: Condition, num_rows: float) -> float:
         """Return the seconds of a condition that is known, with the slope of prefills where nothing nearer is."""
         curve, token_s = self._verify[condition], self._prompts.verify_s(condition, self._ratios)
-        return curve.at(num_rows, token_s or _SLOPE * curve.at(curve.nearest(1)), token_s * 0.5)
+        # Hardly more than reading the weights takes, unless a prompt's tokens cost less. Rows that are taken for cheap
+        # are tried, and measured; what is taken for dear would never be.
+        slope_s = _SLOPE * curve.at(curve.nearest(1))
+        slope_s = min(slope_s, token_s) if token_s else slope_s
+        return curve.at(num_rows, slope_s, slope_s / 2)
 
     def draft_s(self, condition: Condition, depth: int, num_rows: float) -> float:
         """Return the seconds of `depth` draft forwards of `num_rows` requests each; `knows_drafts` is true."""
@@ -262,7 +267,9 @@ class CostModel:
 def _at_depth(curve: CostCurve, depth: int) -> float:
     known = curve.nearest(depth)
     per_draft_s = curve.at(known) / known
-    return curve.at(depth, per_draft_s, 0.5 * per_draft_s)
+    if depth < known and not curve.covers(depth):
+        return per_draft_s * depth  # the slope between deeper ones is that of their noise
+    return curve.at(depth, per_draft_s, _LEAST_STEP * per_draft_s)
 
 
 def _busy_s(timing: Timing) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from minedraft.core.policy.forecast.conditions import Condition, Way
 from minedraft.core.policy.forecast.cost_model import CostModel
 
+_ALIKE = 0.97  # shallower drafts that are expected to give this part of the best rate are preferred
 _HOPELESS = 0.75  # deeper drafts are not tried once their rate is below this part of the best one
 
 
@@ -68,7 +69,8 @@ def _best(
 ) -> Goodput:
     scale = num_in_flight / max(len(survivals), 1)
     tokens, drafts = float(num_in_flight), 0.0
-    best: Goodput | None = None
+    found: list[Goodput] = []
+    best_rate = 0.0
     for depth in range(min(map(len, survivals), default=0) + 1):
         if depth:
             kept = [s[depth - 1] for s in survivals if s[depth - 1] >= least_survival]
@@ -81,12 +83,14 @@ def _best(
         period_s = costs.period_s(way, num_in_flight, drafts, depth)
         prompt_s = costs.prompt_s(way, depth > 0)
         rate = 1 / max(period_s / tokens + prompt_s, 1e-9)
-        if best is None or rate > best.tokens_per_s:
-            best = Goodput(depth, least_survival, drafts / num_in_flight, rate, period_s)
-        elif rate < _HOPELESS * best.tokens_per_s and depth > 1:  # a first draft costs more than a second
+        found.append(Goodput(depth, least_survival, drafts / num_in_flight, rate, period_s))
+        best_rate = max(best_rate, rate)
+        if rate < _HOPELESS * best_rate and depth > 1:  # a first draft costs more than a second
             break
-    assert best is not None, "least_depth is at most the length of the survivals"
-    return best
+    assert found, "least_depth is at most the length of the survivals"
+    # What is known of deep drafts comes from the requests that accept many. A round that is as good with fewer of them
+    # is shorter, and the requests that accept few have more of such rounds.
+    return next(each for each in found if each.tokens_per_s >= (_ALIKE if each.depth else 1.0) * best_rate)
 
 
 def _row_price(costs: CostModel, way: Way, num_in_flight: int, goodput: Goodput) -> float:

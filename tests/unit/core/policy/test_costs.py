@@ -7,7 +7,9 @@ import random
 import pytest
 
 from minedraft.core.policy.forecast.acceptance import AcceptanceRates, chain
+from minedraft.core.policy.forecast.conditions import Condition
 from minedraft.core.policy.forecast.cost_curve import CostCurve
+from minedraft.core.policy.forecast.cost_model import CostModel
 from minedraft.core.request import NewRequest, Request
 from minedraft.sampling_params import SamplingParams
 
@@ -69,3 +71,34 @@ def test_a_request_whose_drafts_are_accepted_more_often_than_others_is_told_from
     assert rates.survival(bad.id, common)[0] < 0.45
     rates.forget(good.id)
     assert rates.survival(good.id, common) == chain(common)
+
+
+def test_rates_that_begin_anew_know_nothing() -> None:
+    rates, new = AcceptanceRates(), AcceptanceRates()
+    for _ in range(50):
+        rates.add(3, 0)
+    assert rates.rates(3)[0] < 0.1
+    assert rates.doubt < new.doubt
+    rates.begin_anew()
+    assert (rates.rates(3), rates.doubt, rates.num_verified) == (new.rates(3), new.doubt, 0)
+
+
+def test_a_shallower_draft_than_any_measured_is_taken_to_cost_its_part() -> None:
+    """Two deep drafts that the noise has brought together say nothing of shallow ones, nor of deeper ones."""
+    costs = CostModel()
+    for depth, seconds in ((4, 0.140), (5, 0.142)):
+        costs._learn_draft(Condition.ALONE, depth, 1.0, seconds)
+    assert costs.draft_s(Condition.ALONE, 1, 1) == pytest.approx(0.035)
+    assert costs.draft_s(Condition.ALONE, 8, 1) > 0.142 + 3 * 0.02
+
+
+def test_rows_beyond_those_measured_are_not_dear_before_one_was_tried() -> None:
+    """A prompt's tokens cost what computing takes; a few rows more than one are mostly read beside the weights."""
+    costs = CostModel()
+    for _ in range(4):
+        costs._verify[Condition.WIDE].add(1, 0.100)
+    costs._prompts.verified(Condition.WIDE, 10, 0.080, 0.0)  # 8 ms a token
+    assert costs.verify_s(Condition.WIDE, 8) == pytest.approx(0.100 * (1 + 7 * 0.02))
+    for _ in range(4):
+        costs._verify[Condition.WIDE].add(8, 0.150)
+    assert costs.verify_s(Condition.WIDE, 8) == pytest.approx(0.150)
