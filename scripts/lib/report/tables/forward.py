@@ -11,7 +11,7 @@ from scripts.lib.report.results import Results
 
 _CONTEXT = 128
 _ONE, _TWO = "cpu:1", "cpu:0-1"
-_SMALL, _LARGE = "smollm2-135m-instruct", "qwen2.5-coder-1.5b-instruct"
+_SMALL = "smollm2-135m-instruct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,6 @@ _TABLES = {
     "forward_amx.json": (
         _Line("1 new token each, one core, ms (times the floor)", _ONE, _TILES),
         _Line("4 new tokens each, one core", _ONE, _TILES, span_len=4),
-        _Line("Qwen 1.5B, 1 new token each, one core", _ONE, _TILES, model=_LARGE),
-        _Line("Qwen 1.5B, 4 new tokens each, one core", _ONE, _TILES, span_len=4, model=_LARGE),
     ),
 }
 
