@@ -57,7 +57,7 @@ COMMANDS = {
     "studies/observing.json": f"{_BENCH}/observing --json observing.json",
     "observing/cpu.json": f"{_BENCH}/observing --no-real --steps 60 --repeats 40 --json cpu.json",
     "forward.json": f"{_BENCH}/forward MODEL --json forward.json",
-    "forward_amx.json": f"{_BENCH}/forward MODEL --json forward_amx.json",
+    "forward_amx.json": f"{_BENCH}/forward MODEL --device cpu:1 --no-generate --json forward_amx.json",
     "kernels.json": f"{_BENCH}/kernels --json kernels.json",
     "sampling.json": f"{_BENCH}/sampling --json sampling.json",
     "control.json": f"{_BENCH}/control --json control.json",
