@@ -41,6 +41,7 @@ MAX_FEATURE_SIZE = 1 << 18  # numbers that the target gives a drafter for one to
 MAX_FEATURE_LAYERS = 1024  # layers of a target, one of which has the number -1
 MAX_BATCH_SIZE = 256  # the largest m of two batches; one batch can have the seats of both
 MAX_BRANCHES = 16  # branches that a run ahead can prepare
+BRANCHES = 4  # the same, while nobody says how many
 
 
 class Batch(IntEnum):

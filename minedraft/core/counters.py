@@ -78,7 +78,7 @@ class Counters:
                 self.drafted_rows += len(event.accepted)
                 self.acceptances.update(event.accepted)
                 self.runs_ahead += len(event.runs)
-                self.used_runs += sum(event.runs)
+                self.used_runs += sum([came_true for _, came_true in event.runs])
                 for num_drafts, accepted_len in event.accepted:
                     self.verified_drafts += num_drafts
                     self.accepted_drafts += accepted_len

@@ -88,7 +88,8 @@ class LaneIdle:
 @dataclass(frozen=True, slots=True)
 class RoundPlanned:
     """A round began. num_prompt_tokens: prompt tokens that it caches in the verifier. num_drafts: drafts to ask
-    for. depth: the most for one request. num_drafter_tokens: committed tokens that it caches in the drafter."""
+    for. depth: the most for one request. num_drafter_tokens: committed tokens that it caches in the drafter.
+    ahead_depth, num_branches: the most drafts that are prepared for a request's next round, and in how many ways."""
 
     batch: Batch
     number: int
@@ -97,6 +98,8 @@ class RoundPlanned:
     num_drafts: int
     depth: int = 0
     num_drafter_tokens: int = 0
+    ahead_depth: int = 0
+    num_branches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,7 @@ class RoundCommitted:
         num_active: batches that have requests after the round.
         sources: what made the drafts, for each entry of `accepted`.
         grown: (request id, number of new output tokens) of each request that got some.
-        runs: for each request ahead of which the drafter ran, whether one of the branches came true.
+        runs: (drafts verified, whether one of the branches came true) of each request ahead of which the drafter ran.
     """
 
     batch: Batch
@@ -153,7 +156,7 @@ class RoundCommitted:
     is_prefill: bool
     num_active: int
     sources: tuple[DraftMethod, ...] = ()
-    runs: tuple[bool, ...] = ()
+    runs: tuple[tuple[int, bool], ...] = ()
     grown: tuple[tuple[int, int], ...] = ()
 
 

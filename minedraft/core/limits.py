@@ -8,7 +8,7 @@ from minedraft.core.events import ModeChanged
 from minedraft.core.ledger import KvLedger
 from minedraft.core.request import NewRequest, Request
 from minedraft.errors import InternalError, InvalidRequest, ReplaysExhausted
-from minedraft.types import LoanTerms, Mode, ScoreKind
+from minedraft.types import BRANCHES, LoanTerms, Mode, ScoreKind
 
 RETRY_AFTER_LOSS_S = 5.0
 """When to send a request again that ended because the verifier was lost: it may be back by then."""
@@ -42,7 +42,7 @@ class SchedulerLimits:
     prefill_chunk: int = 256
     max_waiting: int = 256
     max_model_len: int = 8192
-    branches: int = 4
+    branches: int = BRANCHES
     is_lent: bool = False
     extra_drafts: int = 0
     scores: ScoreKind = ScoreKind.NONE

@@ -122,7 +122,7 @@ class RoundTally:
         self._book = book
         self._accepted: list[tuple[int, int]] = []
         self._sources: list[DraftMethod] = []
-        self._runs: list[bool] = []
+        self._runs: list[tuple[int, bool]] = []
 
     def take(self, span: PlannedSpan, sent: VerifySpan, verdict: Verdict) -> None:
         """Take the verdict on a request's span, for which `sent` was sent."""
@@ -136,7 +136,7 @@ class RoundTally:
         request_id, accepted_len = span.request.id, verdict.accepted_len
         came_true = self._book.judged(request_id, self._plan.number, accepted_len, verdict.bonus_token)
         if came_true is not None:
-            self._runs.append(came_true)
+            self._runs.append((len(sent.drafts), came_true))
         elif span.draft_len:
             self._book.accepted(request_id, span.committed_len, accepted_len, 1 + verdict.num_forced)
 

@@ -303,7 +303,8 @@ class Scheduler:
         plan = RoundPlan.of(batch, self._round_number, spans, self.verifier_kv, self.book, self.limits.num_branches)
         lens = [draft.draft_len for draft in plan.drafts]
         counts = num_prompt_tokens, sum(lens), max(lens, default=0), sum([len(p.tokens) for p in plan.prefills])
-        self._events.append(events.RoundPlanned(batch, plan.number, len(spans), *counts))
+        ahead = max([span.ahead_len for span in spans]), plan.num_branches
+        self._events.append(events.RoundPlanned(batch, plan.number, len(spans), *counts, *ahead))
         return plan
 
     def _give_up(self, plan: RoundPlan, end: Callable[[Request], RequestUpdate | None]) -> Updates:

@@ -33,7 +33,7 @@ class Policies:
 
 def choose_policies(settings: Settings) -> Policies:
     """Return the policies; what the settings fix is decided by none of them."""
-    experience = Experience()
+    experience = Experience(settings.branches)
     draft: DraftPolicy = AutoDraftLen(experience) if settings.draft_len == AUTO else FixedDraftLen()
     if settings.draft_policy != "fixed":
         draft = TetrisPolicy(draft, settings.extra_drafts, settings.verify_capacity)

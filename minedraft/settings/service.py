@@ -15,7 +15,7 @@ from minedraft.settings.choices import AUTO, DraftLenChoice, ModeChoice, Optiona
 from minedraft.settings.observing import ObservingSettings
 from minedraft.settings.shared import SharedSettings
 from minedraft.settings.worker import WorkerSettings
-from minedraft.types import MAX_BATCH_SIZE, MAX_BRANCHES, Batch, DraftMethod, Mode, Role
+from minedraft.types import BRANCHES, MAX_BATCH_SIZE, MAX_BRANCHES, Batch, DraftMethod, Mode, Role
 
 
 def _default_target_device() -> str:
@@ -41,8 +41,8 @@ class Settings(ObservingSettings):
     mode: ModeChoice = Field(
         AUTO,
         description="minedraft: two batches, drafting and verifying overlap; sd: one batch, taking turns; "
-        "pearl: one batch, drafted on while it is verified; ar: no drafts; auto: whichever of the others but pearl "
-        "measured costs make the fastest at the present load.",
+        "pearl: one batch, drafted on while it is verified; ar: no drafts; auto: whichever of the others measured "
+        "costs make the fastest at the present load.",
     )
     max_batch_size: int = Field(
         8, ge=1, le=MAX_BATCH_SIZE, description="Requests per batch (m); minedraft has two; auto seats as many as two."
@@ -53,7 +53,7 @@ class Settings(ObservingSettings):
         "acceptance make the fastest, for each request.",
     )
     branches: int = Field(
-        4,
+        BRANCHES,
         ge=1,
         le=MAX_BRANCHES,
         description="Ways a verify may end that pearl prepares for; 1: as in its paper.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from minedraft.settings.choices import AUTO
 from minedraft.settings.service import Settings
 from minedraft.types import Mode
 
@@ -16,7 +17,7 @@ def unused(settings: Settings) -> list[str]:
         "model_name": "" if has_http else "http",
         "extra_drafts": "draft_policy tetris" if is_fixed else "",
         "verify_capacity": "draft_policy tetris" if is_fixed else "",
-        "branches": "" if settings.mode == Mode.PEARL or settings.allow_configure else "mode pearl",
+        "branches": "" if settings.mode in (Mode.PEARL, AUTO) or settings.allow_configure else "mode pearl or auto",
     }
     changed = {name for name in needs if getattr(settings, name) != Settings.model_fields[name].default}
     return [f"{name} has no effect without {need}" for name, need in needs.items() if need and name in changed]

@@ -15,13 +15,14 @@ from minedraft.types import Batch, LoanTerms, Mode, Role
 _LOOK_S = 0.1  # looks are at least this far apart: each takes most of a millisecond
 _THINK_S = 0.5  # between two thoughts about a trial
 _TRIAL_OPTIMISM = 0.15  # a trial needs that a mode would be better if so many more of its drafts were accepted
+_FADE = 0.95  # weight that what was made before the last look keeps
 _LEAST_ROUNDS = 4  # of a mode, before another one is tried
 _LONGEST_PAUSE_ROUNDS = 4  # more time between two rounds is idle time
 _LONGEST_PAUSE_S = 0.5  # the same, where that is more
 
 
 class AutoMode:
-    """Chooses ar, sd or minedraft: what is best says `ModeForecast`, when to change says `Steady`.
+    """Chooses a mode: what is best says `ModeForecast`, when to change says `Steady`.
 
     Every mode has the same seats in all: twice `max_batch_size`, in one batch or in two. So a change refuses nobody.
     A mode of which too little is known may have a trial, see `ModeTrials`.
@@ -38,7 +39,7 @@ class AutoMode:
         self._draft_len = draft_len
         self._mode: Mode | None = None  # in force
         self._asked: Mode | None = None  # asked for, until it is in force
-        self._has_drafter = False
+        self._drafted: tuple[Mode, ...] = ()  # those with drafts that the drafter can take part in
         self._running: dict[Batch, int] = dict.fromkeys(Batch, 0)  # requests in each batch's last round
         self._prompt_lens: dict[int, int] = {}
         self._num_tokens = 0  # committed tokens of live requests, which a drafter would have to catch up with
@@ -46,6 +47,8 @@ class AutoMode:
         self._round_s = 0.0  # expected, of the mode in force
         self._last_s = 0.0  # end of the last round
         self._worked_s = 0.0  # since the last look
+        self._num_made = 0  # output tokens, since then
+        self._lately = 0.0, 0.0  # output tokens of the mode in force and the seconds that they took, older ones fading
         self._looked_s = -_LOOK_S
         self._thought_s = -_THINK_S
         self._seen = 1  # requests in flight at the last look
@@ -72,8 +75,13 @@ class AutoMode:
         if now_s - self._looked_s < _LOOK_S or not self._num_rounds:
             return None
         worked_s, self._worked_s, self._looked_s = self._worked_s, 0.0, now_s
+        self._lately = _FADE * self._lately[0] + self._num_made, _FADE * self._lately[1] + worked_s
+        self._num_made = 0
         self._seen = min(max(sum(self._running.values()), 1), self._num_seats)
-        self._best = self._forecast.rates(self._seen, self._has_drafter, self._mode)
+        modes = self._modes()
+        if self._mode in self._drafted and self._mode not in modes:  # it has more batches than there are requests
+            modes = (*modes, self._mode)
+        self._best = self._forecast.rates(self._seen, modes)
         rates = {mode: goodput.tokens_per_s for mode, goodput in self._best.items()}
         rates.setdefault(self._mode, 0.0)  # it drafts, and has no drafter
         drafting = self._trials.home or self._mode
@@ -100,19 +108,22 @@ class AutoMode:
             case events.RequestEnded():
                 self._num_tokens -= self._prompt_lens.pop(event.request_id, 0) + event.output_len
             case events.WorkerJoined() if event.info.role is Role.DRAFTER:
-                self._has_drafter = True
+                drafted = Mode.SD, Mode.MINEDRAFT, Mode.PEARL
+                self._drafted = tuple([mode for mode in drafted if event.info.can_run_ahead or not mode.runs_ahead])
                 self._trials.forget()
             case events.WorkerLeft() if event.role is Role.DRAFTER:
-                self._has_drafter = False
+                self._drafted = ()
             case events.ModeChanged():
                 self._mode, self._asked = event.mode, None
                 self._running = dict.fromkeys(Batch, 0)
-                self._num_rounds = 0
+                self._num_rounds = self._num_made = 0
+                self._lately = 0.0, 0.0
 
     def _count(self, event: events.RoundCommitted, now_s: float) -> None:
         passed_s, self._last_s = now_s - self._last_s, now_s
         if passed_s <= max(_LONGEST_PAUSE_ROUNDS * self._round_s, _LONGEST_PAUSE_S):
             self._worked_s += passed_s
+            self._num_made += event.num_output_tokens
         self._num_rounds += not event.is_prefill
         if self._asked is None and self._mode is not None and event.num_active >= self._mode.num_batches:
             self._trials.committed(event.is_prefill)
@@ -130,7 +141,13 @@ class AutoMode:
         for mode, goodput in sorted(self._best.items(), key=lambda item: -item[1].tokens_per_s):
             drafts = f" (k {goodput.num_drafts:.1f})" if mode.has_drafts else ""
             parts.append(f"{mode.value} {goodput.tokens_per_s:.0f}{drafts}")
-        return f"expected tokens/s at {self._seen} in flight: {', '.join(parts)}"
+        made, seconds = self._lately
+        achieved = f"; {self._mode.value} made {made / seconds:.0f} lately" if self._mode and seconds else ""
+        return f"expected tokens/s at {self._seen} in flight: {', '.join(parts)}{achieved}"
+
+    def _modes(self) -> tuple[Mode, ...]:
+        """Return the modes that can run now."""
+        return (Mode.AR, *[mode for mode in self._drafted if mode.num_batches <= self._seen])
 
     def _period_s(self, mode: Mode) -> float:
         """Return the expected seconds of a round."""
@@ -148,7 +165,7 @@ class AutoMode:
             return None
         self._thought_s = now_s
         optimism = 0.0 if present.has_drafts else _TRIAL_OPTIMISM
-        hoped = self._forecast.hopes(self._seen, self._has_drafter, optimism)
+        hoped = self._forecast.hopes(self._seen, self._modes(), optimism)
         hopes = {mode: goodput.tokens_per_s for mode, goodput in hoped.items()}
         mode = self._trials.pick(present, rates, hopes, self._seen, now_s, self._period_s, self._cost_s)
         return None if mode is None else self._change(mode, "trial")

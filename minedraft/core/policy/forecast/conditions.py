@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from minedraft.types import Mode, Role
+from minedraft.types import BRANCHES, Mode, Role
 
 
 class Condition(Enum):
     """What else happens while a worker works."""
 
     ALONE = "alone"
-    OVERLAPPED = "overlapped"
+    OVERLAPPED = "overlapped"  # beside the other worker, each on its own cores
     WIDE = "wide"  # alone, on all cores
     SHARED = "shared"  # both at once, each on all cores: only while they cache a prompt
 
@@ -31,14 +31,20 @@ HOPED = EXPECTED | {Condition.OVERLAPPED: 1.0, Condition.WIDE: 0.6}
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to run: the mode, and the workers that have more cores than their own."""
+    """A way to run: the mode, the workers that have more cores than their own, and how many branches of a request the
+    drafter prepares where it runs ahead."""
 
     mode: Mode
     wide: frozenset[Role] = frozenset()
+    num_branches: int = BRANCHES
+
+    def num_batches(self, num_in_flight: int) -> int:
+        """Return how many batches alternate: one, while there is one request."""
+        return min(self.mode.num_batches, num_in_flight)
 
     def condition(self, num_in_flight: int, role: Role = Role.VERIFIER) -> Condition:
-        """Return the condition that a worker is in."""
-        if self.mode.num_batches > 1 and num_in_flight > 1:
+        """Return the condition that a worker is in while it verifies, or drafts for the round that waits for it."""
+        if self.num_batches(num_in_flight) > 1 or (self.mode.runs_ahead and role is Role.VERIFIER):
             return Condition.OVERLAPPED
         return Condition.WIDE if role in self.wide else Condition.ALONE
 

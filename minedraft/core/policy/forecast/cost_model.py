@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
+from typing import TypeAlias
 
 from minedraft.core import events
 from minedraft.core.policy.cores import worker_cores
+from minedraft.core.policy.forecast.ahead_hits import AheadHits
 from minedraft.core.policy.forecast.conditions import EXPECTED, HOPED, Condition, Way
 from minedraft.core.policy.forecast.cost_curve import CostCurve
 from minedraft.core.policy.forecast.prompt_costs import PromptCosts
 from minedraft.messages import Timing, WorkerInfo
-from minedraft.types import Batch, Mode, Role
+from minedraft.types import BRANCHES, Batch, Mode, Role
 
 _SLOPE = 0.02  # expected cost of one more row, as a part of the cost of one row, while nothing tells
 _OVERHEAD_S = 0.0003  # expected time of the scheduler and of the wire in a round, and what a request adds to it
@@ -27,6 +29,9 @@ _LEAST_STEP = 0.75  # of what a draft has cost so far, that one more is taken to
 _DEEPER = 1.5  # drafts are expected to be worth what they cost up to so many times the deepest that were measured
 _LEAST_DEEP = 4
 _BOTH = Role.VERIFIER, Role.DRAFTER
+_Flow: TypeAlias = tuple[int, bool, bool]
+"""How rounds follow each other: the number of batches, whether the drafter runs ahead, and whether there are drafts."""
+
 _MOST_PERIODS = 4  # a round that took this many times its expected time measures something else
 
 
@@ -38,23 +43,28 @@ class _OpenRound:
     draft_s: float = 0.0
     verify_s: float = 0.0
     prefill_s: float = 0.0
+    ahead_s: float = 0.0
     num_steps: int = 1
 
 
 class CostModel:
     """Learns from events (see `minedraft.core.events.Observer`) and says what a round will take.
 
+    Args:
+        num_branches: how many branches of a request are prepared where the drafter runs ahead.
+
     Attributes:
         way: how rounds run at present.
     """
 
-    def __init__(self) -> None:
-        self.way = Way(Mode.SD)
+    def __init__(self, num_branches: int = BRANCHES) -> None:
+        self.way = Way(Mode.SD, num_branches=num_branches)
         self._workers: dict[Role, WorkerInfo] = {}
         self._verify = {condition: CostCurve() for condition in Condition}
         self._draft: dict[Condition, dict[int, tuple[float, CostCurve]]] = {condition: {} for condition in Condition}
         self._deepest = 0  # drafts of one request that were measured
-        self._overhead: dict[tuple[int, bool], CostCurve] = {}  # by number of batches and whether there are drafts
+        self._overhead: dict[_Flow, CostCurve] = {}
+        self._hits = AheadHits()
         self._open: dict[int, _OpenRound] = {}
         self._last: dict[Batch, tuple[float, _OpenRound]] = {}  # end and times of each batch's last round
         self._prompts = PromptCosts()
@@ -68,8 +78,10 @@ class CostModel:
         match event:
             case events.RoundPlanned():
                 self._open[event.number] = _OpenRound(event)
-            case events.Drafted() if event.number in self._open and not event.is_ahead:
-                if event.is_prefill:
+            case events.Drafted() if event.number in self._open:
+                if event.is_ahead:
+                    self._open[event.number].ahead_s = _busy_s(event.timing)
+                elif event.is_prefill:
                     self._open[event.number].prefill_s = _busy_s(event.timing)
                 else:
                     self._open[event.number].draft_s = _busy_s(event.timing)
@@ -89,13 +101,14 @@ class CostModel:
             case events.RequestEnded():
                 self._prompts.ended(event.request_id, event.output_len)
             case events.ModeChanged():
-                self._run(Way(event.mode, self.way.wide))
+                self._run(replace(self.way, mode=event.mode))
             case events.WorkerJoined():
                 self._workers[event.info.role] = event.info
-                self.way = Way(self.way.mode, self.way.wide - {event.info.role})
+                self.way = replace(self.way, wide=self.way.wide - {event.info.role})
             case events.CoresChanged() if event.role in self._workers:
                 is_wide = len(event.cores) > len(self._workers[event.role].cores)
-                self._run(Way(self.way.mode, self.way.wide - {event.role} | ({event.role} if is_wide else set())))
+                wide = self.way.wide - {event.role} | ({event.role} if is_wide else set())
+                self._run(replace(self.way, wide=frozenset(wide)))
 
     def _run(self, way: Way) -> None:
         """Begin to run in another way; what is open now measures neither."""
@@ -105,7 +118,11 @@ class CostModel:
 
     def _learn(self, event: events.RoundCommitted, ended: _OpenRound, now_s: float) -> None:
         plan, num_verified = ended.plan, sum([drafts for drafts, _ in event.accepted])
+        for num_drafts, accepted_len in event.accepted:
+            self._hits.judge(num_drafts, accepted_len)
         condition = self.way.condition(event.num_active)
+        if self.way.mode.runs_ahead and not ended.ahead_s:
+            condition = Condition.ALONE
         if event.is_prefill:
             self._learn_prefill(ended, condition, event.num_requests + num_verified)
             self._is_disturbed.update(Batch)
@@ -114,6 +131,8 @@ class CostModel:
             if ended.draft_s and plan.depth:
                 drafter_is = self.way.condition(event.num_active, Role.DRAFTER)
                 self._learn_draft(drafter_is, plan.depth, plan.num_drafts / plan.depth, ended.draft_s)
+            if ended.ahead_s:
+                self._learn_ahead(event, ended)
             if event.batch not in self._is_disturbed:
                 self._learn_overhead(event, ended, (now_s - self._last[event.batch][0]) / ended.num_steps)
         if not event.is_prefill:
@@ -137,11 +156,20 @@ class CostModel:
         curves[bucket] = mean_rows + 0.1 * (num_rows - mean_rows), curve
         curve.add(depth, seconds)
 
+    def _learn_ahead(self, event: events.RoundCommitted, ended: _OpenRound) -> None:
+        """Learn from a run ahead: a forward that guesses the token after the drafts, and those of the branches."""
+        plan = ended.plan
+        num_rows = plan.num_branches * event.num_requests
+        self._learn_draft(Condition.OVERLAPPED, plan.ahead_depth + 1, num_rows, ended.ahead_s)
+        for num_drafts, came_true in event.runs:
+            self._hits.add(num_drafts, plan.num_branches, came_true)
+
     def _learn_overhead(self, event: events.RoundCommitted, ended: _OpenRound, period_s: float) -> None:
         """Learn the part of a batch's period that its commands do not explain."""
-        is_overlapped = self.way.mode.num_batches > 1 and event.num_active > 1
-        busy_s = ended.draft_s + ended.verify_s
-        if not ended.draft_s and self._last[event.batch][1].draft_s:
+        is_overlapped = self.way.num_batches(event.num_active) > 1
+        busy_s = ended.draft_s + max(ended.verify_s, ended.ahead_s)
+        has_drafts = ended.draft_s > 0 or ended.ahead_s > 0
+        if not has_drafts and self._last[event.batch][1].draft_s:
             return  # between rounds without drafts there is no pause, but there was one here
         if is_overlapped:
             if event.batch.other not in self._last:
@@ -150,8 +178,8 @@ class CostModel:
             busy_s = max(busy_s, ended.draft_s + other.draft_s, ended.verify_s + other.verify_s)
         if period_s > _MOST_PERIODS * busy_s:
             return
-        key = 1 + is_overlapped, ended.draft_s > 0
-        self._overhead.setdefault(key, CostCurve()).add(event.num_requests, max(period_s - busy_s, 1e-6))
+        flow = _flow(self.way, event.num_active, has_drafts)
+        self._overhead.setdefault(flow, CostCurve()).add(event.num_requests, max(period_s - busy_s, 1e-6))
 
     # What is asked
 
@@ -172,9 +200,8 @@ class CostModel:
 
     def covers(self, way: Way, num_in_flight: int, num_drafts: float) -> bool:
         """Whether verifies of about this size were measured in this way; the arguments as for `period_s`."""
-        condition = way.condition(num_in_flight)
-        num_batches = 2 if condition is Condition.OVERLAPPED else 1
-        return self._verify[condition].covers((num_in_flight + num_drafts) / num_batches)
+        num_rows = (num_in_flight + num_drafts) / way.num_batches(num_in_flight)
+        return self._verify[way.condition(num_in_flight)].covers(num_rows)
 
     def hopeful(self) -> CostModel:
         """Return a view of these costs to which conditions that were never met look as good as they may be."""
@@ -185,7 +212,8 @@ class CostModel:
     def way_of(self, mode: Mode) -> Way:
         """Return how rounds would run in a mode."""
         infos = self._workers.values()
-        return Way(mode, frozenset(info.role for info in infos if len(worker_cores(mode, info)) > len(info.cores)))
+        wide = frozenset(info.role for info in infos if len(worker_cores(mode, info)) > len(info.cores))
+        return Way(mode, wide, self.way.num_branches)
 
     def prompt_s(self, way: Way, has_drafts: bool) -> float:
         """Return the seconds that prompts take for each output token, of late; both workers cache them at once."""
@@ -246,22 +274,46 @@ class CostModel:
         Args:
             num_drafts: drafts of all of them together. depth: most drafts of one.
         """
-        condition = way.condition(num_in_flight)
-        num_batches = 2 if condition is Condition.OVERLAPPED else 1
+        num_batches = way.num_batches(num_in_flight)
         num_requests = num_in_flight / num_batches
+        condition = way.condition(num_in_flight)
+        if way.mode.runs_ahead and not depth:
+            condition = Condition.ALONE  # nothing is prepared
         verify_s = self.verify_s(condition, (num_in_flight + num_drafts) / num_batches)
         drafter_is = way.condition(num_in_flight, Role.DRAFTER)
+        overhead_s = self._overhead_s(_flow(way, num_in_flight, depth > 0), ceil(num_requests))
+        if way.mode.runs_ahead and depth:
+            _, is_asked = self._hits.settle(depth, way.num_branches, num_in_flight)
+            beside_s = self.beside_s(way, num_in_flight, depth)
+            return is_asked * self.draft_s(drafter_is, depth, num_in_flight) + max(verify_s, beside_s) + overhead_s
         draft_s = self.draft_s(drafter_is, depth, num_drafts / num_batches / max(depth, 1))
-        overhead_s = self._overhead_s((num_batches, depth > 0), ceil(num_requests))
         if num_batches == 1:
             return draft_s + verify_s + overhead_s
         return max(draft_s + verify_s, 2 * draft_s, 2 * verify_s) + overhead_s
 
-    def _overhead_s(self, key: tuple[int, bool], num_requests: int) -> float:
-        curve = self._overhead.get(key)
+    def beside_s(self, way: Way, num_in_flight: int, depth: int) -> float:
+        """Return the seconds that the drafter works while a batch is verified: for the other one, or ahead."""
+        num_requests = num_in_flight / way.num_batches(num_in_flight)
+        if way.mode.runs_ahead:
+            return self.draft_s(Condition.OVERLAPPED, depth + 1, way.num_branches * num_requests)
+        return self.draft_s(Condition.OVERLAPPED, depth, num_requests)
+
+    def drafted_share(self, way: Way, num_in_flight: int, depth: int) -> float:
+        """Return the part of the requests that have drafts in a round: where the drafter runs ahead, those of which a
+        branch came true, or all if that is none of them."""
+        if not way.mode.runs_ahead or not depth:
+            return 1.0
+        return self._hits.settle(depth, way.num_branches, num_in_flight)[0]
+
+    def _overhead_s(self, flow: _Flow, num_requests: int) -> float:
+        curve = self._overhead.get(flow)
         if curve is not None:
             return max(curve.at(num_requests, _OVERHEAD_PER_REQUEST_S), 0.0)
         return _OVERHEAD_S + _OVERHEAD_PER_REQUEST_S * num_requests
+
+
+def _flow(way: Way, num_in_flight: int, has_drafts: bool) -> _Flow:
+    return way.num_batches(num_in_flight), way.mode.runs_ahead, has_drafts
 
 
 def _at_depth(curve: CostCurve, depth: int) -> float:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from minedraft.core import events
 from minedraft.core.policy.forecast.acceptance import AcceptanceRates
 from minedraft.core.policy.forecast.cost_model import CostModel
+from minedraft.types import BRANCHES
 
 
-@dataclass(frozen=True, slots=True)
 class Experience:
-    """Costs of rounds and acceptance of drafts; an observer of its own, before the policies that ask it."""
+    """Costs of rounds and acceptance of drafts; an observer of its own, before the policies that ask it.
 
-    costs: CostModel = field(default_factory=CostModel)
-    acceptance: AcceptanceRates = field(default_factory=AcceptanceRates)
+    Args:
+        num_branches: how many branches of a request are prepared where the drafter runs ahead.
+    """
+
+    def __init__(self, num_branches: int = BRANCHES) -> None:
+        self.costs = CostModel(num_branches)
+        self.acceptance = AcceptanceRates()
 
     def observe(self, event: events.Event, now_s: float) -> None:
         """Take an event; see `minedraft.core.events.Observer`."""

@@ -80,10 +80,11 @@ def _best(
             drafts += scale * len(kept)
         if depth < least_depth:
             continue
-        period_s = costs.period_s(way, num_in_flight, drafts, depth)
+        share = costs.drafted_share(way, num_in_flight, depth)
+        period_s = costs.period_s(way, num_in_flight, share * drafts, depth)
         prompt_s = costs.prompt_s(way, depth > 0)
-        rate = 1 / max(period_s / tokens + prompt_s, 1e-9)
-        found.append(Goodput(depth, least_survival, drafts / num_in_flight, rate, period_s))
+        rate = 1 / max(period_s / (num_in_flight + share * (tokens - num_in_flight)) + prompt_s, 1e-9)
+        found.append(Goodput(depth, least_survival, share * drafts / num_in_flight, rate, period_s))
         best_rate = max(best_rate, rate)
         if rate < _HOPELESS * best_rate and depth > 1:  # a first draft costs more than a second
             break
@@ -97,12 +98,11 @@ def _row_price(costs: CostModel, way: Way, num_in_flight: int, goodput: Goodput)
     """Return the tokens that could be made in the time that one more row of the verify takes."""
     if not goodput.depth:
         return 0.0
-    condition = way.condition(num_in_flight)
-    num_batches = 2 if condition is Condition.OVERLAPPED else 1
+    condition, num_batches = way.condition(num_in_flight), way.num_batches(num_in_flight)
     num_requests = num_in_flight / num_batches
     rows = num_requests * (1 + goodput.num_drafts)
     verify_s = costs.verify_s(condition, rows)
-    if num_batches > 1 and verify_s < costs.draft_s(condition, goodput.depth, num_requests):
+    if condition is Condition.OVERLAPPED and verify_s < costs.beside_s(way, num_in_flight, goodput.depth):
         return 0.0  # the verifier waits for the drafter anyway
     step = max(num_requests / 2, 1.0)
     return goodput.tokens_per_s * (costs.verify_s(condition, rows + step) - verify_s) / step

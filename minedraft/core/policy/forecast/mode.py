@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from minedraft.core.policy.forecast.acceptance import chain
@@ -32,40 +32,32 @@ class ModeForecast:
         """Whether enough was measured to say anything."""
         return self._experience.costs.is_known and self._experience.costs.knows_drafts
 
-    def rates(
-        self, num_in_flight: int, has_drafter: bool = True, present: Mode | None = None
-    ) -> Mapping[Mode, Goodput]:
-        """Return the goodput of each mode that can run, and of the present one; `is_known` is true.
+    def rates(self, num_in_flight: int, modes: Sequence[Mode]) -> Mapping[Mode, Goodput]:
+        """Return the goodput of each of these modes; `is_known` is true.
 
         Args:
-            num_in_flight: requests, at least 1. present: may have more batches than there are requests.
+            num_in_flight: requests, at least 1; it may be fewer than a mode has batches.
         """
-        rates = self._rates(self._experience.costs, num_in_flight, has_drafter, 0.0)
-        if present is not None and has_drafter and present not in rates:
-            rates[present] = self._goodput(self._experience.costs, present, num_in_flight, 0.0)
-        return rates
+        return {mode: self._goodput(self._experience.costs, mode, num_in_flight, 0.0) for mode in modes}
 
     def doubted(self, num_in_flight: int, mode: Mode) -> float:
         """Return the tokens per second of a mode if acceptance is as high as it may well be by what is known of it."""
         experience = self._experience
         return self._goodput(experience.costs, mode, num_in_flight, experience.acceptance.doubt).tokens_per_s
 
-    def hopes(self, num_in_flight: int, has_drafter: bool, optimism: float) -> Mapping[Mode, Goodput]:
+    def hopes(self, num_in_flight: int, modes: Sequence[Mode], optimism: float) -> Mapping[Mode, Goodput]:
         """Return the same as `rates` if what was never met turns out well.
 
         Args:
             optimism: added to the acceptance of each draft.
         """
         costs, hopes = self._experience.costs.hopeful(), {}
-        for mode, goodput in self._rates(costs, num_in_flight, has_drafter, optimism).items():
+        for mode in modes:
+            goodput = self._goodput(costs, mode, num_in_flight, optimism)
             is_near = costs.covers(costs.way_of(mode), num_in_flight, goodput.num_drafts * num_in_flight)
             gain = _STALE_GAIN if is_near else _EXTRAPOLATED_GAIN
             hopes[mode] = replace(goodput, tokens_per_s=gain * goodput.tokens_per_s)
         return hopes
-
-    def _rates(self, costs: CostModel, num_in_flight: int, has_drafter: bool, optimism: float) -> dict[Mode, Goodput]:
-        modes = [mode for mode in (Mode.SD, Mode.MINEDRAFT) if has_drafter and num_in_flight >= mode.num_batches]
-        return {mode: self._goodput(costs, mode, num_in_flight, optimism) for mode in (Mode.AR, *modes)}
 
     def _goodput(self, costs: CostModel, mode: Mode, num_in_flight: int, optimism: float) -> Goodput:
         most = self._draft_len or min(costs.next_depth, MAX_DRAFT_LEN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
@@ -58,6 +58,8 @@ def simulate(
         (1.0, 0.65, 0.62, 2, (Mode.AR, Mode.SD)),
         (8.0, 0.65, 0.62, 1, (Mode.AR, Mode.SD)),
         (5.0, 0.9, 0.62, 32, (Mode.AR, Mode.MINEDRAFT)),
+        (2.5, 0.9, None, 1, (Mode.SD, Mode.PEARL)),
+        (3.0, 0.85, None, 1, (Mode.SD, Mode.PEARL)),
     ],
 )
 def test_no_fixed_mode_is_much_better(
@@ -83,11 +85,11 @@ class KnownRates(ModeForecast):
         super().__init__(Experience(), None)
         self._rates_of = rates
 
-    def rates(self, num_in_flight: int, has_drafter: bool = True, present: Mode | None = None) -> dict[Mode, Goodput]:
+    def rates(self, num_in_flight: int, modes: Sequence[Mode]) -> dict[Mode, Goodput]:
         return {mode: Goodput(1, 0.0, 1.0, rate, 0.2) for mode, rate in self._rates_of.items()}
 
-    def hopes(self, num_in_flight: int, has_drafter: bool, optimism: float) -> dict[Mode, Goodput]:
-        return self.rates(num_in_flight)
+    def hopes(self, num_in_flight: int, modes: Sequence[Mode], optimism: float) -> dict[Mode, Goodput]:
+        return self.rates(num_in_flight, modes)
 
     def doubted(self, num_in_flight: int, mode: Mode) -> float:
         return self._rates_of[mode]
@@ -122,6 +124,6 @@ def test_the_mode_follows_the_load_and_no_request_is_lost() -> None:
     mode_at = {
         moment: [change.mode for at_s, change in simulation.changes if at_s < moment][-1] for moment in (4.5, 9.0, 15.5)
     }
-    assert mode_at == {4.5: Mode.SD, 9.0: Mode.AR, 15.5: Mode.SD}
+    assert mode_at == {4.5: Mode.PEARL, 9.0: Mode.AR, 15.5: Mode.PEARL}
     gaps = [after - before for (before, _), (after, _) in pairwise(simulation.tokens)]
     assert max(gaps) < 1.0, "tokens come all the time"

@@ -24,7 +24,7 @@ from tests.simulated.pairs import cheap_rows_like, qwen_like, smollm2_like
 
 SEATS = 32
 SEEDS = (1, 2, 3)
-RIVALS = ((Mode.AR, 0), (Mode.SD, 1), (Mode.SD, 2), (Mode.SD, 3), (Mode.MINEDRAFT, 2))
+RIVALS = ((Mode.AR, 0), (Mode.SD, 1), (Mode.SD, 2), (Mode.SD, 3), (Mode.PEARL, 1), (Mode.MINEDRAFT, 2))
 
 
 def simulate(machine: Machine, in_flight: int, seconds: float, seed: int, rival: tuple[Mode, int] | None) -> Simulation:
