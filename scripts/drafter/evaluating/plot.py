@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from scripts.drafter.evaluating.measure import LOOKUP, MODES
 def save_plot(result: dict[str, Any], path: Path) -> None:
     """Draws a result of `stages.evaluation` as a PNG."""
     import matplotlib as mpl
+    from PIL import Image
 
     mpl.use("Agg")
     from matplotlib import pyplot
@@ -38,5 +40,8 @@ def save_plot(result: dict[str, Any], path: Path) -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=110, format="png")
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=110, format="png")
     pyplot.close(figure)
+    # Every clone carries the picture, and it has few colours.
+    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
