@@ -36,7 +36,7 @@ constexpr bool kHasTiles = false;
 // own prefetcher where there are few rows, which does best on AMD's cores while reading is all that they do; then so
 // many bytes ahead; and where a panel is gone through several times, the next panel, a part of it each time. Memory's
 // own prefetcher does best with help just ahead of use on Intel's cores up to some eight rows, by an eighth to a
-// quarter, and on AMD's Zen 4 from three to eight, by a tenth to a fifth: it multiplies half as fast as Zen 5.
+// quarter, and on AMD's Zen 4 from three to five, by a quarter.
 constexpr int64_t kFetchDistance = 16384;
 constexpr int kFetchFromRows = 3;
 struct NearFetching {
@@ -50,7 +50,7 @@ inline NearFetching near_fetching_here() {
     if (__builtin_cpu_is("intel")) return {1, 8, 1024};
     unsigned a = 0, b, c, d;
     const bool is_family_25 = __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) == 25;
-    if (__builtin_cpu_is("amd") && is_family_25 && __builtin_cpu_supports("avx512f")) return {3, 8, 384};
+    if (__builtin_cpu_is("amd") && is_family_25 && __builtin_cpu_supports("avx512f")) return {3, 5, 384};
 #endif
     return {1, 0, 0};
 }

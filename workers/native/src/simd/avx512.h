@@ -74,7 +74,13 @@ inline void store_bfloat16(uint16_t* p, Floats x) {
 }
 inline Floats round_to_bfloat16(Floats x) { return low(_mm512_cvtepu16_epi32(to_bfloat16(x))); }
 
+// To the second-level cache: what is fetched a chunk ahead would fill the first, and few lines can be on their way
+// there. On Zen 4 attention takes two thirds of the time that it takes with the first, sixteen rows a sixth less.
+#ifdef MINEDRAFT_TILES
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+#else
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+#endif
 
 }  // namespace
 }  // namespace minedraft
