@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from minedraft.bench.machine import find_gpus, find_versions
+from minedraft.bench.machine import find_gpus, find_versions, name_cpu
 from minedraft.bench.progress import RunProgress
 from minedraft.bench.runner import BenchConfig, BenchRow, BenchTable, bound_of, planned_runs, run_tables
 from minedraft.bench.traffic import Traffic
@@ -177,14 +177,15 @@ def _first_sd(rows: Sequence[BenchRow]) -> BenchRow | None:
 
 def machine_facts() -> dict[str, Any]:
     """Return the facts about this machine that a comparison of numbers needs."""
-    model, flags = "", set[str]()
+    facts: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")
-            model = value.strip() if key.strip() == "model name" else model
-            flags |= set(value.split()) if key.strip() == "flags" else set()
+            facts.setdefault(key.strip(), value.strip())
     except OSError:
-        model = platform.processor()
+        facts = {"model name": platform.processor()}
+    flags = facts.get("flags", "").split()
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-    cpu = {"cpu": model, "cores": os.cpu_count(), "instructions": [name for name in known if name in flags]}
+    instructions = [name for name in known if name in flags]
+    cpu = {"cpu": name_cpu(facts, flags), "cores": os.cpu_count(), "instructions": instructions}
     return {**cpu, "gpus": find_gpus(), "versions": find_versions()}

@@ -14,6 +14,8 @@ import click
 from rich.console import Console
 from rich.table import Column, Table
 
+from minedraft.bench.report import machine_facts
+
 if TYPE_CHECKING:
     import torch
 
@@ -70,7 +72,12 @@ def main(core: int, isa: str, against: str | None, dtype: str, repeat: int, only
     torch.manual_seed(0)
     kernels = [NativeKernels(name) for name in (isa, against) if name is not None]
     console = Console(stderr=as_json)
-    result: dict[str, Any] = {"isa": kernels[0].isa, "dtype": dtype, "load": os.getloadavg()[0], "cpu": cpu_name()}
+    result: dict[str, Any] = {
+        "isa": kernels[0].isa,
+        "dtype": dtype,
+        "load": os.getloadavg()[0],
+        "cpu": machine_facts()["cpu"],
+    }
     torch_dtype = getattr(torch, dtype)
     with console.status("measuring the floor"):
         limits = measure_limits(torch_dtype)
@@ -323,11 +330,6 @@ def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
         cells = (f"{row[name]:.2f}" if name == "ratio" else f"{row[name]:.1f}" for name in names[2:])
         table.add_row(row["what"], str(row["rows"]), *cells)
     return table
-
-
-def cpu_name() -> str:
-    with open("/proc/cpuinfo") as file:
-        return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minedraft.bench.machine import find_gpus
+from minedraft.bench.machine import find_gpus, name_cpu
 from minedraft.bench.report import machine_facts
 
 TWO_CARDS = """#!/bin/sh
@@ -49,3 +49,18 @@ def test_versions_of_the_libraries_are_said() -> None:
     versions = machine_facts()["versions"]
     assert versions["torch"] == version("torch")
     assert {"python", "transformers", "numpy"} <= versions.keys()
+
+
+@pytest.mark.parametrize(
+    ("family", "flags", "name"),
+    [
+        ("25", ["avx2"], "AMD EPYC (Zen 3)"),
+        ("25", ["avx2", "avx512f"], "AMD EPYC (Zen 4)"),
+        ("26", ["avx2", "avx512f"], "AMD EPYC (Zen 5)"),
+        ("99", ["avx2"], "AMD EPYC"),
+    ],
+)
+def test_a_cpu_whose_name_a_virtual_machine_hides_has_its_generation(family: str, flags: list[str], name: str) -> None:
+    assert name_cpu({"model name": "AMD EPYC", "cpu family": family}, flags) == name
+    assert name_cpu({"model name": "AMD EPYC 9654", "cpu family": family}, flags) == "AMD EPYC 9654"
+    assert name_cpu({}, flags) == ""

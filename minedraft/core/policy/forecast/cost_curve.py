@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log2
+from statistics import median_low
 
 _RATE = 0.06  # weight of a new measurement once there are several
 _MOST_JUMP = 1.5  # a measurement counts as at most this many times the mean, and at least one such part of it
-_NUM_TRUSTED = 4  # measurements after which a mean bounds what comes
+_NUM_TRUSTED = 4  # measurements after which a mean bounds what comes; until then the lower median counts
 
 
 class CostCurve:
     """Seconds by size (rows, requests, drafts), learnt from measurements.
 
-    Sizes that are close together share a mean. Old measurements fade, and a single outlier moves a mean little.
+    Sizes that are close together share a mean. Old measurements fade, and a single outlier moves a mean little, even if
+    it comes first: what is rarely done would be taken for dear for long, and so be done still more rarely.
     """
 
     def __init__(self) -> None:
         self._means: dict[int, list[float]] = {}  # by bucket: number of measurements, mean size, mean seconds
+        self._firsts: dict[int, list[float]] = {}  # by bucket: the first measurements
         self._points: list[tuple[float, float]] = []  # (size, seconds), in the order of sizes
 
     @property
@@ -38,13 +41,18 @@ class CostCurve:
 
     def add(self, size: float, seconds: float) -> None:
         """Take a measurement. size: at least 1."""
-        mean = self._means.setdefault(_bucket(size), [0.0, size, seconds])
+        bucket = _bucket(size)
+        mean = self._means.setdefault(bucket, [0.0, size, seconds])
         mean[0] += 1
-        if mean[0] > _NUM_TRUSTED:
-            seconds = min(max(seconds, mean[2] / _MOST_JUMP), mean[2] * _MOST_JUMP)
         rate = max(1 / mean[0], _RATE)
         mean[1] += rate * (size - mean[1])
-        mean[2] += rate * (seconds - mean[2])
+        if mean[0] <= _NUM_TRUSTED:
+            firsts = self._firsts.setdefault(bucket, [])
+            firsts.append(seconds)
+            mean[2] = median_low(firsts)
+        else:
+            seconds = min(max(seconds, mean[2] / _MOST_JUMP), mean[2] * _MOST_JUMP)
+            mean[2] += rate * (seconds - mean[2])
         self._points = _rising(sorted(self._means.values(), key=lambda m: m[1]))
 
     def at(self, size: float, slope: float = 0.0, least_slope: float = 0.0) -> float:

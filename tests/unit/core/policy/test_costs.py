@@ -39,6 +39,14 @@ def test_outliers_move_a_curve_little_and_a_lasting_change_moves_it_wholly() -> 
     assert curve.at(8) == pytest.approx(30, rel=0.05)
 
 
+@pytest.mark.parametrize("first", [60.0, 1e-6])
+def test_a_first_measurement_that_was_disturbed_counts_little_after_two_more(first: float) -> None:
+    curve = CostCurve()
+    for seconds in (first, 10.0, 10.5):
+        curve.add(8, seconds)
+    assert curve.at(8) == pytest.approx(10.25, rel=0.05)
+
+
 def test_more_never_costs_less() -> None:
     curve = CostCurve()
     for size, seconds in ((1, 5.0), (4, 4.0), (16, 6.0)):
