@@ -14,7 +14,7 @@ def modes_chart(results: Results) -> Sequence[Panel]:
     """Return tokens/s of each mode over requests in flight, for a small and a larger target."""
     files = {
         "modes/smollm2.json": "SmolLM2 135M, with its draft model",
-        "modes/qwen.json": "Qwen2.5-Coder 1.5B, with 0.5B (another machine)",
+        "modes/qwen.json": "Qwen2.5-Coder 1.5B, with 0.5B",
     }
     panels = []
     for file, title in files.items():

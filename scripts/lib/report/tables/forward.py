@@ -44,6 +44,12 @@ _TABLES = {
         _Line("1 new token each, one core, avx512 without bf16", _ONE, "native avx512"),
         _Line("the same, avx2, float32", _ONE, "native avx2", "float32"),
     ),
+    "forward_zen4.json": (
+        _Line("1 new token each, one core, ms (times the floor)", _ONE, _DOT),
+        _Line("4 new tokens each, one core", _ONE, _DOT, span_len=4),
+        _Line("1 new token each, two cores", _TWO, _DOT),
+        _Line("4 new tokens each, two cores", _TWO, _DOT, span_len=4),
+    ),
     "forward_amx.json": (
         _Line("1 new token each, one core, ms (times the floor)", _ONE, _TILES),
         _Line("4 new tokens each, one core", _ONE, _TILES, span_len=4),
