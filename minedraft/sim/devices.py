@@ -11,6 +11,7 @@ from minedraft.sim.forwards import Effort
 
 _SHORTEST = 0.3
 """The least part of its time that noise leaves a command."""
+_HICCUP = 5.0
 
 
 @dataclass
@@ -22,6 +23,7 @@ class SimulatedDevice:
         gap_s: the time from the end of a command to the begin of the next, if that one waits already.
         collision: see `theory.costs.Costs`; it counts while `other` computes, too.
         noise: standard deviation of a command's time, as a part of it.
+        hiccups: probability that a command takes `_HICCUP` times its time: another process had the device.
     """
 
     rng: random.Random
@@ -29,6 +31,7 @@ class SimulatedDevice:
     gap_s: float = 0.0
     collision: float = 0.0
     noise: float = 0.0
+    hiccups: float = 0.0
     other: SimulatedDevice | None = None
     _reading: float | None = None  # of the command that it executes
     _free_s: float = 0.0
@@ -47,6 +50,8 @@ class SimulatedDevice:
             start_s = loop.time()
             self._set_reading(work.reading)
             scale = max(self.rng.gauss(1.0, self.noise), _SHORTEST) if self.noise else 1.0
+            if self.hiccups and self.rng.random() < self.hiccups:
+                scale *= _HICCUP
             await self._compute(scale * work.seconds, work.reading)
             self._set_reading(None)
             end_s = loop.time()

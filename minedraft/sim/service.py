@@ -36,7 +36,7 @@ class Machine:
         link_s: time of a message to a worker, or from it. draft_link_s: the same for the drafter; None: as that.
         gap_s: time that a worker loses between two commands.
         collision: how much longer forwards take while both workers only read, see `theory.costs.Costs`.
-        noise: standard deviation of a command's time, as a part of it.
+        noise, hiccups: see `sim.devices.SimulatedDevice`.
         shares_cores: each worker may have the other one's cores in modes ar and sd.
         draft_method: what the drafter is.
     """
@@ -52,6 +52,7 @@ class Machine:
     gap_s: float = 0.0
     collision: float = 0.0
     noise: float = 0.0
+    hiccups: float = 0.0
     shares_cores: bool = False
     draft_method: DraftMethod = DraftMethod.MODEL
 
@@ -125,4 +126,4 @@ class SimulatedService:
 
     def _device(self, link_s: float) -> SimulatedDevice:
         machine = self.machine
-        return SimulatedDevice(self._rng, link_s, machine.gap_s, machine.collision, machine.noise)
+        return SimulatedDevice(self._rng, link_s, machine.gap_s, machine.collision, machine.noise, machine.hiccups)

@@ -5,6 +5,7 @@ Learning must cost little where a round takes a third of a second: of the first 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -66,6 +67,16 @@ def test_a_pair_with_long_rounds_loses_little_in_its_first_half_minute(machine: 
     assert shares["in all"] > 0.935, shares
     assert shares["after 10 s"] > 0.95, shares
     assert max(len(run.changes) for run in runs) <= 8, [run.changes for run in runs]
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_commands_that_take_five_times_as_long_now_and_then_decide_nothing(in_flight: int) -> None:
+    """A depth or a mode that is rarely tried, and has a hiccup then, must not look dear for long."""
+    machine, seconds = replace(qwen_like(), hiccups=0.04), 30.0
+    runs = [simulate(machine, in_flight, seconds, seed, None) for seed in range(6)]
+    rivals = [[simulate(machine, in_flight, seconds, seed, (Mode.SD, k)) for seed in range(6)] for k in (1, 2, 3)]
+    best = max(rate(rival, 10.0, seconds) for rival in rivals)
+    assert rate(runs, 10.0, seconds) > 0.92 * best
 
 
 @pytest.mark.parametrize("in_flight", [1, 4, 32])
