@@ -151,7 +151,10 @@ def test_lengths_that_just_fit_are_taken(flags):
         ({}, []),
         ({"extra_drafts": 1, "verify_capacity": 0, "branches": 4}, []),
         ({"http_origins": "*", "model_name": "m"}, ["http_origins has", "model_name has"]),
-        ({"http_hosts": "a", "branches": 2}, ["http_hosts has", "branches has no effect without mode pearl"]),
+        (
+            {"http_hosts": "a", "mode": "sd", "branches": 2},
+            ["http_hosts has", "branches has no effect without mode pearl or auto"],
+        ),
         ({"extra_drafts": 2, "verify_capacity": 9}, ["extra_drafts has", "verify_capacity has"]),
         ({"extra_drafts": 2, "draft_policy": "tetris", "branches": 2, "mode": "pearl"}, []),
         ({"http": "127.0.0.1:1", "http_origins": "*", "http_hosts": "a", "model_name": "m"}, []),
