@@ -29,6 +29,8 @@ COMMANDS = {
     "overlap.json": f"{_BENCH}/overlap --target DIR --draft DIR --out overlap",
     "modes/smollm2.json": f"{_BENCH}/modes -k 2 --waves 2",
     "modes/qwen.json": f"{_BENCH}/modes --pair qwen --in-flight 1,2,4,8 -k 2 --max-new-tokens 32",
+    "modes/qwen_auto.json": f"{_BENCH}/modes --pair qwen --modes ar,sd --in-flight 1,2,4,8 -k 2 --repeats 5 --waves 2"
+    " --max-new-tokens 24",
     "modes/qwen_amx.json": f"{_BENCH}/modes --pair qwen --in-flight 1,2,4,8 -k 2 --waves 1 --repeats 2",
     "studies/useless.json": f"{_BENCH}/studies/useless --json useless.json",
     "studies/sampled.json": f"{_BENCH}/sampled --json sampled.json",
