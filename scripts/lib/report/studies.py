@@ -13,6 +13,8 @@ COMMANDS = {
     "peers/smollm2.json": f"{_BENCH}/peers --repeats 2",
     "peers/qwen.json": f"{_BENCH}/peers --engines ours,llama.cpp --model DIR --cores 0 --in-flight 1,2,4,8"
     " --kinds fixed --quick",
+    "peers/zen4.json": f"{_BENCH}/peers --engines ours,llama.cpp,vllm --cores 0 --in-flight 1,2,4,8,16,32"
+    " --kinds fixed,first --quick --repeats 2",
     "peers/amx.json": f"{_BENCH}/peers --engines ours,llama.cpp,vllm --cores 0 --in-flight 1,2,4,8,16,32"
     " --kinds fixed,first --quick",
     "peers/amx_cores.json": f"{_BENCH}/peers --engines ours --cores 0 --cores 0-1 --in-flight 1,2,4,8 --kinds fixed"
