@@ -47,7 +47,8 @@ class AutoMode:
         self._round_s = 0.0  # expected, of the mode in force
         self._last_s = 0.0  # end of the last round
         self._worked_s = 0.0  # since the last look
-        self._num_made = 0  # output tokens, since then
+        self._was_idle = True  # before the present round
+        self._made = 0, 0.0  # output tokens since then and the seconds that they took, without idle time
         self._lately = 0.0, 0.0  # output tokens of the mode in force and the seconds that they took, older ones fading
         self._looked_s = -_LOOK_S
         self._thought_s = -_THINK_S
@@ -75,8 +76,8 @@ class AutoMode:
         if now_s - self._looked_s < _LOOK_S or not self._num_rounds:
             return None
         worked_s, self._worked_s, self._looked_s = self._worked_s, 0.0, now_s
-        self._lately = _FADE * self._lately[0] + self._num_made, _FADE * self._lately[1] + worked_s
-        self._num_made = 0
+        self._lately = _FADE * self._lately[0] + self._made[0], _FADE * self._lately[1] + self._made[1]
+        self._made = 0, 0.0
         self._seen = min(max(sum(self._running.values()), 1), self._num_seats)
         modes = self._modes()
         if self._mode in self._drafted and self._mode not in modes:  # it has more batches than there are requests
@@ -116,14 +117,16 @@ class AutoMode:
             case events.ModeChanged():
                 self._mode, self._asked = event.mode, None
                 self._running = dict.fromkeys(Batch, 0)
-                self._num_rounds = self._num_made = 0
-                self._lately = 0.0, 0.0
+                self._num_rounds = 0
+                self._made, self._lately = (0, 0.0), (0.0, 0.0)
 
     def _count(self, event: events.RoundCommitted, now_s: float) -> None:
         passed_s, self._last_s = now_s - self._last_s, now_s
         if passed_s <= max(_LONGEST_PAUSE_ROUNDS * self._round_s, _LONGEST_PAUSE_S):
             self._worked_s += passed_s
-            self._num_made += event.num_output_tokens
+            if not self._was_idle:
+                self._made = self._made[0] + event.num_output_tokens, self._made[1] + passed_s
+        self._was_idle = event.num_active == 0
         self._num_rounds += not event.is_prefill
         if self._asked is None and self._mode is not None and event.num_active >= self._mode.num_batches:
             self._trials.committed(event.is_prefill)

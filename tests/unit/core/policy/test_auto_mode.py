@@ -111,6 +111,18 @@ def test_it_says_why_it_stays_where_another_mode_is_expected_to_be_faster(sd: fl
     assert auto.explain() == f"expected tokens/s at 1 in flight: {said}"
 
 
+def test_what_a_mode_made_lately_counts_no_idle_time() -> None:
+    auto = AutoMode(KnownRates({Mode.AR: 100.0}), 4, 3)
+    auto.observe(events.ModeChanged(Mode.AR, 8, 0, ""), 0.0)
+    for burst in range(5):  # rounds of ten tokens in a tenth of a second, and pauses of almost half a second
+        for step in range(6):
+            is_last = step == 5
+            event = events.RoundCommitted(Batch.A, step, 1, 10, (), is_prefill=False, num_active=0 if is_last else 1)
+            auto.observe(event, burst + 0.1 * step)
+            assert auto.wanted(burst + 0.1 * step) is None
+    assert auto.explain().endswith("; ar made 100 lately")
+
+
 def test_every_mode_has_the_same_seats() -> None:
     auto = AutoMode(ModeForecast(Experience(), None), 4, 3)
     assert {mode: auto.terms(mode).max_batch_size * mode.num_batches for mode in Mode} == dict.fromkeys(Mode, 8)
