@@ -47,8 +47,8 @@ class AutoMode:
         self._round_s = 0.0  # expected, of the mode in force
         self._last_s = 0.0  # end of the last round
         self._worked_s = 0.0  # since the last look
+        self._made = 0, 0.0  # output tokens since the last look and the seconds that they took, without idle time
         self._was_idle = True  # before the present round
-        self._made = 0, 0.0  # output tokens since then and the seconds that they took, without idle time
         self._lately = 0.0, 0.0  # output tokens of the mode in force and the seconds that they took, older ones fading
         self._looked_s = -_LOOK_S
         self._thought_s = -_THINK_S

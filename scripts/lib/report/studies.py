@@ -33,7 +33,7 @@ COMMANDS = {
     "modes/qwen.json": f"{_BENCH}/modes --pair qwen --in-flight 1,2,4,8 -k 2 --max-new-tokens 32",
     "modes/qwen_auto.json": f"{_BENCH}/modes --pair qwen --modes ar,sd --in-flight 1,2,4,8 -k 2 --repeats 5 --waves 2"
     " --max-new-tokens 24",
-    "modes/qwen_amx.json": f"{_BENCH}/modes --pair qwen --in-flight 1,2,4,8 -k 2 --waves 1 --repeats 2",
+    "modes/qwen_amx.json": f"{_BENCH}/modes --pair qwen --in-flight 1,2,4,8 -k 2 --repeats 2",
     "studies/useless.json": f"{_BENCH}/studies/useless --json useless.json",
     "studies/sampled.json": f"{_BENCH}/sampled --json sampled.json",
     "studies/lookup.json": f"{_BENCH}/drafts --vary lookup --by-kind -m 4 --json lookup.json",

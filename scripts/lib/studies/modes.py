@@ -67,8 +67,8 @@ def modes(
         target, draft = folders.target, folders.draft
     loads = [int(part) for part in in_flight.split(",")]
     lens = [int(part) for part in draft_lens.split(",")]
-    drafted = [Mode(part) for part in modes.split(",") if part != Mode.AR]
-    ways = [*[(Mode.AR, 0)][: "ar" in modes.split(",")], *((mode, k) for mode in drafted for k in lens)]
+    fixed = [Mode(part) for part in modes.split(",")]
+    ways = [(mode, k) for mode in fixed for k in (lens if mode.has_drafts else [0])]
     prompts = [prompt for prompt in load_prompts(None) if kind in (None, prompt.kind)]
     params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
     rows = asyncio.run(_measure(target, draft, loads, ways, _Requests(prompts, params, waves), repeats))
